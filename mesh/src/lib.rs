@@ -1,0 +1,3 @@
+//! Mesh: sends traffic where the catalog says. The library behind the program `plexus`.
+
+pub mod drain;

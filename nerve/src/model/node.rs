@@ -1,0 +1,24 @@
+//! A node: a machine that runs an agent, as it stands under `nodes/<node>`.
+
+use std::net::IpAddr;
+
+use serde::{Deserialize, Serialize};
+
+use super::{NodeName, Zone};
+
+/// A machine that runs an agent. Leased: the record dies with the agent.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Node {
+    /// Unique in the fleet.
+    pub name: NodeName,
+    /// The address that other nodes reach it by.
+    pub address: IpAddr,
+    /// Where it stands.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub zone: Option<Zone>,
+    /// Version of the agent.
+    pub version: String,
+    /// Its instances get no new traffic.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub draining: bool,
+}

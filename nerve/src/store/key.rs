@@ -1,0 +1,143 @@
+//! The layout of the store: the one place that spells paths.
+//!
+//! ```text
+//! instances/<service>/<instance>   leased    one Instance, JSON
+//! services/<service>               durable   ServiceSettings, JSON
+//! nodes/<node>                     leased    one Node, JSON
+//! ```
+//!
+//! All of it stands below the store's prefix (`/plexus/v1` unless configured), which only the backends know.
+
+use std::fmt;
+use std::sync::Arc;
+
+use crate::model::{InstanceId, NodeName, ServiceName};
+
+/// Why a text is not a path.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{path:?} is no store path: segments are not empty and are joined by single slashes")]
+pub struct PathError {
+    path: String,
+}
+
+/// A path below the store's prefix: non-empty segments joined by `/`, without a leading or trailing slash.
+/// The empty path is the root and is only good as a directory.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Path(Arc<str>);
+
+impl Path {
+    /// Validates `text`.
+    pub fn new(text: &str) -> Result<Self, PathError> {
+        if text.is_empty() || text.split('/').any(str::is_empty) {
+            return Err(PathError { path: text.chars().take(200).collect() });
+        }
+        Ok(Self(text.into()))
+    }
+
+    /// The directory that holds everything.
+    #[must_use]
+    pub fn root() -> Self {
+        Self("".into())
+    }
+
+    /// The path as text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// Does this path stand below `directory`?
+    #[must_use]
+    pub fn is_below(&self, directory: &Self) -> bool {
+        directory.0.is_empty()
+            || self.0.strip_prefix(&*directory.0).is_some_and(|rest| rest.starts_with('/') && rest.len() > 1)
+    }
+
+    /// The prefix that all paths below this directory share, as etcd and the embedded store range over it.
+    #[must_use]
+    pub fn as_directory(&self) -> String {
+        if self.0.is_empty() { String::new() } else { format!("{}/", self.0) }
+    }
+}
+
+impl fmt::Display for Path {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.0)
+    }
+}
+
+impl fmt::Debug for Path {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&*self.0, f)
+    }
+}
+
+/// What a path means.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Key {
+    /// One instance of a service.
+    Instance(ServiceName, InstanceId),
+    /// The settings of a service.
+    Service(ServiceName),
+    /// A node.
+    Node(NodeName),
+}
+
+impl Key {
+    /// The path that this key is written at.
+    #[must_use]
+    pub fn path(&self) -> Path {
+        Path(match self {
+            Self::Instance(service, id) => format!("instances/{service}/{id}").into(),
+            Self::Service(service) => format!("services/{service}").into(),
+            Self::Node(node) => format!("nodes/{node}").into(),
+        })
+    }
+
+    /// What stands at `path`, or `None` where this version knows nothing of it (a newer agent's, or an invalid name).
+    #[must_use]
+    pub fn parse(path: &Path) -> Option<Self> {
+        let mut segments = path.as_str().split('/');
+        let key = match (segments.next()?, segments.next()?) {
+            ("instances", service) => {
+                Self::Instance(ServiceName::new(service).ok()?, InstanceId::new(segments.next()?).ok()?)
+            }
+            ("services", service) => Self::Service(ServiceName::new(service).ok()?),
+            ("nodes", node) => Self::Node(NodeName::new(node).ok()?),
+            _ => return None,
+        };
+        segments.next().is_none().then_some(key)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_read_as_they_are_written() {
+        let service = ServiceName::new("web").unwrap();
+        for key in [
+            Key::Instance(service.clone(), InstanceId::new("a:8080").unwrap()),
+            Key::Service(service),
+            Key::Node(NodeName::new("a").unwrap()),
+        ] {
+            assert_eq!(Key::parse(&key.path()), Some(key));
+        }
+        for unknown in ["instances/web", "instances/web/a/b", "services/Web", "networks/x", "nodes"] {
+            assert_eq!(Key::parse(&Path::new(unknown).unwrap()), None, "{unknown}");
+        }
+    }
+
+    #[test]
+    fn a_directory_holds_whole_segments_only() {
+        let instances = Path::new("instances").unwrap();
+        assert!(Path::new("instances/web").unwrap().is_below(&instances));
+        assert!(!Path::new("instances2/web").unwrap().is_below(&instances));
+        assert!(!instances.is_below(&instances));
+        assert!(instances.is_below(&Path::root()));
+        for bad in ["", "/a", "a/", "a//b"] {
+            assert!(Path::new(bad).is_err(), "{bad}");
+        }
+    }
+}

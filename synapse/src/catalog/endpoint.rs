@@ -1,0 +1,65 @@
+//! An endpoint: the reader's judgement of an instance.
+
+use std::fmt;
+use std::sync::Arc;
+
+use nerve::model::{Health, Instance};
+use serde::{Deserialize, Serialize};
+
+/// Why an endpoint gets no traffic. Balancer, DNS, `plexus why` and metrics print the same word.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Reason {
+    /// Its checks have not passed yet.
+    Starting,
+    /// A check of it fails.
+    Critical,
+    /// It or its node is being drained.
+    Draining,
+}
+
+impl Reason {
+    /// The word for it, as in metric labels.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Starting => "starting",
+            Self::Critical => "critical",
+            Self::Draining => "draining",
+        }
+    }
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+/// An instance as the balancer sees it: it may be given traffic now, or not, and why.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Endpoint {
+    /// What its node registered.
+    pub instance: Arc<Instance>,
+    /// The store no longer confirms it (it was cut off, wiped, or restored); it is kept for a grace period.
+    pub unconfirmed: bool,
+}
+
+impl Endpoint {
+    /// Why it gets no traffic, or `None` if it does.
+    #[must_use]
+    pub fn excluded(&self) -> Option<Reason> {
+        match self.instance.health {
+            _ if self.instance.draining => Some(Reason::Draining),
+            Health::Passing => None,
+            Health::Starting => Some(Reason::Starting),
+            Health::Critical => Some(Reason::Critical),
+        }
+    }
+
+    /// Does it get traffic?
+    #[must_use]
+    pub fn is_serving(&self) -> bool {
+        self.excluded().is_none()
+    }
+}

@@ -1,0 +1,103 @@
+//! The catalog: this node's live copy of every service, endpoint and node.
+//!
+//! Data: one immutable [`Service`] snapshot a service, one [`Node`] record a node.
+//! Update: one [`Writer`] applies batches of [`Change`]s; a batch costs the work of the services it names, whatever the
+//! number of services, and publishes each of them once.
+//! Interface: [`Catalog`] is a cheap handle whose reads take no lock; [`Subscription`] tells which services have changed,
+//! coalesced, so a slow consumer costs no memory beyond one name a service.
+
+mod endpoint;
+mod freshness;
+mod service;
+mod subscription;
+mod writer;
+
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use nerve::model::{Node, NodeName, ServiceName};
+
+pub use endpoint::{Endpoint, Reason};
+pub use freshness::Freshness;
+pub use service::Service;
+pub use subscription::Subscription;
+pub use writer::{Change, Writer};
+
+use subscription::Subscribers;
+
+#[derive(Debug)]
+struct Inner {
+    services: papaya::HashMap<ServiceName, Arc<Service>>,
+    nodes: papaya::HashMap<NodeName, Arc<Node>>,
+    freshness: ArcSwap<Freshness>,
+    subscribers: Subscribers,
+}
+
+/// Read handle of the catalog. Clones share it.
+#[derive(Debug, Clone)]
+pub struct Catalog(Arc<Inner>);
+
+impl Catalog {
+    /// An empty catalog and the one handle that may change it.
+    #[must_use]
+    pub fn new() -> (Self, Writer) {
+        let inner = Arc::new(Inner {
+            services: papaya::HashMap::new(),
+            nodes: papaya::HashMap::new(),
+            freshness: ArcSwap::from_pointee(Freshness::Awaiting),
+            subscribers: Subscribers::default(),
+        });
+        (Self(Arc::clone(&inner)), Writer::new(inner))
+    }
+
+    /// The service of this name as it is now.
+    #[must_use]
+    pub fn service(&self, name: &str) -> Option<Arc<Service>> {
+        self.0.services.pin().get(name).cloned()
+    }
+
+    /// Every service, in the order of their names.
+    #[must_use]
+    pub fn services(&self) -> Vec<Arc<Service>> {
+        let mut services: Vec<_> = self.0.services.pin().values().cloned().collect();
+        services.sort_unstable_by(|a, b| a.name.cmp(&b.name));
+        services
+    }
+
+    /// How many services there are.
+    #[must_use]
+    pub fn service_count(&self) -> usize {
+        self.0.services.len()
+    }
+
+    /// The node of this name.
+    #[must_use]
+    pub fn node(&self, name: &str) -> Option<Arc<Node>> {
+        self.0.nodes.pin().get(name).cloned()
+    }
+
+    /// Every node, in the order of their names.
+    #[must_use]
+    pub fn nodes(&self) -> Vec<Arc<Node>> {
+        let mut nodes: Vec<_> = self.0.nodes.pin().values().cloned().collect();
+        nodes.sort_unstable_by(|a, b| a.name.cmp(&b.name));
+        nodes
+    }
+
+    /// How far what is read here can be trusted to be current.
+    #[must_use]
+    pub fn freshness(&self) -> Arc<Freshness> {
+        self.0.freshness.load_full()
+    }
+
+    /// A subscription to changes. It begins with every service that is there, so that its first report is the whole.
+    #[must_use]
+    pub fn subscribe(&self) -> Subscription {
+        // Registered before the names are read: a service that appears in between is reported twice, never missed.
+        let subscription = self.0.subscribers.add();
+        for name in self.0.services.pin().keys() {
+            subscription.mark(name);
+        }
+        subscription
+    }
+}

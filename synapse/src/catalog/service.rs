@@ -1,0 +1,47 @@
+//! One service as it is at one moment: immutable, so that a reader never sees half a change.
+
+use std::sync::Arc;
+
+use nerve::model::{InstanceId, ServiceName, ServiceSettings};
+
+use super::Endpoint;
+
+/// A snapshot of one service.
+#[derive(Debug, Clone)]
+pub struct Service {
+    /// Its name.
+    pub name: ServiceName,
+    /// Its fleet-wide settings; the defaults where none are stored.
+    pub settings: Arc<ServiceSettings>,
+    /// Its endpoints in the order of their ids, those without traffic included.
+    pub endpoints: Vec<Endpoint>,
+    /// Grows with each change of this service; for waiting on one and for telling snapshots apart.
+    pub generation: u64,
+}
+
+impl Service {
+    pub(super) fn empty(name: ServiceName) -> Self {
+        Self { name, settings: Arc::default(), endpoints: Vec::new(), generation: 0 }
+    }
+
+    /// The endpoints that get traffic.
+    pub fn serving(&self) -> impl Iterator<Item = &Endpoint> {
+        self.endpoints.iter().filter(|e| e.is_serving())
+    }
+
+    /// The endpoint of this id.
+    #[must_use]
+    pub fn endpoint(&self, id: &InstanceId) -> Option<&Endpoint> {
+        self.position(id).ok().map(|at| &self.endpoints[at])
+    }
+
+    /// Where the endpoint stands, or would stand.
+    pub(super) fn position(&self, id: &InstanceId) -> Result<usize, usize> {
+        self.endpoints.binary_search_by(|e| e.instance.id.cmp(id))
+    }
+
+    /// Is there nothing to say about it?
+    pub(super) fn is_void(&self) -> bool {
+        self.endpoints.is_empty() && *self.settings == ServiceSettings::default()
+    }
+}

@@ -1,0 +1,260 @@
+//! Changing the catalog: one writer, batches, one publication a service and batch.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use nerve::model::{Instance, InstanceId, Node, NodeName, ServiceName, ServiceSettings};
+
+use super::{Catalog, Endpoint, Freshness, Inner, Service};
+
+/// One change of the catalog.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Change {
+    /// An instance appeared or changed.
+    PutInstance(Arc<Instance>),
+    /// The store no longer lists an instance, for a reason that is not its own: keep it, marked.
+    Unconfirm(ServiceName, InstanceId),
+    /// An instance is gone.
+    RemoveInstance(ServiceName, InstanceId),
+    /// A service's settings appeared or changed.
+    PutSettings(ServiceName, Arc<ServiceSettings>),
+    /// A service's settings are gone: the defaults hold.
+    RemoveSettings(ServiceName),
+    /// A node appeared or changed.
+    PutNode(Arc<Node>),
+    /// A node is gone.
+    RemoveNode(NodeName),
+}
+
+/// The one handle that changes the catalog.
+#[derive(Debug)]
+pub struct Writer {
+    inner: Arc<Inner>,
+}
+
+impl Writer {
+    pub(super) fn new(inner: Arc<Inner>) -> Self {
+        Self { inner }
+    }
+
+    /// A read handle.
+    #[must_use]
+    pub fn catalog(&self) -> Catalog {
+        Catalog(Arc::clone(&self.inner))
+    }
+
+    /// Says how far the catalog can be trusted from now on.
+    pub fn set_freshness(&mut self, freshness: Freshness) {
+        self.inner.freshness.store(Arc::new(freshness));
+    }
+
+    /// Applies `changes` in order and tells how many services are different afterwards. Services that end up as they
+    /// were are not published.
+    pub fn apply(&mut self, changes: impl IntoIterator<Item = Change>) -> usize {
+        let mut by_service: HashMap<ServiceName, Vec<Change>> = HashMap::new();
+        for change in changes {
+            match change {
+                Change::PutNode(node) => drop(self.inner.nodes.pin().insert(node.name.clone(), node)),
+                Change::RemoveNode(name) => drop(self.inner.nodes.pin().remove(&name)),
+                Change::PutInstance(ref instance) => {
+                    by_service.entry(instance.service.clone()).or_default().push(change);
+                }
+                Change::Unconfirm(ref name, _)
+                | Change::RemoveInstance(ref name, _)
+                | Change::PutSettings(ref name, _)
+                | Change::RemoveSettings(ref name) => {
+                    by_service.entry(name.clone()).or_default().push(change)
+                }
+            }
+        }
+        by_service.into_iter().filter(|(name, changes)| self.apply_to_service(name, changes)).count()
+    }
+
+    fn apply_to_service(&self, name: &ServiceName, changes: &[Change]) -> bool {
+        let services = self.inner.services.pin();
+        let old = services.get(name).cloned();
+        let generation = old.as_ref().map_or(0, |service| service.generation);
+        let mut new = old.as_deref().cloned().unwrap_or_else(|| Service::empty(name.clone()));
+        let changed = match changes {
+            [change] => apply_one(&mut new, change),
+            many => apply_many(&mut new, many),
+        };
+        if !changed {
+            return false;
+        }
+        if new.is_void() {
+            services.remove(name);
+        } else {
+            new.generation = generation + 1;
+            services.insert(name.clone(), Arc::new(new));
+        }
+        self.inner.subscribers.mark(name);
+        true
+    }
+}
+
+fn apply_one(service: &mut Service, change: &Change) -> bool {
+    match change {
+        Change::PutInstance(instance) => {
+            let endpoint = Endpoint { instance: Arc::clone(instance), unconfirmed: false };
+            match service.position(&instance.id) {
+                Ok(at) if service.endpoints[at] == endpoint => return false,
+                Ok(at) => service.endpoints[at] = endpoint,
+                Err(at) => service.endpoints.insert(at, endpoint),
+            }
+            true
+        }
+        Change::Unconfirm(_, id) => match service.position(id) {
+            Ok(at) => !std::mem::replace(&mut service.endpoints[at].unconfirmed, true),
+            Err(_) => false,
+        },
+        Change::RemoveInstance(_, id) => match service.position(id) {
+            Ok(at) => {
+                service.endpoints.remove(at);
+                true
+            }
+            Err(_) => false,
+        },
+        Change::PutSettings(_, settings) => {
+            let changed = service.settings != *settings;
+            service.settings = Arc::clone(settings);
+            changed
+        }
+        Change::RemoveSettings(_) => {
+            let changed = *service.settings != ServiceSettings::default();
+            service.settings = Arc::default();
+            changed
+        }
+        Change::PutNode(_) | Change::RemoveNode(_) => false,
+    }
+}
+
+/// A batch goes through a map, so that n changes of one service with m endpoints cost (n + m) log m and not n × m.
+fn apply_many(service: &mut Service, changes: &[Change]) -> bool {
+    let before = service.endpoints.clone();
+    let mut endpoints: BTreeMap<InstanceId, Endpoint> =
+        std::mem::take(&mut service.endpoints).into_iter().map(|e| (e.instance.id.clone(), e)).collect();
+    let mut changed = false;
+    for change in changes {
+        match change {
+            Change::PutInstance(instance) => {
+                let endpoint = Endpoint { instance: Arc::clone(instance), unconfirmed: false };
+                endpoints.insert(instance.id.clone(), endpoint);
+            }
+            Change::Unconfirm(_, id) => {
+                if let Some(endpoint) = endpoints.get_mut(id) {
+                    endpoint.unconfirmed = true;
+                }
+            }
+            Change::RemoveInstance(_, id) => drop(endpoints.remove(id)),
+            Change::PutSettings(..)
+            | Change::RemoveSettings(_)
+            | Change::PutNode(_)
+            | Change::RemoveNode(_) => {
+                changed |= apply_one(service, change);
+            }
+        }
+    }
+    service.endpoints = endpoints.into_values().collect();
+    changed || service.endpoints != before
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nerve::model::Health;
+    use proptest::prelude::*;
+
+    fn instance(service: &str, id: &str, port: u16) -> Arc<Instance> {
+        let json = serde_json::json!({ "service": service, "id": id, "node": "a", "address": "192.0.2.1", "port": port });
+        Arc::new(serde_json::from_value(json).unwrap())
+    }
+
+    fn name(text: &str) -> ServiceName {
+        ServiceName::new(text).unwrap()
+    }
+
+    #[test]
+    fn a_change_touches_its_service_alone() {
+        let (catalog, mut writer) = Catalog::new();
+        writer.apply([
+            Change::PutInstance(instance("web", "1", 80)),
+            Change::PutInstance(instance("api", "1", 81)),
+        ]);
+        let api = catalog.service("api").unwrap();
+        assert_eq!(writer.apply([Change::PutInstance(instance("web", "2", 80))]), 1);
+        assert!(Arc::ptr_eq(&api, &catalog.service("api").unwrap()));
+        assert_eq!(catalog.service("web").unwrap().endpoints.len(), 2);
+    }
+
+    #[test]
+    fn what_says_nothing_new_is_not_published() {
+        let (_catalog, mut writer) = Catalog::new();
+        assert_eq!(writer.apply([Change::PutInstance(instance("web", "1", 80))]), 1);
+        assert_eq!(writer.apply([Change::PutInstance(instance("web", "1", 80))]), 0);
+        assert_eq!(writer.apply([Change::RemoveInstance(name("web"), InstanceId::new("9").unwrap())]), 0);
+    }
+
+    #[test]
+    fn a_service_without_settings_and_endpoints_is_gone() {
+        let (catalog, mut writer) = Catalog::new();
+        writer.apply([Change::PutInstance(instance("web", "1", 80))]);
+        writer.apply([Change::RemoveInstance(name("web"), InstanceId::new("1").unwrap())]);
+        assert!(catalog.service("web").is_none());
+    }
+
+    #[test]
+    fn an_unconfirmed_endpoint_keeps_its_traffic_and_is_confirmed_by_the_next_put() {
+        let (catalog, mut writer) = Catalog::new();
+        writer.apply([Change::PutInstance(instance("web", "1", 80))]);
+        writer.apply([Change::Unconfirm(name("web"), InstanceId::new("1").unwrap())]);
+        let kept = &catalog.service("web").unwrap().endpoints[0];
+        assert!(kept.unconfirmed && kept.is_serving());
+        writer.apply([Change::PutInstance(instance("web", "1", 80))]);
+        assert!(!catalog.service("web").unwrap().endpoints[0].unconfirmed);
+    }
+
+    #[test]
+    fn failing_and_draining_endpoints_are_excluded_with_their_reason() {
+        let mut sick = (*instance("web", "1", 80)).clone();
+        sick.health = Health::Critical;
+        let endpoint = Endpoint { instance: Arc::new(sick.clone()), unconfirmed: false };
+        assert_eq!(endpoint.excluded(), Some(super::super::Reason::Critical));
+        sick.draining = true;
+        let endpoint = Endpoint { instance: Arc::new(sick), unconfirmed: false };
+        assert_eq!(endpoint.excluded(), Some(super::super::Reason::Draining));
+    }
+
+    #[tokio::test]
+    async fn a_subscription_reports_each_changed_service_once() {
+        let (catalog, mut writer) = Catalog::new();
+        writer.apply([Change::PutInstance(instance("web", "1", 80))]);
+        let mut subscription = catalog.subscribe();
+        assert_eq!(subscription.changed().await.len(), 1);
+        writer.apply([Change::PutInstance(instance("api", "1", 80))]);
+        writer.apply([Change::PutInstance(instance("api", "2", 80))]);
+        assert_eq!(subscription.changed().await.into_iter().collect::<Vec<_>>(), vec![name("api")]);
+    }
+
+    proptest! {
+        #[test]
+        fn a_batch_ends_where_its_single_changes_end(ops in proptest::collection::vec((0..3u8, 0..6u8, 1..4u16), 0..40)) {
+            let changes: Vec<Change> = ops.iter().map(|(op, id, port)| {
+                let id = id.to_string();
+                match op {
+                    0 => Change::PutInstance(instance("web", &id, *port)),
+                    1 => Change::RemoveInstance(name("web"), InstanceId::new(&id).unwrap()),
+                    _ => Change::Unconfirm(name("web"), InstanceId::new(&id).unwrap()),
+                }
+            }).collect();
+            let (one_by_one, mut writer) = Catalog::new();
+            for change in &changes {
+                writer.apply([change.clone()]);
+            }
+            let (at_once, mut writer) = Catalog::new();
+            writer.apply(changes);
+            let endpoints = |catalog: &Catalog| catalog.service("web").map(|s| s.endpoints.clone());
+            prop_assert_eq!(endpoints(&one_by_one), endpoints(&at_once));
+        }
+    }
+}
