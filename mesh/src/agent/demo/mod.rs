@@ -1,0 +1,3 @@
+//! demo
+mod netns;
+mod network;
