@@ -1,4 +1,6 @@
 //! Mesh: sends traffic where the catalog says. The library behind the program `plexus`.
 
-pub mod agent;
+pub mod balance;
 pub mod drain;
+pub mod ingress;
+pub mod proxy;
