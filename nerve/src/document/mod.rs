@@ -73,7 +73,7 @@ impl Document {
                 let good = String::from_utf8_lossy(&bytes[..error.valid_up_to()]);
                 let position = Lines::new(&file, &good).position(good.len());
                 Err(Errors::single(Problem {
-                    position: Some(position),
+                    position,
                     ..Problem::in_file(&file, "the file is not UTF-8 from here on", "UTF-8 text")
                 }))
             }
@@ -102,15 +102,39 @@ impl Document {
         for mistake in mistakes {
             let position = lines.position(mistake.span().map_or(0, |span| span.start));
             // The parser recovers within a line; what it then stumbles over is a consequence of the first mistake.
-            if position.line != last_line {
-                last_line = position.line;
+            let line = position.map_or(0, |position| position.line);
+            if line != last_line {
+                last_line = line;
                 sink.push(Problem {
-                    position: Some(position),
+                    position,
                     ..Problem::in_file(file, format!("not TOML: {}", mistake.message()), "")
                 });
             }
         }
         Err(sink.into_errors())
+    }
+
+    /// Parses a JSON object that has the form of a TOML document: what an HTTP client sends, what a state file holds.
+    /// Problems in it name the key but no line.
+    ///
+    /// # Errors
+    /// The text is too large or is no JSON object.
+    pub fn parse_json(file: &str, text: &str) -> Result<Self, Errors> {
+        if text.len() > MAX_BYTES {
+            return Err(Errors::whole_file(
+                file,
+                format!("it has more than {MAX_BYTES} bytes"),
+                "a smaller one",
+            ));
+        }
+        match serde_json::from_str(text) {
+            Ok(map) => Ok(Self { root: Table::from_json(map), lines: Lines::unplaced(file) }),
+            Err(error) => {
+                let position = Some(Position { line: error.line(), column: error.column().max(1) });
+                let problem = Problem::in_file(file, format!("no JSON object: {error}"), "");
+                Err(Errors::single(Problem { position, ..problem }))
+            }
+        }
     }
 
     /// Reads the document's root with `decode`, then reports what it did not ask for.
@@ -144,13 +168,21 @@ impl Lines {
         Self { file: file.to_owned(), text: text.to_owned(), starts }
     }
 
-    fn position(&self, offset: usize) -> Position {
+    /// For a document whose values have no places.
+    fn unplaced(file: &str) -> Self {
+        Self { file: file.to_owned(), text: String::new(), starts: Vec::new() }
+    }
+
+    fn position(&self, offset: usize) -> Option<Position> {
+        if self.starts.is_empty() {
+            return None;
+        }
         let offset = offset.min(self.text.len());
         let line = self.starts.partition_point(|&start| start <= offset).max(1);
         let before = self.text.as_bytes().get(self.starts[line - 1]..offset).unwrap_or_default();
         // Characters, not bytes: continuation bytes of UTF-8 are 0b10xxxxxx.
         let column = before.iter().filter(|&&byte| byte & 0xC0 != 0x80).count() + 1;
-        Position { line, column }
+        Some(Position { line, column })
     }
 }
 
@@ -269,6 +301,17 @@ mod tests {
             Ok(())
         });
         assert!(shown.starts_with("x.toml:2:17: x.y: unknown key"), "{shown}");
+    }
+
+    #[test]
+    fn json_of_the_same_form_is_read_the_same_way() {
+        let document = Document::parse_json("body", r#"{"port": 80, "every": "x", "gone": null}"#).unwrap();
+        let errors = document
+            .decode(|s| Ok((s.required::<u16>("port")?, s.optional::<Duration>("every"))))
+            .unwrap_err();
+        assert!(errors.to_string().starts_with("body: every: \"x\" is no duration"), "{errors}");
+        let errors = Document::parse_json("body", "{\n 1").unwrap_err().to_string();
+        assert!(errors.starts_with("body:2:2: no JSON object"), "{errors}");
     }
 
     #[test]

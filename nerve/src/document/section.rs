@@ -145,6 +145,11 @@ impl Section<'_> {
         self.table.entries.is_empty()
     }
 
+    /// Makes a key known, and so one that can be suggested, without reading it.
+    pub fn allow(&mut self, key: &'static str) {
+        self.known.push(key);
+    }
+
     /// A key of an earlier version: whoever still writes it is told the new name.
     pub fn renamed(&mut self, old: &'static str, new: &'static str) {
         self.obsolete.push(old);
@@ -171,9 +176,9 @@ impl Section<'_> {
         &self.lines.file
     }
 
-    /// Where it begins.
+    /// Where it begins; `None` in a document without places.
     #[must_use]
-    pub fn position(&self) -> Position {
+    pub fn position(&self) -> Option<Position> {
         self.lines.position(self.table.offset)
     }
 
@@ -188,7 +193,7 @@ impl Section<'_> {
     }
 
     fn report(&self, offset: usize, key: String, message: String, expected: String) -> Reported {
-        let position = Some(self.lines.position(offset));
+        let position = self.lines.position(offset);
         let problem = Problem { position, key, ..Problem::in_file(&self.lines.file, message, expected) };
         self.sink.borrow_mut().push(problem);
         Reported(())
@@ -227,7 +232,7 @@ impl Section<'_> {
                 _ => format!("one of {}", known.join(", ")),
             };
             let problem = Problem {
-                position: Some(self.lines.position(entry.key_offset)),
+                position: self.lines.position(entry.key_offset),
                 key: self.key_path(key),
                 suggestion,
                 ..Problem::in_file(&self.lines.file, "unknown key", expected)

@@ -10,6 +10,7 @@ use std::time::Duration;
 use toml::de::{DeTable, DeValue};
 
 use crate::model::{InstanceId, NodeName, PortName, Protocol, PublishedPort, ServiceName, Tag, Weight, Zone};
+use crate::period::Period;
 
 /// So much of a value is repeated in a message, in characters.
 const SHOWN: usize = 60;
@@ -28,6 +29,7 @@ pub(super) enum Kind {
     Float(f64),
     Boolean(bool),
     Datetime,
+    Null,
     List(Vec<Value>),
     Table(Table),
 }
@@ -75,6 +77,15 @@ impl Table {
         Self { entries: BTreeMap::new(), offset }
     }
 
+    pub(super) fn from_json(map: serde_json::Map<String, serde_json::Value>) -> Self {
+        let entries = map
+            .into_iter()
+            .map(|(key, value)| (key, Entry { key_offset: 0, value: Value::from_json(value) }));
+        // A null is an absent value, as JSON clients mean it.
+        let entries = entries.filter(|(_, entry)| !matches!(entry.value.kind, Kind::Null));
+        Self { entries: entries.collect(), offset: 0 }
+    }
+
     pub(super) fn from_toml(table: DeTable<'_>, offset: usize) -> Self {
         let entries = table
             .into_iter()
@@ -97,6 +108,7 @@ impl Kind {
             Self::Float(_) => "a float",
             Self::Boolean(_) => "a boolean",
             Self::Datetime => "a date or time",
+            Self::Null => "null",
             Self::List(_) => "a list",
             Self::Table(_) => "a table",
         }
@@ -125,6 +137,22 @@ impl Value {
             DeValue::Table(table) => Kind::Table(Table::from_toml(table, offset)),
         };
         Self { kind, offset }
+    }
+
+    fn from_json(value: serde_json::Value) -> Self {
+        use serde_json::Value as Json;
+        let kind = match value {
+            Json::Null => Kind::Null,
+            Json::Bool(truth) => Kind::Boolean(truth),
+            Json::Number(number) => match number.as_i128() {
+                Some(integer) => Kind::Integer(Some(integer)),
+                None => Kind::Float(number.as_f64().unwrap_or(f64::NAN)),
+            },
+            Json::String(text) => Kind::Text(text),
+            Json::Array(elements) => Kind::List(elements.into_iter().map(Self::from_json).collect()),
+            Json::Object(map) => Kind::Table(Table::from_json(map)),
+        };
+        Self { kind, offset: 0 }
     }
 
     /// The text, if it is a string.
@@ -341,6 +369,17 @@ impl FromValue for Duration {
         humantime::parse_duration(text).map_err(|error| {
             value.mismatch(format_args!("{} is no duration: {error}", value.shown()), Self::expected())
         })
+    }
+}
+
+impl FromValue for Period {
+    fn expected() -> String {
+        "a duration from 1ms to 1day such as \"500ms\" or \"2s\"".to_owned()
+    }
+
+    fn from_value(value: &Value) -> Result<Self, Vec<Mismatch>> {
+        let duration = Duration::from_value(value)?;
+        value.mismatch_unless(Self::new(duration).ok(), Self::expected)
     }
 }
 
