@@ -9,5 +9,6 @@ pub mod check;
 pub mod document;
 pub mod model;
 pub mod period;
+pub mod source;
 pub mod store;
 pub mod tasks;
