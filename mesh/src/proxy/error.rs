@@ -6,27 +6,13 @@ use std::net::SocketAddr;
 
 /// A listener that cannot be opened.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot listen on {address}/tcp: {source}{}", hint(source, *address))]
+#[error("cannot listen on {address}/tcp: {source}{}", crate::advice::on_bind(source, *address))]
 pub struct BindError {
     /// The address asked for.
     pub address: SocketAddr,
     /// The kernel's answer.
     #[source]
     pub source: io::Error,
-}
-
-fn hint(source: &io::Error, address: SocketAddr) -> String {
-    match source.kind() {
-        io::ErrorKind::AddrInUse => format!(
-            "; another program listens there: `ss -tlnp 'sport = :{}'` names it; stop it or take another port",
-            address.port()
-        ),
-        io::ErrorKind::PermissionDenied => "; ports below 1024 need root or CAP_NET_BIND_SERVICE".to_owned(),
-        io::ErrorKind::AddrNotAvailable => {
-            format!("; {} is no address of this host: `ip address` lists them", address.ip())
-        }
-        _ => String::new(),
-    }
 }
 
 /// Why a client's connection was dropped: the closed set behind `plexus_connections_dropped_total`.
