@@ -40,8 +40,14 @@ impl Service {
         self.endpoints.binary_search_by(|e| e.instance.id.cmp(id))
     }
 
+    /// Is nothing stored about it beyond its instances?
+    #[must_use]
+    pub fn has_default_settings(&self) -> bool {
+        *self.settings == ServiceSettings::default()
+    }
+
     /// Is there nothing to say about it?
     pub(super) fn is_void(&self) -> bool {
-        self.endpoints.is_empty() && *self.settings == ServiceSettings::default()
+        self.endpoints.is_empty() && self.has_default_settings()
     }
 }

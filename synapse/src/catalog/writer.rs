@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use nerve::model::{Instance, InstanceId, Node, NodeName, ServiceName, ServiceSettings};
 
@@ -82,6 +83,9 @@ impl Writer {
         if !changed {
             return false;
         }
+        let before = old.as_ref().map_or(0, |service| service.endpoints.len());
+        self.inner.endpoints.fetch_add(new.endpoints.len(), Ordering::Relaxed);
+        self.inner.endpoints.fetch_sub(before, Ordering::Relaxed);
         if new.is_void() {
             services.remove(name);
         } else {
@@ -253,6 +257,7 @@ mod tests {
             }
             let (at_once, mut writer) = Catalog::new();
             writer.apply(changes);
+            prop_assert_eq!(at_once.endpoint_count(), at_once.service("web").map_or(0, |s| s.endpoints.len()));
             let endpoints = |catalog: &Catalog| catalog.service("web").map(|s| s.endpoints.clone());
             prop_assert_eq!(endpoints(&one_by_one), endpoints(&at_once));
         }
