@@ -1,0 +1,87 @@
+//! The admin interface: what the agent knows and does, over HTTP.
+//!
+//! `/healthz`, `/readyz` and `/metrics` are what orchestrators and Prometheus expect; `/v1/plexus/…` is JSON for the
+//! command line ([`crate::api`] has the types). It reads the handles of every room and changes only what a user asks
+//! for: published ports, instances of this node, drains. Everything that fails on the node is told by `/v1/plexus/status`.
+//!
+//! It has no passwords: it must listen on loopback, or on a network whose every member may operate the mesh. Only the
+//! agent imports this room.
+
+mod guard;
+mod metrics;
+mod read;
+mod refusal;
+mod routes;
+mod server;
+mod write;
+
+use std::fmt;
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+
+use nerve::model::Node;
+use nerve::store::Store;
+use serde::Serialize;
+use synapse::catalog::Catalog;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use crate::api::Problem;
+use crate::readiness::Readiness;
+
+pub use metrics::Metrics;
+pub use server::Bound;
+
+/// Where the admin interface listens.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Config {
+    /// TCP addresses; none: no admin interface.
+    pub listen: Vec<SocketAddr>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self { listen: vec![SocketAddr::from((Ipv4Addr::LOCALHOST, 7070))] }
+    }
+}
+
+/// What the admin interface reads and asks.
+#[derive(Clone)]
+pub struct Handles {
+    /// This node, as it is registered.
+    pub node: Arc<Node>,
+    /// When the agent started.
+    pub started: Instant,
+    /// Where the agent is in its life: `starting`, `running`, `draining`, …
+    pub phase: watch::Receiver<&'static str>,
+    /// What is awaited.
+    pub readiness: Readiness,
+    /// This node's copy of everything.
+    pub catalog: Catalog,
+    /// For publishing.
+    pub store: Arc<dyn Store>,
+    /// Every metric of the agent.
+    pub registry: prometheus::Registry,
+    /// What only the agent knows to fail: a refused reload, a missing privilege.
+    pub problems: Arc<dyn Fn() -> Vec<Problem> + Send + Sync>,
+}
+
+impl fmt::Debug for Handles {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Handles").field("node", &self.node.name).finish_non_exhaustive()
+    }
+}
+
+/// Why the admin interface cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// An address cannot be bound.
+    #[error("the admin interface cannot listen on {address}: {source}; {}", server::advice(.source))]
+    Bind {
+        /// Which.
+        address: SocketAddr,
+        /// Why.
+        source: io::Error,
+    },
+}

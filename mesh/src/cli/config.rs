@@ -1,0 +1,1 @@
+//! `plexus config check FILE`: is the configuration right, and what does it mean?
