@@ -5,7 +5,10 @@
 //! [`check`] the probes, [`source`] where the definitions come from, [`registrar`] the loop that keeps the store
 //! equal to what is well here, [`publish`] the ports that every node opens for a service. [`document`] reads configuration text; [`tasks`] owns what runs in the background.
 
+pub mod check;
+pub mod document;
 pub mod model;
 pub mod publish;
+pub mod period;
 pub mod store;
 pub mod tasks;

@@ -15,13 +15,13 @@ pub struct PublishRequest {
     pub port: PublishedPort,
 }
 
-/// Check an instance on this node and register it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// Check an instance on this node and register it: the keys that `[[service]]` has in the configuration file.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RegisterRequest {
     /// The service that it is a copy of.
-    pub service: ServiceName,
-    /// Unique in the service; made of node and port unless given.
+    pub name: ServiceName,
+    /// Unique in the service; made of service, node and port unless given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub id: Option<InstanceId>,
     /// Where it listens; the node's address unless given.
@@ -39,11 +39,11 @@ pub struct RegisterRequest {
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,
     /// Its share of the traffic.
-    #[serde(default)]
-    pub weight: Weight,
-    /// Its checks, with the keys that `[[service]]` has in the configuration file.
-    #[serde(default, rename = "check", skip_serializing_if = "Vec::is_empty")]
-    pub checks: Vec<CheckRequest>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub weight: Option<Weight>,
+    /// Its checks.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub check: Vec<CheckRequest>,
 }
 
 /// One check, with the keys and forms of the configuration file: `{"http": "/healthz", "interval": "1s"}`.
