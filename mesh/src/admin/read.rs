@@ -62,7 +62,8 @@ pub(super) async fn nodes(State(handles): Shared) -> Json<Nodes> {
             *instances += 1;
         }
     }
-    let nodes = handles.catalog.nodes().iter().map(|node| {
+    let nodes = handles.catalog.nodes();
+    let nodes = nodes.iter().map(|node| {
         let (serving, instances) = counts.get(&node.name).copied().unwrap_or_default();
         NodeInfo {
             name: node.name.clone(),

@@ -6,7 +6,7 @@ use axum::Json;
 use axum::body::Body;
 use axum::extract::{Path, Request, State};
 use hyper::StatusCode;
-use nerve::model::{NameError, Protocol, PublishedPort, ServiceName};
+use nerve::model::{Protocol, PublishedPort, ServiceName};
 use nerve::publish::{self, Published, Unpublished};
 use nerve::store::ErrorKind;
 use serde::de::DeserializeOwned;
@@ -39,7 +39,7 @@ pub(super) async fn unpublish(
     Path((service, port, protocol)): Path<(String, NonZeroU16, String)>,
 ) -> Answer<Changed> {
     let service = service_name(&service)?;
-    let protocol: Protocol = protocol.parse().map_err(Refusal::bad_request::<String>)?;
+    let protocol: Protocol = protocol.parse().map_err(Refusal::bad_request)?;
     let done =
         publish::unpublish(&*handles.store, &service, port, protocol).await.map_err(publish_refusal)?;
     let mut notes = Vec::new();
@@ -105,7 +105,7 @@ fn store_refusal(error: &nerve::store::Error) -> Refusal {
 }
 
 pub(super) fn service_name(text: &str) -> Result<ServiceName, Refusal> {
-    ServiceName::new(text).map_err(Refusal::bad_request::<NameError>)
+    ServiceName::new(text).map_err(Refusal::bad_request)
 }
 
 /// The whole body, refused where it is too large.
