@@ -6,7 +6,7 @@
 
 use std::num::NonZeroU16;
 
-use crate::model::{PublishedPort, Protocol, ServiceName, ServiceSettings};
+use crate::model::{Protocol, PublishedPort, ServiceName, ServiceSettings};
 use crate::store::{self, Expect, Key, Path, Revision, Store, Swap};
 
 /// How often a compare-and-swap that met another writer is tried before giving up.
@@ -78,7 +78,11 @@ pub enum Error {
 }
 
 /// Publishes `port` for `service`. Idempotent; a port that the service already publishes for another target is changed.
-pub async fn publish(store: &dyn Store, service: &ServiceName, port: PublishedPort) -> Result<Published, Error> {
+pub async fn publish(
+    store: &dyn Store,
+    service: &ServiceName,
+    port: PublishedPort,
+) -> Result<Published, Error> {
     refuse_if_taken(store, service, &port, None).await?;
     let mut done = Published::Unchanged;
     let written = update(store, service, |settings| {
@@ -144,7 +148,12 @@ async fn refuse_if_taken(
         // Settings that cannot be read hold nothing: the agents do not listen for them either.
         let Ok(settings) = serde_json::from_slice::<ServiceSettings>(&entry.value) else { continue };
         if settings.published.iter().any(|p| p.port == port.port && p.protocol == port.protocol) {
-            return Err(Error::Taken { service: service.clone(), port: port.port, protocol: port.protocol, holder });
+            return Err(Error::Taken {
+                service: service.clone(),
+                port: port.port,
+                protocol: port.protocol,
+                holder,
+            });
         }
     }
     Ok(())
@@ -160,21 +169,22 @@ async fn update(
     let path = Key::Service(service.clone()).path();
     let mut entry = store.get(&path).await?;
     for _ in 0..ATTEMPTS {
-        let (expect, mut settings) = match &entry {
-            None => (Expect::Absent, ServiceSettings::default()),
-            Some(entry) => {
-                let settings = serde_json::from_slice(&entry.value).map_err(|source| Error::Unreadable {
-                    service: service.clone(),
-                    path: path.clone(),
-                    source,
-                })?;
-                (Expect::Unchanged(entry.revision), settings)
-            }
-        };
+        let (expect, mut settings) =
+            match &entry {
+                None => (Expect::Absent, ServiceSettings::default()),
+                Some(entry) => {
+                    let settings = serde_json::from_slice(&entry.value).map_err(|source| {
+                        Error::Unreadable { service: service.clone(), path: path.clone(), source }
+                    })?;
+                    (Expect::Unchanged(entry.revision), settings)
+                }
+            };
         if !change(&mut settings) {
             return Ok(None);
         }
-        let value = (settings != ServiceSettings::default()).then(|| encode(&settings, service, &path)).transpose()?;
+        let value = (settings != ServiceSettings::default())
+            .then(|| encode(&settings, service, &path))
+            .transpose()?;
         match store.compare_and_swap(&path, expect, value, None).await? {
             Swap::Done(revision) => return Ok(Some(revision)),
             Swap::Conflict(current) => entry = current,

@@ -82,10 +82,7 @@ mod tests {
     use super::*;
 
     fn headers(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
-        pairs
-            .iter()
-            .map(|(name, value)| (HeaderName::from_static(name), value.parse().unwrap()))
-            .collect()
+        pairs.iter().map(|(name, value)| (HeaderName::from_static(name), value.parse().unwrap())).collect()
     }
 
     const JSON: (&str, &str) = ("content-type", "application/json; charset=utf-8");
@@ -116,7 +113,9 @@ mod tests {
 
     #[test]
     fn a_form_cannot_write() {
-        for kind in ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", "json"] {
+        for kind in
+            ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", "json"]
+        {
             let form = headers(&[("host", "localhost"), ("content-type", kind)]);
             assert_eq!(check(&Method::POST, &form, true), Err(Foreign::ContentType), "{kind}");
         }

@@ -26,8 +26,11 @@ impl Default for Metrics {
                 "Requests and connections that the admin interface refused unread.",
                 "reason",
             ),
-            connections: IntGauge::new("plexus_admin_connections", "Open connections of the admin interface.")
-                .expect("a valid metric"),
+            connections: IntGauge::new(
+                "plexus_admin_connections",
+                "Open connections of the admin interface.",
+            )
+            .expect("a valid metric"),
         }
     }
 }

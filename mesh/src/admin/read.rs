@@ -121,7 +121,9 @@ pub(super) fn find(handles: &Handles, name: &str) -> Result<Arc<Service>, Refusa
         let services = handles.catalog.services();
         let refusal = Refusal::unknown("service", name, services.iter().map(|s| s.name.as_str()));
         match &*handles.catalog.freshness() {
-            Freshness::Awaiting => refusal.hint("the catalog is still empty: nothing was heard from the store yet"),
+            Freshness::Awaiting => {
+                refusal.hint("the catalog is still empty: nothing was heard from the store yet")
+            }
             Freshness::Live | Freshness::Stale { .. } => refusal,
         }
     })

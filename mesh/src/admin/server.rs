@@ -124,7 +124,9 @@ impl Server {
 pub(super) fn advice(error: &io::Error) -> &'static str {
     match error.kind() {
         io::ErrorKind::AddrInUse => "another program listens there: stop it, or set another [admin] listen",
-        io::ErrorKind::PermissionDenied => "ports below 1024 need CAP_NET_BIND_SERVICE: set another [admin] listen",
+        io::ErrorKind::PermissionDenied => {
+            "ports below 1024 need CAP_NET_BIND_SERVICE: set another [admin] listen"
+        }
         io::ErrorKind::AddrNotAvailable => "the address is not of this machine: set another [admin] listen",
         _ => "set another [admin] listen",
     }

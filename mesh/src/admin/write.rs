@@ -98,7 +98,8 @@ fn store_refusal(error: &nerve::store::Error) -> Refusal {
     };
     let refusal = Refusal::new(status, error);
     if error.is_retryable() {
-        refusal.hint("published ports are kept in the store: try again when it is reachable (`plexus status`)")
+        refusal
+            .hint("published ports are kept in the store: try again when it is reachable (`plexus status`)")
     } else {
         refusal
     }

@@ -80,7 +80,8 @@ impl Client {
         let answer = tokio::time::timeout(REQUEST_TIMEOUT, self.exchange(stream, method, path, body));
         let (status, body) = match answer.await {
             Err(_) => {
-                let why = format!("the agent at {} did not answer within {REQUEST_TIMEOUT:?}", self.authority);
+                let why =
+                    format!("the agent at {} did not answer within {REQUEST_TIMEOUT:?}", self.authority);
                 return Err(Error::failed(what, why).hint("look at its log"));
             }
             Ok(Err(error)) => {
@@ -91,7 +92,8 @@ impl Client {
         };
         if status.is_success() {
             return serde_json::from_slice(&body).map_err(|e| {
-                let why = format!("the agent at {} answered what this version cannot read: {e}", self.authority);
+                let why =
+                    format!("the agent at {} answered what this version cannot read: {e}", self.authority);
                 Error::failed(what, why).hint("use the command line of the agent's version")
             });
         }
@@ -212,9 +214,12 @@ mod tests {
         held.bind(&"127.0.0.1:0".parse::<std::net::SocketAddr>().unwrap().into()).unwrap();
         let port = held.local_addr().unwrap().as_socket().unwrap().port();
         let client: Client = format!("127.0.0.1:{port}").parse().unwrap();
-        let error = client.get::<api::Services>("listing the services", api::path::SERVICES).await.unwrap_err();
+        let error =
+            client.get::<api::Services>("listing the services", api::path::SERVICES).await.unwrap_err();
         let text = error.to_string();
-        assert!(text.starts_with(&format!("listing the services: no agent answers at http://127.0.0.1:{port}: ")));
+        assert!(
+            text.starts_with(&format!("listing the services: no agent answers at http://127.0.0.1:{port}: "))
+        );
         assert!(text.contains("is the agent running?") && text.contains("--admin"), "{text}");
         assert_eq!(error.exit_code(), 1);
     }

@@ -30,7 +30,8 @@ impl Endpoints {
         out.as_json(self.reach.json);
         out.answer(&answer, |out, answer| {
             stale_banner(out, answer.stale.as_ref())?;
-            let mut table = Table::new(&["ID", "NODE", "ADDRESS", "STATUS", "WEIGHT", "ZONE", "TAGS", "REASON"]);
+            let mut table =
+                Table::new(&["ID", "NODE", "ADDRESS", "STATUS", "WEIGHT", "ZONE", "TAGS", "REASON"]);
             answer.endpoints.iter().for_each(|endpoint| table.row(row(endpoint)));
             if table.is_empty() {
                 return out.line(format!("service {} has no endpoint", answer.service));

@@ -52,8 +52,7 @@ impl Tone {
 impl Cell {
     pub(super) fn new(text: impl ToString, tone: Tone) -> Self {
         // A label or a reason comes from elsewhere: no control character of it reaches the terminal.
-        let text: String =
-            text.to_string().chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+        let text: String = text.to_string().chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
         Self { text: if text.is_empty() { "-".to_owned() } else { text }, tone }
     }
 

@@ -82,7 +82,10 @@ impl<K: FromStr<Err: ToString>, V: FromStr<Err: ToString>> FromStr for Pair<K, V
 
     fn from_str(text: &str) -> std::result::Result<Self, String> {
         let (key, value) = text.split_once('=').ok_or("it has no `=`")?;
-        Ok(Self(key.parse().map_err(|e: K::Err| e.to_string())?, value.parse().map_err(|e: V::Err| e.to_string())?))
+        Ok(Self(
+            key.parse().map_err(|e: K::Err| e.to_string())?,
+            value.parse().map_err(|e: V::Err| e.to_string())?,
+        ))
     }
 }
 

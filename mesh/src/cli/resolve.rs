@@ -43,7 +43,8 @@ impl Resolve {
 }
 
 fn human(out: &mut Output<'_>, answer: &api::Resolution) -> io::Result<()> {
-    let tone = if answer.code == "NOERROR" && !answer.answers.is_empty() { Tone::Good } else { Tone::Warning };
+    let tone =
+        if answer.code == "NOERROR" && !answer.answers.is_empty() { Tone::Good } else { Tone::Warning };
     out.toned_line(tone, format!("{} {}: {}", answer.name, answer.record_type, answer.code))?;
     answer.answers.iter().try_for_each(|record| out.toned_line(Tone::Plain, record))?;
     answer.why.iter().try_for_each(|sentence| out.toned_line(Tone::Plain, format!("; {sentence}")))

@@ -33,7 +33,8 @@ impl Status {
 
 fn human(out: &mut Output<'_>, answer: &api::Status) -> io::Result<()> {
     stale_banner(out, answer.stale.as_ref())?;
-    let ready = if answer.ready { "ready".to_owned() } else { format!("awaits {}", answer.awaited.join(", ")) };
+    let ready =
+        if answer.ready { "ready".to_owned() } else { format!("awaits {}", answer.awaited.join(", ")) };
     let uptime = humantime::format_duration(Duration::from_secs(answer.uptime_seconds));
     out.line(format!("node      {} ({})", answer.node, answer.address))?;
     out.line(format!("agent     {}, {}, {ready}, up {uptime}", answer.version, answer.phase))?;

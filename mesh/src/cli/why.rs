@@ -84,11 +84,8 @@ fn endpoint_row(endpoint: &WhyEndpoint) -> [Cell; 8] {
 }
 
 fn listener_row(listener: &WhyListener) -> [Cell; 4] {
-    let state = if listener.listening {
-        Cell::new("listening", Tone::Good)
-    } else {
-        Cell::new("closed", Tone::Bad)
-    };
+    let state =
+        if listener.listening { Cell::new("listening", Tone::Good) } else { Cell::new("closed", Tone::Bad) };
     [
         Cell::from(&listener.kind),
         Cell::from(format!("{}/{}", listener.address, listener.protocol)),

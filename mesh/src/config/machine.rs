@@ -66,11 +66,7 @@ mod tests {
 
     #[test]
     fn a_host_name_gives_its_first_label() {
-        let named = |name: &str| Machine {
-            host_name: Some(name.to_owned()),
-            address: None,
-            state_dir: None,
-        };
+        let named = |name: &str| Machine { host_name: Some(name.to_owned()), address: None, state_dir: None };
         assert_eq!(named("Web-1.example.com").node_name(), NodeName::new("web-1").ok());
         assert_eq!(named("my_host").node_name(), None);
         assert_eq!(named("").node_name(), None);

@@ -73,8 +73,8 @@ impl Config {
     ///
     /// # Errors
     /// A value of it has no form in TOML.
-    pub fn to_toml(&self) -> anyhow::Result<String> {
-        Ok(nerve::document::to_toml(self)?)
+    pub fn to_toml(&self) -> Result<String, nerve::document::Unprintable> {
+        nerve::document::to_toml(self)
     }
 
     fn sections(root: &mut Section<'_>, base: &Path, machine: &Machine) -> Result<Self, Reported> {

@@ -49,14 +49,15 @@ pub fn diff(running: &Config, read: &Config) -> Reload {
         if before.get(key) == after.get(key) {
             continue;
         }
-        let is_live = LIVE.iter().any(|live| {
-            key.strip_prefix(live).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
-        });
+        let is_live = LIVE
+            .iter()
+            .any(|live| key.strip_prefix(live).is_some_and(|rest| rest.is_empty() || rest.starts_with('.')));
         if is_live { reload.live.push(key.clone()) } else { reload.restart.push(key.clone()) }
     }
     // Printed as hidden, so that they look alike.
     let secret = |config: &Config| (config.store.password.clone(), config.store.password_file.clone());
-    if secret(running) != secret(read) && !reload.restart.iter().any(|key| key.starts_with("store.password")) {
+    if secret(running) != secret(read) && !reload.restart.iter().any(|key| key.starts_with("store.password"))
+    {
         reload.restart.push("store.password".to_owned());
     }
     reload

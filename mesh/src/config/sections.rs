@@ -12,6 +12,7 @@ use std::str::FromStr;
 use nerve::document::{FromValue, Reported, Section, Text};
 use nerve::model::{NodeName, ServiceName, Zone};
 use nerve::period::Period;
+use nerve::store::{StoreConfig, StoreUrl};
 use serde::{Serialize, Serializer};
 
 use super::Machine;
@@ -33,7 +34,7 @@ pub struct Node {
 pub struct Store {
     /// Which backend, and where.
     #[serde(serialize_with = "as_text")]
-    pub url: nerve::store::StoreUrl,
+    pub url: StoreUrl,
     /// What stands before every key.
     pub prefix: String,
     /// The user, if the store asks for one.
@@ -181,12 +182,13 @@ impl Node {
 
 impl Store {
     pub(super) fn read(section: &mut Section<'_>, base: &Path) -> Result<Self, Reported> {
-        let url = section.required::<Text<nerve::store::StoreUrl>>("url");
+        let url = section.required::<Text<StoreUrl>>("url");
         let file = |path: PathBuf| base.join(path);
-        let prefix = section.or("prefix", nerve::store::DEFAULT_PREFIX.to_owned());
+        let prefix: Option<String> = section.optional("prefix");
         let username = section.optional("username");
         let password: Option<String> = section.optional("password");
-        let password_file = section.optional("password_file").map(file).map(|path| password_in(section, path));
+        let password_file =
+            section.optional("password_file").map(file).map(|path| password_in(section, path));
         let ca_file = section.optional("ca_file").map(file);
         let cert_file = section.optional("cert_file").map(file);
         let key_file = section.optional("key_file").map(file);
@@ -201,10 +203,18 @@ impl Store {
             return Err(section.invalid("password_file", "`password` is given too", "one of them"));
         }
         if request_timeout >= session_ttl {
-            return Err(section.invalid("request_timeout", "it is not below `session_ttl`", "less than `session_ttl`"));
+            return Err(section.invalid(
+                "request_timeout",
+                "it is not below `session_ttl`",
+                "less than `session_ttl`",
+            ));
         }
+        let url = url?.0;
+        let prefix = StoreConfig { prefix, ..StoreConfig::new(url.clone()) }
+            .effective_prefix()
+            .map_err(|error| section.invalid("prefix", error, ""))?;
         Ok(Self {
-            url: url?.0,
+            url,
             prefix,
             username,
             password: password.map(Secret),
@@ -307,12 +317,15 @@ impl FromStr for LogLevel {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let level = |word: &str| matches!(word, "error" | "warn" | "info" | "debug" | "trace" | "off");
-        let room = |part: &str| part.split_once('=').is_some_and(|(room, word)| !room.is_empty() && level(word));
+        let room =
+            |part: &str| part.split_once('=').is_some_and(|(room, word)| !room.is_empty() && level(word));
         let mut parts = text.split(',');
         if parts.next().is_some_and(level) && parts.all(room) {
             return Ok(Self(text.to_owned()));
         }
-        Err(format!("{text:?} is no log level: write error, warn, info, debug or trace, then exceptions such as `,mesh::dns=debug`"))
+        Err(format!(
+            "{text:?} is no log level: write error, warn, info, debug or trace, then exceptions such as `,mesh::dns=debug`"
+        ))
     }
 }
 

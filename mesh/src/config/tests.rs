@@ -90,7 +90,9 @@ fn a_wrong_key_in_any_table_is_refused_with_its_line() {
 fn every_key_misspelt_is_refused_with_a_suggestion() {
     let text = uncommented(true);
     for (at, line) in text.lines().enumerate() {
-        let Some((key, value)) = line.split_once(" = ").filter(|(key, _)| !key.starts_with('#')) else { continue };
+        let Some((key, value)) = line.split_once(" = ").filter(|(key, _)| !key.starts_with('#')) else {
+            continue;
+        };
         let mutated: Vec<String> = text
             .lines()
             .enumerate()
@@ -138,7 +140,10 @@ fn every_key_is_in_the_example_and_in_the_reference() {
                 || line.starts_with(&format!("[[{key}]]"))
         });
         // Given in the clear, it stands in the reference only: the example shows the better way.
-        assert!(in_example || key == "store.password" || key == "service", "{key} is not in examples/plexus.toml");
+        assert!(
+            in_example || key == "store.password" || key == "service",
+            "{key} is not in examples/plexus.toml"
+        );
         assert!(REFERENCE.contains(&format!("`{key}`")), "{key} is not in docs/configuration.md");
     }
 }
@@ -155,7 +160,10 @@ fn every_mistake_is_told_at_once_with_its_line() {
 #[test]
 fn rooms_on_one_address_are_refused() {
     let shown = errors("store.url = \"embedded\"\nadmin.listen = [\"127.0.0.1:53\"]");
-    assert!(shown.contains("dns.listen is to listen on 127.0.0.1:53, which clashes with admin.listen"), "{shown}");
+    assert!(
+        shown.contains("dns.listen is to listen on 127.0.0.1:53, which clashes with admin.listen"),
+        "{shown}"
+    );
     let off = "store.url = \"embedded\"\nadmin.listen = [\"127.0.0.1:53\"]\ndns.enabled = false";
     assert!(read(off).is_ok());
 }

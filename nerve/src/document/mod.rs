@@ -37,7 +37,7 @@ use std::path::Path;
 use toml::de::DeTable;
 
 pub use error::{Errors, Position, Problem};
-pub use print::to_toml;
+pub use print::{Unprintable, to_toml};
 pub use section::{Reported, Section};
 pub use value::{FromValue, Mismatch, Text, Value};
 
