@@ -11,5 +11,6 @@ pub mod document;
 pub mod model;
 pub mod period;
 pub mod publish;
+pub mod source;
 pub mod store;
 pub mod tasks;

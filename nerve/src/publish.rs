@@ -200,3 +200,95 @@ fn encode(settings: &ServiceSettings, service: &ServiceName, path: &Path) -> Res
         source,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::store::{EmbeddedStore, Metrics};
+
+    fn store() -> EmbeddedStore {
+        EmbeddedStore::open(None, Duration::from_secs(5), Metrics::default()).unwrap()
+    }
+
+    fn name(text: &str) -> ServiceName {
+        ServiceName::new(text).unwrap()
+    }
+
+    fn port(text: &str) -> PublishedPort {
+        text.parse().unwrap()
+    }
+
+    async fn settings(store: &EmbeddedStore, service: &str) -> Option<String> {
+        let entry = store.get(&Key::Service(name(service)).path()).await.unwrap();
+        entry.map(|entry| String::from_utf8(entry.value).unwrap())
+    }
+
+    #[tokio::test]
+    async fn publishing_twice_changes_once_and_unpublishing_leaves_nothing() {
+        let (store, web) = (store(), name("web"));
+        assert_eq!(publish(&store, &web, port("8080")).await.unwrap(), Published::Added);
+        assert_eq!(publish(&store, &web, port("8080")).await.unwrap(), Published::Unchanged);
+        let moved = publish(&store, &web, port("8080:metrics")).await.unwrap();
+        assert_eq!(moved, Published::Changed(port("8080")));
+        let removed = unpublish(&store, &web, port("8080").port, Protocol::Tcp).await.unwrap();
+        assert_eq!(removed, Unpublished::Removed(port("8080:metrics")));
+        assert_eq!(settings(&store, "web").await, None);
+        let again = unpublish(&store, &web, port("8080").port, Protocol::Tcp).await.unwrap();
+        assert_eq!(again, Unpublished::Unchanged);
+    }
+
+    #[tokio::test]
+    async fn a_port_belongs_to_one_service_and_the_error_names_it() {
+        let store = store();
+        publish(&store, &name("web"), port("53")).await.unwrap();
+        publish(&store, &name("dns"), port("53/udp")).await.unwrap();
+        let error = publish(&store, &name("api"), port("53:metrics")).await.unwrap_err();
+        assert!(matches!(&error, Error::Taken { holder, .. } if *holder == name("web")));
+        assert!(error.to_string().contains("plexus unpublish web 53/tcp"), "{error}");
+        assert_eq!(settings(&store, "api").await, None);
+    }
+
+    #[tokio::test]
+    async fn what_a_newer_agent_wrote_is_kept() {
+        let (store, web) = (store(), name("web"));
+        let path = Key::Service(web.clone()).path();
+        store.put(&path, br#"{"policy":"maglev"}"#.to_vec(), None).await.unwrap();
+        publish(&store, &web, port("8080")).await.unwrap();
+        assert!(settings(&store, "web").await.unwrap().contains("maglev"));
+        unpublish(&store, &web, port("8080").port, Protocol::Tcp).await.unwrap();
+        assert_eq!(settings(&store, "web").await.unwrap(), r#"{"policy":"maglev"}"#);
+    }
+
+    #[tokio::test]
+    async fn unreadable_settings_are_refused_and_left_alone() {
+        let (store, web) = (store(), name("web"));
+        store.put(&Key::Service(web.clone()).path(), b"{".to_vec(), None).await.unwrap();
+        let error = publish(&store, &web, port("8080")).await.unwrap_err();
+        assert!(error.to_string().contains("services/web"), "{error}");
+        assert_eq!(settings(&store, "web").await.unwrap(), "{");
+        publish(&store, &name("api"), port("8080")).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn writers_at_the_same_time_all_get_through() {
+        let (store, web) = (store(), name("web"));
+        let publications = (1..=8).map(|n| publish(&store, &web, port(&n.to_string())));
+        for outcome in futures_util::future::join_all(publications).await {
+            assert_eq!(outcome.unwrap(), Published::Added);
+        }
+        assert_eq!(settings(&store, "web").await.unwrap().matches("port").count(), 8);
+    }
+
+    #[tokio::test]
+    async fn of_two_that_race_for_a_port_at_most_one_stays() {
+        let store = store();
+        let (web, api) = (name("web"), name("api"));
+        let (first, second) =
+            tokio::join!(publish(&store, &web, port("8080")), publish(&store, &api, port("8080")));
+        assert_eq!(usize::from(first.is_ok()) + usize::from(second.is_ok()), 1);
+        let holders = [settings(&store, "web").await, settings(&store, "api").await];
+        assert_eq!(holders.iter().flatten().count(), 1);
+    }
+}

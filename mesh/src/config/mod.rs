@@ -14,7 +14,8 @@ mod validate;
 use std::path::{Path, PathBuf};
 
 use nerve::document::{Document, Errors, Reported, Section};
-use serde::Serialize;
+use nerve::source::{Draft, Located, read_config};
+use serde::{Serialize, Serializer};
 
 pub use machine::Machine;
 pub use reload::{Reload, diff};
@@ -45,6 +46,9 @@ pub struct Config {
     pub drain: Drain,
     /// `[log]`.
     pub log: Log,
+    /// `[[service]]`: what runs on this node.
+    #[serde(rename = "service", serialize_with = "as_drafts", skip_serializing_if = "Vec::is_empty")]
+    pub services: Vec<Located>,
 }
 
 impl Config {
@@ -88,6 +92,14 @@ impl Config {
         let admin = root.section_or_empty("admin", Admin::read);
         let drain = root.section_or_empty("drain", Drain::read);
         let log = root.section_or_empty("log", Log::read);
+        let services = match &node {
+            Ok(node) => read_config(root, &node.local()),
+            Err(reported) => {
+                // Without a node there is nothing to complete definitions with: their mistakes come out at the next try.
+                root.allow("service");
+                Err(*reported)
+            }
+        };
         let state_dir = state_dir.or_else(|| machine.state_dir.clone()).ok_or_else(|| {
             let why = "neither XDG_STATE_HOME nor HOME says where this user keeps state";
             root.invalid("state_dir", why, "a directory")
@@ -103,8 +115,24 @@ impl Config {
             admin,
             drain,
             log,
+            services: services?,
         })
     }
+}
+
+/// Definitions as they would be written, with every default filled in.
+fn as_drafts<S: Serializer>(services: &[Located], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_seq(services.iter().map(|Located { definition, .. }| Draft {
+        name: definition.key.service.clone(),
+        id: Some(definition.key.id.clone()),
+        address: Some(definition.address),
+        port: definition.port,
+        ports: definition.ports.clone(),
+        tags: definition.tags.clone(),
+        labels: definition.labels.clone(),
+        weight: definition.weight,
+        checks: definition.checks.clone(),
+    }))
 }
 
 #[cfg(test)]

@@ -1,8 +1,17 @@
 //! From the tables of the file to what each room is told.
 
+use nerve::source::Local;
 use nerve::store::StoreConfig;
 
-use super::Config;
+use super::{Config, Node};
+
+impl Node {
+    /// What definitions of instances take from the node.
+    #[must_use]
+    pub fn local(&self) -> Local {
+        Local { node: self.name.clone(), address: self.address }
+    }
+}
 
 impl Config {
     /// What the store's backend is told.

@@ -178,6 +178,45 @@ fn what_is_printed_reads_back_the_same_and_holds_no_password() {
 }
 
 #[test]
+fn services_are_completed_with_what_the_node_says_and_printed_whole() {
+    let config =
+        read("store.url = \"embedded\"\n[[service]]\nname = \"web\"\nport = 80\ncheck = [{ tcp = true }]")
+            .unwrap();
+    let printed = config.to_toml().unwrap();
+    for line in ["id = \"web-a-80\"", "address = \"192.0.2.11\"", "interval = \"2s\"", "weight = 100"] {
+        assert!(printed.contains(line), "{line}: {printed}");
+    }
+    assert_eq!(read(&printed).unwrap().to_toml().unwrap(), printed);
+}
+
+const DEFINITIONS: [&str; 2] = [
+    include_str!("../../../examples/services.d/web.toml"),
+    include_str!("../../../examples/services.d/database.toml"),
+];
+
+#[test]
+fn every_key_of_a_definition_misspelt_is_refused_with_its_line() {
+    for text in DEFINITIONS {
+        let whole = format!("{text}\n[store]\nurl = \"embedded\"\n");
+        assert_eq!(read(&whole).unwrap().services.len(), 1);
+        let definition = text.lines().count();
+        for (at, line) in whole.lines().enumerate().take(definition) {
+            let Some((key, value)) = line.split_once(" = ").filter(|(key, _)| !key.starts_with('#')) else {
+                continue;
+            };
+            let mutated: Vec<String> = whole
+                .lines()
+                .enumerate()
+                .map(|(n, l)| if n == at { format!("{key}_ = {value}") } else { l.to_owned() })
+                .collect();
+            let shown = errors(&mutated.join("\n"));
+            assert!(shown.contains(&format!("plexus.toml:{}:1: ", at + 1)), "{key}: {shown}");
+            assert!(shown.contains("unknown key"), "{key}: {shown}");
+        }
+    }
+}
+
+#[test]
 fn a_password_comes_from_the_first_line_of_its_file() {
     let directory = tempfile::tempdir().unwrap();
     std::fs::write(directory.path().join("password"), "s3cret\n").unwrap();
