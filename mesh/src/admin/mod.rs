@@ -20,14 +20,14 @@ use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
-use nerve::model::Node;
+use nerve::model::{InstanceId, Node, ServiceName};
 use nerve::store::Store;
 use serde::Serialize;
 use synapse::catalog::Catalog;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use crate::api::Problem;
+use crate::api::{Problem, Resolution, WhyListener};
 use crate::readiness::Readiness;
 
 pub use metrics::Metrics;
@@ -63,8 +63,42 @@ pub struct Handles {
     pub store: Arc<dyn Store>,
     /// Every metric of the agent.
     pub registry: prometheus::Registry,
+    /// What the data plane does for a service.
+    pub traffic: Arc<dyn Traffic>,
+    /// What DNS answers here; `None` where it does not run.
+    pub resolver: Option<Arc<dyn Resolver>>,
     /// What only the agent knows to fail: a refused reload, a missing privilege.
     pub problems: Arc<dyn Fn() -> Vec<Problem> + Send + Sync>,
+}
+
+/// What this node's data plane does for a service: listeners, and connections to endpoints. The agent composes it of the
+/// handles of ingress and balancer, so that this room knows neither's types.
+pub trait Traffic: Send + Sync {
+    /// What was sent from here to an endpoint, over all listeners.
+    fn endpoint(&self, service: &ServiceName, endpoint: &InstanceId) -> Counts;
+
+    /// What this node listens on, or should, for a service.
+    fn listeners(&self, service: &ServiceName) -> Vec<WhyListener>;
+}
+
+/// Connections from this node to one endpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Counts {
+    /// Open now.
+    pub in_flight: u64,
+    /// So far.
+    pub connections: u64,
+    /// Of these, those that could not be established.
+    pub connect_failures: u64,
+}
+
+/// What this node's DNS answers. The agent composes it of the name server's zone.
+pub trait Resolver: Send + Sync {
+    /// The answer, and how it comes about.
+    ///
+    /// # Errors
+    /// Why the question cannot be asked: what is no name, or no record type.
+    fn explain(&self, name: &str, record_type: &str) -> Result<Resolution, String>;
 }
 
 impl fmt::Debug for Handles {

@@ -5,17 +5,20 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{Path, Query, State};
 use axum::response::{IntoResponse, Response};
 use hyper::{StatusCode, header};
 use nerve::model::NodeName;
 use prometheus::TextEncoder;
+use serde::Deserialize;
 use synapse::catalog::{Endpoint, Freshness, Service};
 
-use super::Handles;
 use super::refusal::{Answer, Refusal};
+use super::{Counts, Handles};
 use crate::api::{
-    Awaited, EndpointInfo, Endpoints, NodeInfo, Nodes, Problem, ServiceSummary, Services, Stale, Status,
+    Awaited, EndpointInfo, Endpoints, NodeInfo, Nodes, Problem, Resolution, ServiceSummary, Services, Stale,
+    Status, Why, WhyEndpoint,
 };
 
 pub(super) type Shared = State<Arc<Handles>>;
@@ -101,6 +104,46 @@ pub(super) async fn status(State(handles): Shared) -> Json<Status> {
         services: handles.catalog.service_count(),
         problems: problems(&handles),
     })
+}
+
+pub(super) async fn why(State(handles): Shared, Path(name): Path<String>) -> Answer<Why> {
+    let service = find(&handles, &name)?;
+    let endpoints = service.endpoints.iter().map(|known| {
+        let Counts { in_flight, connections, connect_failures } =
+            handles.traffic.endpoint(&service.name, &known.instance.id);
+        WhyEndpoint { endpoint: endpoint(known), in_flight, connections, connect_failures }
+    });
+    Ok(Json(Why {
+        stale: stale(&handles),
+        service: service.name.clone(),
+        seen_from: handles.node.name.clone(),
+        endpoints: endpoints.collect(),
+        listeners: handles.traffic.listeners(&service.name),
+    }))
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct Question {
+    name: String,
+    #[serde(rename = "type", default = "Question::address")]
+    record_type: String,
+}
+
+impl Question {
+    fn address() -> String {
+        "A".to_owned()
+    }
+}
+
+pub(super) async fn resolve(
+    State(handles): Shared,
+    question: Result<Query<Question>, QueryRejection>,
+) -> Answer<Resolution> {
+    let Query(question) = question.map_err(|wrong| Refusal::bad_request(wrong.body_text()))?;
+    let Some(resolver) = &handles.resolver else {
+        return Err(Refusal::conflict("DNS does not run on this node").hint("set [dns] enabled = true"));
+    };
+    resolver.explain(&question.name, &question.record_type).map(Json).map_err(Refusal::bad_request)
 }
 
 /// Everything that fails on this node, in one list.

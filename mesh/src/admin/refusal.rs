@@ -52,12 +52,34 @@ impl IntoResponse for Refusal {
     }
 }
 
-/// The name that was probably meant, if one is alike enough.
+/// The name that was probably meant, if one is alike enough: a slip of the finger or two (letters swapped, missing, too
+/// many), or the same beginning.
 pub(super) fn nearest<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
-    const ALIKE: f64 = 0.75;
+    const ALIKE: f64 = 0.85;
+    let slips = (name.chars().count() / 3).max(1);
     known
-        .map(|candidate| (strsim::jaro_winkler(candidate, name), candidate))
-        .filter(|(alike, _)| *alike >= ALIKE)
-        .max_by(|a, b| a.0.total_cmp(&b.0))
+        .map(|candidate| (strsim::damerau_levenshtein(candidate, name), candidate))
+        .filter(|(distance, candidate)| *distance <= slips || strsim::jaro_winkler(candidate, name) >= ALIKE)
+        .min()
         .map(|(_, candidate)| candidate)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_probably_meant_is_suggested_and_nothing_else() {
+        let known = ["web", "api", "database-primary", "payments"];
+        for (typed, meant) in [
+            ("wbe", Some("web")),
+            ("we", Some("web")),
+            ("paymets", Some("payments")),
+            ("database", Some("database-primary")),
+            ("redis", None),
+            ("x", None),
+        ] {
+            assert_eq!(nearest(typed, known.into_iter()), meant, "{typed}");
+        }
+    }
 }

@@ -4,11 +4,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use axum::extract::{DefaultBodyLimit, Request, State};
+use axum::extract::{Request, State};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, put};
-use hyper::StatusCode;
+use hyper::{StatusCode, header};
 
 use super::refusal::Refusal;
 use super::server::Routers;
@@ -45,11 +45,12 @@ fn routes(handles: Arc<Handles>) -> Router {
         .route(path::SERVICES, get(read::services))
         .route(path::SERVICE, get(read::service))
         .route(path::NODES, get(read::nodes))
+        .route(path::WHY, get(read::why))
+        .route(path::RESOLVE, get(read::resolve))
         .route(path::PORTS, put(write::publish))
         .route(path::PORT, delete(write::unpublish))
         .fallback(no_such_path)
         .method_not_allowed_fallback(no_such_method)
-        .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
         .with_state(handles)
 }
 
@@ -62,13 +63,27 @@ async fn pass(State(gate): State<Gate>, request: Request, next: Next) -> Respons
                 .hint(foreign.hint())
                 .into_response()
         }
-        Ok(()) => tokio::time::timeout(REQUEST_TIMEOUT, next.run(request)).await.unwrap_or_else(|_| {
-            let late = format!("the request was not done within {REQUEST_TIMEOUT:?}");
-            Refusal::new(StatusCode::GATEWAY_TIMEOUT, late).hint("is the store reachable?").into_response()
-        }),
+        Ok(()) => match tokio::time::timeout(REQUEST_TIMEOUT, next.run(request)).await {
+            Ok(response) => as_json(response),
+            Err(_) => {
+                let late = format!("the request was not done within {REQUEST_TIMEOUT:?}");
+                Refusal::new(StatusCode::GATEWAY_TIMEOUT, late).hint("is the store reachable?").into_response()
+            }
+        },
     };
     gate.metrics.responses.with_label_values(&[response.status().as_str()]).inc();
     response
+}
+
+/// What the router itself refuses (a path that is not UTF-8) is plain text: every refusal of ours is JSON.
+fn as_json(response: Response) -> Response {
+    let status = response.status();
+    let kind = response.headers().get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok());
+    if status.as_u16() < 400 || kind.is_some_and(|kind| kind.starts_with("application/json")) {
+        return response;
+    }
+    let reason = status.canonical_reason().unwrap_or("refused");
+    Refusal::new(status, format!("the request cannot be read: {reason}")).into_response()
 }
 
 async fn no_such_path(request: Request) -> Refusal {

@@ -9,6 +9,7 @@ use axum::Router;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use nerve::tasks::Tasks;
+use prometheus::IntGauge;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 
@@ -98,7 +99,7 @@ impl Server {
         let router = if loopback { self.routers.loopback.clone() } else { self.routers.network.clone() };
         let open = self.metrics.connections.clone();
         self.tasks.spawn("admin connection", async move {
-            open.inc();
+            let _open = Open::new(open);
             let connection = hyper::server::conn::http1::Builder::new()
                 .timer(TokioTimer::new())
                 .header_read_timeout(HEAD_TIMEOUT)
@@ -114,9 +115,24 @@ impl Server {
             if let Err(error) = ended {
                 tracing::debug!(%error, "an admin connection broke off");
             }
-            open.dec();
             drop((permit, drain));
         });
+    }
+}
+
+/// Counted for as long as it lives, also past a panic.
+struct Open(IntGauge);
+
+impl Open {
+    fn new(gauge: IntGauge) -> Self {
+        gauge.inc();
+        Self(gauge)
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.dec();
     }
 }
 

@@ -1,12 +1,10 @@
 //! Changes that a user asks for: published ports, instances of this node, drains.
 
-use std::num::NonZeroU16;
-
 use axum::Json;
-use axum::body::Body;
+use axum::body::{Body, HttpBody};
 use axum::extract::{Path, Request, State};
 use hyper::StatusCode;
-use nerve::model::{Protocol, PublishedPort, ServiceName};
+use nerve::model::{PublishedPort, ServiceName};
 use nerve::publish::{self, Published, Unpublished};
 use nerve::store::ErrorKind;
 use serde::de::DeserializeOwned;
@@ -36,10 +34,11 @@ pub(super) async fn publish(
 
 pub(super) async fn unpublish(
     State(handles): Shared,
-    Path((service, port, protocol)): Path<(String, NonZeroU16, String)>,
+    Path((service, port, protocol)): Path<(String, String, String)>,
 ) -> Answer<Changed> {
     let service = service_name(&service)?;
-    let protocol: Protocol = protocol.parse().map_err(Refusal::bad_request)?;
+    let port: PublishedPort = format!("{port}/{protocol}").parse().map_err(Refusal::bad_request)?;
+    let PublishedPort { port, protocol, .. } = port;
     let done =
         publish::unpublish(&*handles.store, &service, port, protocol).await.map_err(publish_refusal)?;
     let mut notes = Vec::new();
@@ -109,12 +108,16 @@ pub(super) fn service_name(text: &str) -> Result<ServiceName, Refusal> {
     ServiceName::new(text).map_err(Refusal::bad_request)
 }
 
-/// The whole body, refused where it is too large.
+/// The whole body; refused before it is read where its length says that it is too large.
 pub(super) async fn bytes(body: Body) -> Result<axum::body::Bytes, Refusal> {
-    axum::body::to_bytes(body, MAX_BODY_BYTES).await.map_err(|_| {
+    let too_large = || {
         let error = format!("the request's body has more than {MAX_BODY_BYTES} bytes, or it broke off");
         Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, error)
-    })
+    };
+    if usize::try_from(body.size_hint().lower()).map_or(true, |length| length > MAX_BODY_BYTES) {
+        return Err(too_large());
+    }
+    axum::body::to_bytes(body, MAX_BODY_BYTES).await.map_err(|_| too_large())
 }
 
 /// The body as the JSON that is expected.

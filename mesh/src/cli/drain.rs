@@ -9,7 +9,7 @@ use super::{Reach, Result, print_change};
 use crate::api::{self, Changed, DrainRequest};
 
 const DRAIN_HELP: &str = "\
-Open connections go on; new ones go to other instances. It lasts until `plexus undrain`, or until the agent restarts.
+Open connections go on; new ones go to other instances. It lasts until `plexus undrain`, over restarts of the agent.
 
 Examples:
   plexus drain web-a-8080          one instance

@@ -147,4 +147,4 @@ fn print_change(out: &mut Output<'_>, json: bool, changed: &crate::api::Changed)
 }
 
 #[cfg(test)]
-mod tests {}
+mod tests;

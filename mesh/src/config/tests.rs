@@ -117,10 +117,16 @@ fn known_keys() -> BTreeSet<String> {
             kept.push(line);
         }
     }
+    kept.extend(
+        "[[service]]\nname = \"x\"\nport = 1\nno_such_key = 1\n[[service.check]]\nhttp = \"/\"\nno_such_key = 1\n\
+         [[service.check]]\ntcp = true\nno_such_key = 1"
+            .lines()
+            .map(str::to_owned),
+    );
     let refused = read(&kept.join("\n")).expect_err("refused");
     let mut keys = BTreeSet::new();
     for problem in refused.iter().filter(|problem| problem.message == "unknown key") {
-        let table = problem.key.trim_end_matches("no_such_key").replace("[0]", "");
+        let table = problem.key.trim_end_matches("no_such_key").replace("[0]", "").replace("[1]", "");
         let listed = problem.expected.trim_start_matches("one of ");
         keys.extend(listed.split(", ").map(|key| format!("{table}{}", key.trim_matches('`'))));
     }
