@@ -9,6 +9,7 @@ pub mod check;
 pub mod document;
 pub mod model;
 pub mod period;
+pub mod registrar;
 pub mod source;
 pub mod store;
 pub mod tasks;
