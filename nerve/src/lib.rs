@@ -11,6 +11,7 @@ pub mod document;
 pub mod model;
 pub mod period;
 pub mod publish;
+pub mod registrar;
 pub mod source;
 pub mod store;
 pub mod tasks;
