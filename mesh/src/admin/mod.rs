@@ -8,6 +8,7 @@
 //! agent imports this room.
 
 mod guard;
+mod local;
 mod metrics;
 mod read;
 mod refusal;
@@ -59,6 +60,8 @@ pub struct Handles {
     pub readiness: Readiness,
     /// This node's copy of everything.
     pub catalog: Catalog,
+    /// What runs on this node; for registering and draining.
+    pub registrar: nerve::registrar::Handle,
     /// For publishing.
     pub store: Arc<dyn Store>,
     /// Every metric of the agent.

@@ -15,7 +15,7 @@ use serde::Deserialize;
 use synapse::catalog::{Endpoint, Freshness, Service};
 
 use super::refusal::{Answer, Refusal};
-use super::{Counts, Handles};
+use super::{Counts, Handles, local};
 use crate::api::{
     Awaited, EndpointInfo, Endpoints, NodeInfo, Nodes, Problem, Resolution, ServiceSummary, Services, Stale,
     Status, Why, WhyEndpoint,
@@ -102,6 +102,7 @@ pub(super) async fn status(State(handles): Shared) -> Json<Status> {
         .to_owned(),
         stale: stale(&handles),
         services: handles.catalog.service_count(),
+        instances: local::all(&handles),
         problems: problems(&handles),
     })
 }
@@ -149,6 +150,8 @@ pub(super) async fn resolve(
 /// Everything that fails on this node, in one list.
 fn problems(handles: &Handles) -> Vec<Problem> {
     let mut problems = (handles.problems)();
+    let registrar = handles.registrar.problems().into_iter();
+    problems.extend(registrar.map(|problem| Problem { what: problem.subject, message: problem.message }));
     if let Freshness::Stale { reason, .. } = &*handles.catalog.freshness() {
         let message = format!("the store does not confirm what is served: {reason}");
         problems.push(Problem { what: "store".to_owned(), message });

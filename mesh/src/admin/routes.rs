@@ -12,7 +12,7 @@ use hyper::{StatusCode, header};
 
 use super::refusal::Refusal;
 use super::server::Routers;
-use super::{Handles, Metrics, guard, read, write};
+use super::{Handles, Metrics, guard, local, read, write};
 use crate::api::path;
 
 /// The largest request body. The longest that is meant is one definition of an instance.
@@ -47,6 +47,9 @@ fn routes(handles: Arc<Handles>) -> Router {
         .route(path::NODES, get(read::nodes))
         .route(path::WHY, get(read::why))
         .route(path::RESOLVE, get(read::resolve))
+        .route(path::INSTANCES, get(local::instances).post(local::register))
+        .route(path::INSTANCE, delete(local::deregister))
+        .route(path::DRAIN, put(local::drain))
         .route(path::PORTS, put(write::publish))
         .route(path::PORT, delete(write::unpublish))
         .fallback(no_such_path)
@@ -67,7 +70,9 @@ async fn pass(State(gate): State<Gate>, request: Request, next: Next) -> Respons
             Ok(response) => as_json(response),
             Err(_) => {
                 let late = format!("the request was not done within {REQUEST_TIMEOUT:?}");
-                Refusal::new(StatusCode::GATEWAY_TIMEOUT, late).hint("is the store reachable?").into_response()
+                Refusal::new(StatusCode::GATEWAY_TIMEOUT, late)
+                    .hint("is the store reachable?")
+                    .into_response()
             }
         },
     };

@@ -206,15 +206,19 @@ pub struct LocalInstance {
     pub service: ServiceName,
     /// Its id.
     pub id: InstanceId,
-    /// Where its definition comes from: a file, or the admin interface.
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// Where its definition comes from: a file and line, or the run-time registrations.
     pub source: String,
     /// As its checks see it.
     pub health: Health,
     /// What the deciding check saw.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub health_reason: String,
-    /// Does the store hold it as it is now?
+    /// Does the store hold it?
     pub registered: bool,
+    /// How its record stands in the store, in words.
+    pub registration: String,
     /// Is it drained?
     #[serde(default)]
     pub draining: bool,
@@ -247,6 +251,9 @@ pub struct Status {
     pub stale: Option<Stale>,
     /// Services in the catalog.
     pub services: usize,
+    /// What runs on this node, as its agent has it.
+    #[serde(default)]
+    pub instances: Vec<LocalInstance>,
     /// Everything that fails at the moment.
     pub problems: Vec<Problem>,
 }

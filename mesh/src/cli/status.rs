@@ -4,10 +4,11 @@ use std::io;
 use std::time::Duration;
 
 use clap::Args;
+use nerve::model::Health;
 
-use super::output::{Output, Tone};
+use super::output::{Cell, Output, Table, Tone};
 use super::{Reach, Result, stale_banner};
-use crate::api;
+use crate::api::{self, LocalInstance};
 
 const AFTER_HELP: &str = "\
 Examples:
@@ -31,6 +32,34 @@ impl Status {
     }
 }
 
+fn instances(out: &mut Output<'_>, instances: &[LocalInstance]) -> io::Result<()> {
+    let mut table = Table::new(&["SERVICE", "ID", "ADDRESS", "HEALTH", "STORE", "SOURCE", "REASON"]);
+    for instance in instances {
+        let health = match instance.health {
+            Health::Passing if instance.draining => Cell::new("draining", Tone::Warning),
+            Health::Passing => Cell::new("passing", Tone::Good),
+            Health::Starting => Cell::new("starting", Tone::Warning),
+            Health::Critical => Cell::new("critical", Tone::Bad),
+        };
+        let store = if instance.registered { "registered" } else { &instance.registration };
+        table.row([
+            Cell::from(&instance.service),
+            Cell::from(&instance.id),
+            Cell::from(instance.address),
+            health,
+            Cell::new(store, if instance.registered { Tone::Plain } else { Tone::Warning }),
+            Cell::from(&instance.source),
+            Cell::from(&instance.health_reason),
+        ]);
+    }
+    if table.is_empty() {
+        return out.line("instances none");
+    }
+    out.line("")?;
+    out.table(&table)?;
+    out.line("")
+}
+
 fn human(out: &mut Output<'_>, answer: &api::Status) -> io::Result<()> {
     stale_banner(out, answer.stale.as_ref())?;
     let ready =
@@ -40,6 +69,7 @@ fn human(out: &mut Output<'_>, answer: &api::Status) -> io::Result<()> {
     out.line(format!("agent     {}, {}, {ready}, up {uptime}", answer.version, answer.phase))?;
     out.line(format!("store     {}", answer.store))?;
     out.line(format!("catalog   {}, {} services", answer.catalog, answer.services))?;
+    instances(out, &answer.instances)?;
     if answer.problems.is_empty() {
         return out.toned_line(Tone::Good, "problems  none");
     }

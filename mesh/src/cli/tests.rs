@@ -5,7 +5,10 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use clap::CommandFactory;
-use nerve::model::{Health, Instance, InstanceId, Node, ServiceName};
+use nerve::document::Document;
+use nerve::model::{Health, Instance, InstanceId, Node, NodeName, ServiceName};
+use nerve::registrar;
+use nerve::source::{ApiSource, ConfigSource, Local, read_config};
 use nerve::store::{EmbeddedStore, Key, Store};
 use nerve::tasks::Tasks;
 use serde_json::json;
@@ -78,12 +81,30 @@ fn instance(id: &str, node: &str, address: &str) -> Instance {
     serde_json::from_value(json).unwrap()
 }
 
+/// The registrar of node `a`, with one instance from its configuration.
+fn registrar(store: &Arc<dyn Store>, tasks: &Tasks) -> registrar::Handle {
+    let local = Local { node: NodeName::new("a").unwrap(), address: "192.0.2.1".parse().unwrap() };
+    let text = "[[service]]\nname = \"db\"\nport = 5432\n";
+    let document = Document::parse("plexus.toml", text).unwrap();
+    let defined = document.decode(|root| read_config(root, &local)).unwrap();
+    registrar::start(
+        registrar::Config::new(local.node.clone(), local.address, "0.1.0"),
+        Arc::clone(store),
+        &[&ConfigSource::new(defined)],
+        ApiSource::open(None, local),
+        tasks,
+        registrar::Metrics::default(),
+    )
+}
+
 impl World {
     async fn new() -> Self {
         let (catalog, writer) = Catalog::new();
         let store =
             EmbeddedStore::open(None, Duration::from_secs(5), nerve::store::Metrics::default()).unwrap();
         let store: Arc<dyn Store> = Arc::new(store);
+        let tasks = Tasks::new();
+        let registrar = registrar(&store, &tasks);
         let registry = prometheus::Registry::new();
         let metrics = admin::Metrics::default();
         metrics.register(&registry).unwrap();
@@ -94,6 +115,7 @@ impl World {
             phase: watch::Sender::new("running").subscribe(),
             readiness: readiness.clone(),
             catalog,
+            registrar: registrar.clone(),
             store: Arc::clone(&store),
             registry,
             traffic: Arc::new(Busy),
@@ -108,7 +130,6 @@ impl World {
         let bound = Bound::bind(&config).await.unwrap();
         let address = bound.addresses()[0];
         let (trigger, watcher) = drain::channel();
-        let tasks = Tasks::new();
         let server = bound.run(handles, metrics, tasks.clone(), watcher);
         tasks.spawn("admin", server);
         Self { address, writer, store, readiness, _drain: trigger, _tasks: tasks }
@@ -279,6 +300,55 @@ async fn status_lists_everything_that_fails() {
         assert!(printed.contains(line), "{line}: {printed}");
     }
     assert!(printed.contains("  config: plexus.toml:3:1: log.levl: unknown key"), "{printed}");
+}
+
+#[tokio::test]
+async fn an_instance_is_registered_drained_and_deregistered() {
+    let world = World::filled().await;
+    let printed = world.prints("register cache --port 6379 --check tcp --interval 1s --tag v1").await;
+    assert!(
+        printed.starts_with(
+            "instance cache-a-6379 of cache at 192.0.2.1:6379 is taken in; it gets traffic once"
+        ),
+        "{printed}"
+    );
+    let printed = world.prints("register cache --port 6379").await;
+    assert!(printed.contains("is changed\nnote: it has no check"), "{printed}");
+    assert!(world.prints("drain cache-a-6379").await.contains("is drained: it gets no new connections"));
+    assert!(world.prints("drain cache-a-6379").await.contains("was already drained"));
+    assert!(world.prints("drain --node").await.contains("node a is drained"));
+    let printed = world.prints("undrain cache-a-6379 --service cache").await;
+    assert!(printed.contains("is no longer drained\nnote: its node is still drained"), "{printed}");
+    assert!(world.prints("undrain --node --json").await.contains("\"changed\": true"));
+    let printed = world.prints("status").await;
+    assert!(printed.contains("cache    cache-a-6379") && printed.contains("plexus.toml:1"), "{printed}");
+    assert_eq!(
+        world.prints("deregister cache-a-6379").await,
+        "instance cache-a-6379 of cache is deregistered\n"
+    );
+    assert!(world.fails("deregister cache-a-6379").await.contains("this node has no instance cache-a-6379"));
+}
+
+#[tokio::test]
+async fn a_wrong_registration_names_every_wrong_key() {
+    let world = World::filled().await;
+    let error = world.fails("register cache --port 6379 --check htp=/ --rise 0").await;
+    assert!(
+        error.contains("check[0]") && error.contains("names no kind of check") && error.contains("rise"),
+        "{error}"
+    );
+    let error = world.fails("register db --port 5432").await;
+    assert!(error.contains("instance db/db-a-5432 is defined in plexus.toml:1; change it there"), "{error}");
+}
+
+#[tokio::test]
+async fn what_runs_elsewhere_is_refused_with_whom_to_ask() {
+    let world = World::filled().await;
+    let error = world.fails("drain web-2").await;
+    assert!(error.contains("instance web-2 runs on node b (192.0.2.2), and this is node a"), "{error}");
+    assert!(error.contains("pass --admin http://192.0.2.2:7070"), "{error}");
+    assert!(world.fails("drain db-a-543").await.ends_with("did you mean \"db-a-5432\"?"));
+    assert!(world.fails("deregister db-a-5432").await.contains("is defined in plexus.toml:1"));
 }
 
 #[tokio::test]
