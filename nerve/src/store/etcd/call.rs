@@ -117,6 +117,7 @@ impl Shared {
             request(client).await.map(|answer| (answer, member)).map_err(Failure::of)
         };
         let outcome = tokio::select! {
+            biased;
             () = self.stop.cancelled() => {
                 Err(Failure::new(ErrorKind::Unavailable, Next::GiveUp, "the store was shut down"))
             }

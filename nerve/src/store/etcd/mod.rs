@@ -98,6 +98,7 @@ impl EtcdStore {
         let stop = self.tasks.stop_token();
         self.tasks.spawn(name, async move {
             tokio::select! {
+                biased;
                 () = stop.cancelled() => {}
                 () = task => {}
             }
