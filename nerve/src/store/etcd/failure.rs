@@ -45,9 +45,9 @@ impl Failure {
 
     /// No answer in time.
     pub(super) fn timeout(after: Duration) -> Self {
-        let after = humantime::format_duration(Duration::from_millis(
-            u64::try_from(after.as_millis()).unwrap_or(u64::MAX),
-        ));
+        // To a hundredth of a second: what is left of a deadline is never a round number.
+        let after = u64::try_from(after.as_millis().div_ceil(10) * 10).unwrap_or(u64::MAX);
+        let after = humantime::format_duration(Duration::from_millis(after));
         let reason = format!("no answer within {after}; check that etcd runs there and is reachable");
         Self { may_have_applied: true, ..Self::new(ErrorKind::Unavailable, Next::Wait, reason) }
     }
