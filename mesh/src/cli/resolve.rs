@@ -10,7 +10,7 @@ use super::{Reach, Result};
 use crate::api;
 
 const AFTER_HELP: &str = "\
-A name without a dot, or ending in a known suffix of the mesh's domain, is completed as a resolver's search list would.
+A name without a dot is completed with the mesh's domain.
 
 Examples:
   plexus resolve web
