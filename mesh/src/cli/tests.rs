@@ -410,7 +410,9 @@ async fn a_body_that_is_too_large_is_refused() {
 async fn a_drained_server_answers_what_is_open_and_then_no_more() {
     let world = World::filled().await;
     let mut idle = tokio::net::TcpStream::connect(world.address).await.unwrap();
-    tokio::io::AsyncWriteExt::write_all(&mut idle, b"GET /healthz HTTP/1.1\r\nhost: localhost\r\n\r\n").await.unwrap();
+    tokio::io::AsyncWriteExt::write_all(&mut idle, b"GET /healthz HTTP/1.1\r\nhost: localhost\r\n\r\n")
+        .await
+        .unwrap();
     let mut byte = [0];
     tokio::io::AsyncReadExt::read_exact(&mut idle, &mut byte).await.unwrap();
     assert_eq!(world.drain.drain(Duration::from_secs(10)).await, drain::Drained::Completely);
