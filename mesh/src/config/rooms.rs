@@ -1,6 +1,5 @@
 //! From the tables of the file to what each room is told.
 
-use nerve::registrar;
 use nerve::source::Local;
 use nerve::store::StoreConfig;
 
@@ -29,16 +28,6 @@ impl Config {
             cert_file: store.cert_file.clone(),
             key_file: store.key_file.clone(),
             request_timeout: store.request_timeout.get(),
-        }
-    }
-
-    /// What the registrar is told.
-    #[must_use]
-    pub fn registrar(&self, version: &str) -> registrar::Config {
-        registrar::Config {
-            zone: self.node.zone.clone(),
-            session_ttl: self.store.session_ttl,
-            ..registrar::Config::new(self.node.name.clone(), self.node.address, version)
         }
     }
 
