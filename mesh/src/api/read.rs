@@ -184,7 +184,7 @@ pub struct Resolution {
     pub name: String,
     /// The record type asked for.
     pub record_type: String,
-    /// `NOERROR`, `NXDOMAIN`, …
+    /// `NOERROR`, `NXDOMAIN`, …; empty where the question is forwarded.
     pub code: String,
     /// The records, as in a zone file.
     pub answers: Vec<String>,

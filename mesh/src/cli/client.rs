@@ -141,14 +141,12 @@ impl Client {
         };
         // The connection is driven here, not by a task: it ends with the exchange.
         tokio::pin!(exchange, connection);
-        loop {
-            tokio::select! {
-                biased;
-                answer = &mut exchange => return answer,
-                ended = &mut connection => {
-                    ended?;
-                    return exchange.await;
-                }
+        tokio::select! {
+            biased;
+            answer = &mut exchange => answer,
+            ended = &mut connection => {
+                ended?;
+                exchange.await
             }
         }
     }

@@ -15,7 +15,7 @@ use crate::api::{self, Changed, CheckRequest, RegisterRequest};
 
 const AFTER_HELP: &str = "\
 The agent checks the instance and registers it for as long as it is well; an instance that is registered again is changed.
-It lasts until `plexus deregister`; what is to come back with the machine belongs into services.d.
+It lasts until `plexus deregister`, over restarts of the agent. What a file of services.d defines is changed there.
 
 Examples:
   plexus register web --port 8080

@@ -10,12 +10,12 @@ use super::{Reach, Result};
 use crate::api;
 
 const AFTER_HELP: &str = "\
-A name without a dot, or ending in a known suffix of the mesh's domain, is completed as a resolver's search list would.
+The name is looked up as it is, without a search list: write it with the mesh's domain.
 
 Examples:
-  plexus resolve web
+  plexus resolve web.mesh.internal
   plexus resolve tasks.web.mesh.internal
-  plexus resolve web --type SRV";
+  plexus resolve web.mesh.internal --type SRV";
 
 /// Show what DNS answers on this node, and why
 #[derive(Debug, Args)]
@@ -43,9 +43,11 @@ impl Resolve {
 }
 
 fn human(out: &mut Output<'_>, answer: &api::Resolution) -> io::Result<()> {
+    // A name that is not of the mesh is not asked for here: only its way is told.
+    let code = if answer.code.is_empty() { "forwarded" } else { &answer.code };
     let tone =
         if answer.code == "NOERROR" && !answer.answers.is_empty() { Tone::Good } else { Tone::Warning };
-    out.toned_line(tone, format!("{} {}: {}", answer.name, answer.record_type, answer.code))?;
+    out.toned_line(tone, format!("{} {}: {code}", answer.name, answer.record_type))?;
     answer.answers.iter().try_for_each(|record| out.toned_line(Tone::Plain, record))?;
     answer.why.iter().try_for_each(|sentence| out.toned_line(Tone::Plain, format!("; {sentence}")))
 }

@@ -28,7 +28,7 @@ struct World {
     writer: Writer,
     store: Arc<dyn Store>,
     readiness: Readiness,
-    _drain: drain::DrainTrigger,
+    drain: drain::DrainTrigger,
     _tasks: Tasks,
 }
 
@@ -132,7 +132,7 @@ impl World {
         let (trigger, watcher) = drain::channel();
         let server = bound.run(handles, metrics, tasks.clone(), watcher);
         tasks.spawn("admin", server);
-        Self { address, writer, store, readiness, _drain: trigger, _tasks: tasks }
+        Self { address, writer, store, readiness, drain: trigger, _tasks: tasks }
     }
 
     /// Three instances of `web` on two nodes, one of them critical; `api` published and without an instance.
@@ -404,6 +404,19 @@ async fn a_body_that_is_too_large_is_refused() {
     let world = World::filled().await;
     let headers = format!("content-type: application/json\r\ncontent-length: {}\r\n", 10 << 20);
     assert_eq!(raw(world.address, "PUT", "/v1/plexus/services/web/ports", &headers).await.0, 413);
+}
+
+#[tokio::test]
+async fn a_drained_server_answers_what_is_open_and_then_no_more() {
+    let world = World::filled().await;
+    let mut idle = tokio::net::TcpStream::connect(world.address).await.unwrap();
+    tokio::io::AsyncWriteExt::write_all(&mut idle, b"GET /healthz HTTP/1.1\r\nhost: localhost\r\n\r\n")
+        .await
+        .unwrap();
+    let mut byte = [0];
+    tokio::io::AsyncReadExt::read_exact(&mut idle, &mut byte).await.unwrap();
+    assert_eq!(world.drain.drain(Duration::from_secs(10)).await, drain::Drained::Completely);
+    assert!(tokio::net::TcpStream::connect(world.address).await.is_err());
 }
 
 async fn raw(address: SocketAddr, method: &str, path: &str, headers: &str) -> (u16, String) {

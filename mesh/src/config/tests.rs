@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use nerve::document::{Document, Errors};
+use proptest::prelude::*;
 
 use super::*;
 
@@ -256,4 +257,19 @@ fn a_reload_names_what_it_applies_and_what_needs_a_restart() {
     assert!(reload.needs_restart().unwrap().contains("dns.ttl, store.password"));
     let other = read(&changed.replace("\"x\"", "\"y\"")).unwrap();
     assert_eq!(diff(&read(&changed).unwrap(), &other).restart, ["store.password"]);
+}
+
+proptest! {
+    /// Whatever a hand or a disk did to a file: an answer, never a panic, and no key that is half-read.
+    #[test]
+    fn a_damaged_file_is_read_or_refused(at in 0..4000_usize, length in 0..40_usize, put in "[a-z0-9=\\[\\]\"{}.,\n #-]{0,12}") {
+        let mut characters: Vec<char> = uncommented(true).chars().collect();
+        let start = at.min(characters.len());
+        let end = (start + length).min(characters.len());
+        characters.splice(start..end, put.chars());
+        let text: String = characters.into_iter().collect();
+        if let Err(refused) = read(&text) {
+            prop_assert!(refused.total() > 0 && refused.to_string().starts_with("plexus.toml"));
+        }
+    }
 }
