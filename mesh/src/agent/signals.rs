@@ -4,6 +4,15 @@ use std::io;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
+/// What a signal asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Asked {
+    /// To leave; the signal's name.
+    Leave(&'static str),
+    /// To read the configuration again.
+    Reload,
+}
+
 /// SIGTERM, SIGINT and SIGHUP as things to wait for.
 #[derive(Debug)]
 pub(super) struct Signals {
@@ -22,16 +31,21 @@ impl Signals {
         })
     }
 
-    /// Completes with the name of the signal when the process is asked to leave. Cancel-safe.
-    pub(super) async fn terminate(&mut self) -> &'static str {
+    /// The next signal. Cancel-safe.
+    pub(super) async fn next(&mut self) -> Asked {
         tokio::select! {
-            _ = self.terminate.recv() => "SIGTERM",
-            _ = self.interrupt.recv() => "SIGINT",
+            _ = self.terminate.recv() => Asked::Leave("SIGTERM"),
+            _ = self.interrupt.recv() => Asked::Leave("SIGINT"),
+            _ = self.hangup.recv() => Asked::Reload,
         }
     }
 
-    /// Completes when the process is asked to read its configuration again. Cancel-safe.
-    pub(super) async fn reload(&mut self) {
-        self.hangup.recv().await;
+    /// Completes when the process is asked to leave, with the signal's name. Cancel-safe.
+    pub(super) async fn leave(&mut self) -> &'static str {
+        loop {
+            if let Asked::Leave(signal) = self.next().await {
+                return signal;
+            }
+        }
     }
 }

@@ -8,12 +8,12 @@ use std::os::unix::net::{SocketAddr, UnixDatagram};
 
 /// The way to the service manager, or to nobody.
 #[derive(Debug, Default)]
-pub struct Notifier(Option<(UnixDatagram, SocketAddr)>);
+pub(super) struct Notifier(Option<(UnixDatagram, SocketAddr)>);
 
 impl Notifier {
     /// Reads `NOTIFY_SOCKET`, a path or, with a leading `@`, an abstract name. Without it, notifications go nowhere.
     #[must_use]
-    pub fn from_env() -> Self {
+    pub(super) fn from_env() -> Self {
         let Some(name) = std::env::var_os("NOTIFY_SOCKET") else { return Self::default() };
         match Self::to(&name) {
             Ok(notifier) => notifier,
@@ -35,19 +35,19 @@ impl Notifier {
     }
 
     /// `READY=1`: start-up is complete.
-    pub fn ready(&self, status: &str) {
+    pub(super) fn ready(&self, status: &str) {
         self.send(&format!("READY=1\nSTATUS={status}"));
     }
 
     /// `RELOADING=1`, to be followed by `ready`. systemd wants the monotonic time with it (`sd_notify(3)`).
-    pub fn reloading(&self) {
+    pub(super) fn reloading(&self) {
         let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC)
             .map_or(0, |t| i128::from(t.tv_sec()) * 1_000_000 + i128::from(t.tv_nsec()) / 1000);
         self.send(&format!("RELOADING=1\nMONOTONIC_USEC={now}"));
     }
 
     /// `STOPPING=1`: shutdown has begun.
-    pub fn stopping(&self, status: &str) {
+    pub(super) fn stopping(&self, status: &str) {
         self.send(&format!("STOPPING=1\nSTATUS={status}"));
     }
 

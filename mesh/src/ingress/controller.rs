@@ -25,8 +25,7 @@ type Balancers = HashMap<Option<PortName>, Arc<Balancer>>;
 #[derive(Debug, Clone)]
 pub struct Handle {
     shared: Arc<Mutex<Shared>>,
-    local_ports: Arc<watch::Sender<Vec<LocalPort>>>,
-    drain: Duration,
+    config: Arc<watch::Sender<Config>>,
 }
 
 #[derive(Debug, Default)]
@@ -59,12 +58,9 @@ pub fn start(
     metrics: Metrics,
     tasks: &Tasks,
 ) -> Handle {
-    let handle = Handle {
-        shared: Arc::default(),
-        local_ports: Arc::new(watch::Sender::new(config.localhost.clone())),
-        drain: config.drain,
-    };
-    let (run, addresses) = (handle.clone(), published_addresses(&config.listen));
+    let addresses = published_addresses(&config.listen);
+    let handle = Handle { shared: Arc::default(), config: Arc::new(watch::Sender::new(config)) };
+    let run = handle.clone();
     let (owner, stop) = (tasks.clone(), tasks.stop_token());
     tasks.spawn_restarted("ingress", move || {
         let controller = Controller {
@@ -80,7 +76,9 @@ pub fn start(
         };
         let stop = stop.clone();
         async move {
+            // Biased: once stopped, it opens nothing that a drain has just closed.
             tokio::select! {
+                biased;
                 () = stop.cancelled() => {}
                 () = controller.run() => {}
             }
@@ -122,13 +120,19 @@ impl Handle {
             .map_or_else(Vec::new, |of_service| of_service.values().cloned().collect())
     }
 
-    /// Replaces the localhost ports, as a reload of the configuration does.
-    pub fn set_local_ports(&self, ports: Vec<LocalPort>) {
-        self.local_ports.send_if_modified(|current| {
-            let changed = *current != ports;
-            *current = ports;
+    /// Takes over what a reload of the configuration may change: localhost ports and the drain's deadline.
+    pub fn reload(&self, config: &Config) {
+        self.config.send_if_modified(|current| {
+            let Config { localhost, drain, .. } = config;
+            let changed = current.localhost != *localhost || current.drain != *drain;
+            current.localhost.clone_from(localhost);
+            current.drain = *drain;
             changed
         });
+    }
+
+    fn drain_deadline(&self) -> Duration {
+        self.config.borrow().drain
     }
 
     /// Closes every listener and waits for their connections, at most for the drain's deadline. Call it after the task
@@ -139,7 +143,8 @@ impl Handle {
         for listener in &listeners {
             listener.stop_accepting();
         }
-        let drains = listeners.into_iter().map(|listener| listener.drain(self.drain));
+        let deadline = self.drain_deadline();
+        let drains = listeners.into_iter().map(|listener| listener.drain(deadline));
         futures_util::future::join_all(drains).await.into_iter().sum()
     }
 }
@@ -160,15 +165,15 @@ struct Controller {
 impl Controller {
     async fn run(mut self) {
         let mut subscription: Subscription = self.catalog.subscribe();
-        let mut local_ports = self.handle.local_ports.subscribe();
-        local_ports.mark_changed();
+        let mut config = self.handle.config.subscribe();
+        config.mark_changed();
         let mut retry = tokio::time::interval(RETRY);
         retry.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 names = subscription.changed() => names.iter().for_each(|name| self.service_changed(name)),
-                Ok(()) = local_ports.changed() => {
-                    let wanted = local_ports.borrow_and_update().clone();
+                Ok(()) = config.changed() => {
+                    let wanted = config.borrow_and_update().localhost.clone();
                     self.local_ports_changed(wanted);
                 }
                 _ = retry.tick() => self.retry_failed(),
@@ -286,8 +291,8 @@ impl Controller {
     }
 
     fn close(&mut self, key: SlotKey, holder: Holder, listener: Listener) {
-        tracing::info!(service = %holder.service, address = %key.address, protocol = %key.protocol, "no longer listening; its connections may go on for {} s", self.handle.drain.as_secs());
-        let (deadline, forced) = (self.handle.drain, self.metrics.forced.clone());
+        tracing::info!(service = %holder.service, address = %key.address, protocol = %key.protocol, "no longer listening; its connections may go on for {} s", self.handle.drain_deadline().as_secs());
+        let (deadline, forced) = (self.handle.drain_deadline(), self.metrics.forced.clone());
         // At once, so that the port is free for whoever gets it next.
         listener.stop_accepting();
         self.tasks.spawn("listener drain", async move {
@@ -444,7 +449,7 @@ mod tests {
         until("open", || TcpStream::connect(listen).is_ok()).await;
         world.writer.apply([instance("web", greeter("local"))]);
         until("served", || ask(port).is_ok_and(|text| text == "local")).await;
-        world.handle.set_local_ports(Vec::new());
+        world.handle.reload(&Config::default());
         until("closed", || TcpStream::connect(listen).is_err()).await;
         world.tasks.shutdown().await;
     }

@@ -26,6 +26,7 @@
 //! read more than [`MAX_BYTES`], or know what any key means.
 
 mod error;
+mod print;
 mod section;
 mod value;
 
@@ -36,6 +37,7 @@ use std::path::Path;
 use toml::de::DeTable;
 
 pub use error::{Errors, Position, Problem};
+pub use print::{Unprintable, to_toml};
 pub use section::{Reported, Section};
 pub use value::{FromValue, Mismatch, Text, Value};
 

@@ -67,6 +67,14 @@ pub struct Drains {
     pub instances: BTreeSet<InstanceKey>,
 }
 
+impl Drains {
+    /// Is this instance drained, by itself or with its node?
+    #[must_use]
+    pub fn covers(&self, key: &InstanceKey) -> bool {
+        self.node || self.instances.contains(key)
+    }
+}
+
 /// The registrations and drains of the run-time API. Clones share them.
 #[derive(Debug, Clone)]
 pub struct ApiSource(Arc<Inner>);

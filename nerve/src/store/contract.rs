@@ -77,12 +77,13 @@ pub(super) struct Replica {
     pub(super) causes: Vec<SnapshotCause>,
     pub(super) resumed: usize,
     pub(super) disconnected: usize,
+    down: bool,
 }
 
 impl Replica {
     pub(super) fn of(store: &dyn Store, directory: &Path) -> Self {
         let watch = store.watch(directory);
-        Self { watch, entries: BTreeMap::new(), causes: Vec::new(), resumed: 0, disconnected: 0 }
+        Self { watch, entries: BTreeMap::new(), causes: Vec::new(), resumed: 0, disconnected: 0, down: false }
     }
 
     /// Takes one event; panics where a watch breaks its promises.
@@ -91,11 +92,12 @@ impl Replica {
             WatchEvent::Snapshot { entries, cause, .. } => {
                 assert!(entries.is_sorted_by_key(|entry| entry.path.clone()));
                 assert_eq!(cause == SnapshotCause::First, self.causes.is_empty());
+                self.down = false;
                 self.causes.push(cause);
                 self.entries = entries.into_iter().map(|e| (e.path, (e.value, e.revision))).collect();
             }
             WatchEvent::Changes(changes) => {
-                assert!(!changes.is_empty() && !self.causes.is_empty());
+                assert!(!changes.is_empty() && !self.causes.is_empty() && !self.down);
                 for change in changes {
                     match change {
                         Change::Put(entry) => {
@@ -110,16 +112,14 @@ impl Replica {
                 }
             }
             WatchEvent::Disconnected(_) => {
-                assert!(self.disconnected == self.ups(), "told twice");
+                assert!(!std::mem::replace(&mut self.down, true), "told twice");
                 self.disconnected += 1;
             }
-            WatchEvent::Resumed => self.resumed += 1,
+            WatchEvent::Resumed => {
+                assert!(std::mem::take(&mut self.down) && !self.causes.is_empty(), "resumed from nothing");
+                self.resumed += 1;
+            }
         }
-    }
-
-    /// How often an interruption was over: each is ended by `Resumed` or by a snapshot.
-    fn ups(&self) -> usize {
-        self.disconnected.min(self.resumed + self.causes.len())
     }
 
     /// Takes events until `done`.

@@ -84,7 +84,9 @@ fn answer(state: &State, request: &Request<Incoming>) -> Response<String> {
         response
     };
     match (request.method(), request.uri().path()) {
-        (&Method::GET, "/healthz") if state.healthy.load(Ordering::Relaxed) => reply(StatusCode::OK, "well\n"),
+        (&Method::GET, "/healthz") if state.healthy.load(Ordering::Relaxed) => {
+            reply(StatusCode::OK, "well\n")
+        }
         (&Method::GET, "/healthz") => reply(StatusCode::SERVICE_UNAVAILABLE, "told to fail\n"),
         (&Method::POST, "/fail") => {
             state.healthy.store(false, Ordering::Relaxed);

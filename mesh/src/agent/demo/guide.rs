@@ -103,7 +103,11 @@ impl Guide<'_> {
             writeln!(out, "  dig +short {server} web.mesh.internal")?;
             writeln!(out, "  dig +short {server} api.mesh.internal SRV")?;
         } else {
-            writeln!(out, "  # dig is not installed here; this shows what the DNS server on {} answers", node.dns)?;
+            writeln!(
+                out,
+                "  # dig is not installed here; this shows what the DNS server on {} answers",
+                node.dns
+            )?;
         }
         writeln!(out, "  {} resolve web.mesh.internal\n", self.plexus(node))
     }
@@ -119,7 +123,11 @@ impl Guide<'_> {
     fn write_failures(&self, out: &mut String) -> std::fmt::Result {
         let (Some(node), [first, .., last]) = (self.nodes.first(), self.web) else { return Ok(()) };
         let published = SocketAddr::new(node.address, self.published);
-        writeln!(out, "  # Kill an instance: connections go to the others. It is started again after {} s.", RESTART_AFTER.as_secs())?;
+        writeln!(
+            out,
+            "  # Kill an instance: connections go to the others. It is started again after {} s.",
+            RESTART_AFTER.as_secs()
+        )?;
         writeln!(out, "  kill -9 {}   # {} on node {}", last.pid, last.name, last.node)?;
         if self.tools.curl {
             writeln!(out, "  for i in 1 2 3 4 5 6; do curl -s http://{published}; done")?;

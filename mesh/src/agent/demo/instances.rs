@@ -7,7 +7,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use tokio::io::{AsyncBufReadExt, BufReader};
-use tokio::process::{Child, Command};
+use tokio::process::{Child, ChildStdin, Command};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
@@ -23,6 +23,14 @@ pub(super) enum Event {
     Started { instance: String, pid: u32, address: SocketAddr },
     Ended { instance: String, how: String },
     Failed { instance: String, error: io::Error },
+}
+
+/// A backend's process. It ends when the lifeline, its standard input, is closed.
+struct Running {
+    child: Child,
+    pid: u32,
+    address: SocketAddr,
+    _lifeline: Option<ChildStdin>,
 }
 
 /// Keeps one backend running, inside `namespace` if there is one, until `stop`.
@@ -57,7 +65,7 @@ impl Supervisor {
         loop {
             let instance = self.backend.instance.to_string();
             let event = match self.spawn(listen).await {
-                Ok((mut child, pid, address)) => {
+                Ok(Running { mut child, pid, address, _lifeline }) => {
                     // A port that was free at the first start is this instance's from then on.
                     listen = address;
                     self.tell(Event::Started { instance: instance.clone(), pid, address }).await;
@@ -90,7 +98,7 @@ impl Supervisor {
         let _ = self.events.send(event).await;
     }
 
-    async fn spawn(&self, listen: SocketAddr) -> io::Result<(Child, u32, SocketAddr)> {
+    async fn spawn(&self, listen: SocketAddr) -> io::Result<Running> {
         let backend = &self.backend;
         let mut child = Command::new(&self.program)
             .arg("demo-backend")
@@ -107,6 +115,8 @@ impl Supervisor {
         let line = BufReader::new(output).lines().next_line().await?.ok_or_else(no_address)?;
         let address = line.trim().parse().map_err(|_| no_address())?;
         let pid = child.id().ok_or_else(no_address)?;
-        Ok((child, pid, address))
+        // Taken out, because waiting for a child closes the input that it still holds.
+        let lifeline = child.stdin.take();
+        Ok(Running { child, pid, address, _lifeline: lifeline })
     }
 }

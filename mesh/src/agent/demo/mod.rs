@@ -18,13 +18,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use nerve::document::Document;
 use nerve::model::{Protocol, PublishedPort, ServiceName};
-use nerve::store::Store;
+use nerve::store::{self, Store, StoreConfig, StoreUrl};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::Agent;
 use super::signals::Signals;
+use crate::config::{Config, Machine};
 use guide::{Guide, GuideInstance, GuideNode, Tools};
 use instances::{Event, Supervisor};
 use network::Network;
@@ -34,26 +36,28 @@ use plan::{Plan, PlannedNode};
 const UP_WITHIN: Duration = Duration::from_secs(20);
 
 /// What the user asked for.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Copy, Default)]
 pub struct DemoOptions {
     /// One node on loopback, even as root.
     pub loopback: bool,
 }
 
 /// Runs the demo until Ctrl-C. `say` shows text to the user.
-pub fn run(options: &DemoOptions, say: &mut dyn FnMut(&str)) -> anyhow::Result<()> {
+pub fn run(options: DemoOptions, say: &mut dyn FnMut(&str)) -> anyhow::Result<()> {
+    super::logging::start_quiet()?;
     let network = if options.loopback { None } else { try_network(say)? };
     let plan = match &network {
         Some(network) => Plan::in_network(network)?,
         None => Plan::on_loopback()?,
     };
     let program = std::env::current_exe().context("find this program, to run the demo's instances with")?;
-    let state = tempfile::Builder::new().prefix("plexus-demo-").tempdir().context("make a directory for the demo")?;
+    let state =
+        tempfile::Builder::new().prefix("plexus-demo-").tempdir().context("make a directory for the demo")?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let mut demo = Demo::start(plan, program, &state)?;
         let outcome = demo.show(say).await;
-        say("\nEnding the demo …\n");
+        say("\nEnding the demo …");
         demo.end().await;
         outcome
     })
@@ -64,7 +68,9 @@ fn try_network(say: &mut dyn FnMut(&str)) -> anyhow::Result<Option<Network>> {
     match Network::create(&Plan::node_names()?) {
         Ok(network) => Ok(Some(network)),
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-            say("Not root: one node on loopback. As root, the demo brings up three nodes in namespaces of their own.\n");
+            say(
+                "Not root: one node on loopback. As root, the demo brings up three nodes in namespaces of their own.",
+            );
             Ok(None)
         }
         Err(error) => Err(error).context("build the demo's network (plexus demo --loopback does without)"),
@@ -84,7 +90,8 @@ struct Demo {
 
 impl Demo {
     fn start(plan: Plan, program: PathBuf, state: &tempfile::TempDir) -> anyhow::Result<Self> {
-        let store = super::embedded_store()?;
+        let store =
+            store::open(&StoreConfig::new(StoreUrl::Embedded { file: None }), &store::Metrics::default())?;
         let (sender, events) = mpsc::channel(64);
         let stop = CancellationToken::new();
         let mut demo = Self {
@@ -118,12 +125,12 @@ impl Demo {
         let mut signals = Signals::new()?;
         tokio::select! {
             up = self.wait_until_up() => up?,
-            _ = signals.terminate() => return Ok(()),
+            _ = signals.leave() => return Ok(()),
         }
         say(&self.guide());
         loop {
             tokio::select! {
-                _ = signals.terminate() => return Ok(()),
+                _ = signals.leave() => return Ok(()),
                 event = self.events.recv() => match event {
                     Some(event) => self.report(event, say),
                     None => bail!("nobody looks after the demo's instances any more"),
@@ -137,26 +144,33 @@ impl Demo {
         let deadline = tokio::time::Instant::now() + UP_WITHIN;
         while self.running.len() < expected {
             match tokio::time::timeout_at(deadline, self.events.recv()).await {
-                Ok(Some(Event::Started { instance, pid, address })) => self.note_started(instance, pid, address),
-                Ok(Some(Event::Ended { instance, how })) => bail!("the instance {instance} ended at once: {how}"),
-                Ok(Some(Event::Failed { instance, error })) => bail!("cannot start the instance {instance}: {error}"),
+                Ok(Some(Event::Started { instance, pid, address })) => {
+                    self.note_started(instance, pid, address)
+                }
+                Ok(Some(Event::Ended { instance, how })) => {
+                    bail!("the instance {instance} ended at once: {how}")
+                }
+                Ok(Some(Event::Failed { instance, error })) => {
+                    bail!("cannot start the instance {instance}: {error}")
+                }
                 Ok(None) | Err(_) => bail!("only {} of {expected} instances started", self.running.len()),
             }
         }
         let port = PublishedPort { port: self.plan.published, protocol: Protocol::Tcp, target: None };
-        nerve::publish::publish(&*self.store, &ServiceName::new("web")?, &port)
+        nerve::publish::publish(&*self.store, &ServiceName::new("web")?, port)
             .await
             .context("publish the demo's service")?;
         for agent in &self.agents {
-            tokio::time::timeout_at(deadline, agent.wait_until_serving(expected, 1)).await.with_context(|| {
-                format!("the mesh is not up after {} s: {}", UP_WITHIN.as_secs(), agent.awaited())
-            })?;
+            tokio::time::timeout_at(deadline, agent.wait_until_serving(expected, 1)).await.with_context(
+                || format!("the mesh is not up after {} s: {}", UP_WITHIN.as_secs(), agent.awaited()),
+            )?;
         }
         Ok(())
     }
 
     fn note_started(&mut self, instance: String, pid: u32, address: std::net::SocketAddr) {
-        let node = self.plan.nodes.iter().find(|n| n.backends.iter().any(|b| b.instance.as_str() == instance));
+        let node =
+            self.plan.nodes.iter().find(|n| n.backends.iter().any(|b| b.instance.as_str() == instance));
         let node = node.map_or_else(String::new, |n| n.name.to_string());
         self.running.insert(instance.clone(), GuideInstance { name: instance, node, pid, address });
     }
@@ -164,14 +178,14 @@ impl Demo {
     fn report(&mut self, event: Event, say: &mut dyn FnMut(&str)) {
         match event {
             Event::Started { instance, pid, address } => {
-                say(&format!("{instance} runs again: pid {pid}, {address}\n"));
+                say(&format!("{instance} runs again: pid {pid}, {address}"));
                 self.note_started(instance, pid, address);
             }
             Event::Ended { instance, how } => {
                 let pause = instances::RESTART_AFTER.as_secs();
-                say(&format!("{instance} ended ({how}); it is started again in {pause} s\n"));
+                say(&format!("{instance} ended ({how}); it is started again in {pause} s"));
             }
-            Event::Failed { instance, error } => say(&format!("{instance} cannot be started: {error}\n")),
+            Event::Failed { instance, error } => say(&format!("{instance} cannot be started: {error}")),
         }
     }
 
@@ -199,9 +213,7 @@ impl Demo {
             agent.stop();
         }
         for agent in self.agents {
-            if let Err(error) = agent.join().await {
-                tracing::warn!(%error, "an agent of the demo ended with an error");
-            }
+            agent.join().await;
         }
         self.stop.cancel();
         self.store.shutdown().await;
@@ -214,9 +226,14 @@ impl Demo {
 }
 
 /// Threads inherit the namespace of the thread that makes them, so the whole agent is inside.
-fn start_agent(node: &PlannedNode, store: &Arc<dyn Store>, state: &tempfile::TempDir) -> anyhow::Result<Agent> {
-    let text = node.configuration(state.path());
-    let config = crate::config::parse(&format!("demo node {}", node.name), &text)?;
+fn start_agent(
+    node: &PlannedNode,
+    store: &Arc<dyn Store>,
+    state: &tempfile::TempDir,
+) -> anyhow::Result<Agent> {
+    let (text, file) = (node.configuration(state.path()), state.path().join(format!("{}.toml", node.name)));
+    let document = Document::parse(&file.to_string_lossy(), &text)?;
+    let config = Config::read(&document, &file, &Machine::this())?;
     let start = || Agent::start(config, Some(Arc::clone(store))).map_err(io::Error::other);
     match &node.namespace {
         Some(namespace) => namespace.run(start),

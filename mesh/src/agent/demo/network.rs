@@ -40,7 +40,6 @@ pub(super) struct NodePlace {
 #[derive(Debug)]
 pub(super) struct Network {
     pub(super) nodes: Vec<NodePlace>,
-    pub(super) host_link: String,
     _switch: Namespace,
 }
 
@@ -49,13 +48,13 @@ impl Network {
     pub(super) fn create(names: &[NodeName]) -> io::Result<Self> {
         let switch = Namespace::create()?;
         let host = Namespace::current()?;
-        let (subnet, host_link) = host.block_on(|| async {
+        let subnet = host.block_on(|| async {
             let handle = connect()?;
             let subnet = free_subnet(&handle).await?;
             let link = free_link_name(&handle).await?;
             add_veth_into(&handle, &link, "host", &switch).await?;
             give_address(&handle, &link, address(subnet, 1)).await?;
-            Ok((subnet, link))
+            Ok(subnet)
         })?;
         switch.block_on(|| async {
             let handle = connect()?;
@@ -83,7 +82,7 @@ impl Network {
             })?;
             nodes.push(NodePlace { name: name.clone(), address, namespace });
         }
-        Ok(Self { nodes, host_link, _switch: switch })
+        Ok(Self { nodes, _switch: switch })
     }
 }
 

@@ -70,7 +70,9 @@ impl Plan {
         let backends = INSTANCES
             .iter()
             .zip(8001..)
-            .map(|((instance, service, _), port)| backend(instance, service, &name, address, ports.take(port)))
+            .map(|((instance, service, _), port)| {
+                backend(instance, service, &name, address, ports.take(port))
+            })
             .collect::<Result<_, _>>()?;
         let node = PlannedNode {
             name,
@@ -102,19 +104,30 @@ impl PlannedNode {
         writeln!(out, "state_dir = {:?}\n", state_dir.join(self.name.as_str()).to_string_lossy())?;
         writeln!(out, "[node]\nname = \"{}\"\naddress = \"{}\"\n", self.name, self.address)?;
         writeln!(out, "[store]\nurl = \"embedded\"\n")?;
-        writeln!(out, "[admin]\nlisten = \"{}\"\n", self.admin)?;
-        writeln!(out, "[dns]\nlisten = [\"{}\"]\nupstreams = []\n", self.dns)?;
-        writeln!(out, "[ingress]\nlisten = [\"{}\"]", self.address)?;
+        writeln!(out, "[admin]\nlisten = [\"{}\"]\n", self.admin)?;
+        writeln!(out, "[dns]\nlisten = [\"{}\"]\n", self.dns)?;
+        writeln!(out, "[ingress]\nlisten = [\"{}\"]\n", self.address)?;
+        // A demo leaves at once: nobody is cut off but who plays with it.
+        writeln!(out, "[drain]\nnotice = \"100ms\"\ndeadline = \"1s\"")?;
         for backend in &self.backends {
             writeln!(out, "\n[[service]]\nname = \"{}\"\nid = \"{}\"", backend.service, backend.instance)?;
             writeln!(out, "port = {}", backend.listen.port())?;
-            writeln!(out, "check = [{{ http = \"/healthz\", interval = \"500ms\", timeout = \"400ms\", rise = 1, fall = 2 }}]")?;
+            writeln!(
+                out,
+                "check = [{{ http = \"/healthz\", interval = \"500ms\", timeout = \"400ms\", rise = 1, fall = 2 }}]"
+            )?;
         }
         Ok(())
     }
 }
 
-fn backend(instance: &str, service: &str, node: &NodeName, address: IpAddr, port: u16) -> Result<Backend, NameError> {
+fn backend(
+    instance: &str,
+    service: &str,
+    node: &NodeName,
+    address: IpAddr,
+    port: u16,
+) -> Result<Backend, NameError> {
     Ok(Backend {
         service: ServiceName::new(service)?,
         instance: InstanceId::new(instance)?,

@@ -289,6 +289,7 @@ impl Store for EmbeddedStore {
         let (shared, stop) = (Arc::clone(&self.shared), self.tasks.stop_token());
         self.tasks.spawn("embedded session", async move {
             tokio::select! {
+                biased;
                 () = stop.cancelled() => {}
                 () = shared.outlive(lease, ttl, keeper) => {}
             }
@@ -308,6 +309,7 @@ impl Store for EmbeddedStore {
             (Arc::clone(&self.shared), directory.clone(), self.tasks.stop_token());
         self.tasks.spawn("embedded watch", async move {
             tokio::select! {
+                biased;
                 () = stop.cancelled() => {}
                 () = shared.feed(directory, sender) => {}
             }

@@ -4,6 +4,9 @@
 //! half of the time. A write is repeated only if the first attempt certainly was not applied: the connection was never
 //! made, or etcd refused before it proposed. A put is no exception though it looks idempotent: repeated, it could undo
 //! what another writer wrote in between; and a repeated delete could not tell whether there was something.
+//!
+//! Since a write has one try, it is sent to a member only that has answered within the last second or answers a quick
+//! read first. A frozen member thus costs the writes that were under way, not those that come after.
 
 use std::future::Future;
 use std::time::Duration;
@@ -76,27 +79,49 @@ impl Shared {
     {
         let deadline = Instant::now() + self.timeout;
         let mut left = self.pool.len().max(2);
+        let mut electing = false;
         loop {
-            left -= 1;
+            left = left.saturating_sub(1);
             let remaining = deadline.saturating_duration_since(Instant::now());
             let budget = if repeat == Repeat::Always && left > 0 { remaining / 2 } else { remaining };
-            let failed = match self.attempt(budget, &request).await {
-                Ok((answer, _)) => return Ok(answer),
+            let vetted = match repeat {
+                Repeat::IfNotApplied if !self.pool.is_fresh() => self.vet(remaining).await,
+                _ => Ok(()),
+            };
+            let failed = match vetted {
                 Err(failed) => failed,
+                Ok(()) => match self.attempt(budget, &request).await {
+                    Ok((answer, _)) => return Ok(answer),
+                    Err(failed) => failed,
+                },
             };
             let may_repeat = repeat == Repeat::Always || !failed.failure.may_have_applied;
+            electing |= failed.failure.next == Next::Wait;
             let pause = match failed.failure.next {
                 Next::AskAnother if left > 0 => Duration::ZERO,
-                Next::Wait => {
-                    left = left.max(1);
-                    ELECTION_PAUSE
-                }
+                // Dead members are to be expected while the others elect: the deadline ends this, not their number.
+                Next::AskAnother | Next::Wait if electing => ELECTION_PAUSE,
                 _ => return Err(failed),
             };
             if !may_repeat || Instant::now() + pause + ELECTION_PAUSE > deadline {
                 return Err(failed);
             }
             tokio::time::sleep(pause).await;
+        }
+    }
+
+    /// Does the current member answer, and can it reach a leader? A read of a key that never exists tells.
+    async fn vet(&self, remaining: Duration) -> std::result::Result<(), Failed> {
+        let key = format!("{}/", self.prefix);
+        let read = |mut client: Client| {
+            let key = key.clone();
+            async move { client.get(key, None).await }
+        };
+        match self.attempt((self.timeout / 5).min(remaining), &read).await {
+            Ok(_) => Ok(()),
+            Err(Failed { failure, endpoint }) => {
+                Err(Failed { failure: Failure { may_have_applied: false, ..failure }, endpoint })
+            }
         }
     }
 
@@ -117,6 +142,7 @@ impl Shared {
             request(client).await.map(|answer| (answer, member)).map_err(Failure::of)
         };
         let outcome = tokio::select! {
+            biased;
             () = self.stop.cancelled() => {
                 Err(Failure::new(ErrorKind::Unavailable, Next::GiveUp, "the store was shut down"))
             }
@@ -135,6 +161,10 @@ impl Shared {
                 failure.may_have_applied &= used.is_some();
                 if matches!(failure.next, Next::AskAnother | Next::Wait) {
                     self.pool.failed(index, used, &failure.reason);
+                    if self.pool.uses_tls() && failure.kind == ErrorKind::Unavailable {
+                        // Depending on who is faster, its reason for closing the connection is lost.
+                        failure.reason += "; or etcd does not accept our cert_file, see its log";
+                    }
                 }
                 Err(Failed { failure, endpoint: self.pool.name(index) })
             }

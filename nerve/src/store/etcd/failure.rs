@@ -30,7 +30,7 @@ pub(super) enum Next {
     GiveUp,
     /// Another member, or a new connection.
     AskAnother,
-    /// A moment: the cluster has no leader.
+    /// A moment, and another member: this one is silent, or the cluster has no leader.
     Wait,
     /// A listing must start anew: its revision is compacted.
     StartAnew,
@@ -45,11 +45,11 @@ impl Failure {
 
     /// No answer in time.
     pub(super) fn timeout(after: Duration) -> Self {
-        let after = humantime::format_duration(Duration::from_millis(
-            u64::try_from(after.as_millis()).unwrap_or(u64::MAX),
-        ));
+        // To a hundredth of a second: what is left of a deadline is never a round number.
+        let after = u64::try_from(after.as_millis().div_ceil(10) * 10).unwrap_or(u64::MAX);
+        let after = humantime::format_duration(Duration::from_millis(after));
         let reason = format!("no answer within {after}; check that etcd runs there and is reachable");
-        Self { may_have_applied: true, ..Self::new(ErrorKind::Unavailable, Next::AskAnother, reason) }
+        Self { may_have_applied: true, ..Self::new(ErrorKind::Unavailable, Next::Wait, reason) }
     }
 
     /// An error of a call, or of a stream.
@@ -126,7 +126,10 @@ impl Failure {
             Code::InvalidArgument | Code::OutOfRange => Self::new(Invalid, Next::GiveUp, message),
             Code::DataLoss => Self::new(Corrupt, Next::AskAnother, reason("check the etcd member's disk")),
             _ => {
-                let cause = if message.is_empty() { root_cause(status) } else { message.to_owned() };
+                let cause = root_cause(status);
+                if let Some(refused) = Self::of_tls(&cause) {
+                    return refused;
+                }
                 let reason = format!("the connection or the request failed: {cause}; check etcd's log");
                 Self { may_have_applied: true, ..Self::new(Unavailable, Next::AskAnother, reason) }
             }
@@ -136,16 +139,24 @@ impl Failure {
     /// It never came to a request.
     fn of_connect_error(error: &ConnectError) -> Self {
         let cause = root_cause(error);
-        let tls = ["ertificate", "invalid peer", "handshake", "corrupt message", "alert"];
-        if tls.iter().any(|word| cause.contains(word)) {
-            let reason = format!(
-                "TLS failed: {cause}; check ca_file, cert_file, key_file and that etcd serves TLS there"
-            );
-            return Self::new(ErrorKind::Denied, Next::AskAnother, reason);
+        if let Some(refused) = Self::of_tls(&cause) {
+            return refused;
         }
         let reason =
             format!("cannot connect: {cause}; check that etcd listens there and that no firewall is between");
         Self::new(ErrorKind::Unavailable, Next::AskAnother, reason)
+    }
+
+    /// TLS was refused by either side; no request passed. With TLS 1.3 we learn only after the handshake, on the open
+    /// connection, that etcd does not like our certificate (RFC 8446 section 4.4.2.4).
+    fn of_tls(cause: &str) -> Option<Self> {
+        let words = ["ertificate", "invalid peer", "handshake", "corrupt message", "fatal alert"];
+        words.iter().any(|word| cause.contains(word)).then(|| {
+            let reason = format!(
+                "TLS failed: {cause}; check ca_file, cert_file, key_file and that etcd serves TLS there"
+            );
+            Self::new(ErrorKind::Denied, Next::AskAnother, reason)
+        })
     }
 }
 
@@ -169,12 +180,14 @@ fn connect_error(status: &Status) -> Option<&ConnectError> {
     None
 }
 
-fn root_cause(error: &dyn std::error::Error) -> String {
+/// The innermost error, which is the one that an operator can do something about.
+fn root_cause(error: &(dyn std::error::Error + 'static)) -> String {
     let mut error = error;
     while let Some(source) = error.source() {
         error = source;
     }
-    error.to_string()
+    // A status that came from etcd, and not from the connection, has its text in its message.
+    error.downcast_ref::<Status>().map_or_else(|| error.to_string(), |status| status.message().to_owned())
 }
 
 #[cfg(test)]

@@ -53,14 +53,11 @@ impl Shared {
                 () = keeper.closed() => return,
                 result = self.attempt(budget, &renewal) => result,
             };
-            let failed = match result {
-                Ok(_) => {
-                    renewed = sent;
-                    next = sent + ttl / 3;
-                    backoff = Backoff::new();
-                    continue;
-                }
-                Err(failed) => failed,
+            let Err(failed) = result else {
+                renewed = sent;
+                next = sent + ttl / 3;
+                backoff = Backoff::new();
+                continue;
             };
             let reason = &failed.failure.reason;
             if failed.failure.kind == ErrorKind::SessionLost {

@@ -10,33 +10,47 @@ use tokio::time::Instant;
 /// For so long after a failure a member is asked only if all others failed too.
 const PENALTY: Duration = Duration::from_secs(10);
 
+/// For so long after an answer a member is taken to be well.
+const FRESH: Duration = Duration::from_secs(1);
+
 #[derive(Debug)]
 pub(super) struct Members {
     failed_at: Vec<Option<Instant>>,
+    answered_at: Vec<Option<Instant>>,
     current: usize,
 }
 
 impl Members {
     /// `first` spreads the agents of a fleet over the members.
     pub(super) fn new(count: usize, first: usize) -> Self {
-        Self { failed_at: vec![None; count], current: first % count.max(1) }
+        Self { failed_at: vec![None; count], answered_at: vec![None; count], current: first % count.max(1) }
     }
 
     pub(super) fn current(&self) -> usize {
         self.current
     }
 
-    pub(super) fn succeeded(&mut self, member: usize) {
-        if let Some(failed_at) = self.failed_at.get_mut(member) {
-            *failed_at = None;
+    pub(super) fn succeeded(&mut self, member: usize, now: Instant) {
+        self.set(member, None, Some(now));
+    }
+
+    /// Has it answered just now?
+    pub(super) fn is_fresh(&self, member: usize, now: Instant) -> bool {
+        let answered_at = self.answered_at.get(member).copied().flatten();
+        answered_at.is_some_and(|answered_at| now.duration_since(answered_at) < FRESH)
+    }
+
+    fn set(&mut self, member: usize, failed_at: Option<Instant>, answered_at: Option<Instant>) {
+        if let (Some(failed), Some(answered)) =
+            (self.failed_at.get_mut(member), self.answered_at.get_mut(member))
+        {
+            (*failed, *answered) = (failed_at, answered_at);
         }
     }
 
     /// Notes a failure; tells whether another member is asked from now on.
     pub(super) fn failed(&mut self, member: usize, now: Instant) -> bool {
-        if let Some(failed_at) = self.failed_at.get_mut(member) {
-            *failed_at = Some(now);
-        }
+        self.set(member, Some(now), None);
         if member != self.current {
             return false;
         }
@@ -65,8 +79,9 @@ mod tests {
         assert_eq!(members.current(), 2, "0 failed lately");
         assert!(members.failed(2, at(2)));
         assert_eq!(members.current(), 0, "all failed, 0 is longest ago");
-        members.succeeded(0);
-        members.succeeded(1);
+        members.succeeded(0, at(2));
+        members.succeeded(1, at(2));
+        assert!(members.is_fresh(0, at(2)) && !members.is_fresh(0, at(3)) && !members.is_fresh(2, at(2)));
         assert!(members.failed(0, at(3)));
         assert_eq!(members.current(), 1);
         assert!(members.failed(1, at(12)));

@@ -2,7 +2,7 @@
 //!
 //! What holds, with the default request timeout of 2 s:
 //! - one member of several dead, frozen or cut off: no caller sees failures for longer than 3 s, and no session with a
-//!   TTL of 10 s is lost. Reads go on within their own deadline;
+//!   TTL of 10 s is lost. If it was the leader, calls also wait for etcd's election (1 to 2 s by default);
 //! - a write that failed says whether it may have been applied, and is never repeated if so;
 //! - a watch misses nothing: it resumes by revision, or yields a new snapshot that says why;
 //! - after an outage everything is back within about a second of the store's return.
@@ -98,6 +98,7 @@ impl EtcdStore {
         let stop = self.tasks.stop_token();
         self.tasks.spawn(name, async move {
             tokio::select! {
+                biased;
                 () = stop.cancelled() => {}
                 () = task => {}
             }

@@ -107,6 +107,11 @@ impl Pool {
         self.slots.len()
     }
 
+    /// Is the connection to be TLS?
+    pub(super) fn uses_tls(&self) -> bool {
+        self.access.tls.is_some()
+    }
+
     /// The member to ask now.
     pub(super) fn current(&self) -> usize {
         self.members().current()
@@ -134,7 +139,13 @@ impl Pool {
     }
 
     pub(super) fn succeeded(&self, member: Member) {
-        self.members().succeeded(member.index);
+        self.members().succeeded(member.index, Instant::now());
+    }
+
+    /// Has the member to ask answered just now?
+    pub(super) fn is_fresh(&self) -> bool {
+        let members = self.members();
+        members.is_fresh(members.current(), Instant::now())
     }
 
     /// Throws the failed client away, if it still is the member's, and asks another member from now on.

@@ -112,6 +112,10 @@ impl Feed {
             return self.again("the store went back in time or became another one");
         }
         let from = seen.revision;
+        if now.revision > from && self.is_compacted(client.clone(), from + 1).await {
+            self.position.due = Some(SnapshotCause::Resync);
+            return self.again("what happened in the meantime is compacted");
+        }
         // The history goes on from here under a new term perhaps; what was yielded reaches as far as before.
         self.position.history = Some(now.at(from));
         let stream = match tokio::time::timeout(SETUP_TIMEOUT, self.open(client, from + 1)).await {
@@ -151,6 +155,17 @@ impl Feed {
         };
         let ((client, now), member) = self.shared.attempt(SETUP_TIMEOUT, &read).await?;
         Ok((client, member, now))
+    }
+
+    /// Can the history not be read from `revision` on? etcd says so of a watch as well, but only after confirming it;
+    /// then `Resumed` would be a lie. Any other answer is left to the watch.
+    async fn is_compacted(&self, mut client: Client, revision: u64) -> bool {
+        let options = GetOptions::new().with_revision(i64::try_from(revision).unwrap_or(i64::MAX));
+        let read = client.get(self.shared.directory(&self.directory), Some(options));
+        match tokio::time::timeout(SETUP_TIMEOUT, read).await {
+            Ok(Err(error)) => Failure::of(error).next == Next::StartAnew,
+            _ => false,
+        }
     }
 
     async fn open(&self, client: Client, from: u64) -> Result<WatchStream, Failure> {
@@ -245,7 +260,7 @@ impl Feed {
             reason if reason.contains("permission denied") => {
                 let reason =
                     format!("{reason}; grant the user a role that may read below the store's prefix");
-                Failure::new(ErrorKind::Denied, Next::Wait, reason)
+                Failure::new(ErrorKind::Denied, Next::GiveUp, reason)
             }
             reason => unavailable(reason),
         }
@@ -261,7 +276,7 @@ impl Feed {
 
     /// The stream broke on `member`. Calls are better made elsewhere too, if it was the member's fault.
     fn broken(&self, member: Member, failure: Failure) -> End {
-        if failure.next == Next::AskAnother && self.position.due.is_none() {
+        if matches!(failure.next, Next::AskAnother | Next::Wait) && self.position.due.is_none() {
             self.shared.pool.failed(member.index, Some(member), &failure.reason);
         }
         let endpoint = self.shared.pool.name(member.index);
