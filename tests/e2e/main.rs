@@ -1,2 +1,3 @@
-//! End-to-end tests.
-fn main() {}
+//! End-to-end tests: several real nodes, a real store, the program as it ships, driven from outside.
+
+mod harness;
