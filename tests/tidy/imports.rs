@@ -31,7 +31,7 @@ fn rooms_import_only_what_their_row_allows() {
             let allows = |allowed: &&str| {
                 *allowed == "*" || spelled == **allowed || spelled.starts_with(&format!("{allowed}::"))
             };
-            if !may_import.iter().any(|allowed| allows(allowed)) {
+            if !may_import.iter().any(allows) {
                 problems.push(format!("{}:{}: {from} may not import {spelled}", module.path, reference.line));
             }
         }
