@@ -18,6 +18,7 @@ use tokio::time::Instant;
 
 use crate::Metrics;
 use crate::catalog::{Catalog, Change, Service};
+use crate::watch::Recalled;
 use crate::watch::store::Handle as Watcher;
 
 const FORMAT: u32 = 1;
@@ -25,17 +26,6 @@ const FORMAT: u32 = 1;
 const PAUSE: Duration = Duration::from_secs(3);
 /// The pause in terms of the last save's duration.
 const PAUSE_FACTOR: u32 = 20;
-
-/// A catalog as it was saved.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Recalled {
-    /// What fills an empty catalog.
-    pub changes: Vec<Change>,
-    /// The revision of the store that it was true at.
-    pub revision: Revision,
-    /// When it was saved.
-    pub saved: SystemTime,
-}
 
 #[derive(Debug, Serialize, Deserialize)]
 struct Saved {

@@ -204,6 +204,13 @@ impl<'ast> Visit<'ast> for Look {
         visit::visit_item_impl(self, item);
     }
 
+    /// `while !condition { sleep }` looks at a condition; who writes it gives it a deadline.
+    fn visit_expr_while(&mut self, polling: &'ast syn::ExprWhile) {
+        let before = std::mem::replace(&mut self.in_tests, false);
+        visit::visit_expr_while(self, polling);
+        self.in_tests = before;
+    }
+
     fn visit_expr_path(&mut self, path: &'ast syn::ExprPath) {
         let sleeps = path.path.segments.last().is_some_and(|segment| segment.ident == "sleep");
         if sleeps && self.in_tests {
