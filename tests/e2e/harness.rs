@@ -2,35 +2,41 @@
 
 use std::time::Duration;
 
-use plexus_tests::client::http::Step;
+use plexus_tests::client::http::{Step, can_connect};
 use plexus_tests::client::load::{Load, Plan};
+use plexus_tests::server::backend::Backend;
 use plexus_tests::server::etcd::Etcd;
 use plexus_tests::{Fabric, World, needs};
 
 #[test]
 fn two_worlds_with_the_same_addresses_do_not_see_each_other() {
-    needs!("ping");
+    needs!();
     let (here, there) = (World::new(), World::new());
     let (fabric, other) = (Fabric::new(&here), Fabric::new(&there));
     let (a, b) = (fabric.machine("a"), fabric.machine("b"));
     let a_there = other.machine("a");
     assert_eq!(a.address(), a_there.address());
-    let to_b = ["-c1", "-W1", &b.address().to_string()];
-    assert!(a.exec("ping", &to_b).success());
-    assert!(!a_there.exec("ping", &to_b).success());
+    let backend = Backend::start_on(&b, "web", 8080, &here.log("web"));
+    let port = backend.address();
+    assert!(a.enter(move || can_connect(port)));
+    assert!(!a_there.enter(move || can_connect(port)));
 }
 
 #[test]
 fn a_cut_cable_loses_packets_and_a_healed_one_carries_them() {
-    needs!("ping");
+    needs!();
     let world = World::new();
     let fabric = Fabric::new(&world);
     let (a, b) = (fabric.machine("a"), fabric.machine("b"));
-    let to_b = ["-c1", "-W1", &b.address().to_string()];
+    let backend = Backend::start_on(&b, "web", 8080, &world.log("web"));
+    let address = backend.address();
+    assert!(a.enter(move || can_connect(address)));
     fabric.cut("b");
-    assert!(!a.exec("ping", &to_b).success());
+    assert!(!a.enter(move || can_connect(address)));
     fabric.heal("b");
-    plexus_tests::eventually!(Duration::from_secs(5), a.exec("ping", &to_b), plexus_tests::Ran::success);
+    plexus_tests::eventually!(Duration::from_secs(5), a.enter(move || can_connect(address)), |it_can| {
+        *it_can
+    });
 }
 
 #[test]
@@ -64,7 +70,7 @@ fn a_load_records_what_fails_when_its_backend_is_killed() {
     let world = World::new();
     let fabric = Fabric::new(&world);
     let (client, server) = (fabric.machine("client"), fabric.machine("server"));
-    let backend = plexus_tests::server::backend::Backend::start_on(&server, "web", 8080, &world.log("web"));
+    let backend = Backend::start_on(&server, "web", 8080, &world.log("web"));
     let load = Load::start(&client, Plan::steady(backend.address()));
     load.wait_for(50);
     load.so_far().assert_unharmed();
@@ -80,7 +86,7 @@ fn a_backend_remembers_its_first_failed_probe_and_its_newest_client() {
     needs!();
     let world = World::new();
     let server = Fabric::new(&world).machine("server");
-    let backend = plexus_tests::server::backend::Backend::start_on(&server, "web", 8080, &world.log("web"));
+    let backend = Backend::start_on(&server, "web", 8080, &world.log("web"));
     let address = backend.address();
     let get = move |path: &'static str| server.enter(move || plexus_tests::client::http::get(address, path));
     assert_eq!(backend.seen().connections, 0);

@@ -167,6 +167,16 @@ impl Cluster {
         }
     }
 
+    /// Pulls the cables of all of the store's servers: they run, and nobody reaches them.
+    pub fn cut_store(&self) {
+        self.etcd.members().iter().for_each(|member| self.fabric.cut(member.name()));
+    }
+
+    /// Plugs them in again.
+    pub fn heal_store(&self) {
+        self.etcd.members().iter().for_each(|member| self.fabric.heal(member.name()));
+    }
+
     fn wait_all_known(&self) {
         let expected: Vec<&str> = self.all().map(Node::name).collect();
         for node in self.all() {

@@ -63,6 +63,7 @@ impl Answer {
 /// A connection that stays open between requests.
 #[derive(Debug)]
 pub struct Held {
+    address: SocketAddr,
     stream: BufReader<TcpStream>,
 }
 
@@ -78,7 +79,7 @@ impl Held {
             stream.set_write_timeout(Some(PATIENCE))?;
             Ok(stream)
         });
-        Ok(Self { stream: BufReader::new(stream.map_err(Failure::of(Step::Connect))?) })
+        Ok(Self { address, stream: BufReader::new(stream.map_err(Failure::of(Step::Connect))?) })
     }
 
     /// `GET path` on this connection.
@@ -90,7 +91,8 @@ impl Held {
     }
 
     fn ask(&mut self, method: &str, path: &str) -> Result<Answer, Failure> {
-        let request = format!("{method} {path} HTTP/1.1\r\nhost: test\r\ncontent-length: 0\r\n\r\n");
+        let host = self.address;
+        let request = format!("{method} {path} HTTP/1.1\r\nhost: {host}\r\ncontent-length: 0\r\n\r\n");
         self.stream.get_mut().write_all(request.as_bytes()).map_err(Failure::of(Step::Send))?;
         self.receive().map_err(Failure::of(Step::Receive))
     }
