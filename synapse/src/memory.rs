@@ -284,6 +284,9 @@ mod tests {
     }
 
     proptest! {
+        // Each synchronises a disk.
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
         #[test]
         fn what_is_written_is_recalled(
             instances in proptest::collection::vec(instance(), 0..8),
@@ -338,30 +341,43 @@ mod tests {
         assert!(out.write_all(b"1234").is_ok() && out.write_all(b"5").is_err());
     }
 
+    async fn eventually(condition: impl Fn() -> bool) {
+        let wait = async {
+            while !condition() {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(10), wait).await.unwrap();
+    }
+
     #[tokio::test]
-    async fn what_the_store_says_is_on_disk_at_the_end_and_serves_the_next_life() {
+    async fn what_the_store_says_is_on_disk_soon_and_at_the_end_the_last_of_it() {
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("catalog.json");
         let config = nerve::store::StoreConfig::new("embedded".parse().unwrap());
         let store = nerve::store::open(&config, &nerve::store::Metrics::default()).unwrap();
         let node = r#"{"name":"a","address":"192.0.2.1","version":"0"}"#;
-        let path = nerve::store::Path::new("nodes/a").unwrap();
-        let revision = store.put(&path, node.as_bytes().to_vec(), None).await.unwrap();
+        let put = |name: &str| {
+            let path = nerve::store::Path::new(&format!("nodes/{name}")).unwrap();
+            let (store, value) = (Arc::clone(&store), node.replace("\"a\"", &format!("{name:?}")));
+            async move { store.put(&path, value.into_bytes(), None).await.unwrap() }
+        };
+        put("a").await;
         let (tasks, metrics) = (Tasks::new(), Metrics::new().unwrap());
         let (catalog, writer) = Catalog::new();
-        let watcher = crate::watch::store::start(
-            crate::watch::store::Config::default(),
-            store,
-            writer,
-            recall(&file),
-            metrics.clone(),
-            &tasks,
-        );
-        keep(file.clone(), catalog, watcher.clone(), metrics, &tasks);
+        let config = crate::watch::store::Config::default();
+        let watcher =
+            crate::watch::store::start(config, Arc::clone(&store), writer, None, metrics.clone(), &tasks);
         watcher.filled().await;
+        keep(file.clone(), catalog.clone(), watcher, metrics.clone(), &tasks);
+        eventually(|| metrics.memory_saves.with_label_values(&["ok"]).get() == 1).await;
+        assert_eq!(recall(&file).unwrap().changes.len(), 1);
+        // Within the pause: only the end saves it.
+        let revision = put("b").await;
+        eventually(|| catalog.node_count() == 2).await;
         tasks.shutdown().await;
         let recalled = recall(&file).unwrap();
-        assert_eq!((recalled.revision, recalled.changes.len()), (revision, 1));
+        assert_eq!((recalled.revision, recalled.changes.len()), (revision, 2));
         assert!(recalled.as_of.elapsed().unwrap() < Duration::from_secs(60));
     }
 }

@@ -309,8 +309,8 @@ async fn a_new_watch_after_a_panic_dooms_what_it_does_not_list() {
     let mut world = world();
     world.after([snapshot(&[instance("1")], SnapshotCause::First)]).await;
     world.follower.restart();
-    world.after([snapshot(&[], SnapshotCause::First)]).await;
-    assert_eq!(world.endpoints(), ["1?"]);
+    world.after([snapshot(&[instance("2")], SnapshotCause::First), deleted("instances/web/2")]).await;
+    assert_eq!(world.endpoints(), ["1?", "2?"]);
 }
 
 /// A real store, watched through a channel of our own.
