@@ -22,6 +22,7 @@ use tokio::time::Instant;
 use crate::Metrics;
 use crate::catalog::{Catalog, Change, Freshness};
 use crate::names::Names;
+use crate::watch::Recalled;
 use crate::watch::store::Handle as Watcher;
 
 const FORMAT: u32 = 1;
@@ -31,21 +32,6 @@ const MAX_BYTES: u64 = 512 * 1024 * 1024;
 const PAUSE: Duration = Duration::from_secs(3);
 /// The pause in terms of the last save's duration.
 const PAUSE_FACTOR: u32 = 20;
-
-/// A catalog as it was saved.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Recalled {
-    /// The URL of the store that it is of.
-    pub store: String,
-    /// What fills an empty catalog.
-    pub changes: Vec<Change>,
-    /// The settings of services as they stood in the store.
-    pub settings: BTreeMap<ServiceName, Arc<str>>,
-    /// The revision of the store that it was true at.
-    pub revision: Revision,
-    /// When the store last confirmed it.
-    pub as_of: SystemTime,
-}
 
 /// The file.
 #[derive(Debug, Serialize, Deserialize)]

@@ -15,10 +15,9 @@ use nerve::registrar::Registration;
 use nerve::source::{ApiError, Draft};
 use serde::Deserialize;
 
-use super::Handles;
-use super::read::Shared;
 use super::refusal::{Answer, Refusal, nearest};
 use super::write::{body, bytes};
+use super::{Handles, Shared};
 use crate::api::{Changed, DrainRequest, LocalInstance, LocalInstances};
 
 pub(super) async fn instances(State(handles): Shared) -> Json<LocalInstances> {

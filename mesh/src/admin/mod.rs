@@ -74,6 +74,9 @@ pub struct Handles {
     pub problems: Arc<dyn Fn() -> Vec<Problem> + Send + Sync>,
 }
 
+/// The handles, as every answer gets them.
+type Shared = axum::extract::State<Arc<Handles>>;
+
 /// What this node's data plane does for a service: listeners, and connections to endpoints. The agent composes it of the
 /// handles of ingress and balancer, so that this room knows neither's types.
 pub trait Traffic: Send + Sync {

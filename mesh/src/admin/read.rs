@@ -15,13 +15,11 @@ use serde::Deserialize;
 use synapse::catalog::{Endpoint, Freshness, Service};
 
 use super::refusal::{Answer, Refusal};
-use super::{Counts, Handles, local};
+use super::{Counts, Handles, Shared, local};
 use crate::api::{
     Awaited, EndpointInfo, Endpoints, NodeInfo, Nodes, Problem, Resolution, ServiceSummary, Services, Stale,
     Status, Why, WhyEndpoint,
 };
-
-pub(super) type Shared = State<Arc<Handles>>;
 
 pub(super) async fn healthz() -> &'static str {
     "ok\n"

@@ -15,8 +15,6 @@ use super::server::Routers;
 use super::{Handles, Metrics, guard, local, read, write};
 use crate::api::path;
 
-/// The largest request body. The longest that is meant is one definition of an instance.
-pub(super) const MAX_BODY_BYTES: usize = 64 * 1024;
 /// How long a request may take: longer than any call to the store does.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 

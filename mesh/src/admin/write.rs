@@ -9,12 +9,12 @@ use nerve::publish::{self, Published, Unpublished};
 use nerve::store::ErrorKind;
 use serde::de::DeserializeOwned;
 
-use super::Handles;
-use super::read::Shared;
 use super::refusal::{Answer, Refusal, nearest};
-use super::routes::MAX_BODY_BYTES;
+use super::{Handles, Shared};
 use crate::api::{Changed, PublishRequest};
 
+/// The largest request body. The longest that is meant is one definition of an instance.
+const MAX_BODY_BYTES: usize = 64 * 1024;
 pub(super) async fn publish(
     State(handles): Shared,
     Path(service): Path<String>,

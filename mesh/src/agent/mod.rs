@@ -68,10 +68,11 @@ impl Agent {
         std::thread::Builder::new().name("control".to_owned()).spawn(move || {
             runtime.block_on(async {
                 match Rooms::start(config, shared).await {
-                    Ok(rooms) => {
+                    Ok(mut rooms) => {
                         // The receiver waits for this; were it gone, the process is ending.
                         let _ = tell.send(Ok(rooms.started()));
-                        rooms.run(stopped, reloads).await;
+                        rooms.serve(stopped, reloads).await;
+                        leave::leave(rooms).await;
                     }
                     Err(error) => {
                         let _ = tell.send(Err(error));

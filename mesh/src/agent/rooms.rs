@@ -86,19 +86,8 @@ impl Rooms {
         memory::keep(memory_file, catalog.clone(), watcher.clone(), synapse_metrics, &tasks);
 
         // What is done with it: connections and names.
-        let (proxy_metrics, ingress_metrics) = (proxy::Metrics::new()?, ingress::Metrics::new()?);
-        proxy_metrics.register(&registry)?;
-        ingress_metrics.register(&registry)?;
-        let plane =
-            DataPlane::start(config.proxy(), proxy_metrics).context("start the data-plane threads")?;
-        let plane = Arc::new(plane);
-        let ingress = ingress::start(
-            config.ingress(),
-            catalog.clone(),
-            Arc::clone(&plane),
-            ingress_metrics,
-            &ingress_tasks,
-        );
+        let plane = start_data_plane(&config, &registry)?;
+        let ingress = start_ingress(&config, &catalog, &plane, &registry, &ingress_tasks)?;
         let (zone, name_server) = start_name_server(&config, &catalog, &registry)?;
 
         // What this node says of itself.
@@ -174,8 +163,8 @@ impl Rooms {
         tracing::info!(node = %self.config.node.name, %phase, "agent");
     }
 
-    /// Serves until `stop`, applying reloads, then leaves.
-    pub(super) async fn run(mut self, stop: CancellationToken, mut reloads: mpsc::Receiver<Config>) {
+    /// Serves until `stop`, applying reloads.
+    pub(super) async fn serve(&mut self, stop: CancellationToken, mut reloads: mpsc::Receiver<Config>) {
         let watcher = self.watcher.clone();
         loop {
             tokio::select! {
@@ -187,7 +176,6 @@ impl Rooms {
                 Some(config) = reloads.recv() => self.reload(config),
             }
         }
-        super::leave::leave(self).await;
     }
 
     fn reload(&mut self, config: Config) {
@@ -216,6 +204,24 @@ fn this_node(config: &Config) -> nerve::model::Node {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         draining: false,
     }
+}
+
+fn start_data_plane(config: &Config, registry: &Registry) -> anyhow::Result<Arc<DataPlane>> {
+    let metrics = proxy::Metrics::new()?;
+    metrics.register(registry)?;
+    Ok(Arc::new(DataPlane::start(config.proxy(), metrics).context("start the data-plane threads")?))
+}
+
+fn start_ingress(
+    config: &Config,
+    catalog: &Catalog,
+    plane: &Arc<DataPlane>,
+    registry: &Registry,
+    tasks: &Tasks,
+) -> anyhow::Result<ingress::Handle> {
+    let metrics = ingress::Metrics::new()?;
+    metrics.register(registry)?;
+    Ok(ingress::start(config.ingress(), catalog.clone(), Arc::clone(plane), metrics, tasks))
 }
 
 /// The zone and its server; neither where DNS is off. Addresses that cannot be bound are problems and no errors.

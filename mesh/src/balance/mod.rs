@@ -85,10 +85,10 @@ impl Balancer {
             })
     }
 
-    /// The endpoints that may be picked, with what is known of them here.
+    /// Every endpoint, those that are kept out too, with what is known of them here.
     #[must_use]
     pub fn endpoints(&self) -> Arc<[Arc<Endpoint>]> {
-        Arc::clone(&self.pool.load().serving)
+        Arc::clone(&self.pool.load().known)
     }
 }
 
@@ -205,6 +205,8 @@ mod tests {
         balancer.update(Some(&service(&["1", "2"].map(|id| serde_json::json!({"id": id})))));
         let first = &balancer.endpoints()[0];
         assert_eq!((first.id().as_str(), first.in_flight()), ("1", 1));
+        balancer.update(Some(&service(&[serde_json::json!({"id": "1", "health": "critical"})])));
+        assert_eq!(balancer.endpoints()[0].in_flight(), 1);
         drop(lease);
         assert_eq!(first.in_flight(), 0);
     }

@@ -62,11 +62,12 @@ fn instances(out: &mut Output<'_>, instances: &[LocalInstance]) -> io::Result<()
 
 fn human(out: &mut Output<'_>, answer: &api::Status) -> io::Result<()> {
     stale_banner(out, answer.stale.as_ref())?;
-    let ready =
-        if answer.ready { "ready".to_owned() } else { format!("awaits {}", answer.awaited.join(", ")) };
     let uptime = humantime::format_duration(Duration::from_secs(answer.uptime_seconds));
     out.line(format!("node      {} ({})", answer.node, answer.address))?;
-    out.line(format!("agent     {}, {}, {ready}, up {uptime}", answer.version, answer.phase))?;
+    out.line(format!("agent     {}, {}, up {uptime}", answer.version, answer.phase))?;
+    if !answer.ready {
+        out.toned_line(Tone::Warning, format!("awaits    {}", answer.awaited.join(", ")))?;
+    }
     out.line(format!("store     {}", answer.store))?;
     out.line(format!("catalog   {}, {} services", answer.catalog, answer.services))?;
     instances(out, &answer.instances)?;

@@ -294,9 +294,13 @@ async fn status_lists_everything_that_fails() {
     let world = World::filled().await;
     let _guard = world.readiness.block("dns");
     let printed = world.prints("status").await;
-    for line in
-        ["node      a (192.0.2.1)", "running, awaits dns, up", "catalog   live, 1 services", "problems  1"]
-    {
+    for line in [
+        "node      a (192.0.2.1)",
+        "running, up",
+        "awaits    dns",
+        "catalog   live, 1 services",
+        "problems  1",
+    ] {
         assert!(printed.contains(line), "{line}: {printed}");
     }
     assert!(printed.contains("  config: plexus.toml:3:1: log.levl: unknown key"), "{printed}");

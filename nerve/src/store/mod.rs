@@ -11,6 +11,7 @@
 //!
 //! Every backend passes the same battery, `contract.rs`; a new one adds an instantiation of it and a scheme in `url.rs`.
 
+mod config;
 mod embedded;
 mod etcd;
 mod key;
@@ -28,11 +29,12 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use tokio::sync::mpsc;
 
+pub use config::{DEFAULT_PREFIX, DEFAULT_REQUEST_TIMEOUT, OpenError, StoreConfig};
 pub use embedded::EmbeddedStore;
 pub use etcd::EtcdStore;
 pub use key::{Key, Path, PathError};
 pub use metrics::Metrics;
-pub use open::{DEFAULT_PREFIX, DEFAULT_REQUEST_TIMEOUT, OpenError, StoreConfig, open};
+pub use open::open;
 pub use session::{Session, SessionKeeper, SessionLost};
 pub use url::{Endpoint, StoreUrl, UrlError};
 

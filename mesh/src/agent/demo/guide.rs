@@ -109,13 +109,13 @@ impl Guide<'_> {
                 node.dns
             )?;
         }
-        writeln!(out, "  {} resolve web.mesh.internal\n", self.plexus(node))
+        writeln!(out, "  {}\n", self.plexus("resolve web.mesh.internal", node))
     }
 
     fn write_commands(&self, out: &mut String) -> std::fmt::Result {
         let Some(node) = self.nodes.first() else { return Ok(()) };
         for command in ["services", "endpoints web", "nodes", "why web"] {
-            writeln!(out, "  {} {command}", self.plexus(node))?;
+            writeln!(out, "  {}", self.plexus(command, node))?;
         }
         writeln!(out)
     }
@@ -132,7 +132,7 @@ impl Guide<'_> {
         if self.tools.curl {
             writeln!(out, "  for i in 1 2 3 4 5 6; do curl -s http://{published}; done")?;
         }
-        writeln!(out, "  {} why web\n", self.plexus(node))?;
+        writeln!(out, "  {}\n", self.plexus("why web", node))?;
         writeln!(out, "  # Freeze one, and let it go on: its health check notices both.")?;
         writeln!(out, "  kill -STOP {}   # {} on node {}", first.pid, first.name, first.node)?;
         writeln!(out, "  kill -CONT {}", first.pid)?;
@@ -144,8 +144,8 @@ impl Guide<'_> {
         writeln!(out)
     }
 
-    fn plexus(&self, node: &GuideNode) -> String {
-        format!("{} --admin http://{}", shell_word(&self.program.to_string_lossy()), node.admin)
+    fn plexus(&self, command: &str, node: &GuideNode) -> String {
+        format!("{} {command} --admin http://{}", shell_word(&self.program.to_string_lossy()), node.admin)
     }
 }
 

@@ -24,8 +24,8 @@ use super::handle::{Handle, Shared};
 use super::restore::Restoration;
 use crate::Metrics;
 use crate::catalog::{Catalog, Change, Freshness, Writer};
-use crate::memory::Recalled;
 use crate::names::Names;
+use crate::watch::Recalled;
 use crate::watch::record::{self, Refused};
 
 /// A break shorter than this cannot have ended a lease: deletes after it mean what they say.

@@ -26,7 +26,7 @@ use tokio::time::Instant;
 
 use crate::Metrics;
 use crate::catalog::Writer;
-use crate::memory::Recalled;
+use crate::watch::Recalled;
 
 use follow::Follower;
 pub use handle::{Handle, Status};
