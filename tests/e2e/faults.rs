@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use plexus_tests::server::etcd::{Etcd, Member};
-use plexus_tests::{Cluster, Node, Ran, eventually, needs, pause};
+use plexus_tests::{Cluster, Node, Ran, Settings, eventually, needs, pause};
 
 use crate::{INSTANCE, PUBLISHED};
 
@@ -94,7 +94,9 @@ fn each_member_of_the_store_may_hang_in_turn() {
 
 /// With each member failing in turn, no call fails for longer than 3 s and no lease is lost.
 fn members_fail_in_turn(fail: impl Fn(&Member), mend: impl Fn(&Member, &Etcd)) {
-    let cluster = Cluster::of(3).etcd_members(3).start();
+    // A session outlives a failure of 3 s if it is twice as long: it is renewed each third of its life.
+    let long = |settings: &mut Settings| settings.session_ttl = Duration::from_secs(6);
+    let cluster = Cluster::of(3).etcd_members(3).settings(long).start();
     let [a, b, c] = cluster.nodes();
     let _backends = [a, b, c].map(|node| node.serve("web", INSTANCE));
     cluster.wait_serving("web", &["web-a-9000", "web-b-9000", "web-c-9000"]);

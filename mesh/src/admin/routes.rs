@@ -11,12 +11,18 @@ use axum::routing::{delete, get, put};
 use hyper::{StatusCode, header};
 
 use super::refusal::Refusal;
-use super::server::Routers;
 use super::{Handles, Metrics, guard, local, read, write};
 use crate::api::path;
 
 /// How long a request may take: longer than any call to the store does.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// One router for what comes in over loopback, one for the rest: they differ in what they refuse.
+#[derive(Debug, Clone)]
+pub(super) struct Routers {
+    pub(super) loopback: Router,
+    pub(super) network: Router,
+}
 
 #[derive(Clone)]
 struct Gate {

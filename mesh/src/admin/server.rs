@@ -5,7 +5,6 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use nerve::tasks::Tasks;
@@ -13,6 +12,7 @@ use prometheus::IntGauge;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 
+use super::routes::{self, Routers};
 use super::{Config, Error, Metrics};
 use crate::drain::DrainWatcher;
 
@@ -27,13 +27,6 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 #[derive(Debug)]
 pub struct Bound {
     listeners: Vec<TcpListener>,
-}
-
-/// One router for what comes in over loopback, one for the rest: they differ in what they refuse.
-#[derive(Debug, Clone)]
-pub(super) struct Routers {
-    pub(super) loopback: Router,
-    pub(super) network: Router,
 }
 
 impl Bound {
@@ -58,7 +51,7 @@ impl Bound {
 
     /// Serves `handles` until `drain` is signalled, then finishes the requests that are open. `tasks` owns the connections.
     pub async fn run(self, handles: super::Handles, metrics: Metrics, tasks: Tasks, drain: DrainWatcher) {
-        let routers = super::routes::routers(handles, &metrics);
+        let routers = routes::routers(handles, &metrics);
         let server = Server { routers, metrics, tasks, free: Arc::new(Semaphore::new(MAX_CONNECTIONS)) };
         let accepting = self.listeners.iter().map(|listener| server.accept(listener, drain.clone()));
         futures_util::future::join_all(accepting).await;

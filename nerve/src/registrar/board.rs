@@ -118,7 +118,7 @@ impl Board {
 
     /// Puts new definitions in force: starts and stops checks, marks what changed.
     pub(super) fn define(self: &Arc<Self>, merged: Merged, runner: &Runner) {
-        self.metrics.sources.refused.set(i64::try_from(merged.refused).unwrap_or(i64::MAX));
+        self.metrics.sources.refused.set(i64::try_from(merged.refused.len()).unwrap_or(i64::MAX));
         let mut marks = Vec::new();
         let mut state = self.state();
         for (key, local) in &mut state.instances {
@@ -144,7 +144,11 @@ impl Board {
             local.defined = Some((located, monitor));
             marks.push(Target::Instance(key));
         }
+        for new in merged.refused.iter().filter(|refused| !state.source_problems.contains(refused)) {
+            tracing::error!(origin = %new.place, reason = %new.message, "definition refused");
+        }
         state.source_problems = merged.problems;
+        state.source_problems.extend(merged.refused);
         drop(state);
         self.mark(marks);
     }

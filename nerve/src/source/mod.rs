@@ -157,10 +157,10 @@ fn read_services(
 pub struct Merged {
     /// Each instance once.
     pub definitions: BTreeMap<InstanceKey, Arc<Located>>,
-    /// What is wrong, refused second definitions included.
+    /// What is wrong with the sources, as they have said themselves.
     pub problems: Vec<SourceProblem>,
-    /// How many definitions were refused.
-    pub refused: usize,
+    /// Second definitions of an instance, which are not in force.
+    pub refused: Vec<SourceProblem>,
 }
 
 /// Joins snapshots; earlier ones take precedence.
@@ -175,8 +175,7 @@ pub fn merge(snapshots: &[Arc<Snapshot>]) -> Merged {
                     vacant.insert(Arc::clone(located));
                 }
                 Entry::Occupied(first) => {
-                    merged.refused += 1;
-                    merged.problems.push(SourceProblem {
+                    merged.refused.push(SourceProblem {
                         place: located.origin.to_string(),
                         message: format!(
                             "instance {} is already defined in {}, which stays in force; give one of them another id",
@@ -207,8 +206,8 @@ mod tests {
         let document = Document::parse("plexus.toml", text).unwrap();
         let config = ConfigSource::new(document.decode(|root| read_config(root, &local())).unwrap());
         let merged = merge(&[Arc::clone(&config.snapshots().borrow())]);
-        assert_eq!((merged.definitions.len(), merged.refused), (1, 1));
-        let problem = &merged.problems[0];
+        assert_eq!((merged.definitions.len(), merged.refused.len()), (1, 1));
+        let problem = &merged.refused[0];
         assert_eq!(problem.place, "plexus.toml:4");
         assert!(
             problem.message.starts_with("instance web/web-a-1 is already defined in plexus.toml:1"),

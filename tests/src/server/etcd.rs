@@ -181,6 +181,9 @@ impl Member {
         command.args(["--listen-client-urls", &clients, "--advertise-client-urls", &clients]);
         command.args(["--listen-peer-urls", &peers, "--initial-advertise-peer-urls", &peers]);
         command.args(["--initial-cluster", &self.cluster, "--initial-cluster-state", "new"]);
+        // Members of a cluster are near each other here. With the default of 1 s, an election whose votes are split takes longer
+        // than what is asserted of us.
+        command.args(["--heartbeat-interval", "50", "--election-timeout", "500"]);
         command.args(["--log-level", "warn", "--logger", "zap"]);
         *self.process() = Some(Process::start(&self.name, &mut command, &self.log));
     }
