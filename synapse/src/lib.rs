@@ -6,7 +6,6 @@
 pub mod catalog;
 pub mod memory;
 mod metrics;
-mod names;
 pub mod watch;
 
 pub use metrics::Metrics;

@@ -20,8 +20,7 @@ use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use crate::Metrics;
-use crate::catalog::{Catalog, Change, Freshness};
-use crate::names::Names;
+use crate::catalog::{Catalog, Change, Freshness, Names};
 use crate::watch::Recalled;
 use crate::watch::store::Handle as Watcher;
 

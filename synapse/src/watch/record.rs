@@ -5,8 +5,7 @@ use std::sync::Arc;
 use nerve::model::{Instance, Node, ServiceSettings};
 use nerve::store::Key;
 
-use crate::catalog::Change;
-use crate::names::Names;
+use crate::catalog::{Change, Names};
 
 /// Why a record is not taken.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

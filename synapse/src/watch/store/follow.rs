@@ -23,8 +23,7 @@ use super::grace::Grace;
 use super::handle::{Handle, Shared};
 use super::restore::Restoration;
 use crate::Metrics;
-use crate::catalog::{Catalog, Change, Freshness, Writer};
-use crate::names::Names;
+use crate::catalog::{Catalog, Change, Freshness, Names, Writer};
 use crate::watch::Recalled;
 use crate::watch::record::{self, Refused};
 

@@ -459,7 +459,7 @@ proptest! {
             let (fresh, mut writer) = Catalog::new();
             writer.apply(entries.iter().filter_map(|entry| {
                 let key = Key::parse(&entry.path)?;
-                let decoded = crate::watch::record::decode(&key, &entry.value, &mut crate::names::Names::default());
+                let decoded = crate::watch::record::decode(&key, &entry.value, &mut crate::catalog::Names::default());
                 Some(decoded.unwrap().change)
             }));
             let shown = |catalog: &Catalog| {
