@@ -1,204 +1,268 @@
-//! A large fleet in a real etcd: how long until the first answer, how much memory, how long a change takes.
+//! How the catalog grows with the fleet, over a real etcd: time to the first answer, resident memory, one change.
 //!
-//! `cargo run --release -p plexus-benches --bin scale` prints the rows of the table in benches/README.md.
+//! Starts an etcd, registers a fleet of a hundred services and one of ten thousand with ten endpoints each, and measures
+//! each in a process of its own, so that memory is that fleet's alone. Prints the table of `benches/README.md`.
+#![allow(clippy::print_stdout, reason = "a program whose result is a table")]
 
-use std::net::TcpListener;
-use std::process::{Child, Command, Stdio};
+use std::env;
+use std::path::{Path as FilePath, PathBuf};
+use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail};
-use nerve::store::{self, Key, Store, StoreConfig};
+use anyhow::{Context, bail, ensure};
+use futures_util::{StreamExt, TryStreamExt};
+use nerve::model::Instance;
+use nerve::store::{Key, Store};
 use nerve::tasks::Tasks;
-use plexus_benches::{instance, service_name};
-use synapse::catalog::{Catalog, Change};
-use synapse::watch::store as watcher;
+use plexus_benches::{etcd, fleet};
+use prometheus::Registry;
+use serde_json::{Value, json};
+use synapse::catalog::{Catalog, Change, Subscription};
+use synapse::{Metrics, memory, watch};
 
+const FLEETS: [usize; 2] = [100, 10_000];
 const ENDPOINTS: usize = 10;
-const CHANGES: usize = 200;
+/// Changes measured, each of another service.
+const CHANGES: usize = 500;
+/// A prime, to visit services in an order that no cache foresees.
+const STEP: usize = 7919;
 
-fn main() -> anyhow::Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    report(
-        "services × endpoints | load (s) | to first answer (ms) | resident (MiB) | etcd put → seen (ms, median, p95) | apply alone (µs, median)",
-    );
-    for services in [100, 10_000] {
-        let row = runtime.block_on(measure(services))?;
-        report(&row);
-    }
-    Ok(())
-}
-
-#[allow(clippy::print_stdout, reason = "the table is the output of this program")]
-fn report(line: &str) {
-    println!("{line}");
-}
-
-async fn measure(services: usize) -> anyhow::Result<String> {
-    let etcd = Etcd::start()?;
-    let writing = store::open(&StoreConfig::new(etcd.url.parse()?), &store::Metrics::default())?;
-    let load = Instant::now();
-    fill(&writing, services).await?;
-    let load = load.elapsed();
-
-    let resident_before = resident_mib()?;
-    let (catalog, writer) = Catalog::new();
-    let (reading, tasks) =
-        (store::open(&StoreConfig::new(etcd.url.parse()?), &store::Metrics::default())?, Tasks::new());
-    let begun = Instant::now();
-    let handle =
-        watcher::start(watcher::Config::default(), reading, writer, None, synapse::Metrics::new()?, &tasks);
-    handle.filled().await;
-    let last = service_name(services - 1);
-    let answered =
-        catalog.service(last.as_str()).context("the last service is not in the catalog")?.endpoints.len();
-    let first_answer = begun.elapsed();
-    if answered != ENDPOINTS || catalog.endpoint_count() != services * ENDPOINTS {
-        bail!("only {} endpoints arrived", catalog.endpoint_count());
-    }
-    let resident = resident_mib()? - resident_before;
-
-    let seen = changes_seen(&writing, &catalog, services).await?;
-    let apply = changes_applied(services);
-    tasks.shutdown().await;
-    writing.shutdown().await;
-    Ok(format!(
-        "{services} × {ENDPOINTS} | {:.1} | {:.0} | {resident:.0} | {:.2}, {:.2} | {:.2}",
-        load.as_secs_f64(),
-        first_answer.as_secs_f64() * 1e3,
-        percentile(&seen, 50).as_secs_f64() * 1e3,
-        percentile(&seen, 95).as_secs_f64() * 1e3,
-        percentile(&apply, 50).as_secs_f64() * 1e6,
-    ))
-}
-
-/// Sixty-four writers at a time, as a fleet's agents would.
-async fn fill(store: &Arc<dyn Store>, services: usize) -> anyhow::Result<()> {
-    let mut writes = tokio::task::JoinSet::new();
-    for service in 0..services {
-        for endpoint in 0..ENDPOINTS {
-            let store = Arc::clone(store);
-            writes.spawn(async move { put(&store, service, endpoint, 8000).await });
-            if writes.len() >= 64
-                && let Some(done) = writes.join_next().await
-            {
-                done??;
-            }
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> anyhow::Result<()> {
+    let arguments: Vec<String> = env::args().skip(1).collect();
+    match &*arguments.iter().map(String::as_str).collect::<Vec<_>>() {
+        [] => orchestrate().await,
+        ["follow", url, prefix, services, file] => {
+            print_result(&follow(url, prefix, services.parse()?, FilePath::new(file)).await?)
         }
+        ["recall", url, prefix, file] => print_result(&recall(url, prefix, file.into()).await?),
+        _ => bail!("usage: scale (without arguments)"),
     }
-    while let Some(done) = writes.join_next().await {
-        done??;
-    }
+}
+
+fn print_result(result: &Value) -> anyhow::Result<()> {
+    println!("{}", serde_json::to_string(result)?);
     Ok(())
 }
 
-async fn put(store: &Arc<dyn Store>, service: usize, endpoint: usize, port: u16) -> anyhow::Result<()> {
-    let record = instance(service, endpoint, port);
-    let path = Key::Instance(record.service.clone(), record.id.clone()).path();
-    store.put(&path, serde_json::to_vec(&*record)?, None).await?;
+async fn orchestrate() -> anyhow::Result<()> {
+    let server = etcd::Etcd::start()?;
+    server.ready().await?;
+    let directory = tempfile::tempdir()?;
+    let mut columns = Vec::new();
+    for services in FLEETS {
+        let (prefix, file) =
+            (format!("/fleet-{services}"), directory.path().join(format!("{services}.json")));
+        let registered = register(server.url(), &prefix, services).await?;
+        let file = file.to_str().context("the temporary directory has a strange name")?;
+        let mut result = child(&["follow", server.url(), &prefix, &services.to_string(), file])?;
+        let recalled = child(&["recall", server.url(), &prefix, file])?;
+        result["register"] = json!(registered.as_secs_f64() * 1e3);
+        for key in ["recall_ms", "recall_rss"] {
+            result[key] = recalled[key].clone();
+        }
+        columns.push(result);
+    }
+    print_table(&columns)
+}
+
+/// Writes a fleet into the store; durable, so that no lease ends meanwhile.
+async fn register(url: &str, prefix: &str, services: usize) -> anyhow::Result<Duration> {
+    let store = etcd::open(url, prefix)?;
+    let started = Instant::now();
+    let writes = fleet::instances(services, ENDPOINTS)?.into_iter().map(|instance| put(&store, instance));
+    futures_util::stream::iter(writes).buffer_unordered(128).try_collect::<()>().await?;
+    store.shutdown().await;
+    Ok(started.elapsed())
+}
+
+async fn put(store: &Arc<dyn Store>, instance: Instance) -> anyhow::Result<()> {
+    let path = Key::Instance(instance.service.clone(), instance.id.clone()).path();
+    store.put(&path, serde_json::to_vec(&instance)?, None).await?;
     Ok(())
 }
 
-/// From before the put until a reader of the catalog can see it.
-async fn changes_seen(
-    store: &Arc<dyn Store>,
-    catalog: &Catalog,
-    services: usize,
-) -> anyhow::Result<Vec<Duration>> {
+fn child(arguments: &[&str]) -> anyhow::Result<Value> {
+    let output = Command::new(env::current_exe()?).args(arguments).output()?;
+    ensure!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(serde_json::from_slice(&output.stdout)?)
+}
+
+/// An agent's catalog: from nothing to the first answer, then one change after the other.
+async fn follow(url: &str, prefix: &str, services: usize, file: &FilePath) -> anyhow::Result<Value> {
+    let (tasks, metrics, registry) = (Tasks::new(), Metrics::new()?, Registry::new());
+    metrics.register(&registry)?;
+    let (before, started) = (resident()?, Instant::now());
+    let store = etcd::open(url, prefix)?;
+    let (catalog, writer) = Catalog::new();
+    let watcher = watch::store::start(
+        watch::store::Config::default(),
+        Arc::clone(&store),
+        writer,
+        None,
+        metrics.clone(),
+        &tasks,
+    );
+    watcher.filled().await;
+    let last = fleet::service_name(services - 1)?;
+    ensure!(
+        catalog.service(last.as_str()).is_some_and(|s| s.endpoints.len() == ENDPOINTS),
+        "not all is there"
+    );
+    let first_answer = started.elapsed();
+    ensure!(catalog.endpoint_count() == services * ENDPOINTS, "{} endpoints", catalog.endpoint_count());
+    let after = resident()?;
+
+    let (count, seconds) = applied(&registry);
+    let (mut puts, mut seen) = (Vec::new(), Vec::new());
     let mut subscription = catalog.subscribe();
     subscription.changed().await;
-    let mut times = Vec::with_capacity(CHANGES);
-    for change in 0..CHANGES {
-        let service = (change * 37) % services;
-        let port = u16::try_from(9000 + change)?;
+    for number in 0..CHANGES {
+        let service = fleet::service_name(number * STEP % services)?;
+        let instance = fleet::instance(&service, 5, 101 + u16::try_from(number)?)?;
         let begun = Instant::now();
-        let seen = async {
-            loop {
-                if subscription.changed().await.contains(&service_name(service)) {
-                    return begun.elapsed();
-                }
-            }
+        let written = async { put(&store, instance.clone()).await.map(|()| begun.elapsed()) };
+        let visible = async {
+            visible(&catalog, &mut subscription, &instance).await;
+            begun.elapsed()
         };
-        let (written, seen) = tokio::join!(put(store, service, 3, port), seen);
-        written?;
-        times.push(seen);
+        let (written, visible) = tokio::join!(written, visible);
+        puts.push(written?);
+        seen.push(visible);
     }
-    Ok(times)
+    let (count, seconds) = (applied(&registry).0 - count, applied(&registry).1 - seconds);
+    let peak = status("VmHWM:")?;
+    let (pure, cold) = (pure(services, FLEETS[0])?, pure(services, services)?);
+
+    memory::keep(file.to_owned(), catalog.clone(), watcher, metrics, &tasks);
+    // It saves at the end.
+    tokio::task::yield_now().await;
+    let begun = Instant::now();
+    tasks.shutdown().await;
+    let saved = begun.elapsed();
+    store.shutdown().await;
+    Ok(json!({
+        "services": services,
+        "first_answer": ms(first_answer),
+        "rss": after - before,
+        "peak": peak,
+        "put_p50": ms(percentile(&mut puts, 50)),
+        "visible_p50": ms(percentile(&mut seen, 50)),
+        "visible_p99": ms(percentile(&mut seen, 99)),
+        "handled": seconds / count * 1e6,
+        "pure": pure,
+        "cold": cold,
+        "saved": ms(saved),
+        "file": std::fs::metadata(file)?.len(),
+    }))
 }
 
-/// The catalog's own part of it. A hundred services change in turn, whatever their number, so that both sizes are measured
-/// with the same data in the processor's caches.
-fn changes_applied(services: usize) -> Vec<Duration> {
-    let (_catalog, mut writer) = Catalog::new();
-    writer.apply(
-        (0..services).flat_map(|s| (0..ENDPOINTS).map(move |e| Change::PutInstance(instance(s, e, 8000)))),
-    );
-    let changes: Vec<_> = (0..CHANGES * 10)
-        .map(|change| instance(change % 100 * (services / 100), 3, u16::try_from(9000 + change).unwrap_or(1)))
-        .collect();
-    let apply = |change| {
-        let begun = Instant::now();
-        writer.apply([Change::PutInstance(change)]);
-        begun.elapsed()
+async fn visible(catalog: &Catalog, subscription: &mut Subscription, instance: &Instance) {
+    let is_there = || {
+        let service = catalog.service(instance.service.as_str());
+        service
+            .is_some_and(|s| s.endpoint(&instance.id).is_some_and(|e| e.instance.weight == instance.weight))
     };
-    changes.into_iter().map(apply).collect()
+    while !is_there() {
+        subscription.changed().await;
+    }
 }
 
-fn percentile(times: &[Duration], percent: usize) -> Duration {
-    let mut sorted = times.to_vec();
-    sorted.sort_unstable();
-    sorted.get(sorted.len() * percent / 100).copied().unwrap_or_default()
+/// Microseconds to apply one decoded change: the median of some thousand, that go round `changing` of the services. As many
+/// in either fleet compares the catalog's work; all of them shows what the processor's caches add to it.
+fn pure(services: usize, changing: usize) -> anyhow::Result<f64> {
+    let (catalog, mut writer) = fleet::catalog(services, ENDPOINTS)?;
+    let _subscription = catalog.subscribe();
+    let mut times = Vec::new();
+    for number in 0..20 * CHANGES {
+        let service = fleet::service_name(number * STEP % changing * (services / changing))?;
+        let change =
+            Change::PutInstance(Arc::new(fleet::instance(&service, 5, 200 + u16::try_from(number)?)?));
+        let begun = Instant::now();
+        writer.apply([change]);
+        times.push(begun.elapsed());
+    }
+    Ok(percentile(&mut times, 50).as_secs_f64() * 1e6)
 }
 
-/// What this process holds in memory, proc(5).
-fn resident_mib() -> anyhow::Result<f64> {
+/// An agent that starts while its store is gone: from opening the file to the first answer.
+async fn recall(url: &str, prefix: &str, file: PathBuf) -> anyhow::Result<Value> {
+    let (before, started) = (resident()?, Instant::now());
+    let store = etcd::open(url, prefix)?;
+    let (tasks, (catalog, writer)) = (Tasks::new(), Catalog::new());
+    let recalled = memory::recall(&file);
+    ensure!(recalled.is_some(), "nothing recalled from {}", file.display());
+    let config = watch::store::Config::default();
+    let _watcher = watch::store::start(config, Arc::clone(&store), writer, recalled, Metrics::new()?, &tasks);
+    ensure!(catalog.service(fleet::service_name(0)?.as_str()).is_some(), "the catalog is empty");
+    let took = started.elapsed();
+    let after = resident()?;
+    tasks.shutdown().await;
+    store.shutdown().await;
+    Ok(json!({"recall_ms": ms(took), "recall_rss": after - before}))
+}
+
+/// Events that the watcher has handled, and the seconds that this took.
+fn applied(registry: &Registry) -> (f64, f64) {
+    let families = registry.gather();
+    let family = families.iter().find(|family| family.name() == "plexus_catalog_apply_seconds");
+    family.map_or((0.0, 0.0), |family| {
+        let histogram = family.get_metric()[0].get_histogram();
+        #[allow(clippy::cast_precision_loss, reason = "some hundreds")]
+        (histogram.get_sample_count() as f64, histogram.get_sample_sum())
+    })
+}
+
+fn percentile(times: &mut [Duration], percent: usize) -> Duration {
+    times.sort_unstable();
+    times[(times.len() - 1) * percent / 100]
+}
+
+fn ms(duration: Duration) -> f64 {
+    duration.as_secs_f64() * 1e3
+}
+
+/// Resident memory of this process in KiB.
+fn resident() -> anyhow::Result<u64> {
+    status("VmRSS:")
+}
+
+fn status(key: &str) -> anyhow::Result<u64> {
     let status = std::fs::read_to_string("/proc/self/status")?;
-    let line = status
-        .lines()
-        .find_map(|line| line.strip_prefix("VmRSS:"))
-        .context("no VmRSS in /proc/self/status")?;
-    let kib: f64 = line.trim().trim_end_matches("kB").trim().parse()?;
-    Ok(kib / 1024.0)
+    let line = status.lines().find_map(|line| line.strip_prefix(key)).with_context(|| key.to_owned())?;
+    Ok(line.trim().trim_end_matches(" kB").parse()?)
 }
 
-/// A real etcd with its data in a directory that goes with it.
-struct Etcd {
-    process: Child,
-    url: String,
-    _data: tempfile::TempDir,
-}
-
-impl Etcd {
-    fn start() -> anyhow::Result<Self> {
-        let free = || TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr());
-        let (client, peer) = (free()?, free()?);
-        let data = tempfile::tempdir()?;
-        let (client_url, peer_url) = (format!("http://{client}"), format!("http://{peer}"));
-        let process = Command::new("etcd")
-            .arg("--data-dir")
-            .arg(data.path())
-            .args(["--listen-client-urls", &client_url, "--advertise-client-urls", &client_url])
-            .args(["--listen-peer-urls", &peer_url, "--initial-advertise-peer-urls", &peer_url])
-            .args(["--initial-cluster", &format!("default={peer_url}"), "--log-level", "error"])
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .context("start etcd (apt-get install etcd-server)")?;
-        let deadline = Instant::now() + Duration::from_secs(10);
-        while std::net::TcpStream::connect(client).is_err() {
-            if Instant::now() > deadline {
-                bail!("etcd does not listen on {client} after 10 s");
-            }
-            std::thread::yield_now();
-        }
-        Ok(Self { process, url: format!("etcd://{client}"), _data: data })
+fn print_table(columns: &[Value]) -> anyhow::Result<()> {
+    let number = |column: &Value, key: &str| column[key].as_f64().with_context(|| key.to_owned());
+    let rows: [(&str, &str, f64, &str); 13] = [
+        ("etcd reached → first answer", "first_answer", 1.0, "ms"),
+        ("resident memory of the catalog and its watcher", "rss", 1.0 / 1024.0, "MiB"),
+        ("peak of the process", "peak", 1.0 / 1024.0, "MiB"),
+        ("one change: etcd put → visible in the catalog, median", "visible_p50", 1.0, "ms"),
+        ("… 99th percentile", "visible_p99", 1.0, "ms"),
+        ("… of which etcd's own answer to the put, median", "put_p50", 1.0, "ms"),
+        ("one change: decoded and applied by the watcher, mean", "handled", 1.0, "µs"),
+        ("one change: applied to the catalog, of 100 services in turn, median", "pure", 1.0, "µs"),
+        ("… of all services in turn (out of the processor's caches)", "cold", 1.0, "µs"),
+        ("memory on disk: saved in", "saved", 1.0, "ms"),
+        ("memory on disk: size", "file", 1.0 / 1024.0 / 1024.0, "MiB"),
+        ("memory on disk: opened → first answer without the store", "recall_ms", 1.0, "ms"),
+        ("registering the fleet (128 puts at a time)", "register", 1.0 / 1e3, "s"),
+    ];
+    let names: Vec<_> =
+        columns.iter().map(|column| format!("{} × {ENDPOINTS}", column["services"])).collect();
+    println!("| services × endpoints | {} |\n| --- |{}", names.join(" | "), " ---: |".repeat(columns.len()));
+    for (name, key, factor, unit) in rows {
+        let values: Vec<_> = columns
+            .iter()
+            .map(|column| Ok(format!("{:.1} {unit}", number(column, key)? * factor)))
+            .collect::<anyhow::Result<_>>()?;
+        println!("| {name} | {} |", values.join(" | "));
     }
-}
-
-impl Drop for Etcd {
-    fn drop(&mut self) {
-        // It is gone already, or it goes now.
-        let _ = self.process.kill();
-        let _ = self.process.wait();
+    for key in ["pure", "cold", "handled", "visible_p50"] {
+        println!("{key}: {:.2} times as long", number(&columns[1], key)? / number(&columns[0], key)?);
     }
+    Ok(())
 }

@@ -8,6 +8,7 @@
 
 mod endpoint;
 mod freshness;
+mod names;
 mod service;
 mod subscription;
 mod writer;
@@ -20,6 +21,7 @@ use nerve::model::{Node, NodeName, ServiceName};
 
 pub use endpoint::{Endpoint, Reason};
 pub use freshness::Freshness;
+pub(crate) use names::Names;
 pub use service::Service;
 pub use subscription::Subscription;
 pub use writer::{Change, Writer};

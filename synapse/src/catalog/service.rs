@@ -15,7 +15,8 @@ pub struct Service {
     pub settings: Arc<ServiceSettings>,
     /// Its endpoints in the order of their ids, those without traffic included.
     pub endpoints: Vec<Endpoint>,
-    /// Grows with each change of this service; for waiting on one and for telling snapshots apart.
+    /// Grows with each change of this service, also over its disappearance; for waiting on one and for telling
+    /// snapshots apart. Not without gaps.
     pub generation: u64,
 }
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use nerve::model::{Instance, InstanceId, Node, NodeName, ServiceName, ServiceSettings};
+use papaya::Guard;
 
 use super::{Catalog, Endpoint, Freshness, Inner, Service};
 
@@ -31,11 +32,13 @@ pub enum Change {
 #[derive(Debug)]
 pub struct Writer {
     inner: Arc<Inner>,
+    /// The last one given out, of whatever service: one that vanishes and comes back does not start over.
+    generation: u64,
 }
 
 impl Writer {
     pub(super) fn new(inner: Arc<Inner>) -> Self {
-        Self { inner }
+        Self { inner, generation: 0 }
     }
 
     /// A read handle.
@@ -68,13 +71,16 @@ impl Writer {
                 }
             }
         }
-        by_service.into_iter().filter(|(name, changes)| self.apply_to_service(name, changes)).count()
+        let different =
+            by_service.into_iter().filter(|(name, changes)| self.apply_to_service(name, changes)).count();
+        // The map hands replaced snapshots back in batches of at least 32: with large services that is a lot of memory.
+        self.inner.services.guard().flush();
+        different
     }
 
-    fn apply_to_service(&self, name: &ServiceName, changes: &[Change]) -> bool {
+    fn apply_to_service(&mut self, name: &ServiceName, changes: &[Change]) -> bool {
         let services = self.inner.services.pin();
         let old = services.get(name).cloned();
-        let generation = old.as_ref().map_or(0, |service| service.generation);
         let mut new = old.as_deref().cloned().unwrap_or_else(|| Service::empty(name.clone()));
         let changed = match changes {
             [change] => apply_one(&mut new, change),
@@ -89,7 +95,8 @@ impl Writer {
         if new.is_void() {
             services.remove(name);
         } else {
-            new.generation = generation + 1;
+            self.generation += 1;
+            new.generation = self.generation;
             services.insert(name.clone(), Arc::new(new));
         }
         self.inner.subscribers.mark(name);
@@ -205,6 +212,28 @@ mod tests {
         writer.apply([Change::PutInstance(instance("web", "1", 80))]);
         writer.apply([Change::RemoveInstance(name("web"), InstanceId::new("1").unwrap())]);
         assert!(catalog.service("web").is_none());
+    }
+
+    #[test]
+    fn a_service_that_comes_back_is_of_a_later_generation() {
+        let (catalog, mut writer) = Catalog::new();
+        let mut last = 0;
+        for _ in 0..3 {
+            writer.apply([Change::PutInstance(instance("web", "1", 80))]);
+            let generation = catalog.service("web").unwrap().generation;
+            assert!(generation > last);
+            last = generation;
+            writer.apply([Change::RemoveInstance(name("web"), InstanceId::new("1").unwrap())]);
+        }
+    }
+
+    #[test]
+    fn a_replaced_snapshot_is_let_go_at_once() {
+        let (catalog, mut writer) = Catalog::new();
+        writer.apply([Change::PutInstance(instance("web", "1", 80))]);
+        let old = Arc::downgrade(&catalog.service("web").unwrap());
+        writer.apply([Change::PutInstance(instance("web", "2", 80))]);
+        assert!(old.upgrade().is_none());
     }
 
     #[test]
