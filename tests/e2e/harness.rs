@@ -109,10 +109,12 @@ fn etcd_is_stopped_frozen_compacted_and_wiped() {
     assert_eq!(etcd.lease_of("/plexus/x"), Some(0));
     let members = etcd.members();
     members[0].freeze();
-    let _ = members[1].ctl(&["put", "/plexus/y", "1"]).ok();
+    // If it led, what was on its way to it is lost: the client is told and asks again.
+    let put = |key| members[1].ctl(&["put", key, "1", "--command-timeout=1s"]);
+    plexus_tests::eventually!(Duration::from_secs(10), put("/plexus/y"), plexus_tests::Ran::success);
     members[0].thaw();
     members[0].kill();
-    let _ = members[2].ctl(&["put", "/plexus/z", "1"]).ok();
+    plexus_tests::eventually!(Duration::from_secs(10), put("/plexus/z"), plexus_tests::Ran::success);
     members[0].start();
     etcd.wait_ready();
     let before = etcd.revision();
