@@ -22,7 +22,7 @@ struct Demo {
     machine: Namespace,
     program: PathBuf,
     temporary: PathBuf,
-    links_before: String,
+    links_before: Vec<String>,
     // Last: it removes what the others stand in.
     _world: World,
 }
@@ -37,7 +37,7 @@ impl Demo {
         let temporary = world.directory().join("tmp");
         fs::create_dir(&temporary).expect("a directory");
         fs::set_permissions(&temporary, fs::Permissions::from_mode(0o1777)).expect("for everyone");
-        let links_before = machine.exec("ip", &["-br", "link"]).ok();
+        let links_before = links(&machine);
         let line: Vec<&str> =
             prefix.iter().copied().chain([program.to_str().expect("text"), "demo"]).collect();
         let mut command = machine.command(line[0]);
@@ -85,12 +85,17 @@ impl Demo {
     fn assert_nothing_is_left(&self) {
         eventually!(DOWN, running(&self.program), Vec::is_empty);
         // The kernel removes a namespace and its links a moment after the last process in it.
-        let links = || self.machine.exec("ip", &["-br", "link"]).ok();
-        eventually!(Duration::from_secs(2), links(), |links| *links == self.links_before);
+        eventually!(Duration::from_secs(2), links(&self.machine), |links| *links == self.links_before);
         assert_eq!(self.machine.exec("ss", &["-Htuln"]).ok(), "");
         let left: Vec<_> = fs::read_dir(&self.temporary).expect("a directory").flatten().collect();
         assert!(left.is_empty(), "{left:?}");
     }
+}
+
+/// The names of a machine's links.
+fn links(machine: &Namespace) -> Vec<String> {
+    let listed = machine.exec("ip", &["-br", "link"]).ok();
+    listed.lines().filter_map(|line| line.split_whitespace().next().map(str::to_owned)).collect()
 }
 
 /// The ids of the processes that run this program.
@@ -143,7 +148,7 @@ fn as_an_ordinary_user_it_is_one_node_and_every_line_works_when_pasted() {
 fn on_loopback_it_needs_no_network_of_its_own() {
     needs!("curl", "dig");
     let demo = Demo::start(&[], &["--loopback"]);
-    assert_eq!(demo.machine.exec("ip", &["-br", "link"]).ok(), demo.links_before);
+    assert_eq!(links(&demo.machine), demo.links_before);
     demo.paste_all();
     ctrl_c(demo);
 }
@@ -155,5 +160,5 @@ fn killed_it_leaves_no_process_and_no_link_either() {
     assert!(running(&demo.program).len() > 5, "the demo and its five instances");
     demo.process.kill();
     eventually!(DOWN, running(&demo.program), Vec::is_empty);
-    eventually!(DOWN, demo.machine.exec("ip", &["-br", "link"]).ok(), |links| *links == demo.links_before);
+    eventually!(DOWN, links(&demo.machine), |links| *links == demo.links_before);
 }
