@@ -30,13 +30,12 @@ fn a_cut_cable_loses_packets_and_a_healed_one_carries_them() {
     let (a, b) = (fabric.machine("a"), fabric.machine("b"));
     let backend = Backend::start_on(&b, "web", 8080, &world.log("web"));
     let address = backend.address();
-    assert!(a.enter(move || can_connect(address)));
+    let connected = || a.enter(move || can_connect(address));
+    plexus_tests::eventually!(Duration::from_secs(5), connected(), |it_can| *it_can);
     fabric.cut("b");
     assert!(!a.enter(move || can_connect(address)));
     fabric.heal("b");
-    plexus_tests::eventually!(Duration::from_secs(5), a.enter(move || can_connect(address)), |it_can| {
-        *it_can
-    });
+    plexus_tests::eventually!(Duration::from_secs(5), connected(), |it_can| *it_can);
 }
 
 #[test]

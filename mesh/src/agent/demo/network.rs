@@ -40,6 +40,7 @@ pub(super) struct NodePlace {
 #[derive(Debug)]
 pub(super) struct Network {
     pub(super) nodes: Vec<NodePlace>,
+    host_link: String,
     _switch: Namespace,
 }
 
@@ -48,13 +49,13 @@ impl Network {
     pub(super) fn create(names: &[NodeName]) -> io::Result<Self> {
         let switch = Namespace::create()?;
         let host = Namespace::current()?;
-        let subnet = host.block_on(|| async {
+        let (subnet, host_link) = host.block_on(|| async {
             let handle = connect()?;
             let subnet = free_subnet(&handle).await?;
             let link = free_link_name(&handle).await?;
             add_veth_into(&handle, &link, "host", &switch).await?;
             give_address(&handle, &link, address(subnet, 1)).await?;
-            Ok(subnet)
+            Ok((subnet, link))
         })?;
         switch.block_on(|| async {
             let handle = connect()?;
@@ -82,7 +83,23 @@ impl Network {
             })?;
             nodes.push(NodePlace { name: name.clone(), address, namespace });
         }
-        Ok(Self { nodes, _switch: switch })
+        Ok(Self { nodes, host_link, _switch: switch })
+    }
+}
+
+impl Drop for Network {
+    /// The kernel would do it a moment after the process has ended; a demo that says it is over leaves no such moment.
+    fn drop(&mut self) {
+        let removed = Namespace::current().and_then(|host| {
+            host.block_on(|| async {
+                let handle = connect()?;
+                let index = index_of(&handle, &self.host_link).await?;
+                handle.link().del(index).execute().await.map_err(|e| failed("remove the demo's link", &e))
+            })
+        });
+        if let Err(error) = removed {
+            tracing::warn!(link = self.host_link, %error, "the kernel removes the demo's link when this process ends");
+        }
     }
 }
 
