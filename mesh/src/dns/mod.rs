@@ -1,0 +1,23 @@
+//! DNS: names of the mesh answered from the catalog, every other name forwarded.
+//!
+//! [`bind`] takes the sockets, [`Bound::run`] serves them until it is drained. A question goes one of two ways that
+//! share nothing but the socket: a name under the domain is answered at once, from memory, by `zone`; any other name
+//! is handed to `forward`, which has a cache, a limit on what is in flight, and never slows the first way down.
+//!
+//! Messages are read and written by hickory (`message`); the loops around the sockets are ours (`server`), because
+//! those of `hickory_server::Server` (0.26) spawn a task a datagram without a limit, accept connections without a
+//! limit, answer a connection's queries in strict sequence, and cannot relay an answer's bytes as they came.
+//! No type of hickory leaves this room; it never touches the balancer or the proxy.
+
+mod config;
+mod forward;
+mod message;
+mod metrics;
+mod server;
+mod wire;
+mod zone;
+
+pub use config::{Config, Domain, DomainError, Limits, RecursionFor, Upstreams};
+pub use metrics::Metrics;
+pub use server::{BindError, Bound, Handle, Listener, bind};
+pub use zone::{Excluded, Explanation, Outcome, Rule};
