@@ -55,7 +55,7 @@ pub enum RecursionFor {
 /// Bounds of everything that could grow.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limits {
-    /// Most records in an answer over UDP; a random choice when there are more. Default 8, which fits 512 octets.
+    /// Most records in an answer over UDP; a random choice when there are more. Default 8, which fits 512 octets; never 0.
     pub answers_udp: usize,
     /// Most records in an answer over TCP. Default 256.
     pub answers_tcp: usize,

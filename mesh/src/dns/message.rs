@@ -85,8 +85,8 @@ impl Handler {
             metrics,
             recursion: config.recursion,
             forwards: config.upstreams != Upstreams::None,
-            most_udp: config.limits.answers_udp,
-            most_tcp: config.limits.answers_tcp,
+            most_udp: config.limits.answers_udp.max(1),
+            most_tcp: config.limits.answers_tcp.max(1),
         }
     }
 

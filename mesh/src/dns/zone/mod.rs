@@ -77,7 +77,7 @@ impl Note {
 impl Zone {
     /// `serial` is the SOA's: anything that grows from one start to the next.
     pub(super) fn new(config: &Config, catalog: Catalog, serial: u32) -> Self {
-        Self { catalog, records: Records::new(config, serial), most_tcp: config.limits.answers_tcp }
+        Self { catalog, records: Records::new(config, serial), most_tcp: config.limits.answers_tcp.max(1) }
     }
 
     /// Is this name ours to answer? Never forwarded if so.
