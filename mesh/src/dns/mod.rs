@@ -7,7 +7,7 @@
 //! Messages are read and written by hickory (`message`); the loops around the sockets are ours (`server`), because
 //! those of `hickory_server::Server` (0.26) spawn a task a datagram without a limit, accept connections without a
 //! limit, answer a connection's queries in strict sequence, and cannot relay an answer's bytes as they came.
-//! No type of hickory leaves this room; it never touches the balancer or the proxy.
+//! What a user sees of it is in `docs/dns.md`. No type of hickory leaves this room; it never touches the balancer or the proxy.
 
 mod config;
 mod forward;
