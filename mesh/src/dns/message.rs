@@ -158,7 +158,7 @@ impl Handler {
             Kind::NxDomain => (Verdict::NxDomain, ResponseCode::NXDomain),
             Kind::NotReady => (Verdict::NotReady, ResponseCode::ServFail),
         };
-        if answer.note.as_ref().is_some_and(|note| note.code == Note::STALE_ANSWER) {
+        if answer.stale {
             self.metrics.stale_answers.inc();
         }
         let reply = self.own(request, transport, verdict, code, &answer);

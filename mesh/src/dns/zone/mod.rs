@@ -36,6 +36,8 @@ pub(super) struct Answer {
     pub(super) authority: Vec<Record>,
     /// Addresses of what the answers name; may be left out where they do not fit.
     pub(super) additionals: Vec<Record>,
+    /// It comes from the last known good, since the store is out of reach.
+    pub(super) stale: bool,
     /// For a human who looks at the message (RFC 8914).
     pub(super) note: Option<Note>,
 }
@@ -96,9 +98,11 @@ impl Zone {
         }
         let found = lookup::find(name, self.records.apex(), &self.catalog);
         let mut answer = self.answer_found(&found, name, kind, most, rng);
-        if let (None, Freshness::Stale { reason, .. }) = (&answer.note, &*freshness) {
-            answer.note =
-                Some(Note::new(Note::STALE_ANSWER, format!("last known good; the store: {reason}")));
+        if let Freshness::Stale { reason, .. } = &*freshness {
+            answer.stale = true;
+            answer.note.get_or_insert_with(|| {
+                Note::new(Note::STALE_ANSWER, format!("last known good; the store: {reason}"))
+            });
         }
         answer
     }

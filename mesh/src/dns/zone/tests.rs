@@ -212,6 +212,8 @@ fn a_stale_catalog_answers_and_says_so() {
         answer.note.unwrap(),
         Note::new(Note::STALE_ANSWER, "last known good; the store: etcd is gone")
     );
+    let none = ask(&zone, "sick.mesh.internal.", RecordType::A);
+    assert!(none.stale && none.note.unwrap().text.starts_with("no instance"), "the nearer reason is told");
     assert_eq!(zone.explain("web.mesh.internal").stale.as_deref(), Some("etcd is gone"));
 }
 
