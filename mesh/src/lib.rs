@@ -1,4 +1,14 @@
 //! Mesh: sends traffic where the catalog says. The library behind the program `plexus`.
 
+pub mod admin;
+mod advice;
+pub mod agent;
+pub mod api;
+pub mod balance;
+pub mod cli;
+pub mod config;
 pub mod dns;
 pub mod drain;
+pub mod ingress;
+pub mod proxy;
+pub mod readiness;

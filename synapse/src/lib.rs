@@ -4,3 +4,8 @@
 //! [`memory`] keeps the last known good on disk, so that an agent that starts while the store is down serves it.
 
 pub mod catalog;
+pub mod memory;
+mod metrics;
+pub mod watch;
+
+pub use metrics::Metrics;

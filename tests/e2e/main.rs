@@ -1,2 +1,23 @@
-//! End-to-end tests.
-fn main() {}
+//! End-to-end tests: several real nodes, a real store, the program as it ships, driven from outside.
+//!
+//! One module a subject; a test's name is what holds. `harness` tests what the others stand on.
+
+#![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod balance;
+mod cli;
+mod demo;
+mod discover;
+mod dns;
+mod faults;
+mod harness;
+mod health;
+mod ingress;
+mod mistakes;
+mod outage;
+mod reload;
+
+/// The port that instances of `web` listen on.
+const INSTANCE: u16 = 9000;
+/// The port that `web` is published on.
+const PUBLISHED: u16 = 8080;

@@ -88,7 +88,7 @@ pub struct DomainError {
 impl Default for Config {
     fn default() -> Self {
         Self {
-            domain: Domain("mesh.internal".to_owned()),
+            domain: Domain::default(),
             listen: vec![SocketAddr::from((Ipv4Addr::LOCALHOST, 53))],
             ttl: Duration::from_secs(5),
             negative_ttl: Duration::from_secs(2),
@@ -96,6 +96,13 @@ impl Default for Config {
             recursion: RecursionFor::PrivateClients,
             limits: Limits::default(),
         }
+    }
+}
+
+impl Default for Domain {
+    /// `mesh.internal`: ICANN reserved `internal` for private use.
+    fn default() -> Self {
+        Self("mesh.internal".to_owned())
     }
 }
 

@@ -94,6 +94,12 @@ impl Key {
         })
     }
 
+    /// The directory that holds the settings of every service.
+    #[must_use]
+    pub fn services() -> Path {
+        Path("services".into())
+    }
+
     /// What stands at `path`, or `None` where this version knows nothing of it (a newer agent's, or an invalid name).
     #[must_use]
     pub fn parse(path: &Path) -> Option<Self> {

@@ -8,9 +8,20 @@
 //!
 //! What no backend does: hand out its client library's types, block a caller for longer than its request timeout, or
 //! retry a write that may have been applied.
+//!
+//! Every backend passes the same battery, `contract.rs`; a new one adds an instantiation of it and a scheme in `url.rs`.
 
+mod config;
+mod embedded;
+mod etcd;
 mod key;
+mod metrics;
+mod open;
 mod session;
+mod url;
+
+#[cfg(test)]
+mod contract;
 
 use std::fmt;
 use std::sync::Arc;
@@ -18,8 +29,14 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use tokio::sync::mpsc;
 
+pub use config::{DEFAULT_PREFIX, DEFAULT_REQUEST_TIMEOUT, OpenError, StoreConfig};
+pub use embedded::EmbeddedStore;
+pub use etcd::EtcdStore;
 pub use key::{Key, Path, PathError};
+pub use metrics::Metrics;
+pub use open::open;
 pub use session::{Session, SessionKeeper, SessionLost};
+pub use url::{Endpoint, StoreUrl, UrlError};
 
 /// The largest value that any backend takes, in bytes. etcd refuses requests of 1.5 MiB; ours are a few hundred bytes.
 pub const MAX_VALUE_BYTES: usize = 512 * 1024;
@@ -176,7 +193,12 @@ impl Error {
 /// The result of a store call.
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// The store. Every call returns within the backend's request timeout.
+/// The message of [`ErrorKind::Invalid`] for a value that is too large.
+fn oversize(bytes: usize) -> String {
+    format!("the value has {bytes} bytes and {MAX_VALUE_BYTES} are allowed; store less")
+}
+
+/// The store. Every call returns within the backend's request timeout; a listing of many pages may take it per page.
 #[async_trait]
 pub trait Store: fmt::Debug + Send + Sync + 'static {
     /// The URL of the store, without credentials, for logs and messages.

@@ -8,17 +8,20 @@
 
 mod endpoint;
 mod freshness;
+mod names;
 mod service;
 mod subscription;
 mod writer;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use arc_swap::ArcSwap;
 use nerve::model::{Node, NodeName, ServiceName};
 
 pub use endpoint::{Endpoint, Reason};
 pub use freshness::Freshness;
+pub(crate) use names::Names;
 pub use service::Service;
 pub use subscription::Subscription;
 pub use writer::{Change, Writer};
@@ -29,6 +32,8 @@ use subscription::Subscribers;
 struct Inner {
     services: papaya::HashMap<ServiceName, Arc<Service>>,
     nodes: papaya::HashMap<NodeName, Arc<Node>>,
+    /// Kept with each change, so that a metric need not count a hundred thousand.
+    endpoints: AtomicUsize,
     freshness: ArcSwap<Freshness>,
     subscribers: Subscribers,
 }
@@ -44,6 +49,7 @@ impl Catalog {
         let inner = Arc::new(Inner {
             services: papaya::HashMap::new(),
             nodes: papaya::HashMap::new(),
+            endpoints: AtomicUsize::new(0),
             freshness: ArcSwap::from_pointee(Freshness::Awaiting),
             subscribers: Subscribers::default(),
         });
@@ -68,6 +74,18 @@ impl Catalog {
     #[must_use]
     pub fn service_count(&self) -> usize {
         self.0.services.len()
+    }
+
+    /// How many endpoints all services have together.
+    #[must_use]
+    pub fn endpoint_count(&self) -> usize {
+        self.0.endpoints.load(Ordering::Relaxed)
+    }
+
+    /// How many nodes there are.
+    #[must_use]
+    pub fn node_count(&self) -> usize {
+        self.0.nodes.len()
     }
 
     /// The node of this name.

@@ -15,7 +15,8 @@ pub struct Service {
     pub settings: Arc<ServiceSettings>,
     /// Its endpoints in the order of their ids, those without traffic included.
     pub endpoints: Vec<Endpoint>,
-    /// Grows with each change of this service; for waiting on one and for telling snapshots apart.
+    /// Grows with each change of this service, also over its disappearance; for waiting on one and for telling
+    /// snapshots apart. Not without gaps.
     pub generation: u64,
 }
 
@@ -40,8 +41,14 @@ impl Service {
         self.endpoints.binary_search_by(|e| e.instance.id.cmp(id))
     }
 
+    /// Is nothing stored about it beyond its instances?
+    #[must_use]
+    pub fn has_default_settings(&self) -> bool {
+        *self.settings == ServiceSettings::default()
+    }
+
     /// Is there nothing to say about it?
     pub(super) fn is_void(&self) -> bool {
-        self.endpoints.is_empty() && *self.settings == ServiceSettings::default()
+        self.endpoints.is_empty() && self.has_default_settings()
     }
 }

@@ -2,8 +2,10 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use nerve::model::{Instance, InstanceId, Node, NodeName, ServiceName, ServiceSettings};
+use papaya::Guard;
 
 use super::{Catalog, Endpoint, Freshness, Inner, Service};
 
@@ -30,11 +32,13 @@ pub enum Change {
 #[derive(Debug)]
 pub struct Writer {
     inner: Arc<Inner>,
+    /// The last one given out, of whatever service: one that vanishes and comes back does not start over.
+    generation: u64,
 }
 
 impl Writer {
     pub(super) fn new(inner: Arc<Inner>) -> Self {
-        Self { inner }
+        Self { inner, generation: 0 }
     }
 
     /// A read handle.
@@ -67,13 +71,16 @@ impl Writer {
                 }
             }
         }
-        by_service.into_iter().filter(|(name, changes)| self.apply_to_service(name, changes)).count()
+        let different =
+            by_service.into_iter().filter(|(name, changes)| self.apply_to_service(name, changes)).count();
+        // The map hands replaced snapshots back in batches of at least 32: with large services that is a lot of memory.
+        self.inner.services.guard().flush();
+        different
     }
 
-    fn apply_to_service(&self, name: &ServiceName, changes: &[Change]) -> bool {
+    fn apply_to_service(&mut self, name: &ServiceName, changes: &[Change]) -> bool {
         let services = self.inner.services.pin();
         let old = services.get(name).cloned();
-        let generation = old.as_ref().map_or(0, |service| service.generation);
         let mut new = old.as_deref().cloned().unwrap_or_else(|| Service::empty(name.clone()));
         let changed = match changes {
             [change] => apply_one(&mut new, change),
@@ -82,10 +89,14 @@ impl Writer {
         if !changed {
             return false;
         }
+        let before = old.as_ref().map_or(0, |service| service.endpoints.len());
+        self.inner.endpoints.fetch_add(new.endpoints.len(), Ordering::Relaxed);
+        self.inner.endpoints.fetch_sub(before, Ordering::Relaxed);
         if new.is_void() {
             services.remove(name);
         } else {
-            new.generation = generation + 1;
+            self.generation += 1;
+            new.generation = self.generation;
             services.insert(name.clone(), Arc::new(new));
         }
         self.inner.subscribers.mark(name);
@@ -204,6 +215,28 @@ mod tests {
     }
 
     #[test]
+    fn a_service_that_comes_back_is_of_a_later_generation() {
+        let (catalog, mut writer) = Catalog::new();
+        let mut last = 0;
+        for _ in 0..3 {
+            writer.apply([Change::PutInstance(instance("web", "1", 80))]);
+            let generation = catalog.service("web").unwrap().generation;
+            assert!(generation > last);
+            last = generation;
+            writer.apply([Change::RemoveInstance(name("web"), InstanceId::new("1").unwrap())]);
+        }
+    }
+
+    #[test]
+    fn a_replaced_snapshot_is_let_go_at_once() {
+        let (catalog, mut writer) = Catalog::new();
+        writer.apply([Change::PutInstance(instance("web", "1", 80))]);
+        let old = Arc::downgrade(&catalog.service("web").unwrap());
+        writer.apply([Change::PutInstance(instance("web", "2", 80))]);
+        assert!(old.upgrade().is_none());
+    }
+
+    #[test]
     fn an_unconfirmed_endpoint_keeps_its_traffic_and_is_confirmed_by_the_next_put() {
         let (catalog, mut writer) = Catalog::new();
         writer.apply([Change::PutInstance(instance("web", "1", 80))]);
@@ -253,6 +286,7 @@ mod tests {
             }
             let (at_once, mut writer) = Catalog::new();
             writer.apply(changes);
+            prop_assert_eq!(at_once.endpoint_count(), at_once.service("web").map_or(0, |s| s.endpoints.len()));
             let endpoints = |catalog: &Catalog| catalog.service("web").map(|s| s.endpoints.clone());
             prop_assert_eq!(endpoints(&one_by_one), endpoints(&at_once));
         }

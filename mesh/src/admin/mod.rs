@@ -1,0 +1,127 @@
+//! The admin interface: what the agent knows and does, over HTTP.
+//!
+//! `/healthz`, `/readyz` and `/metrics` are what orchestrators and Prometheus expect; `/v1/plexus/…` is JSON for the
+//! command line ([`crate::api`] has the types). It reads the handles of every room and changes only what a user asks
+//! for: published ports, instances of this node, drains. Everything that fails on the node is told by `/v1/plexus/status`.
+//!
+//! It has no passwords: it must listen on loopback, or on a network whose every member may operate the mesh. Only the
+//! agent imports this room.
+
+mod guard;
+mod local;
+mod metrics;
+mod read;
+mod refusal;
+mod routes;
+mod server;
+mod write;
+
+use std::fmt;
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+
+use nerve::model::{InstanceId, Node, ServiceName};
+use nerve::store::Store;
+use serde::Serialize;
+use synapse::catalog::Catalog;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use crate::api::{Problem, Resolution, WhyListener};
+use crate::readiness::Readiness;
+
+pub use metrics::Metrics;
+pub use server::Bound;
+
+/// Where the admin interface listens.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Config {
+    /// TCP addresses; none: no admin interface.
+    pub listen: Vec<SocketAddr>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self { listen: vec![SocketAddr::from((Ipv4Addr::LOCALHOST, 7070))] }
+    }
+}
+
+/// What the admin interface reads and asks.
+#[derive(Clone)]
+pub struct Handles {
+    /// This node, as it is registered.
+    pub node: Arc<Node>,
+    /// When the agent started.
+    pub started: Instant,
+    /// Where the agent is in its life: `starting`, `running`, `draining`, …
+    pub phase: watch::Receiver<&'static str>,
+    /// What is awaited.
+    pub readiness: Readiness,
+    /// This node's copy of everything.
+    pub catalog: Catalog,
+    /// What runs on this node; for registering and draining.
+    pub registrar: nerve::registrar::Handle,
+    /// For publishing.
+    pub store: Arc<dyn Store>,
+    /// Every metric of the agent.
+    pub registry: prometheus::Registry,
+    /// What the data plane does for a service.
+    pub traffic: Arc<dyn Traffic>,
+    /// What DNS answers here; `None` where it does not run.
+    pub resolver: Option<Arc<dyn Resolver>>,
+    /// What only the agent knows to fail: a refused reload, a missing privilege.
+    pub problems: Arc<dyn Fn() -> Vec<Problem> + Send + Sync>,
+}
+
+/// The handles, as every answer gets them.
+type Shared = axum::extract::State<Arc<Handles>>;
+
+/// What this node's data plane does for a service: listeners, and connections to endpoints. The agent composes it of the
+/// handles of ingress and balancer, so that this room knows neither's types.
+pub trait Traffic: Send + Sync {
+    /// What was sent from here to an endpoint, over all listeners.
+    fn endpoint(&self, service: &ServiceName, endpoint: &InstanceId) -> Counts;
+
+    /// What this node listens on, or should, for a service.
+    fn listeners(&self, service: &ServiceName) -> Vec<WhyListener>;
+}
+
+/// Connections from this node to one endpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Counts {
+    /// Open now.
+    pub in_flight: u64,
+    /// So far.
+    pub connections: u64,
+    /// Of these, those that could not be established.
+    pub connect_failures: u64,
+}
+
+/// What this node's DNS answers. The agent composes it of the name server's zone.
+pub trait Resolver: Send + Sync {
+    /// The answer, and how it comes about.
+    ///
+    /// # Errors
+    /// Why the question cannot be asked: what is no name, or no record type.
+    fn explain(&self, name: &str, record_type: &str) -> Result<Resolution, String>;
+}
+
+impl fmt::Debug for Handles {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Handles").field("node", &self.node.name).finish_non_exhaustive()
+    }
+}
+
+/// Why the admin interface cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// An address cannot be bound.
+    #[error("the admin interface cannot listen on {address}: {source}; {}", server::advice(.source))]
+    Bind {
+        /// Which.
+        address: SocketAddr,
+        /// Why.
+        source: io::Error,
+    },
+}

@@ -1,0 +1,106 @@
+//! Which path is answered by what, and what holds for all of them: limits, refusals, JSON errors, counting.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::{Request, State};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{delete, get, put};
+use hyper::{StatusCode, header};
+
+use super::refusal::Refusal;
+use super::{Handles, Metrics, guard, local, read, write};
+use crate::api::path;
+
+/// How long a request may take: longer than any call to the store does.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// One router for what comes in over loopback, one for the rest: they differ in what they refuse.
+#[derive(Debug, Clone)]
+pub(super) struct Routers {
+    pub(super) loopback: Router,
+    pub(super) network: Router,
+}
+
+#[derive(Clone)]
+struct Gate {
+    metrics: Metrics,
+    loopback: bool,
+}
+
+/// The same routes behind two gates.
+pub(super) fn routers(handles: Handles, metrics: &Metrics) -> Routers {
+    let routes = routes(Arc::new(handles));
+    let behind = |loopback| {
+        let gate = Gate { metrics: metrics.clone(), loopback };
+        routes.clone().layer(middleware::from_fn_with_state(gate, pass))
+    };
+    Routers { loopback: behind(true), network: behind(false) }
+}
+
+fn routes(handles: Arc<Handles>) -> Router {
+    Router::new()
+        .route(path::HEALTHZ, get(read::healthz))
+        .route(path::READYZ, get(read::readyz))
+        .route(path::METRICS, get(read::metrics))
+        .route(path::STATUS, get(read::status))
+        .route(path::SERVICES, get(read::services))
+        .route(path::SERVICE, get(read::service))
+        .route(path::NODES, get(read::nodes))
+        .route(path::WHY, get(read::why))
+        .route(path::RESOLVE, get(read::resolve))
+        .route(path::INSTANCES, get(local::instances).post(local::register))
+        .route(path::INSTANCE, delete(local::deregister))
+        .route(path::DRAIN, put(local::drain))
+        .route(path::PORTS, put(write::publish))
+        .route(path::PORT, delete(write::unpublish))
+        .fallback(no_such_path)
+        .method_not_allowed_fallback(no_such_method)
+        .with_state(handles)
+}
+
+/// Every request passes here: refused if it is foreign, given up if it takes too long, counted.
+async fn pass(State(gate): State<Gate>, request: Request, next: Next) -> Response {
+    let response = match guard::check(request.method(), request.headers(), gate.loopback) {
+        Err(foreign) => {
+            gate.metrics.refused.with_label_values(&[foreign.as_str()]).inc();
+            Refusal::new(StatusCode::FORBIDDEN, "the admin interface refuses requests of foreign web pages")
+                .hint(foreign.hint())
+                .into_response()
+        }
+        Ok(()) => match tokio::time::timeout(REQUEST_TIMEOUT, next.run(request)).await {
+            Ok(response) => as_json(response),
+            Err(_) => {
+                let late = format!("the request was not done within {REQUEST_TIMEOUT:?}");
+                Refusal::new(StatusCode::GATEWAY_TIMEOUT, late)
+                    .hint("is the store reachable?")
+                    .into_response()
+            }
+        },
+    };
+    gate.metrics.responses.with_label_values(&[response.status().as_str()]).inc();
+    response
+}
+
+/// What the router itself refuses (a path that is not UTF-8) is plain text: every refusal of ours is JSON.
+fn as_json(response: Response) -> Response {
+    let status = response.status();
+    let kind = response.headers().get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok());
+    if status.as_u16() < 400 || kind.is_some_and(|kind| kind.starts_with("application/json")) {
+        return response;
+    }
+    let reason = status.canonical_reason().unwrap_or("refused");
+    Refusal::new(status, format!("the request cannot be read: {reason}")).into_response()
+}
+
+async fn no_such_path(request: Request) -> Refusal {
+    Refusal::new(StatusCode::NOT_FOUND, format!("there is nothing at {}", request.uri().path()))
+        .hint("docs/cli.md lists the paths")
+}
+
+async fn no_such_method(request: Request) -> Refusal {
+    let error = format!("{} does not take {}", request.uri().path(), request.method());
+    Refusal::new(StatusCode::METHOD_NOT_ALLOWED, error)
+}

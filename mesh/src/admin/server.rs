@@ -1,0 +1,142 @@
+//! The HTTP server: sockets bound first, then one task a connection, all of them bounded.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use nerve::tasks::Tasks;
+use prometheus::IntGauge;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+
+use super::routes::{self, Routers};
+use super::{Config, Error, Metrics};
+use crate::drain::DrainWatcher;
+
+/// Connections at the same time; further ones are closed and counted.
+const MAX_CONNECTIONS: usize = 256;
+/// How long a client may take for the head of a request, and how long a connection may be idle.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
+/// After a failed `accept` (no file descriptor left, mostly): long enough not to spin, short enough not to be noticed.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Bound sockets that nobody serves yet.
+#[derive(Debug)]
+pub struct Bound {
+    listeners: Vec<TcpListener>,
+}
+
+impl Bound {
+    /// Binds every configured address.
+    ///
+    /// # Errors
+    /// One of them cannot be bound.
+    pub async fn bind(config: &Config) -> Result<Self, Error> {
+        let mut listeners = Vec::with_capacity(config.listen.len());
+        for &address in &config.listen {
+            let bound = TcpListener::bind(address).await;
+            listeners.push(bound.map_err(|source| Error::Bind { address, source })?);
+        }
+        Ok(Self { listeners })
+    }
+
+    /// Where it listens: with the ports that the kernel chose where the configuration said 0.
+    #[must_use]
+    pub fn addresses(&self) -> Vec<SocketAddr> {
+        self.listeners.iter().filter_map(|listener| listener.local_addr().ok()).collect()
+    }
+
+    /// Serves `handles` until `drain` is signalled, then finishes the requests that are open. `tasks` owns the connections.
+    pub async fn run(self, handles: super::Handles, metrics: Metrics, tasks: Tasks, drain: DrainWatcher) {
+        let routers = routes::routers(handles, &metrics);
+        let server = Server { routers, metrics, tasks, free: Arc::new(Semaphore::new(MAX_CONNECTIONS)) };
+        let accepting = self.listeners.iter().map(|listener| server.accept(listener, drain.clone()));
+        futures_util::future::join_all(accepting).await;
+    }
+}
+
+struct Server {
+    routers: Routers,
+    metrics: Metrics,
+    tasks: Tasks,
+    free: Arc<Semaphore>,
+}
+
+impl Server {
+    async fn accept(&self, listener: &TcpListener, mut drain: DrainWatcher) {
+        loop {
+            let accepted = tokio::select! {
+                () = drain.signaled() => return,
+                accepted = listener.accept() => accepted,
+            };
+            match accepted {
+                Ok((stream, _)) => self.serve(stream, drain.clone()),
+                Err(error) => {
+                    self.metrics.refused.with_label_values(&["accept"]).inc();
+                    tracing::warn!(%error, "the admin interface cannot accept a connection");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+    }
+
+    fn serve(&self, stream: TcpStream, mut drain: DrainWatcher) {
+        let Ok(permit) = Arc::clone(&self.free).try_acquire_owned() else {
+            self.metrics.refused.with_label_values(&["too_many_connections"]).inc();
+            return;
+        };
+        let loopback = stream.local_addr().is_ok_and(|local| local.ip().to_canonical().is_loopback());
+        let router = if loopback { self.routers.loopback.clone() } else { self.routers.network.clone() };
+        let open = self.metrics.connections.clone();
+        self.tasks.spawn("admin connection", async move {
+            let _open = Open::new(open);
+            let connection = hyper::server::conn::http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(HEAD_TIMEOUT)
+                .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
+            tokio::pin!(connection);
+            let ended = tokio::select! {
+                ended = connection.as_mut() => ended,
+                () = drain.signaled() => {
+                    connection.as_mut().graceful_shutdown();
+                    connection.await
+                }
+            };
+            if let Err(error) = ended {
+                tracing::debug!(%error, "an admin connection broke off");
+            }
+            drop((permit, drain));
+        });
+    }
+}
+
+/// Counted for as long as it lives, also past a panic.
+struct Open(IntGauge);
+
+impl Open {
+    fn new(gauge: IntGauge) -> Self {
+        gauge.inc();
+        Self(gauge)
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
+/// What to say about an address that cannot be bound.
+pub(super) fn advice(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::AddrInUse => "another program listens there: stop it, or set another [admin] listen",
+        io::ErrorKind::PermissionDenied => {
+            "ports below 1024 need CAP_NET_BIND_SERVICE: set another [admin] listen"
+        }
+        io::ErrorKind::AddrNotAvailable => "the address is not of this machine: set another [admin] listen",
+        _ => "set another [admin] listen",
+    }
+}

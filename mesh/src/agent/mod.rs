@@ -1,0 +1,137 @@
+//! The agent: every room, composed into one running program. Reads top-down as the list of everything that runs.
+//!
+//! An [`Agent`] is a thread with the control plane's runtime; data plane and DNS have threads of their own, made from it, so
+//! that all of them are in the network namespace of whoever started the agent. Nothing else in the program makes
+//! runtimes or root tasks.
+
+pub mod demo;
+mod leave;
+mod logging;
+mod metrics;
+mod name_server;
+mod phase;
+mod rooms;
+mod run;
+mod seams;
+mod signals;
+mod systemd;
+
+use std::sync::Arc;
+
+use anyhow::Context;
+use nerve::store::Store;
+use synapse::catalog::Catalog;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio_util::sync::CancellationToken;
+
+pub use phase::Phase;
+pub use run::run;
+
+use crate::config::Config;
+use crate::ingress;
+use crate::readiness::Readiness;
+use rooms::Rooms;
+
+/// Reloads that wait while one is applied: the newest is what counts, so one is enough.
+const RELOADS: usize = 1;
+
+/// A running agent. Dropping it leaves it running; [`Agent::stop`] and [`Agent::join`] end it.
+#[derive(Debug)]
+pub struct Agent {
+    catalog: Catalog,
+    ingress: ingress::Handle,
+    readiness: Readiness,
+    phase: watch::Receiver<Phase>,
+    stop: CancellationToken,
+    reload: mpsc::Sender<Config>,
+    ended: oneshot::Receiver<()>,
+}
+
+/// What the starting thread is told when the rooms are up.
+struct Started {
+    catalog: Catalog,
+    ingress: ingress::Handle,
+    readiness: Readiness,
+    phase: watch::Receiver<Phase>,
+}
+
+impl Agent {
+    /// Starts an agent; `shared` is a store that others in this process use too, else it opens its own. Returns when its
+    /// sockets are bound; [`Phase::Ready`] comes later.
+    pub fn start(config: Config, shared: Option<Arc<dyn Store>>) -> anyhow::Result<Self> {
+        let (tell, told) = std::sync::mpsc::sync_channel(1);
+        let (end, ended) = oneshot::channel();
+        let (reload, reloads) = mpsc::channel(RELOADS);
+        let stop = CancellationToken::new();
+        let stopped = stop.clone();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        std::thread::Builder::new().name("control".to_owned()).spawn(move || {
+            runtime.block_on(async {
+                match Rooms::start(config, shared).await {
+                    Ok(mut rooms) => {
+                        // The receiver waits for this; were it gone, the process is ending.
+                        let _ = tell.send(Ok(rooms.started()));
+                        rooms.serve(stopped, reloads).await;
+                        leave::leave(rooms).await;
+                    }
+                    Err(error) => {
+                        let _ = tell.send(Err(error));
+                    }
+                }
+            });
+            let _ = end.send(());
+        })?;
+        let started = told.recv().context("the control thread ended while it started")??;
+        let Started { catalog, ingress, readiness, phase } = started;
+        Ok(Self { catalog, ingress, readiness, phase, stop, reload, ended })
+    }
+
+    /// Where it stands.
+    #[must_use]
+    pub fn phase(&self) -> watch::Receiver<Phase> {
+        self.phase.clone()
+    }
+
+    /// What it waits for before it is ready.
+    #[must_use]
+    pub fn awaited(&self) -> String {
+        let awaited = self.readiness.awaited();
+        if awaited.is_empty() { "nothing is awaited any more".to_owned() } else { awaited.join(", ") }
+    }
+
+    /// Applies what may be changed while it runs.
+    pub async fn reload(&self, config: Config) {
+        if self.reload.send(config).await.is_err() {
+            tracing::warn!("the agent is leaving; the configuration is not read again");
+        }
+    }
+
+    /// Asks it to leave: deregister, be seen to have gone, stop accepting, drain.
+    pub fn stop(&self) {
+        self.stop.cancel();
+    }
+
+    /// Completes when it has left.
+    pub async fn join(self) {
+        // An error means that the thread panicked, which it has logged.
+        let _ = self.ended.await;
+    }
+
+    /// Completes when so many endpoints serve here and so many ports of services are open.
+    pub async fn wait_until_serving(&self, endpoints: usize, ports: usize) {
+        let open =
+            |status: &ingress::ListenerStatus| matches!(status.state, ingress::ListenerState::Open { .. });
+        let mut changes = self.catalog.subscribe();
+        loop {
+            let serving: usize =
+                self.catalog.services().iter().map(|service| service.serving().count()).sum();
+            if serving >= endpoints
+                && self.ingress.listeners().iter().filter(|status| open(status)).count() >= ports
+            {
+                return;
+            }
+            // A port opens a moment after the catalog has changed, without a change of its own.
+            let _ = tokio::time::timeout(std::time::Duration::from_millis(50), changes.changed()).await;
+        }
+    }
+}

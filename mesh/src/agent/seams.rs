@@ -1,0 +1,110 @@
+//! What the admin interface asks of rooms that it does not know: their types turned into its own.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use nerve::model::{InstanceId, ServiceName};
+use synapse::watch::store::Handle as Watcher;
+
+use crate::admin::{Counts, Resolver, Traffic};
+use crate::api::{Problem, Resolution, WhyListener};
+use crate::{dns, ingress};
+
+impl Traffic for ingress::Handle {
+    fn endpoint(&self, service: &ServiceName, endpoint: &InstanceId) -> Counts {
+        let mut counts = Counts::default();
+        for balancer in self.balancers(service) {
+            for known in balancer.endpoints().iter().filter(|known| known.id() == endpoint) {
+                counts.in_flight += u64::from(known.in_flight());
+                counts.connections += known.connections();
+                counts.connect_failures += known.connect_failures();
+            }
+        }
+        counts
+    }
+
+    fn listeners(&self, service: &ServiceName) -> Vec<WhyListener> {
+        let own = self.listeners().into_iter().filter(|listener| listener.service == *service);
+        own.map(|listener| WhyListener {
+            kind: if listener.localhost { "localhost" } else { "published" }.to_owned(),
+            address: listener.address.to_string(),
+            protocol: listener.protocol.to_string(),
+            listening: matches!(listener.state, ingress::ListenerState::Open { .. }),
+            problem: match listener.state {
+                ingress::ListenerState::Open { .. } => None,
+                ingress::ListenerState::Failed { error } => Some(error),
+            },
+        })
+        .collect()
+    }
+}
+
+impl Resolver for dns::Handle {
+    fn explain(&self, name: &str, record_type: &str) -> Result<Resolution, String> {
+        const TYPES: [&str; 5] = ["A", "AAAA", "SRV", "NS", "SOA"];
+        let record_type = record_type.to_ascii_uppercase();
+        if !TYPES.contains(&record_type.as_str()) {
+            return Err(format!("{record_type:?} is no record type of the mesh: {}", TYPES.join(", ")));
+        }
+        let told = self.explain(name);
+        if told.rule == dns::Rule::Invalid {
+            return Err(told.why);
+        }
+        // `name ttl IN type data`, as in a zone file.
+        let of_type = |record: &String| record.split_whitespace().nth(3) == Some(record_type.as_str());
+        let answers = told.records.into_iter().filter(of_type).collect();
+        let code = match told.outcome {
+            dns::Outcome::Answer | dns::Outcome::NoData => "NOERROR",
+            dns::Outcome::NxDomain => "NXDOMAIN",
+            dns::Outcome::NotReady => "SERVFAIL",
+            dns::Outcome::Refused => "REFUSED",
+            dns::Outcome::Forwarded => "",
+        };
+        let excluded = told.excluded.into_iter().map(|endpoint| {
+            let dns::Excluded { instance, node, address, reason, detail } = endpoint;
+            let detail = if detail.is_empty() { detail } else { format!(": {detail}") };
+            format!("left out: {instance} on node {node} ({address}), {reason}{detail}")
+        });
+        let stale = told.stale.map(|reason| format!("this is the last known good: {reason}"));
+        let why = std::iter::once(told.why).chain(excluded).chain(stale).collect();
+        Ok(Resolution { name: told.name, record_type, code: code.to_owned(), answers, why })
+    }
+}
+
+/// Everything that fails on this node and that only its rooms know.
+#[derive(Debug, Clone)]
+pub(super) struct Problems {
+    pub(super) ingress: ingress::Handle,
+    pub(super) dns: Option<dns::Handle>,
+    pub(super) watcher: Watcher,
+    /// What of a reload could not be applied.
+    pub(super) reload: Arc<Mutex<Option<String>>>,
+}
+
+impl Problems {
+    pub(super) fn note_reload(&self, problem: Option<String>) {
+        *self.reload.lock().unwrap_or_else(PoisonError::into_inner) = problem;
+    }
+
+    /// One entry each.
+    pub(super) fn list(&self) -> Vec<Problem> {
+        let problem = |what: &str, message: String| Problem { what: what.to_owned(), message };
+        let listeners = self.ingress.listeners().into_iter().filter_map(|listener| match listener.state {
+            ingress::ListenerState::Failed { error } => {
+                Some(problem("ingress", format!("{}: {error}", listener.service)))
+            }
+            ingress::ListenerState::Open { .. } => None,
+        });
+        let addresses = self.dns.iter().flat_map(dns::Handle::listeners);
+        let addresses =
+            addresses.filter_map(|listener| listener.state.err().map(|error| problem("dns", error)));
+        let refused = self.watcher.status().refused.into_iter();
+        let records = refused
+            .map(|(path, reason)| problem("store", format!("the record {path} is not taken: {reason}")));
+        let reload = self.reload.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        listeners
+            .chain(addresses)
+            .chain(records)
+            .chain(reload.map(|message| problem("config", message)))
+            .collect()
+    }
+}

@@ -1,0 +1,52 @@
+//! What `/v1/plexus/…` says and is told: the JSON between the agent's admin address and its clients.
+//!
+//! Plain data shared by `admin`, which writes it, and `cli`, which reads it, so that neither imports the other. Words
+//! from closed lists (a reason, a phase) travel as text, and unknown fields are ignored: an older command line reads a
+//! newer agent. Imports the model only, and never decides anything.
+
+mod read;
+mod write;
+
+pub use read::{
+    Awaited, EndpointInfo, Endpoints, LocalInstance, LocalInstances, NodeInfo, Nodes, Problem, Resolution,
+    ServiceSummary, Services, Stale, Status, Why, WhyEndpoint, WhyListener,
+};
+pub use write::{Changed, CheckRequest, DrainRequest, ErrorBody, PublishRequest, RegisterRequest};
+
+/// Where the agent answers unless told otherwise, and where the command line asks.
+pub const DEFAULT_URL: &str = "http://127.0.0.1:7070";
+
+/// The environment variable that replaces [`DEFAULT_URL`].
+pub const URL_VARIABLE: &str = "PLEXUS_ADMIN";
+
+/// The paths of the interface, spelled once.
+pub mod path {
+    /// `GET`: [`super::Services`].
+    pub const SERVICES: &str = "/v1/plexus/services";
+    /// `GET`: [`super::Endpoints`].
+    pub const SERVICE: &str = "/v1/plexus/services/{service}";
+    /// `PUT` a [`super::PublishRequest`]: [`super::Changed`].
+    pub const PORTS: &str = "/v1/plexus/services/{service}/ports";
+    /// `DELETE`: [`super::Changed`].
+    pub const PORT: &str = "/v1/plexus/services/{service}/ports/{port}/{protocol}";
+    /// `GET`: [`super::Why`].
+    pub const WHY: &str = "/v1/plexus/why/{service}";
+    /// `GET`: [`super::Nodes`].
+    pub const NODES: &str = "/v1/plexus/nodes";
+    /// `GET ?name=&type=`: [`super::Resolution`].
+    pub const RESOLVE: &str = "/v1/plexus/resolve";
+    /// `GET`: [`super::LocalInstances`]; `POST` a [`super::RegisterRequest`]: [`super::Changed`].
+    pub const INSTANCES: &str = "/v1/plexus/instances";
+    /// `DELETE`: [`super::Changed`].
+    pub const INSTANCE: &str = "/v1/plexus/instances/{id}";
+    /// `PUT` a [`super::DrainRequest`]: [`super::Changed`].
+    pub const DRAIN: &str = "/v1/plexus/drain";
+    /// `GET`: [`super::Status`].
+    pub const STATUS: &str = "/v1/plexus/status";
+    /// `GET`: 200 for as long as the process answers.
+    pub const HEALTHZ: &str = "/healthz";
+    /// `GET`: 200 or 503 with [`super::Awaited`].
+    pub const READYZ: &str = "/readyz";
+    /// `GET`: Prometheus's text format.
+    pub const METRICS: &str = "/metrics";
+}

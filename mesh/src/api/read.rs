@@ -1,0 +1,277 @@
+//! Answers to reading requests.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
+
+use nerve::model::{Health, InstanceId, NodeName, PublishedPort, ServiceName, Tag, Weight, Zone};
+use serde::{Deserialize, Serialize};
+
+/// The catalog is the last known good: the store does not confirm it now.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stale {
+    /// For how many seconds, as of the answer.
+    pub for_seconds: u64,
+    /// Why, as the store's error says.
+    pub reason: String,
+}
+
+/// Every service that the catalog has.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Services {
+    /// Set when the list may be out of date.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stale: Option<Stale>,
+    /// In the order of their names.
+    pub services: Vec<ServiceSummary>,
+}
+
+/// One line about a service.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServiceSummary {
+    /// Its name.
+    pub name: ServiceName,
+    /// Endpoints that get traffic.
+    pub serving: usize,
+    /// Endpoints there are.
+    pub endpoints: usize,
+    /// Endpoints that the store no longer confirms.
+    #[serde(default)]
+    pub unconfirmed: usize,
+    /// Ports that every node listens on for it.
+    #[serde(default)]
+    pub published: Vec<PublishedPort>,
+}
+
+/// The endpoints of one service.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Endpoints {
+    /// Set when the list may be out of date.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stale: Option<Stale>,
+    /// Which service.
+    pub service: ServiceName,
+    /// Ports that every node listens on for it.
+    #[serde(default)]
+    pub published: Vec<PublishedPort>,
+    /// In the order of their ids.
+    pub endpoints: Vec<EndpointInfo>,
+}
+
+/// One endpoint.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EndpointInfo {
+    /// Its id.
+    pub id: InstanceId,
+    /// Where it runs.
+    pub node: NodeName,
+    /// Its main address.
+    pub address: SocketAddr,
+    /// Its further ports by name.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub ports: BTreeMap<String, u16>,
+    /// As its checks see it.
+    pub health: Health,
+    /// Does it get traffic?
+    pub serving: bool,
+    /// The word for why it gets none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub excluded: Option<String>,
+    /// What the deciding check saw.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub health_reason: String,
+    /// The store no longer confirms it.
+    #[serde(default)]
+    pub unconfirmed: bool,
+    /// Its share of the traffic.
+    pub weight: Weight,
+    /// Where its node stands.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub zone: Option<Zone>,
+    /// Its marks.
+    #[serde(default)]
+    pub tags: BTreeSet<Tag>,
+    /// Its data.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
+}
+
+/// Why a service's endpoints get traffic from this node, or not.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Why {
+    /// Set when the list may be out of date.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stale: Option<Stale>,
+    /// Which service.
+    pub service: ServiceName,
+    /// The node whose balancer was asked.
+    pub seen_from: NodeName,
+    /// In the order of their ids.
+    pub endpoints: Vec<WhyEndpoint>,
+    /// What this node listens on for it.
+    pub listeners: Vec<WhyListener>,
+}
+
+/// One endpoint as this node's balancer sees it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WhyEndpoint {
+    /// As registered.
+    #[serde(flatten)]
+    pub endpoint: EndpointInfo,
+    /// Connections from here that are open, over all listeners of this node.
+    #[serde(default)]
+    pub in_flight: u64,
+    /// Connections from here so far.
+    #[serde(default)]
+    pub connections: u64,
+    /// Of these, those that could not be established.
+    #[serde(default)]
+    pub connect_failures: u64,
+}
+
+/// One listener of this node for a service.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WhyListener {
+    /// `published` or `localhost`.
+    pub kind: String,
+    /// Where it listens, or would.
+    pub address: String,
+    /// Its transport.
+    pub protocol: String,
+    /// Is it open?
+    pub listening: bool,
+    /// Why it is not, and what to do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
+}
+
+/// Every node that the catalog has.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Nodes {
+    /// Set when the list may be out of date.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stale: Option<Stale>,
+    /// The node that answers.
+    pub this: NodeName,
+    /// In the order of their names.
+    pub nodes: Vec<NodeInfo>,
+}
+
+/// One node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeInfo {
+    /// Its name.
+    pub name: NodeName,
+    /// Where other nodes reach it.
+    pub address: IpAddr,
+    /// Where it stands.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub zone: Option<Zone>,
+    /// The version of its agent.
+    pub version: String,
+    /// Its instances get no new traffic.
+    #[serde(default)]
+    pub draining: bool,
+    /// Instances that it registered and that get traffic.
+    pub serving: usize,
+    /// Instances that it registered.
+    pub instances: usize,
+}
+
+/// What this node's DNS would answer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Resolution {
+    /// The name as it was looked up, fully qualified.
+    pub name: String,
+    /// The record type asked for.
+    pub record_type: String,
+    /// `NOERROR`, `NXDOMAIN`, …; empty where the question is forwarded.
+    pub code: String,
+    /// The records, as in a zone file.
+    pub answers: Vec<String>,
+    /// How the answer comes about, a sentence each.
+    pub why: Vec<String>,
+}
+
+/// What runs on this node according to its agent.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LocalInstances {
+    /// In the order of service and id.
+    pub instances: Vec<LocalInstance>,
+}
+
+/// One instance that this node's agent checks and registers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LocalInstance {
+    /// Its service.
+    pub service: ServiceName,
+    /// Its id.
+    pub id: InstanceId,
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// Where its definition comes from: a file and line, or the run-time registrations.
+    pub source: String,
+    /// As its checks see it.
+    pub health: Health,
+    /// What the deciding check saw.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub health_reason: String,
+    /// Does the store hold it?
+    pub registered: bool,
+    /// How its record stands in the store, in words.
+    pub registration: String,
+    /// Is it drained?
+    #[serde(default)]
+    pub draining: bool,
+}
+
+/// How the agent is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// The node's name.
+    pub node: NodeName,
+    /// The address that other nodes reach it by.
+    pub address: IpAddr,
+    /// The agent's version.
+    pub version: String,
+    /// Where in its life it is: `starting`, `running`, `draining`, …
+    pub phase: String,
+    /// For how many seconds it runs.
+    pub uptime_seconds: u64,
+    /// Is nothing awaited?
+    pub ready: bool,
+    /// What is awaited.
+    #[serde(default)]
+    pub awaited: Vec<String>,
+    /// The store's URL without credentials.
+    pub store: String,
+    /// `awaiting`, `live` or `stale`.
+    pub catalog: String,
+    /// Set when the catalog is the last known good.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stale: Option<Stale>,
+    /// Services in the catalog.
+    pub services: usize,
+    /// What runs on this node, as its agent has it.
+    #[serde(default)]
+    pub instances: Vec<LocalInstance>,
+    /// Everything that fails at the moment.
+    pub problems: Vec<Problem>,
+}
+
+/// Something that fails, and where.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Problem {
+    /// The room that it is in: `store`, `ingress`, `config`, …
+    pub what: String,
+    /// What fails, why, and what to do.
+    pub message: String,
+}
+
+/// What the agent waits for before it is ready.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Awaited {
+    /// Is nothing awaited?
+    pub ready: bool,
+    /// The names of what is, the longest awaited first.
+    pub awaited: Vec<String>,
+}

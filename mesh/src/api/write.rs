@@ -1,0 +1,86 @@
+//! What changing requests are told, and what they answer.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::num::NonZeroU16;
+
+use nerve::model::{InstanceId, PortName, PublishedPort, ServiceName, Tag, Weight};
+use serde::{Deserialize, Serialize};
+
+/// Publish a port.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PublishRequest {
+    /// Which port, on every node, and which port of the instances it leads to.
+    pub port: PublishedPort,
+}
+
+/// Check an instance on this node and register it: the keys that `[[service]]` has in the configuration file.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RegisterRequest {
+    /// The service that it is a copy of.
+    pub name: ServiceName,
+    /// Unique in the service; made of service, node and port unless given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<InstanceId>,
+    /// Where it listens; the node's address unless given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address: Option<IpAddr>,
+    /// Its main port.
+    pub port: NonZeroU16,
+    /// Further ports by name.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub ports: BTreeMap<PortName, NonZeroU16>,
+    /// Its marks.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub tags: BTreeSet<Tag>,
+    /// Its data.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
+    /// Its share of the traffic.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub weight: Option<Weight>,
+    /// Its checks.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub check: Vec<CheckRequest>,
+}
+
+/// One check, with the keys and forms of the configuration file: `{"http": "/healthz", "interval": "1s"}`.
+pub type CheckRequest = BTreeMap<String, serde_json::Value>;
+
+/// Give something no new traffic, or give it traffic again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DrainRequest {
+    /// The instance; the whole node when there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub instance: Option<InstanceId>,
+    /// Its service, where several instances have that id.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub service: Option<ServiceName>,
+    /// `true`: drain; `false`: take back a drain.
+    pub draining: bool,
+}
+
+/// What a change did.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Changed {
+    /// What was done, as a sentence.
+    pub message: String,
+    /// Something is different from before.
+    pub changed: bool,
+    /// What the user should know although it worked.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
+}
+
+/// Why a request was not done.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ErrorBody {
+    /// What was asked, of what, and why it failed.
+    pub error: String,
+    /// What to do next.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hint: Option<String>,
+}

@@ -1,0 +1,526 @@
+//! Transcripts: commands against a real admin server on loopback, over a catalog and a store that the test fills.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use clap::CommandFactory;
+use nerve::document::Document;
+use nerve::model::{Health, Instance, InstanceId, Node, NodeName, ServiceName};
+use nerve::registrar;
+use nerve::source::{ApiSource, ConfigSource, Local, read_config};
+use nerve::store::{EmbeddedStore, Key, Store};
+use nerve::tasks::Tasks;
+use serde_json::json;
+use synapse::catalog::{Catalog, Change, Freshness, Writer};
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use super::*;
+use crate::admin::{self, Bound, Counts, Handles, Resolver, Traffic};
+use crate::api::{Problem, Resolution, WhyListener};
+use crate::drain;
+use crate::readiness::Readiness;
+
+/// A node of its own: a catalog to fill, a store, and the admin server that the commands talk to.
+struct World {
+    address: SocketAddr,
+    writer: Writer,
+    store: Arc<dyn Store>,
+    readiness: Readiness,
+    drain: drain::DrainTrigger,
+    _tasks: Tasks,
+}
+
+/// What a data plane would count: 7 connections each, 2 of them failed, to `web-2` alone.
+struct Busy;
+
+impl Traffic for Busy {
+    fn endpoint(&self, _: &ServiceName, endpoint: &InstanceId) -> Counts {
+        match endpoint.as_str() {
+            "web-2" => Counts { in_flight: 3, connections: 7, connect_failures: 2 },
+            _ => Counts::default(),
+        }
+    }
+
+    fn listeners(&self, service: &ServiceName) -> Vec<WhyListener> {
+        let listener = |port: u16, problem: Option<&str>| WhyListener {
+            kind: "published".to_owned(),
+            address: format!("0.0.0.0:{port}"),
+            protocol: "tcp".to_owned(),
+            listening: problem.is_none(),
+            problem: problem.map(str::to_owned),
+        };
+        match service.as_str() {
+            "web" => vec![listener(8080, None), listener(80, Some("address in use"))],
+            _ => Vec::new(),
+        }
+    }
+}
+
+impl Resolver for Busy {
+    fn explain(&self, name: &str, record_type: &str) -> std::result::Result<Resolution, String> {
+        Ok(Resolution {
+            name: format!("{name}.mesh.internal."),
+            record_type: record_type.to_owned(),
+            code: "NOERROR".to_owned(),
+            answers: vec![format!("{name}.mesh.internal. 5 IN {record_type} 192.0.2.1")],
+            why: vec!["1 of 2 endpoints serves".to_owned()],
+        })
+    }
+}
+
+fn node(name: &str, address: &str) -> Arc<Node> {
+    let json = json!({ "name": name, "address": address, "version": "0.1.0", "zone": "eu-1a" });
+    Arc::new(serde_json::from_value(json).unwrap())
+}
+
+fn instance(id: &str, node: &str, address: &str) -> Instance {
+    let json =
+        json!({ "service": "web", "id": id, "node": node, "address": address, "port": 8080, "tags": ["v2"] });
+    serde_json::from_value(json).unwrap()
+}
+
+/// The registrar of node `a`, with one instance from its configuration.
+fn registrar(store: &Arc<dyn Store>, tasks: &Tasks) -> registrar::Handle {
+    let local = Local { node: NodeName::new("a").unwrap(), address: "192.0.2.1".parse().unwrap() };
+    let text = "[[service]]\nname = \"db\"\nport = 5432\n";
+    let document = Document::parse("plexus.toml", text).unwrap();
+    let defined = document.decode(|root| read_config(root, &local)).unwrap();
+    registrar::start(
+        registrar::Config::new(local.node.clone(), local.address, "0.1.0"),
+        Arc::clone(store),
+        &[&ConfigSource::new(defined)],
+        ApiSource::open(None, local),
+        tasks,
+        registrar::Metrics::default(),
+    )
+}
+
+impl World {
+    async fn new() -> Self {
+        let (catalog, writer) = Catalog::new();
+        let store =
+            EmbeddedStore::open(None, Duration::from_secs(5), nerve::store::Metrics::default()).unwrap();
+        let store: Arc<dyn Store> = Arc::new(store);
+        let tasks = Tasks::new();
+        let registrar = registrar(&store, &tasks);
+        let registry = prometheus::Registry::new();
+        let metrics = admin::Metrics::default();
+        metrics.register(&registry).unwrap();
+        let readiness = Readiness::new();
+        let handles = Handles {
+            node: node("a", "192.0.2.1"),
+            started: Instant::now(),
+            phase: watch::Sender::new("running").subscribe(),
+            readiness: readiness.clone(),
+            catalog,
+            registrar: registrar.clone(),
+            store: Arc::clone(&store),
+            registry,
+            traffic: Arc::new(Busy),
+            resolver: Some(Arc::new(Busy)),
+            problems: Arc::new(|| {
+                let message =
+                    "plexus.toml:3:1: log.levl: unknown key; the configuration that runs stays".to_owned();
+                vec![Problem { what: "config".to_owned(), message }]
+            }),
+        };
+        let config = admin::Config { listen: vec!["127.0.0.1:0".parse().unwrap()] };
+        let bound = Bound::bind(&config).await.unwrap();
+        let address = bound.addresses()[0];
+        let (trigger, watcher) = drain::channel();
+        let server = bound.run(handles, metrics, tasks.clone(), watcher);
+        tasks.spawn("admin", server);
+        Self { address, writer, store, readiness, drain: trigger, _tasks: tasks }
+    }
+
+    /// Three instances of `web` on two nodes, one of them critical; `api` published and without an instance.
+    async fn filled() -> Self {
+        let mut world = Self::new().await;
+        let mut critical = instance("web-3", "b", "192.0.2.2");
+        critical.health = Health::Critical;
+        critical.health_reason = "http GET /healthz: status 503".to_owned();
+        let published = serde_json::from_value(json!({ "published": [{ "port": 8080 }] })).unwrap();
+        world.writer.set_freshness(Freshness::Live);
+        world.writer.apply([
+            Change::PutNode(node("a", "192.0.2.1")),
+            Change::PutNode(node("b", "192.0.2.2")),
+            Change::PutInstance(Arc::new(instance("web-1", "a", "192.0.2.1"))),
+            Change::PutInstance(Arc::new(instance("web-2", "b", "192.0.2.2"))),
+            Change::PutInstance(Arc::new(critical)),
+            Change::PutSettings(ServiceName::new("web").unwrap(), Arc::new(published)),
+        ]);
+        world
+    }
+
+    /// What a command prints, or how it fails.
+    async fn run(&self, command: &str) -> Result<String> {
+        let admin = format!("http://{}", self.address);
+        let words = ["plexus"].into_iter().chain(command.split(' ')).chain(["--admin", &admin]);
+        let mut printed = Vec::new();
+        execute(Arguments::try_parse_from(words)?.command, &mut Output::new(&mut printed, false)).await?;
+        Ok(String::from_utf8(printed).unwrap())
+    }
+
+    async fn prints(&self, command: &str) -> String {
+        self.run(command).await.unwrap_or_else(|error| panic!("plexus {command}: {error}"))
+    }
+
+    async fn fails(&self, command: &str) -> String {
+        let error = self.run(command).await.expect_err(command);
+        assert_eq!(error.exit_code(), 1, "{error}");
+        error.to_string()
+    }
+}
+
+#[tokio::test]
+async fn services_shows_how_much_of_each_serves() {
+    let world = World::filled().await;
+    let expected = "\
+NAME  SERVING  UNCONFIRMED  PUBLISHED
+web   2/3      0            8080/tcp
+";
+    assert_eq!(world.prints("services").await, expected);
+    let json: serde_json::Value = serde_json::from_str(&world.prints("services --json").await).unwrap();
+    assert_eq!(json["services"][0]["serving"], 2);
+}
+
+#[tokio::test]
+async fn endpoints_shows_who_gets_traffic() {
+    let world = World::filled().await;
+    let expected = "\
+ID     NODE  ADDRESS         STATUS    WEIGHT  ZONE  TAGS  REASON
+web-1  a     192.0.2.1:8080  serving   100     -     v2    -
+web-2  b     192.0.2.2:8080  serving   100     -     v2    -
+web-3  b     192.0.2.2:8080  critical  100     -     v2    http GET /healthz: status 503
+";
+    assert_eq!(world.prints("endpoints web").await, expected);
+}
+
+#[tokio::test]
+async fn nodes_marks_the_one_that_answers() {
+    let world = World::filled().await;
+    let expected = "\
+NAME  ADDRESS    ZONE   VERSION  STATUS  SERVING
+a*    192.0.2.1  eu-1a  0.1.0    alive   1/1
+b     192.0.2.2  eu-1a  0.1.0    alive   1/2
+";
+    assert_eq!(world.prints("nodes").await, expected);
+}
+
+#[tokio::test]
+async fn why_tells_endpoints_and_listeners() {
+    let world = World::filled().await;
+    let expected = "\
+web: 2 of 3 endpoints get traffic, as node a sees it
+
+ID     NODE  ADDRESS         TRAFFIC       IN FLIGHT  CONNECTIONS  FAILURES  REASON
+web-1  a     192.0.2.1:8080  yes           0          0            0         -
+web-2  b     192.0.2.2:8080  yes           3          7            2         -
+web-3  b     192.0.2.2:8080  no: critical  0          0            0         http GET /healthz: status 503
+
+LISTENER   ADDRESS           STATE      PROBLEM
+published  0.0.0.0:8080/tcp  listening  -
+published  0.0.0.0:80/tcp    closed     address in use
+";
+    assert_eq!(world.prints("why web").await, expected);
+}
+
+#[tokio::test]
+async fn an_unknown_service_fails_with_the_name_that_was_meant() {
+    let world = World::filled().await;
+    let error = world.fails("endpoints wbe").await;
+    assert_eq!(error, "listing the endpoints of wbe: no service is called \"wbe\"; did you mean \"web\"?");
+    assert!(world.fails("why redis").await.ends_with("no service is called \"redis\""));
+}
+
+#[tokio::test]
+async fn what_may_be_out_of_date_is_said_first() {
+    let mut world = World::filled().await;
+    let since = SystemTime::now() - Duration::from_secs(90);
+    world.writer.set_freshness(Freshness::Stale { since, reason: "connection refused".to_owned() });
+    world
+        .writer
+        .apply([Change::Unconfirm(ServiceName::new("web").unwrap(), InstanceId::new("web-1").unwrap())]);
+    let printed = world.prints("endpoints web").await;
+    assert!(printed.starts_with("STALE: last known good, not confirmed by the store for 1m 3"), "{printed}");
+    assert!(printed.lines().next().unwrap().ends_with("connection refused"), "{printed}");
+    assert!(printed.contains("web-1  a     192.0.2.1:8080  unconfirmed"), "{printed}");
+    assert!(world.prints("status").await.contains("store: the store does not confirm what is served"));
+}
+
+#[tokio::test]
+async fn a_catalog_that_heard_nothing_yet_says_so() {
+    let world = World::new().await;
+    let printed = world.prints("services").await;
+    assert!(printed.contains("nothing was heard from the store yet"), "{printed}");
+    assert!(world.fails("endpoints web").await.contains("the catalog is still empty"));
+}
+
+#[tokio::test]
+async fn publishing_writes_the_store_and_tells_what_the_user_should_know() {
+    let world = World::filled().await;
+    let printed = world.prints("publish web 8080").await;
+    assert_eq!(printed, "8080/tcp is published for web: every node opens it\n");
+    assert!(world.prints("publish web 8080").await.starts_with("8080/tcp is already published"));
+    let printed = world.prints("publish web 9090:metrics").await;
+    assert!(printed.contains("note: no endpoint of web has a port named metrics"), "{printed}");
+    let printed = world.prints("publish wbe 81").await;
+    assert!(printed.contains("note: service wbe has no endpoint yet; did you mean \"web\"?"), "{printed}");
+    let error = world.fails("publish api 8080").await;
+    assert!(
+        error.contains("service web publishes it") && error.contains("plexus unpublish web 8080/tcp"),
+        "{error}"
+    );
+
+    assert!(world.prints("unpublish web 8080").await.contains("no longer published"));
+    assert!(world.prints("unpublish web 9090").await.contains("9090:metrics/tcp is no longer published"));
+    assert_eq!(world.prints("unpublish web 9090").await, "9090/tcp was not published for web\n");
+    let path = Key::Service(ServiceName::new("web").unwrap()).path();
+    assert_eq!(world.store.get(&path).await.unwrap(), None);
+}
+
+#[tokio::test]
+async fn a_store_that_is_gone_fails_the_publication_and_says_so() {
+    let world = World::filled().await;
+    world.store.shutdown().await;
+    let error = world.fails("publish web 8080").await;
+    assert!(error.starts_with("publishing 8080/tcp for web: ") && error.contains("try again"), "{error}");
+}
+
+#[tokio::test]
+async fn status_lists_everything_that_fails() {
+    let world = World::filled().await;
+    let _guard = world.readiness.block("dns");
+    let printed = world.prints("status").await;
+    for line in [
+        "node      a (192.0.2.1)",
+        "running, up",
+        "awaits    dns",
+        "catalog   live, 1 services",
+        "problems  1",
+    ] {
+        assert!(printed.contains(line), "{line}: {printed}");
+    }
+    assert!(printed.contains("  config: plexus.toml:3:1: log.levl: unknown key"), "{printed}");
+}
+
+#[tokio::test]
+async fn an_instance_is_registered_drained_and_deregistered() {
+    let world = World::filled().await;
+    let printed = world.prints("register cache --port 6379 --check tcp --interval 1s --tag v1").await;
+    assert!(
+        printed.starts_with(
+            "instance cache-a-6379 of cache at 192.0.2.1:6379 is taken in; it gets traffic once"
+        ),
+        "{printed}"
+    );
+    let printed = world.prints("register cache --port 6379").await;
+    assert!(printed.contains("is changed\nnote: it has no check"), "{printed}");
+    assert!(world.prints("drain cache-a-6379").await.contains("is drained: it gets no new connections"));
+    assert!(world.prints("drain cache-a-6379").await.contains("was already drained"));
+    assert!(world.prints("drain --node").await.contains("node a is drained"));
+    let printed = world.prints("undrain cache-a-6379 --service cache").await;
+    assert!(printed.contains("is no longer drained\nnote: its node is still drained"), "{printed}");
+    assert!(world.prints("undrain --node --json").await.contains("\"changed\": true"));
+    let printed = world.prints("status").await;
+    assert!(printed.contains("cache    cache-a-6379") && printed.contains("plexus.toml:1"), "{printed}");
+    assert_eq!(
+        world.prints("deregister cache-a-6379").await,
+        "instance cache-a-6379 of cache is deregistered\n"
+    );
+    assert!(world.fails("deregister cache-a-6379").await.contains("this node has no instance cache-a-6379"));
+}
+
+#[tokio::test]
+async fn a_wrong_registration_names_every_wrong_key() {
+    let world = World::filled().await;
+    let error = world.fails("register cache --port 6379 --check htp=/ --rise 0").await;
+    assert!(
+        error.contains("check[0]") && error.contains("names no kind of check") && error.contains("rise"),
+        "{error}"
+    );
+    let error = world.fails("register db --port 5432").await;
+    assert!(error.contains("instance db/db-a-5432 is defined in plexus.toml:1; change it there"), "{error}");
+}
+
+#[tokio::test]
+async fn what_runs_elsewhere_is_refused_with_whom_to_ask() {
+    let world = World::filled().await;
+    let error = world.fails("drain web-2").await;
+    assert!(error.contains("instance web-2 runs on node b (192.0.2.2), and this is node a"), "{error}");
+    assert!(error.contains("pass --admin http://192.0.2.2:7070"), "{error}");
+    assert!(world.fails("drain db-a-543").await.ends_with("did you mean \"db-a-5432\"?"));
+    assert!(world.fails("deregister db-a-5432").await.contains("is defined in plexus.toml:1"));
+}
+
+#[tokio::test]
+async fn resolve_prints_the_records_and_why() {
+    let world = World::filled().await;
+    let expected = "\
+web.mesh.internal. AAAA: NOERROR
+web.mesh.internal. 5 IN AAAA 192.0.2.1
+; 1 of 2 endpoints serves
+";
+    assert_eq!(world.prints("resolve web --type AAAA").await, expected);
+}
+
+#[tokio::test]
+async fn orchestrators_and_prometheus_find_what_they_expect() {
+    let world = World::filled().await;
+    assert_eq!(raw(world.address, "GET", "/healthz", "").await.0, 200);
+    let guard = world.readiness.block("catalog");
+    let (status, body) = raw(world.address, "GET", "/readyz", "").await;
+    assert_eq!((status, body.as_str()), (503, r#"{"ready":false,"awaited":["catalog"]}"#));
+    drop(guard);
+    assert_eq!(raw(world.address, "GET", "/readyz", "").await.0, 200);
+    let (status, body) = raw(world.address, "GET", "/metrics", "").await;
+    assert!(status == 200 && body.contains("plexus_admin_responses_total{code=\"503\"} 1"), "{body}");
+}
+
+#[tokio::test]
+async fn what_is_refused_is_refused_in_json_with_the_right_status() {
+    let world = World::filled().await;
+    let json = "content-type: application/json\r\n";
+    for (method, path, headers, status) in [
+        ("GET", "/nothing", "", 404),
+        ("POST", "/v1/plexus/services", json, 405),
+        ("PUT", "/v1/plexus/services/web/ports", "", 403),
+        ("PUT", "/v1/plexus/services/web/ports", json, 400),
+        ("PUT", "/v1/plexus/services/Web/ports", json, 400),
+        ("DELETE", "/v1/plexus/services/web/ports/0/tcp", json, 400),
+        ("DELETE", "/v1/plexus/services/web/ports/80/sctp", json, 400),
+        ("DELETE", "/v1/plexus/services/%ff/ports/80/tcp", json, 400),
+        ("GET", "/v1/plexus/resolve", "", 400),
+        ("GET", "/v1/plexus/why/redis", "", 404),
+    ] {
+        let (answered, body) = raw(world.address, method, path, headers).await;
+        assert_eq!(answered, status, "{method} {path}: {body}");
+        assert!(serde_json::from_str::<crate::api::ErrorBody>(&body).is_ok(), "{method} {path}: {body}");
+    }
+    let (status, _) = raw_as("rebound.example", world.address, "GET", "/v1/plexus/services", "").await;
+    assert_eq!(status, 403);
+}
+
+#[tokio::test]
+async fn a_body_that_is_too_large_is_refused() {
+    let world = World::filled().await;
+    let headers = format!("content-type: application/json\r\ncontent-length: {}\r\n", 10 << 20);
+    assert_eq!(raw(world.address, "PUT", "/v1/plexus/services/web/ports", &headers).await.0, 413);
+}
+
+#[tokio::test]
+async fn a_drained_server_answers_what_is_open_and_then_no_more() {
+    let world = World::filled().await;
+    let mut idle = tokio::net::TcpStream::connect(world.address).await.unwrap();
+    tokio::io::AsyncWriteExt::write_all(&mut idle, b"GET /healthz HTTP/1.1\r\nhost: localhost\r\n\r\n")
+        .await
+        .unwrap();
+    let mut byte = [0];
+    tokio::io::AsyncReadExt::read_exact(&mut idle, &mut byte).await.unwrap();
+    assert_eq!(world.drain.drain(Duration::from_secs(10)).await, drain::Drained::Completely);
+    assert!(tokio::net::TcpStream::connect(world.address).await.is_err());
+}
+
+async fn raw(address: SocketAddr, method: &str, path: &str, headers: &str) -> (u16, String) {
+    raw_as(&address.to_string(), address, method, path, headers).await
+}
+
+/// A request as anyone may send it: status and body of the answer.
+async fn raw_as(host: &str, address: SocketAddr, method: &str, path: &str, headers: &str) -> (u16, String) {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+    let request = format!("{method} {path} HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n{headers}\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = Vec::new();
+    // A refusal may close before everything was read: what has arrived is the answer.
+    let _ = tokio::time::timeout(Duration::from_secs(10), stream.read_to_end(&mut answer)).await;
+    let answer = String::from_utf8(answer).unwrap();
+    let status = answer.split(' ').nth(1).and_then(|s| s.parse().ok()).unwrap_or_else(|| panic!("{answer}"));
+    (status, answer.split_once("\r\n\r\n").map_or("", |(_, body)| body).to_owned())
+}
+
+#[test]
+fn wrong_usage_is_exit_code_2_and_help_is_0() {
+    let code = |words: &str| {
+        let arguments = ["plexus"].into_iter().chain(words.split(' ')).map(OsString::from);
+        run(arguments).expect_err(words).exit_code()
+    };
+    for wrong in
+        ["servces", "publish web", "publish web 0", "endpoints Web", "drain", "drain x --node", "agent"]
+    {
+        assert_eq!(code(wrong), 2, "{wrong}");
+    }
+    for help in ["--help", "--version", "why --help"] {
+        assert_eq!(code(help), 0, "{help}");
+    }
+}
+
+#[test]
+fn a_reader_that_had_enough_is_no_failure() {
+    assert_eq!(Error::from(std::io::Error::from(std::io::ErrorKind::BrokenPipe)).exit_code(), 0);
+    assert_eq!(Error::from(std::io::Error::from(std::io::ErrorKind::StorageFull)).exit_code(), 1);
+}
+
+#[test]
+fn every_command_has_help_and_examples_and_a_place_in_the_reference() {
+    let reference = include_str!("../../../docs/cli.md");
+    Arguments::command().debug_assert();
+    for command in Arguments::command().get_subcommands().filter(|command| !command.is_hide_set()) {
+        let name = command.get_name();
+        assert!(command.get_about().is_some(), "{name} has no help");
+        assert!(reference.contains(&format!("plexus {name}")), "plexus {name} is not in docs/cli.md");
+        let parts: Vec<_> =
+            if command.has_subcommands() { command.get_subcommands().collect() } else { vec![command] };
+        for part in parts {
+            assert!(part.get_after_help().is_some() || name == "demo", "{name} has no examples");
+            for argument in part.get_arguments().filter_map(|argument| argument.get_long()) {
+                assert!(
+                    reference.contains(&format!("--{argument}")),
+                    "--{argument} of {name} is not in docs/cli.md"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn config_check_tells_every_mistake_with_its_line_and_prints_what_is_right() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("plexus.toml");
+    let check = |text: &str| {
+        std::fs::write(&file, text).unwrap();
+        let words = ["plexus".into(), "config".into(), "check".into(), file.clone().into_os_string()];
+        let Command::Config(command) = Arguments::try_parse_from(words).unwrap().command else {
+            panic!("no config")
+        };
+        let mut printed = Vec::new();
+        let outcome = command.run(&mut Output::new(&mut printed, false));
+        outcome.map(|()| String::from_utf8(printed).unwrap())
+    };
+    let node = "[node]\nname = \"a\"\naddress = \"192.0.2.1\"\n";
+    let printed = check(&format!("{node}[store]\nurl = \"embedded\"\n")).unwrap();
+    assert!(printed.contains("[store]\nurl = \"embedded\"") && printed.contains("ttl = \"5s\""), "{printed}");
+    let error = check(&format!("{node}[store]\nulr = \"embedded\"\n[dns]\nttl = 5\n")).unwrap_err();
+    let text = error.to_string();
+    assert!(
+        text.contains("3 problems") && text.contains("plexus.toml:5:1: store.ulr: unknown key"),
+        "{text}"
+    );
+    assert!(text.contains("plexus.toml:7:7: dns.ttl"), "{text}");
+    assert_eq!(error.exit_code(), 1);
+}
+
+#[test]
+fn completions_know_the_commands() {
+    let mut printed = Vec::new();
+    let Command::Completions(command) =
+        Arguments::try_parse_from(["plexus", "completions", "bash"]).unwrap().command
+    else {
+        panic!("no completions")
+    };
+    command.run(&mut Arguments::command(), &mut Output::new(&mut printed, false)).unwrap();
+    let script = String::from_utf8(printed).unwrap();
+    assert!(script.contains("unpublish") && script.contains("--admin"));
+}

@@ -1,0 +1,139 @@
+//! The configuration of a node: read from TOML, validated as a whole, composed into what each room is told.
+//!
+//! `sections` has every key with its default, `validate` what several keys must agree on, `machine` what the defaults
+//! depend on, `rooms` the conversion into the rooms' own `Config` types, `reload` which changes a running agent can
+//! apply. All mistakes of a file are told at once, each with its line; a half-right file is never used. No room imports
+//! this one.
+
+mod machine;
+mod reload;
+mod rooms;
+mod sections;
+mod validate;
+
+use std::path::{Path, PathBuf};
+
+use nerve::document::{Document, Errors, Reported, Section};
+use nerve::source::{Draft, Located, read_config};
+use serde::{Serialize, Serializer};
+
+pub use machine::Machine;
+pub use reload::{Reload, diff};
+pub use sections::{
+    Admin, Dns, Drain, Ingress, Localhost, Log, LogFormat, LogLevel, Node, Proxy, Secret, SecretFile, Store,
+};
+
+/// Everything that a node is told, with every default filled in.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Config {
+    /// Where the agent keeps what it must know after a restart.
+    pub state_dir: PathBuf,
+    /// A directory of service definitions, a file each; it need not exist.
+    pub services_dir: PathBuf,
+    /// `[node]`.
+    pub node: Node,
+    /// `[store]`.
+    pub store: Store,
+    /// `[ingress]`.
+    pub ingress: Ingress,
+    /// `[proxy]`.
+    pub proxy: Proxy,
+    /// `[dns]`.
+    pub dns: Dns,
+    /// `[admin]`.
+    pub admin: Admin,
+    /// `[drain]`.
+    pub drain: Drain,
+    /// `[log]`.
+    pub log: Log,
+    /// `[[service]]`: what runs on this node.
+    #[serde(rename = "service", serialize_with = "as_drafts", skip_serializing_if = "Vec::is_empty")]
+    pub services: Vec<Located>,
+}
+
+impl Config {
+    /// Reads and validates a file.
+    ///
+    /// # Errors
+    /// Everything that is wrong with it.
+    pub fn load(path: &Path, machine: &Machine) -> Result<Self, Errors> {
+        Self::read(&Document::read(path)?, path, machine)
+    }
+
+    /// Validates a document; relative paths in it are relative to the directory of `path`.
+    ///
+    /// # Errors
+    /// Everything that is wrong with it.
+    pub fn read(document: &Document, path: &Path, machine: &Machine) -> Result<Self, Errors> {
+        let base = path.parent().unwrap_or(Path::new(""));
+        document.decode(|root| {
+            let config = Self::sections(root, base, machine)?;
+            validate::sections_agree(&config, root)?;
+            Ok(config)
+        })
+    }
+
+    /// What the agent runs with, as a configuration file; passwords are hidden.
+    ///
+    /// # Errors
+    /// A value of it has no form in TOML.
+    pub fn to_toml(&self) -> Result<String, nerve::document::Unprintable> {
+        nerve::document::to_toml(self)
+    }
+
+    fn sections(root: &mut Section<'_>, base: &Path, machine: &Machine) -> Result<Self, Reported> {
+        let state_dir = root.optional::<PathBuf>("state_dir").map(|path| base.join(path));
+        let services_dir = base.join(root.or("services_dir", PathBuf::from("services.d")));
+        let node = root.section_or_empty("node", |section| Node::read(section, machine));
+        let store = root.section_or_empty("store", |section| Store::read(section, base));
+        let ingress = root.section_or_empty("ingress", Ingress::read);
+        let proxy = root.section_or_empty("proxy", Proxy::read);
+        let dns = root.section_or_empty("dns", Dns::read);
+        let admin = root.section_or_empty("admin", Admin::read);
+        let drain = root.section_or_empty("drain", Drain::read);
+        let log = root.section_or_empty("log", Log::read);
+        let services = match &node {
+            Ok(node) => read_config(root, &node.local()),
+            Err(reported) => {
+                // Without a node there is nothing to complete definitions with: their mistakes come out at the next try.
+                root.allow("service");
+                Err(*reported)
+            }
+        };
+        let state_dir = state_dir.or_else(|| machine.state_dir.clone()).ok_or_else(|| {
+            let why = "neither XDG_STATE_HOME nor HOME says where this user keeps state";
+            root.invalid("state_dir", why, "a directory")
+        });
+        Ok(Self {
+            state_dir: state_dir?,
+            services_dir,
+            node: node?,
+            store: store?,
+            ingress: ingress?,
+            proxy,
+            dns,
+            admin,
+            drain,
+            log,
+            services: services?,
+        })
+    }
+}
+
+/// Definitions as they would be written, with every default filled in.
+fn as_drafts<S: Serializer>(services: &[Located], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_seq(services.iter().map(|Located { definition, .. }| Draft {
+        name: definition.key.service.clone(),
+        id: Some(definition.key.id.clone()),
+        address: Some(definition.address),
+        port: definition.port,
+        ports: definition.ports.clone(),
+        tags: definition.tags.clone(),
+        labels: definition.labels.clone(),
+        weight: definition.weight,
+        checks: definition.checks.clone(),
+    }))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,99 @@
+//! From the tables of the file to what each room is told.
+
+use std::net::SocketAddr;
+use std::num::NonZeroUsize;
+
+use nerve::period::Period;
+use nerve::registrar;
+use nerve::source::Local;
+use nerve::store::StoreConfig;
+
+use super::{Config, Node};
+use crate::{dns, ingress, proxy};
+
+impl Node {
+    /// What definitions of instances take from the node.
+    #[must_use]
+    pub fn local(&self) -> Local {
+        Local { node: self.name.clone(), address: self.address }
+    }
+}
+
+impl Config {
+    /// What the store's backend is told.
+    #[must_use]
+    pub fn store(&self) -> StoreConfig {
+        let store = &self.store;
+        let from_file = store.password_file.as_ref().map(|file| &file.secret);
+        StoreConfig {
+            url: store.url.clone(),
+            prefix: Some(store.prefix.clone()),
+            username: store.username.clone(),
+            password: store.password.as_ref().or(from_file).map(|secret| secret.0.clone()),
+            ca_file: store.ca_file.clone(),
+            cert_file: store.cert_file.clone(),
+            key_file: store.key_file.clone(),
+            request_timeout: store.request_timeout.get(),
+        }
+    }
+
+    /// What the admin interface is told.
+    #[must_use]
+    pub fn admin(&self) -> crate::admin::Config {
+        crate::admin::Config { listen: self.admin.listen.clone() }
+    }
+
+    /// What the registrar is told.
+    #[must_use]
+    pub fn registrar(&self) -> registrar::Config {
+        registrar::Config {
+            zone: self.node.zone.clone(),
+            session_ttl: self.store.session_ttl,
+            ..registrar::Config::new(self.node.name.clone(), self.node.address, env!("CARGO_PKG_VERSION"))
+        }
+    }
+
+    /// What the data plane is told.
+    #[must_use]
+    pub fn proxy(&self) -> proxy::Config {
+        proxy::Config {
+            threads: NonZeroUsize::new(self.proxy.threads),
+            connect_timeout: self.proxy.connect_timeout.get(),
+            connect_deadline: self.proxy.connect_deadline.get(),
+            idle_timeout: self.proxy.idle_timeout.map(Period::get),
+            max_connections: self.proxy.max_connections,
+        }
+    }
+
+    /// What ingress is told.
+    #[must_use]
+    pub fn ingress(&self) -> ingress::Config {
+        let localhost = self.ingress.localhost.iter().map(|port| ingress::LocalPort {
+            service: port.service.clone(),
+            listen: SocketAddr::new(port.address, port.port.get()),
+            target: None,
+        });
+        ingress::Config {
+            listen: self.ingress.listen.clone(),
+            localhost: localhost.collect(),
+            drain: self.drain.deadline.get(),
+        }
+    }
+
+    /// What the name server is told; `None` where it does not run.
+    #[must_use]
+    pub fn dns(&self) -> Option<dns::Config> {
+        let upstreams = &self.dns.upstreams;
+        self.dns.enabled.then(|| dns::Config {
+            listen: self.dns.listen.clone(),
+            domain: self.dns.domain.clone(),
+            ttl: self.dns.ttl.get(),
+            upstreams: if upstreams.is_empty() {
+                dns::Upstreams::default()
+            } else {
+                dns::Upstreams::List(upstreams.clone())
+            },
+            ..dns::Config::default()
+        })
+    }
+}

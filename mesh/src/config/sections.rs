@@ -1,0 +1,389 @@
+//! The tables of the configuration file: each key with its type, default and limits, in the order of the example file.
+//!
+//! A key is named here once; what is read, what is refused, what is printed and what the example is tested against all
+//! come from it. What a room makes of them is in `rooms`.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::num::{NonZeroU16, NonZeroU32};
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use crate::dns::Domain;
+use nerve::document::{FromValue, Reported, Section, Text};
+use nerve::model::{NodeName, ServiceName, Zone};
+use nerve::period::Period;
+use nerve::store::{StoreConfig, StoreUrl};
+use serde::{Serialize, Serializer};
+
+use super::Machine;
+
+/// `[node]`: who this node is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Node {
+    /// Unique in the fleet.
+    pub name: NodeName,
+    /// Where other nodes reach this one, and the address of its instances.
+    pub address: IpAddr,
+    /// Where it stands.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub zone: Option<Zone>,
+}
+
+/// `[store]`: where the fleet's records are.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Store {
+    /// Which backend, and where.
+    #[serde(serialize_with = "as_text")]
+    pub url: StoreUrl,
+    /// What stands before every key.
+    pub prefix: String,
+    /// The user, if the store asks for one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub username: Option<String>,
+    /// The user's password.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub password: Option<Secret>,
+    /// A file whose first line is the password.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub password_file: Option<SecretFile>,
+    /// PEM: authorities that the store's certificate must come from.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ca_file: Option<PathBuf>,
+    /// PEM: our certificate.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cert_file: Option<PathBuf>,
+    /// PEM: its key.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub key_file: Option<PathBuf>,
+    /// How long a call may take.
+    pub request_timeout: Period,
+    /// How long the store remembers this node after it has fallen silent.
+    pub session_ttl: Period,
+}
+
+/// A password: never printed.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(pub String);
+
+/// A password in a file of its own; printed as the file's path.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SecretFile {
+    /// The file.
+    pub path: PathBuf,
+    /// Its first line, as it was when the configuration was read.
+    pub secret: Secret,
+}
+
+/// `[ingress]`: what this node listens on for the services.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Ingress {
+    /// The addresses that published ports are opened on; none: all of this machine, IPv4 and IPv6.
+    pub listen: Vec<IpAddr>,
+    /// Ports for the programs of this machine alone.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub localhost: Vec<Localhost>,
+}
+
+/// `[[ingress.localhost]]`: a service on a port of 127.0.0.1.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Localhost {
+    /// Which service.
+    pub service: ServiceName,
+    /// The port.
+    pub port: NonZeroU16,
+    /// The address, on loopback.
+    pub address: IpAddr,
+}
+
+/// `[proxy]`: how connections are carried.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Proxy {
+    /// Data-plane threads; 0: one a core.
+    pub threads: usize,
+    /// How long one endpoint may take to accept.
+    pub connect_timeout: Period,
+    /// How long the search for an endpoint that accepts may take for one client.
+    pub connect_deadline: Period,
+    /// A connection on which nothing was carried either way for so long is closed; without it, never.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub idle_timeout: Option<Period>,
+    /// Connections at the same time, over all ports; without it, as many as the file limit allows.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_connections: Option<NonZeroU32>,
+}
+
+/// `[dns]`: the name server of this node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Dns {
+    /// Does it run?
+    pub enabled: bool,
+    /// Addresses, UDP and TCP.
+    pub listen: Vec<SocketAddr>,
+    /// The domain of the mesh.
+    #[serde(serialize_with = "as_text")]
+    pub domain: Domain,
+    /// How long an answer may be kept.
+    pub ttl: Period,
+    /// Who is asked for other names; empty: those of `/etc/resolv.conf`.
+    pub upstreams: Vec<SocketAddr>,
+}
+
+/// `[admin]`: the interface of the command line, of Prometheus and of orchestrators.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Admin {
+    /// Addresses.
+    pub listen: Vec<SocketAddr>,
+}
+
+/// `[log]`: what is logged, and how.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Log {
+    /// The least important level that is logged.
+    pub level: LogLevel,
+    /// The form.
+    pub format: LogFormat,
+}
+
+/// A level, then exceptions for rooms: `info`, `warn,mesh::dns=debug`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(transparent)]
+pub struct LogLevel(String);
+
+/// How a log line looks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// An object a line.
+    Json,
+}
+
+/// `[drain]`: how the agent leaves.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Drain {
+    /// How long the other nodes get to notice that the instances are gone, before anything is closed.
+    pub notice: Period,
+    /// How long open connections may go on.
+    pub deadline: Period,
+}
+
+impl Node {
+    pub(super) fn read(section: &mut Section<'_>, machine: &Machine) -> Result<Self, Reported> {
+        let host = machine.host_name.as_deref().unwrap_or("unknown");
+        let no_name = (format!("the host name ({host}) is no node name"), "a name, such as \"a\"");
+        let name = or_found(section, "name", machine.node_name(), no_name);
+        let no_address = (
+            "this machine has no default route to take its address from".to_owned(),
+            "the address that other nodes reach this one by",
+        );
+        let address = or_found(section, "address", machine.address, no_address);
+        let zone = section.optional("zone");
+        Ok(Self { name: name?, address: address?, zone })
+    }
+}
+
+impl Store {
+    pub(super) fn read(section: &mut Section<'_>, base: &Path) -> Result<Self, Reported> {
+        let url = section.required::<Text<StoreUrl>>("url");
+        let file = |path: PathBuf| base.join(path);
+        let prefix: Option<String> = section.optional("prefix");
+        let username = section.optional("username");
+        let password: Option<String> = section.optional("password");
+        let password_file =
+            section.optional("password_file").map(file).map(|path| password_in(section, path));
+        let ca_file = section.optional("ca_file").map(file);
+        let cert_file = section.optional("cert_file").map(file);
+        let key_file = section.optional("key_file").map(file);
+        let request_timeout = section.or("request_timeout", Period::seconds(2));
+        let session_ttl = section.or_where(
+            "session_ttl",
+            Period::seconds(10),
+            "a duration from 2s to 1h: the other nodes miss a dead one for so long",
+            |ttl| (2..=3600).contains(&ttl.get().as_secs()),
+        );
+        if password.is_some() && password_file.is_some() {
+            return Err(section.invalid("password_file", "`password` is given too", "one of them"));
+        }
+        if request_timeout >= session_ttl {
+            return Err(section.invalid(
+                "request_timeout",
+                "it is not below `session_ttl`",
+                "less than `session_ttl`",
+            ));
+        }
+        let url = url?.0;
+        let prefix = StoreConfig { prefix, ..StoreConfig::new(url.clone()) }
+            .effective_prefix()
+            .map_err(|error| section.invalid("prefix", error, ""))?;
+        Ok(Self {
+            url,
+            prefix,
+            username,
+            password: password.map(Secret),
+            password_file: password_file.transpose()?,
+            ca_file,
+            cert_file,
+            key_file,
+            request_timeout,
+            session_ttl,
+        })
+    }
+}
+
+impl Ingress {
+    pub(super) fn read(section: &mut Section<'_>) -> Result<Self, Reported> {
+        let listen = section.or("listen", Vec::new());
+        let localhost = section.list("localhost", Localhost::read);
+        Ok(Self { listen, localhost: localhost.into_iter().collect::<Result<_, _>>()? })
+    }
+}
+
+impl Localhost {
+    fn read(section: &mut Section<'_>) -> Result<Self, Reported> {
+        let service = section.required("service");
+        let port = section.required("port");
+        let address = section.or_where(
+            "address",
+            IpAddr::from(Ipv4Addr::LOCALHOST),
+            "a loopback address; `plexus publish` opens ports for other machines",
+            IpAddr::is_loopback,
+        );
+        Ok(Self { service: service?, port: port?, address })
+    }
+}
+
+impl Proxy {
+    pub(super) fn read(section: &mut Section<'_>) -> Self {
+        Self {
+            threads: section.or_where("threads", 0, "0 (one a core) to 1024", |threads| *threads <= 1024),
+            connect_timeout: section.or("connect_timeout", Period::seconds(1)),
+            connect_deadline: section.or("connect_deadline", Period::seconds(5)),
+            idle_timeout: section.optional("idle_timeout"),
+            max_connections: section.optional("max_connections"),
+        }
+    }
+}
+
+impl Dns {
+    pub(super) fn read(section: &mut Section<'_>) -> Self {
+        Self {
+            enabled: section.or("enabled", true),
+            listen: section.or("listen", vec![SocketAddr::from((Ipv4Addr::LOCALHOST, 53))]),
+            domain: section.or("domain", Text(Domain::default())).0,
+            ttl: section.or("ttl", Period::seconds(5)),
+            upstreams: section.or("upstreams", Vec::new()),
+        }
+    }
+}
+
+impl Admin {
+    pub(super) fn read(section: &mut Section<'_>) -> Self {
+        Self { listen: section.or("listen", crate::admin::Config::default().listen) }
+    }
+}
+
+impl Log {
+    pub(super) fn read(section: &mut Section<'_>) -> Self {
+        let level = section.or("level", Text(LogLevel("info".to_owned()))).0;
+        let format = section.or("format", Text(LogFormat::Text)).0;
+        Self { level, format }
+    }
+}
+
+impl Drain {
+    pub(super) fn read(section: &mut Section<'_>) -> Self {
+        Self {
+            notice: section.or("notice", Period::seconds(2)),
+            deadline: section.or("deadline", Period::seconds(30)),
+        }
+    }
+}
+
+impl LogLevel {
+    /// As `tracing` filters are written.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for LogLevel {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let level = |word: &str| matches!(word, "error" | "warn" | "info" | "debug" | "trace" | "off");
+        let room =
+            |part: &str| part.split_once('=').is_some_and(|(room, word)| !room.is_empty() && level(word));
+        let mut parts = text.split(',');
+        if parts.next().is_some_and(level) && parts.all(room) {
+            return Ok(Self(text.to_owned()));
+        }
+        Err(format!(
+            "{text:?} is no log level: write error, warn, info, debug or trace, then exceptions such as `,mesh::dns=debug`"
+        ))
+    }
+}
+
+impl FromStr for LogFormat {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "text" => Ok(Self::Text),
+            "json" => Ok(Self::Json),
+            other => Err(format!("{other:?} is no log format: it is \"text\" or \"json\"")),
+        }
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("(hidden)")
+    }
+}
+
+impl Serialize for Secret {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str("(hidden)")
+    }
+}
+
+impl Serialize for SecretFile {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.path.serialize(serializer)
+    }
+}
+
+fn as_text<T: fmt::Display, S: Serializer>(value: &T, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(value)
+}
+
+/// The value of `key`, or what was found on this machine; if nothing was, that is reported.
+fn or_found<T: FromValue>(
+    section: &mut Section<'_>,
+    key: &'static str,
+    found: Option<T>,
+    (message, expected): (String, &str),
+) -> Result<T, Reported> {
+    if section.has(key) {
+        return section.required(key);
+    }
+    // Asked for although it is not there, so that it counts as a known key.
+    section.optional::<T>(key).or(found).ok_or_else(|| section.invalid(key, message, expected))
+}
+
+/// The first line of a file that holds a password.
+fn password_in(section: &Section<'_>, path: PathBuf) -> Result<SecretFile, Reported> {
+    match std::fs::read_to_string(&path) {
+        Ok(text) => {
+            let secret = Secret(text.lines().next().unwrap_or_default().to_owned());
+            Ok(SecretFile { path, secret })
+        }
+        Err(error) => {
+            let message = format!("{} cannot be read: {error}", path.display());
+            Err(section.invalid("password_file", message, "a file that this user may read"))
+        }
+    }
+}

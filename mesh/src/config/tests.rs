@@ -1,0 +1,275 @@
+//! The example files are the seeds: they parse, they show every key with its default, and no wrong key gets past.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use nerve::document::{Document, Errors};
+use proptest::prelude::*;
+
+use super::*;
+
+const EXAMPLE: &str = include_str!("../../../examples/plexus.toml");
+const REFERENCE: &str = include_str!("../../../docs/configuration.md");
+const PATH: &str = "/etc/plexus/plexus.toml";
+
+fn machine() -> Machine {
+    Machine {
+        host_name: Some("a.example.com".to_owned()),
+        address: Some("192.0.2.11".parse().unwrap()),
+        state_dir: Some("/var/lib/plexus".into()),
+    }
+}
+
+fn read(text: &str) -> Result<Config, Errors> {
+    Config::read(&Document::parse("plexus.toml", text)?, Path::new(PATH), &machine())
+}
+
+fn errors(text: &str) -> String {
+    read(text).map(|config| format!("{config:?}")).expect_err("refused").to_string()
+}
+
+/// The example with its settings uncommented; `all`: those too that have no default.
+fn uncommented(all: bool) -> String {
+    let line = |line: &str| match line.strip_prefix('#') {
+        Some(setting) if setting.starts_with(|c: char| c.is_ascii_lowercase() || c == '[') => {
+            let is_example = setting.ends_with("# no default");
+            // Its file need not exist on the machine that runs the test.
+            let needs_file = setting.starts_with("password_file");
+            if (all || !is_example) && !needs_file { setting.to_owned() } else { line.to_owned() }
+        }
+        _ => line.to_owned(),
+    };
+    EXAMPLE.lines().map(line).collect::<Vec<_>>().join("\n")
+}
+
+fn table_heads(text: &str) -> Vec<usize> {
+    text.lines().enumerate().filter(|(_, line)| line.starts_with('[')).map(|(at, _)| at).collect()
+}
+
+#[test]
+fn a_store_is_all_that_must_be_given() {
+    let config = read("store.url = \"embedded\"").unwrap();
+    assert_eq!(config.node.name.as_str(), "a");
+    assert_eq!(config.node.address, "192.0.2.11".parse::<std::net::IpAddr>().unwrap());
+    assert_eq!(config.services_dir, Path::new("/etc/plexus/services.d"));
+    assert!(errors("").contains("store.url: it is missing"), "{}", errors(""));
+}
+
+#[test]
+fn the_example_shows_every_default() {
+    let bare = read(EXAMPLE).unwrap();
+    assert_eq!(read(&uncommented(false)).unwrap(), bare);
+    let url = "[store]\nurl = \"etcd://192.0.2.1:2379,192.0.2.2:2379,192.0.2.3:2379\"";
+    assert_eq!(read(url).unwrap(), bare);
+}
+
+#[test]
+fn every_setting_of_the_example_is_a_key() {
+    let config = read(&uncommented(true)).unwrap();
+    assert_eq!(config.ingress.localhost.len(), 1);
+    assert!(config.store.ca_file.is_some() && config.node.zone.is_some());
+}
+
+#[test]
+fn a_wrong_key_in_any_table_is_refused_with_its_line() {
+    let text = uncommented(true);
+    let lines: Vec<&str> = text.lines().collect();
+    let heads = table_heads(&text);
+    assert!(heads.len() >= 9, "{heads:?}");
+    for head in heads {
+        let mut mutated = lines.clone();
+        mutated.insert(head + 1, "no_such_key = 1");
+        let shown = errors(&mutated.join("\n"));
+        let place = format!("plexus.toml:{}:1: ", head + 2);
+        assert!(shown.starts_with(&place) && shown.contains("no_such_key: unknown key"), "{shown}");
+    }
+    let shown = errors(&format!("no_such_key = 1\n{text}"));
+    assert!(shown.starts_with("plexus.toml:1:1: no_such_key: unknown key"), "{shown}");
+}
+
+#[test]
+fn every_key_misspelt_is_refused_with_a_suggestion() {
+    let text = uncommented(true);
+    for (at, line) in text.lines().enumerate() {
+        let Some((key, value)) = line.split_once(" = ").filter(|(key, _)| !key.starts_with('#')) else {
+            continue;
+        };
+        let mutated: Vec<String> = text
+            .lines()
+            .enumerate()
+            .map(|(n, l)| if n == at { format!("{key}x = {value}") } else { l.to_owned() })
+            .collect();
+        let shown = errors(&mutated.join("\n"));
+        assert!(shown.contains(&format!("plexus.toml:{}:1: ", at + 1)), "{key}: {shown}");
+        assert!(shown.contains(&format!("did you mean `{key}`?")), "{key}: {shown}");
+    }
+}
+
+/// What the reader itself says to be valid keys of each table.
+fn known_keys() -> BTreeSet<String> {
+    let text = format!("no_such_key = 1\n{}", uncommented(true).replace("]\n", "]\nno_such_key = 1\n"));
+    let text = text.replace("]] # no default\n", "]]\nno_such_key = 1\n");
+    // Only whole tables: a list's closing bracket at the end of a line is followed by no key of its own.
+    let tables: Vec<String> = text.lines().map(str::to_owned).collect();
+    let mut kept: Vec<String> = Vec::new();
+    for line in tables {
+        let after_head = kept.last().is_none_or(|previous| previous.starts_with('['));
+        if line != "no_such_key = 1" || after_head {
+            kept.push(line);
+        }
+    }
+    kept.extend(
+        "[[service]]\nname = \"x\"\nport = 1\nno_such_key = 1\n[[service.check]]\nhttp = \"/\"\nno_such_key = 1\n\
+         [[service.check]]\ntcp = true\nno_such_key = 1"
+            .lines()
+            .map(str::to_owned),
+    );
+    let refused = read(&kept.join("\n")).expect_err("refused");
+    let mut keys = BTreeSet::new();
+    for problem in refused.iter().filter(|problem| problem.message == "unknown key") {
+        let table = problem.key.trim_end_matches("no_such_key").replace("[0]", "").replace("[1]", "");
+        let listed = problem.expected.trim_start_matches("one of ");
+        keys.extend(listed.split(", ").map(|key| format!("{table}{}", key.trim_matches('`'))));
+    }
+    keys
+}
+
+#[test]
+fn every_key_is_in_the_example_and_in_the_reference() {
+    let keys = known_keys();
+    assert!(keys.len() > 30, "{keys:?}");
+    for key in keys {
+        let leaf = key.rsplit('.').next().unwrap();
+        let in_example = EXAMPLE.lines().any(|line| {
+            let line = line.trim_start_matches('#');
+            line.starts_with(&format!("{leaf} = "))
+                || line.starts_with(&format!("[{key}]"))
+                || line.starts_with(&format!("[[{key}]]"))
+        });
+        // Given in the clear, it stands in the reference only: the example shows the better way.
+        let elsewhere = key == "store.password" || key.split('.').next() == Some("service");
+        assert!(in_example || elsewhere, "{key} is not in examples/plexus.toml");
+        assert!(REFERENCE.contains(&format!("`{key}`")), "{key} is not in docs/configuration.md");
+    }
+}
+
+#[test]
+fn every_mistake_is_told_at_once_with_its_line() {
+    let text = "[node]\nname = \"My_Node\"\n[store]\nurl = \"redis://x\"\n[dns]\nttl = \"soon\"\n[log]\nlevel = \"loud\"\n";
+    let shown = errors(text);
+    for (line, key) in [(2, "node.name"), (4, "store.url"), (6, "dns.ttl"), (8, "log.level")] {
+        assert!(shown.contains(&format!("plexus.toml:{line}:")) && shown.contains(key), "{key}: {shown}");
+    }
+}
+
+#[test]
+fn rooms_on_one_address_are_refused() {
+    let shown = errors("store.url = \"embedded\"\nadmin.listen = [\"127.0.0.1:53\"]");
+    assert!(
+        shown.contains("dns.listen is to listen on 127.0.0.1:53, which clashes with admin.listen"),
+        "{shown}"
+    );
+    let off = "store.url = \"embedded\"\nadmin.listen = [\"127.0.0.1:53\"]\ndns.enabled = false";
+    assert!(read(off).is_ok());
+}
+
+#[test]
+fn what_is_printed_reads_back_the_same_and_holds_no_password() {
+    let config = read(&uncommented(true)).unwrap();
+    assert_eq!(read(&config.to_toml().unwrap()).unwrap(), config);
+    let secret = read("[store]\nurl = \"embedded\"\nusername = \"u\"\npassword = \"tops3cret\"").unwrap();
+    assert!(!secret.to_toml().unwrap().contains("tops3cret") && !format!("{secret:?}").contains("tops3cret"));
+    assert_eq!(secret.store().password.as_deref(), Some("tops3cret"));
+}
+
+#[test]
+fn services_are_completed_with_what_the_node_says_and_printed_whole() {
+    let config =
+        read("store.url = \"embedded\"\n[[service]]\nname = \"web\"\nport = 80\ncheck = [{ tcp = true }]")
+            .unwrap();
+    let printed = config.to_toml().unwrap();
+    for line in ["id = \"web-a-80\"", "address = \"192.0.2.11\"", "interval = \"2s\"", "weight = 100"] {
+        assert!(printed.contains(line), "{line}: {printed}");
+    }
+    assert_eq!(read(&printed).unwrap().to_toml().unwrap(), printed);
+}
+
+const DEFINITIONS: [&str; 2] = [
+    include_str!("../../../examples/services.d/web.toml"),
+    include_str!("../../../examples/services.d/database.toml"),
+];
+
+#[test]
+fn every_key_of_a_definition_misspelt_is_refused_with_its_line() {
+    for text in DEFINITIONS {
+        let whole = format!("{text}\n[store]\nurl = \"embedded\"\n");
+        assert_eq!(read(&whole).unwrap().services.len(), 1);
+        let definition = text.lines().count();
+        for (at, line) in whole.lines().enumerate().take(definition) {
+            let Some((key, value)) = line.split_once(" = ").filter(|(key, _)| !key.starts_with('#')) else {
+                continue;
+            };
+            let mutated: Vec<String> = whole
+                .lines()
+                .enumerate()
+                .map(|(n, l)| if n == at { format!("{key}_ = {value}") } else { l.to_owned() })
+                .collect();
+            let shown = errors(&mutated.join("\n"));
+            assert!(shown.contains(&format!("plexus.toml:{}:1: ", at + 1)), "{key}: {shown}");
+            assert!(shown.contains("unknown key"), "{key}: {shown}");
+        }
+    }
+}
+
+#[test]
+fn a_password_comes_from_the_first_line_of_its_file() {
+    let directory = tempfile::tempdir().unwrap();
+    std::fs::write(directory.path().join("password"), "s3cret\n").unwrap();
+    let text = "[store]\nurl = \"embedded\"\nusername = \"u\"\npassword_file = \"password\"";
+    let path = directory.path().join("plexus.toml");
+    let config = Config::read(&Document::parse("plexus.toml", text).unwrap(), &path, &machine()).unwrap();
+    assert_eq!(config.store().password.as_deref(), Some("s3cret"));
+    assert!(errors(text).contains("plexus.toml:4:"), "{}", errors(text));
+}
+
+#[test]
+fn a_machine_that_tells_nothing_must_be_told() {
+    let nothing = Machine { host_name: Some("my_host".to_owned()), address: None, state_dir: None };
+    let document = Document::parse("plexus.toml", "store.url = \"embedded\"").unwrap();
+    let shown = Config::read(&document, Path::new(PATH), &nothing).unwrap_err().to_string();
+    for key in ["node.name: the host name (my_host)", "node.address: this machine", "state_dir: neither"] {
+        assert!(shown.contains(key), "{shown}");
+    }
+}
+
+#[test]
+fn a_reload_names_what_it_applies_and_what_needs_a_restart() {
+    let base = "[store]\nurl = \"embedded\"\n";
+    let running = read(base).unwrap();
+    assert!(diff(&running, &running).is_empty());
+    let changed = format!(
+        "{base}password = \"x\"\nusername = \"u\"\n[log]\nlevel = \"debug\"\n[dns]\nttl = \"9s\"\n[drain]\ndeadline = \"5s\"\n\
+         [[ingress.localhost]]\nservice = \"web\"\nport = 3219\n"
+    );
+    let reload = diff(&running, &read(&changed).unwrap());
+    assert_eq!(reload.live, ["drain.deadline", "ingress.localhost", "log.level"]);
+    assert_eq!(reload.restart, ["dns.ttl", "store.password", "store.username"]);
+    assert!(reload.needs_restart().unwrap().contains("dns.ttl, store.password"));
+    let other = read(&changed.replace("\"x\"", "\"y\"")).unwrap();
+    assert_eq!(diff(&read(&changed).unwrap(), &other).restart, ["store.password"]);
+}
+
+proptest! {
+    /// Whatever a hand or a disk did to a file: an answer, never a panic, and no key that is half-read.
+    #[test]
+    fn a_damaged_file_is_read_or_refused(at in 0..4000_usize, length in 0..40_usize, put in "[a-z0-9=\\[\\]\"{}.,\n #-]{0,12}") {
+        let mut characters: Vec<char> = uncommented(true).chars().collect();
+        let start = at.min(characters.len());
+        let end = (start + length).min(characters.len());
+        characters.splice(start..end, put.chars());
+        let text: String = characters.into_iter().collect();
+        if let Err(refused) = read(&text) {
+            prop_assert!(refused.total() > 0 && refused.to_string().starts_with("plexus.toml"));
+        }
+    }
+}

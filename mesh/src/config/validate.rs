@@ -1,0 +1,65 @@
+//! What several keys must agree on: no two rooms on one address.
+
+use std::net::{IpAddr, SocketAddr};
+
+use nerve::document::{Reported, Section};
+
+use super::Config;
+
+/// One address that a room is to listen on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Listener {
+    section: &'static str,
+    key: &'static str,
+    address: SocketAddr,
+}
+
+/// Reports every two listeners that cannot both be bound. All of them take TCP (DNS takes UDP as well).
+pub(super) fn sections_agree(config: &Config, root: &Section<'_>) -> Result<(), Reported> {
+    let listeners = listeners(config);
+    let mut outcome = Ok(());
+    for (at, later) in listeners.iter().enumerate() {
+        if let Some(earlier) = listeners[..at].iter().find(|earlier| clash(earlier.address, later.address)) {
+            let message = format!(
+                "{}.{} is to listen on {}, which clashes with {}.{} on {}",
+                later.section, later.key, later.address, earlier.section, earlier.key, earlier.address
+            );
+            outcome = Err(root.invalid(later.section, message, "another address or port for one of them"));
+        }
+    }
+    outcome
+}
+
+fn listeners(config: &Config) -> Vec<Listener> {
+    let admin = config.admin.listen.iter().map(|&a| Listener { section: "admin", key: "listen", address: a });
+    let dns = config.dns.listen.iter().filter(|_| config.dns.enabled);
+    let dns = dns.map(|&a| Listener { section: "dns", key: "listen", address: a });
+    let localhost = config.ingress.localhost.iter().map(|l| Listener {
+        section: "ingress",
+        key: "localhost",
+        address: SocketAddr::new(l.address, l.port.get()),
+    });
+    admin.chain(dns).chain(localhost).collect()
+}
+
+/// Can the two not be bound at the same time? Port 0 is another one each time.
+fn clash(a: SocketAddr, b: SocketAddr) -> bool {
+    let covers = |a: IpAddr, b: IpAddr| a == b || (a.is_unspecified() && (a.is_ipv6() || b.is_ipv4()));
+    a.port() != 0 && a.port() == b.port() && (covers(a.ip(), b.ip()) || covers(b.ip(), a.ip()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_clash_when_one_covers_the_other() {
+        let clashing = |a: &str, b: &str| clash(a.parse().unwrap(), b.parse().unwrap());
+        assert!(clashing("127.0.0.1:53", "127.0.0.1:53"));
+        assert!(clashing("0.0.0.0:53", "127.0.0.1:53"));
+        assert!(clashing("127.0.0.1:53", "[::]:53"));
+        assert!(!clashing("127.0.0.1:53", "127.0.0.2:53"));
+        assert!(!clashing("0.0.0.0:53", "[::1]:53"));
+        assert!(!clashing("127.0.0.1:0", "127.0.0.1:0"));
+    }
+}

@@ -1,0 +1,72 @@
+//! What goes wrong with listeners and connections.
+
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+
+/// A listener that cannot be opened.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot listen on {address}/tcp: {source}{}", crate::advice::on_bind(source, *address))]
+pub struct BindError {
+    /// The address asked for.
+    pub address: SocketAddr,
+    /// The kernel's answer.
+    #[source]
+    pub source: io::Error,
+}
+
+/// Why a client's connection was dropped: the closed set behind `plexus_connections_dropped_total`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Dropped {
+    /// No endpoint gets traffic.
+    NoEndpoint,
+    /// Every endpoint was tried and none accepted.
+    ConnectFailed,
+    /// The connect deadline passed before one accepted.
+    ConnectDeadline,
+    /// As many connections are open as are allowed.
+    Limit,
+    /// Nothing moved for the idle timeout.
+    Idle,
+    /// The drain's deadline passed.
+    Drain,
+    /// The client reset it.
+    ClientReset,
+    /// The endpoint reset it.
+    EndpointReset,
+}
+
+impl Dropped {
+    /// Every reason there is.
+    pub const ALL: [Self; 8] = [
+        Self::NoEndpoint,
+        Self::ConnectFailed,
+        Self::ConnectDeadline,
+        Self::Limit,
+        Self::Idle,
+        Self::Drain,
+        Self::ClientReset,
+        Self::EndpointReset,
+    ];
+
+    /// The word for it, as in metric labels.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::NoEndpoint => "no_endpoint",
+            Self::ConnectFailed => "connect_failed",
+            Self::ConnectDeadline => "connect_deadline",
+            Self::Limit => "limit",
+            Self::Idle => "idle",
+            Self::Drain => "drain",
+            Self::ClientReset => "client_reset",
+            Self::EndpointReset => "endpoint_reset",
+        }
+    }
+}
+
+impl fmt::Display for Dropped {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}

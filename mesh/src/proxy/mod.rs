@@ -1,0 +1,47 @@
+//! Moving connections: clients on a listener, endpoints behind a [`Balancer`](crate::balance::Balancer).
+//!
+//! The [`DataPlane`] owns a few threads, each with a single-threaded runtime and its own `SO_REUSEPORT` socket for every
+//! listener: a connection lives and dies on the thread that accepted it. The control plane opens and closes listeners by
+//! message and never waits in the path of a connection. Knows nothing of the catalog: what a service is, its balancer says.
+
+mod copy;
+mod error;
+mod listener;
+mod metrics;
+mod plane;
+mod socket;
+mod tcp;
+
+use std::num::{NonZeroU32, NonZeroUsize};
+use std::time::Duration;
+
+pub use error::{BindError, Dropped};
+pub use metrics::Metrics;
+pub use plane::{DataPlane, Listener, ListenerSpec};
+
+/// How connections are moved; the same for every listener.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// Data-plane threads; `None`: one a core.
+    pub threads: Option<NonZeroUsize>,
+    /// How long one attempt to connect to an endpoint may take.
+    pub connect_timeout: Duration,
+    /// How long all attempts for one client may take together.
+    pub connect_deadline: Duration,
+    /// Close a connection on which nothing moved for this long; `None`: never, a quiet database connection lives for days.
+    pub idle_timeout: Option<Duration>,
+    /// Open client connections over all listeners; `None`: what the file limit allows (two descriptors each).
+    pub max_connections: Option<NonZeroU32>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            threads: None,
+            connect_timeout: Duration::from_secs(1),
+            connect_deadline: Duration::from_secs(5),
+            idle_timeout: None,
+            max_connections: None,
+        }
+    }
+}

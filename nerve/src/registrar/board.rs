@@ -1,0 +1,427 @@
+//! What should stand in the store, computed from sources × health × drains, and what is known to stand there.
+//!
+//! Sources and checks write here and mark what changed; the writer takes the marks and reads the newest state of each. States
+//! in between are never written. The locks are held for a few map operations and never over a wait.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::SystemTime;
+
+use tokio::sync::{Notify, watch};
+
+use super::settle::Record;
+use super::status::{LocalInstance, Problem, Refusal, Registration};
+use super::{Config, Metrics};
+use crate::check::{Monitor, Runner, Subject};
+use crate::model::{Health, Instance, Node};
+use crate::period::Period;
+use crate::source::{Definition, Drains, InstanceKey, Located, Merged, SourceProblem};
+use crate::store::{Key, Path, Revision};
+
+/// A record of this node. The node itself is the least: it goes first.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Target {
+    Node,
+    Instance(InstanceKey),
+}
+
+/// The state that sources, checks, writer and handle share.
+#[derive(Debug)]
+pub(super) struct Board {
+    config: Config,
+    metrics: Metrics,
+    state: Mutex<State>,
+    marked: Mutex<BTreeSet<Target>>,
+    wake: Notify,
+    version: watch::Sender<u64>,
+}
+
+#[derive(Debug)]
+struct State {
+    node: Registration,
+    instances: BTreeMap<InstanceKey, Local>,
+    drains: Arc<Drains>,
+    source_problems: Vec<SourceProblem>,
+    store_problem: Option<String>,
+}
+
+#[derive(Debug)]
+struct Local {
+    /// `None` once it is no longer defined, until its record is gone.
+    defined: Option<(Arc<Located>, Monitor)>,
+    registration: Registration,
+    /// It was written in this life.
+    written: bool,
+    /// An earlier life left it passing, and its checks have not decided yet.
+    adopted: bool,
+}
+
+impl Board {
+    pub(super) fn new(config: Config, metrics: Metrics) -> Self {
+        Self {
+            config,
+            metrics,
+            state: Mutex::new(State {
+                node: waiting(),
+                instances: BTreeMap::new(),
+                drains: Arc::default(),
+                source_problems: Vec::new(),
+                store_problem: None,
+            }),
+            marked: Mutex::new(BTreeSet::from([Target::Node])),
+            wake: Notify::new(),
+            version: watch::Sender::new(0),
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // Nothing in the locked sections is left half-done by a panic.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn session_ttl(&self) -> Period {
+        self.config.session_ttl
+    }
+
+    /// Counts up with every change of anything that the board shows.
+    pub(super) fn version(&self) -> watch::Receiver<u64> {
+        self.version.subscribe()
+    }
+
+    fn changed(&self) {
+        self.version.send_modify(|version| *version += 1);
+    }
+
+    /// Marks a record as perhaps not what stands in the store.
+    pub(super) fn mark(&self, targets: impl IntoIterator<Item = Target>) {
+        self.marked.lock().unwrap_or_else(PoisonError::into_inner).extend(targets);
+        self.wake.notify_one();
+        self.changed();
+    }
+
+    /// Waits for marks and takes them. Cancel-safe.
+    pub(super) async fn take_marked(&self) -> BTreeSet<Target> {
+        loop {
+            let taken = std::mem::take(&mut *self.marked.lock().unwrap_or_else(PoisonError::into_inner));
+            if !taken.is_empty() {
+                return taken;
+            }
+            self.wake.notified().await;
+        }
+    }
+
+    /// Every record that is ours, or is to be removed.
+    pub(super) fn targets(&self) -> BTreeSet<Target> {
+        let state = self.state();
+        std::iter::once(Target::Node).chain(state.instances.keys().cloned().map(Target::Instance)).collect()
+    }
+
+    /// Puts new definitions in force: starts and stops checks, marks what changed.
+    pub(super) fn define(self: &Arc<Self>, merged: Merged, runner: &Runner) {
+        self.metrics.sources.refused.set(i64::try_from(merged.refused.len()).unwrap_or(i64::MAX));
+        let mut marks = Vec::new();
+        let mut state = self.state();
+        for (key, local) in &mut state.instances {
+            if local.defined.is_some() && !merged.definitions.contains_key(key) {
+                tracing::info!(instance = %key, "instance is no longer defined");
+                local.defined = None;
+                marks.push(Target::Instance(key.clone()));
+            }
+        }
+        for (key, located) in merged.definitions {
+            let local = state.instances.entry(key.clone()).or_insert_with(|| Local {
+                defined: None,
+                registration: waiting(),
+                written: false,
+                adopted: false,
+            });
+            match &local.defined {
+                Some((known, _)) if *known == located => continue,
+                Some(_) => tracing::info!(instance = %key, origin = %located.origin, "instance redefined"),
+                None => tracing::info!(instance = %key, origin = %located.origin, "instance defined"),
+            }
+            let monitor = self.monitor(runner, local.defined.take(), &located.definition);
+            local.defined = Some((located, monitor));
+            marks.push(Target::Instance(key));
+        }
+        for new in merged.refused.iter().filter(|refused| !state.source_problems.contains(refused)) {
+            tracing::error!(origin = %new.place, reason = %new.message, "definition refused");
+        }
+        state.source_problems = merged.problems;
+        state.source_problems.extend(merged.refused);
+        drop(state);
+        self.mark(marks);
+    }
+
+    /// The checks of a definition: those that run already if nothing of them changed. Changed checks of an instance at the
+    /// same address begin with the verdict of the old ones; at another address it is another instance, and starts.
+    fn monitor(
+        self: &Arc<Self>,
+        runner: &Runner,
+        running: Option<(Arc<Located>, Monitor)>,
+        definition: &Definition,
+    ) -> Monitor {
+        let mut initial = Health::Starting;
+        if let Some((old, monitor)) = running
+            && old.definition.socket_addr() == definition.socket_addr()
+        {
+            if old.definition.checks == definition.checks {
+                return monitor;
+            }
+            initial = monitor.verdict().0;
+        }
+        let subject = Subject {
+            name: definition.key.to_string(),
+            address: definition.socket_addr(),
+            checks: definition.checks.clone(),
+        };
+        // Weak: the board owns the monitor, which owns this.
+        let (board, key) = (Arc::downgrade(self), definition.key.clone());
+        runner.start(subject, initial, move || {
+            if let Some(board) = Weak::upgrade(&board) {
+                board.mark([Target::Instance(key.clone())]);
+            }
+        })
+    }
+
+    /// Puts drains in force.
+    pub(super) fn drain(&self, drains: Arc<Drains>) {
+        let mut state = self.state();
+        let old = std::mem::replace(&mut state.drains, Arc::clone(&drains));
+        let mut marks: Vec<Target> = old
+            .instances
+            .symmetric_difference(&drains.instances)
+            .filter(|key| state.instances.contains_key(*key))
+            .cloned()
+            .map(Target::Instance)
+            .collect();
+        if old.node != drains.node {
+            marks.push(Target::Node);
+            marks.extend(state.instances.keys().cloned().map(Target::Instance));
+        }
+        drop(state);
+        if !marks.is_empty() {
+            self.mark(marks);
+        }
+    }
+
+    /// What a record should be, where it stands, and whether it has never been written in this life.
+    pub(super) fn desired(&self, target: &Target) -> (Path, Record, bool) {
+        let state = self.state();
+        let config = &self.config;
+        match target {
+            Target::Node => {
+                let node = Node {
+                    name: config.node.clone(),
+                    address: config.address,
+                    zone: config.zone.clone(),
+                    version: config.version.clone(),
+                    draining: state.drains.node,
+                };
+                (Key::Node(config.node.clone()).path(), Record::Node(node), false)
+            }
+            Target::Instance(key) => {
+                let path = Key::Instance(key.service.clone(), key.id.clone()).path();
+                let local = state.instances.get(key);
+                let written = local.is_some_and(|local| local.written);
+                match local.and_then(|local| local.record(config, &state.drains)) {
+                    Some(instance) => (path, Record::Instance(Box::new(instance)), !written),
+                    None => (path, Record::NoInstance(key.clone()), false),
+                }
+            }
+        }
+    }
+
+    /// The store has confirmed a record.
+    pub(super) fn stands(&self, target: &Target, revision: Revision, adopted: bool) {
+        let now = SystemTime::now();
+        self.set(target, |old| {
+            let since = match old {
+                Registration::Registered { since, .. } => *since,
+                _ => now,
+            };
+            Registration::Registered { revision, since }
+        });
+        if let Target::Instance(key) = target
+            && let Some(local) = self.state().instances.get_mut(key)
+        {
+            local.written = true;
+            local.adopted |= adopted;
+        }
+    }
+
+    /// Nothing of ours stands there: forgets the instance if it is no longer defined.
+    pub(super) fn gone(&self, target: &Target) {
+        let Target::Instance(key) = target else { return };
+        // Also takes it out of the gauges.
+        self.set(target, |_| waiting());
+        let mut state = self.state();
+        if state.instances.get(key).is_some_and(|local| local.defined.is_none()) {
+            state.instances.remove(key);
+            tracing::info!(instance = %key, "instance deregistered");
+        }
+        drop(state);
+        self.changed();
+    }
+
+    /// The store did not take it.
+    pub(super) fn failed(&self, target: &Target, reason: &str) {
+        let now = SystemTime::now();
+        self.set(target, |old| {
+            let since = match old {
+                Registration::Pending { since, .. } => *since,
+                _ => now,
+            };
+            Registration::Pending { since, reason: reason.to_owned() }
+        });
+    }
+
+    /// It is another's.
+    pub(super) fn refused(&self, target: &Target, refusal: Refusal) {
+        let now = SystemTime::now();
+        self.set(target, |old| match old {
+            Registration::Refused { since, refusal: old } if *old == refusal => {
+                Registration::Refused { since: *since, refusal }
+            }
+            _ => {
+                tracing::error!(%refusal, "registration refused");
+                Registration::Refused { since: now, refusal }
+            }
+        });
+    }
+
+    /// Nothing of this node stands in the store any more, for this reason.
+    pub(super) fn all_pending(&self, reason: &str) {
+        for target in self.targets() {
+            self.failed(&target, reason);
+        }
+    }
+
+    /// The agent leaves and the store has confirmed it.
+    pub(super) fn all_withdrawn(&self) {
+        for target in self.targets() {
+            self.set(&target, |_| Registration::Withdrawn);
+        }
+    }
+
+    /// Why the store is out of reach, or that it is not.
+    pub(super) fn store_problem(&self, problem: Option<String>) {
+        self.state().store_problem = problem;
+        self.changed();
+    }
+
+    fn set(&self, target: &Target, make: impl FnOnce(&Registration) -> Registration) {
+        let mut state = self.state();
+        let registration = match target {
+            Target::Node => Some(&mut state.node),
+            Target::Instance(key) => state.instances.get_mut(key).map(|local| &mut local.registration),
+        };
+        let Some(registration) = registration else { return };
+        let new = make(registration);
+        if *registration == new {
+            return;
+        }
+        let is_instance = matches!(target, Target::Instance(_));
+        for (state, by) in [(&*registration, -1), (&new, 1)] {
+            match state {
+                Registration::Registered { .. } if is_instance => self.metrics.registered.add(by),
+                Registration::Refused { refusal, .. } => {
+                    self.metrics.refused.with_label_values(&[refusal.as_str()]).add(by);
+                }
+                _ => {}
+            }
+        }
+        let was_registered = matches!(registration, Registration::Registered { .. });
+        if matches!(new, Registration::Registered { .. }) && !was_registered {
+            match target {
+                Target::Node => tracing::info!(node = %self.config.node, "node registered"),
+                Target::Instance(key) => tracing::info!(instance = %key, "instance registered"),
+            }
+        }
+        *registration = new;
+        drop(state);
+        self.changed();
+    }
+
+    /// How the node's own record stands.
+    pub(super) fn node(&self) -> Registration {
+        self.state().node.clone()
+    }
+
+    /// Every instance that is defined, in the order of service and id.
+    pub(super) fn instances(&self) -> Vec<LocalInstance> {
+        let state = self.state();
+        let shown = |(key, local): (&InstanceKey, &Local)| {
+            let (located, monitor) = local.defined.as_ref()?;
+            let mut report = monitor.report();
+            if local.adopted && report.health == Health::Starting {
+                (report.health, report.reason) = (Health::Passing, String::new());
+            }
+            Some(LocalInstance {
+                located: Arc::clone(located),
+                report,
+                draining: state.drains.covers(key),
+                registration: local.registration.clone(),
+            })
+        };
+        state.instances.iter().filter_map(shown).collect()
+    }
+
+    /// Where each defined instance is defined.
+    pub(super) fn located(&self) -> Vec<Arc<Located>> {
+        let state = self.state();
+        state.instances.values().filter_map(|local| Some(Arc::clone(&local.defined.as_ref()?.0))).collect()
+    }
+
+    /// Everything that is wrong.
+    pub(super) fn problems(&self) -> Vec<Problem> {
+        let state = self.state();
+        let problem = |subject: String, message: String| Problem { subject, message };
+        let mut problems: Vec<Problem> = state
+            .source_problems
+            .iter()
+            .map(|found| problem(found.place.clone(), found.message.clone()))
+            .collect();
+        problems
+            .extend(state.store_problem.iter().map(|message| problem("store".to_owned(), message.clone())));
+        if let Registration::Refused { refusal, .. } = &state.node {
+            problems.push(problem(format!("node {}", self.config.node), refusal.to_string()));
+        }
+        for (key, local) in &state.instances {
+            if let Registration::Refused { refusal, .. } = &local.registration {
+                problems.push(problem(format!("instance {key}"), refusal.to_string()));
+            }
+        }
+        problems
+    }
+}
+
+impl Local {
+    fn record(&self, config: &Config, drains: &Drains) -> Option<Instance> {
+        let (located, monitor) = self.defined.as_ref()?;
+        let Definition { key, address, port, ports, tags, labels, weight, checks: _ } = &located.definition;
+        let (mut health, mut health_reason) = monitor.verdict();
+        if self.adopted && health == Health::Starting {
+            (health, health_reason) = (Health::Passing, String::new());
+        }
+        Some(Instance {
+            service: key.service.clone(),
+            id: key.id.clone(),
+            node: config.node.clone(),
+            address: *address,
+            port: *port,
+            ports: ports.clone(),
+            tags: tags.clone(),
+            labels: labels.clone(),
+            weight: *weight,
+            zone: config.zone.clone(),
+            health,
+            health_reason,
+            draining: drains.covers(key),
+        })
+    }
+}
+
+fn waiting() -> Registration {
+    Registration::Pending { since: SystemTime::now(), reason: "it is about to be written".to_owned() }
+}

@@ -1,0 +1,155 @@
+//! What the rest of the agent sees of the registrar: how things stand here, and the run-time API.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use super::LeaveError;
+use super::board::Board;
+use super::status::{LocalInstance, Problem, Registration};
+use crate::model::{InstanceId, ServiceName};
+use crate::source::{ApiError, ApiSource, Definition, Draft, Drains, InstanceKey, Located, Origin};
+
+/// The registrar, for whoever shows or commands it. Clones share it.
+#[derive(Debug, Clone)]
+pub struct Handle {
+    pub(super) board: Arc<Board>,
+    pub(super) api: ApiSource,
+    pub(super) leave: Arc<watch::Sender<Option<Instant>>>,
+    pub(super) left: watch::Receiver<Option<Result<(), LeaveError>>>,
+}
+
+impl Handle {
+    /// Every instance defined on this node, in the order of service and id.
+    #[must_use]
+    pub fn instances(&self) -> Vec<LocalInstance> {
+        self.board.instances()
+    }
+
+    /// How the record of the node itself stands.
+    #[must_use]
+    pub fn node(&self) -> Registration {
+        self.board.node()
+    }
+
+    /// Everything that is wrong and should be seen until it is mended.
+    #[must_use]
+    pub fn problems(&self) -> Vec<Problem> {
+        self.board.problems()
+    }
+
+    /// What is being drained.
+    #[must_use]
+    pub fn drains(&self) -> Arc<Drains> {
+        Arc::clone(&self.api.drains().borrow())
+    }
+
+    /// Counts up whenever anything of the above has changed (single probes do not count).
+    #[must_use]
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.board.version()
+    }
+
+    /// Registers an instance at run time; it stays over restarts of the agent.
+    ///
+    /// # Errors
+    /// It is wrong in itself, defined elsewhere on this node, or cannot be kept.
+    pub async fn register(&self, draft: Draft) -> Result<Definition, ApiError> {
+        let key = draft.resolve(self.api.local())?.key;
+        self.only_here(&key)?;
+        self.api.register(draft).await
+    }
+
+    /// Takes back a registration made at run time. An id is enough unless several services have one of that id.
+    ///
+    /// # Errors
+    /// There is none, it is defined in a file, or the change cannot be kept.
+    pub async fn deregister(
+        &self,
+        id: &InstanceId,
+        service: Option<&ServiceName>,
+    ) -> Result<InstanceKey, ApiError> {
+        let key = self.find(id, service)?;
+        self.only_here(&key)?;
+        self.api.deregister(&key).await?;
+        Ok(key)
+    }
+
+    /// Drains an instance (`true`) or ends its drain. It stays over restarts of the agent.
+    ///
+    /// # Errors
+    /// There is no such instance here, or the change cannot be kept.
+    pub async fn set_drain(
+        &self,
+        id: &InstanceId,
+        service: Option<&ServiceName>,
+        drain: bool,
+    ) -> Result<InstanceKey, ApiError> {
+        let key = self.find(id, service)?;
+        self.api.set_drain(&key, drain).await?;
+        Ok(key)
+    }
+
+    /// Drains the whole node (`true`) or ends its drain. It stays over restarts of the agent.
+    ///
+    /// # Errors
+    /// The change cannot be kept.
+    pub async fn set_node_drain(&self, drain: bool) -> Result<(), ApiError> {
+        self.api.set_node_drain(drain).await
+    }
+
+    /// Takes back everything of this node, and ends registering for good. Returns when the store has confirmed it.
+    ///
+    /// # Errors
+    /// The store did not confirm it within `timeout`; the records end with the session's time to live.
+    pub async fn deregister_all(&self, timeout: Duration) -> Result<(), LeaveError> {
+        let by = Instant::now() + timeout;
+        self.leave.send_if_modified(|leave| {
+            let first = leave.is_none();
+            leave.get_or_insert(by);
+            first
+        });
+        let mut left = self.left.clone();
+        match left.wait_for(Option::is_some).await.map(|done| done.clone()) {
+            Ok(Some(done)) => done,
+            // The registrar was stopped before it could answer.
+            _ => Err(LeaveError {
+                ttl: self.board.session_ttl(),
+                reason: "the agent stopped first".to_owned(),
+            }),
+        }
+    }
+
+    fn find(&self, id: &InstanceId, service: Option<&ServiceName>) -> Result<InstanceKey, ApiError> {
+        let matching: Vec<Arc<Located>> = self
+            .board
+            .located()
+            .into_iter()
+            .filter(|located| {
+                let key = &located.definition.key;
+                key.id == *id && service.is_none_or(|service| key.service == *service)
+            })
+            .collect();
+        match matching.as_slice() {
+            [one] => Ok(one.definition.key.clone()),
+            [] => Err(ApiError::Unknown(
+                service.map_or_else(|| id.to_string(), |service| format!("{service}/{id}")),
+            )),
+            several => {
+                let services: Vec<_> =
+                    several.iter().map(|located| located.definition.key.service.as_str()).collect();
+                Err(ApiError::Ambiguous { id: id.clone(), services: services.join(", ") })
+            }
+        }
+    }
+
+    fn only_here(&self, key: &InstanceKey) -> Result<(), ApiError> {
+        let located = self.board.located();
+        match located.iter().find(|located| located.definition.key == *key).map(|located| &located.origin) {
+            None | Some(Origin::Api) => Ok(()),
+            Some(origin) => Err(ApiError::DefinedElsewhere { key: key.clone(), place: origin.to_string() }),
+        }
+    }
+}

@@ -1,0 +1,359 @@
+//! The source that is told at run time: registrations and drains, kept over restarts.
+//!
+//! They stand in one JSON file of the state directory, in the form of a configuration. A change is on disk (written
+//! beside it, synced, renamed over it) before it is in force. A file that cannot be read is set aside, and said so.
+
+use std::collections::BTreeSet;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde::Serialize;
+use tokio::sync::{Mutex, watch};
+
+use super::{
+    Definition, Draft, DraftError, InstanceKey, Local, Located, Origin, Snapshot, Source, SourceProblem,
+};
+use crate::document::{Document, Errors, MAX_BYTES, Reported, Section};
+use crate::model::{InstanceId, ServiceName};
+
+/// The name of the file in the state directory.
+const FILE: &str = "registrations.json";
+
+/// Why a registration, deregistration or drain was refused.
+#[derive(Debug, thiserror::Error)]
+pub enum ApiError {
+    /// The registration is wrong in itself.
+    #[error("the registration is refused: {0}")]
+    Draft(#[from] DraftError),
+    /// Nothing of this id is here.
+    #[error("this node has no instance {0}; `plexus endpoints SERVICE` shows where each runs")]
+    Unknown(String),
+    /// An id alone names several instances.
+    #[error("{id} is an instance of several services ({services}); name the service")]
+    Ambiguous {
+        /// The id.
+        id: InstanceId,
+        /// The services that have one of this id here.
+        services: String,
+    },
+    /// It stands in a file.
+    #[error("instance {key} is defined in {place}; change it there")]
+    DefinedElsewhere {
+        /// The instance.
+        key: InstanceKey,
+        /// Where it is defined.
+        place: String,
+    },
+    /// The file would become too large to be read back.
+    #[error("the run-time registrations would exceed {MAX_BYTES} bytes; use files in services.d")]
+    Full,
+    /// The file could not be written; nothing was changed.
+    #[error("{path} cannot be written, nothing was changed: {source}", path = path.display())]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+/// What is being drained on this node.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Drains {
+    /// The whole node.
+    pub node: bool,
+    /// These instances.
+    pub instances: BTreeSet<InstanceKey>,
+}
+
+impl Drains {
+    /// Is this instance drained, by itself or with its node?
+    #[must_use]
+    pub fn covers(&self, key: &InstanceKey) -> bool {
+        self.node || self.instances.contains(key)
+    }
+}
+
+/// The registrations and drains of the run-time API. Clones share them.
+#[derive(Debug, Clone)]
+pub struct ApiSource(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    file: Option<PathBuf>,
+    local: Local,
+    /// Held over the write to disk: changes happen one after the other.
+    state: Mutex<State>,
+    snapshots: watch::Sender<Arc<Snapshot>>,
+    drains: watch::Sender<Arc<Drains>>,
+}
+
+#[derive(Debug, Clone, Default)]
+struct State {
+    services: Vec<(Draft, Definition)>,
+    drains: Drains,
+    damaged: Option<SourceProblem>,
+}
+
+/// The file, as it is written.
+#[derive(Serialize)]
+struct Written<'a> {
+    service: Vec<&'a Draft>,
+    drain_node: bool,
+    drain: Vec<Drained<'a>>,
+}
+
+#[derive(Serialize)]
+struct Drained<'a> {
+    service: &'a ServiceName,
+    id: &'a InstanceId,
+}
+
+impl ApiSource {
+    /// The registrations kept in `state_directory`; without one they last as long as the process.
+    #[must_use]
+    pub fn open(state_directory: Option<&Path>, local: Local) -> Self {
+        let file = state_directory.map(|directory| directory.join(FILE));
+        let state = file.as_ref().map_or_else(State::default, |file| load(file, &local));
+        let snapshots = watch::Sender::new(Arc::new(state.snapshot()));
+        let drains = watch::Sender::new(Arc::new(state.drains.clone()));
+        Self(Arc::new(Inner { file, local, state: Mutex::new(state), snapshots, drains }))
+    }
+
+    /// Adds an instance, or replaces the one of the same service and id.
+    ///
+    /// # Errors
+    /// It is wrong in itself, or cannot be kept.
+    pub async fn register(&self, draft: Draft) -> Result<Definition, ApiError> {
+        let definition = draft.resolve(&self.0.local)?;
+        let registered = definition.clone();
+        self.change(|state| {
+            state.services.retain(|(_, known)| known.key != definition.key);
+            state.services.push((draft, definition));
+        })
+        .await?;
+        Ok(registered)
+    }
+
+    /// Removes an instance that was registered here; its drain goes with it.
+    ///
+    /// # Errors
+    /// There is none, or the change cannot be kept.
+    pub async fn deregister(&self, key: &InstanceKey) -> Result<(), ApiError> {
+        if !self.0.state.lock().await.services.iter().any(|(_, known)| known.key == *key) {
+            return Err(ApiError::Unknown(key.to_string()));
+        }
+        self.change(|state| {
+            state.services.retain(|(_, known)| known.key != *key);
+            state.drains.instances.remove(key);
+        })
+        .await
+    }
+
+    /// Drains an instance, or ends its drain.
+    ///
+    /// # Errors
+    /// The change cannot be kept.
+    pub async fn set_drain(&self, key: &InstanceKey, drain: bool) -> Result<(), ApiError> {
+        self.change(|state| {
+            if drain {
+                state.drains.instances.insert(key.clone());
+            } else {
+                state.drains.instances.remove(key);
+            }
+        })
+        .await
+    }
+
+    /// Drains the whole node, or ends its drain.
+    ///
+    /// # Errors
+    /// The change cannot be kept.
+    pub async fn set_node_drain(&self, drain: bool) -> Result<(), ApiError> {
+        self.change(|state| state.drains.node = drain).await
+    }
+
+    /// What is being drained, and word of changes.
+    #[must_use]
+    pub fn drains(&self) -> watch::Receiver<Arc<Drains>> {
+        self.0.drains.subscribe()
+    }
+
+    /// What this node gives to definitions that say nothing.
+    #[must_use]
+    pub fn local(&self) -> &Local {
+        &self.0.local
+    }
+
+    async fn change(&self, apply: impl FnOnce(&mut State)) -> Result<(), ApiError> {
+        let mut state = self.0.state.lock().await;
+        let mut next = state.clone();
+        apply(&mut next);
+        if let Some(path) = self.0.file.clone() {
+            let text = next.written();
+            if text.len() > MAX_BYTES {
+                return Err(ApiError::Full);
+            }
+            let target = path.clone();
+            let written =
+                tokio::task::spawn_blocking(move || write_atomically(&target, text.as_bytes())).await;
+            written
+                .unwrap_or_else(|error| Err(io::Error::other(error)))
+                .map_err(|source| ApiError::Write { path, source })?;
+        }
+        *state = next;
+        self.0.snapshots.send_replace(Arc::new(state.snapshot()));
+        self.0.drains.send_replace(Arc::new(state.drains.clone()));
+        Ok(())
+    }
+}
+
+impl Source for ApiSource {
+    fn snapshots(&self) -> watch::Receiver<Arc<Snapshot>> {
+        self.0.snapshots.subscribe()
+    }
+}
+
+impl State {
+    fn snapshot(&self) -> Snapshot {
+        let located = |(_, definition): &(Draft, Definition)| Located {
+            definition: definition.clone(),
+            origin: Origin::Api,
+        };
+        Snapshot {
+            definitions: self.services.iter().map(located).map(Arc::new).collect(),
+            problems: self.damaged.iter().cloned().collect(),
+        }
+    }
+
+    fn written(&self) -> String {
+        let drain = self.drains.instances.iter().map(|key| Drained { service: &key.service, id: &key.id });
+        let written = Written {
+            service: self.services.iter().map(|(draft, _)| draft).collect(),
+            drain_node: self.drains.node,
+            drain: drain.collect(),
+        };
+        // Text keys and plain data only: there is nothing in it that JSON cannot say.
+        serde_json::to_string_pretty(&written).unwrap_or_default()
+    }
+
+    fn read(root: &mut Section<'_>, local: &Local) -> Result<Self, Reported> {
+        let services = root.list("service", |section| {
+            let draft = Draft::read(section)?;
+            let definition =
+                draft.resolve(local).map_err(|error| section.invalid(error.key, error.message, ""))?;
+            Ok((draft, definition))
+        });
+        let node = root.or("drain_node", false);
+        let instances = root.list("drain", |section| {
+            let (service, id) = (section.required("service"), section.required("id"));
+            Ok(InstanceKey { service: service?, id: id? })
+        });
+        let drains = Drains { node, instances: instances.into_iter().collect::<Result<_, _>>()? };
+        Ok(Self { services: services.into_iter().collect::<Result<_, _>>()?, drains, damaged: None })
+    }
+}
+
+fn load(file: &Path, local: &Local) -> State {
+    let read = match std::fs::read_to_string(file) {
+        Ok(text) => Document::parse_json(&file.display().to_string(), &text)
+            .and_then(|document| document.decode(|root| State::read(root, local)))
+            .map_err(|errors: Errors| errors.to_string()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return State::default(),
+        Err(error) => Err(format!("{}: it cannot be read: {error}", file.display())),
+    };
+    read.unwrap_or_else(|reason| {
+        let aside = file.with_extension("json.damaged");
+        let kept = match std::fs::rename(file, &aside) {
+            Ok(()) => format!("it was set aside as {}", aside.display()),
+            Err(error) => format!("it could not be set aside either: {error}"),
+        };
+        tracing::error!(reason, kept, "the run-time registrations are lost; register them again");
+        let message = format!("{reason}; {kept}; what was registered at run time must be registered again");
+        State {
+            damaged: Some(SourceProblem { place: file.display().to_string(), message }),
+            ..State::default()
+        }
+    })
+}
+
+/// Writes beside the file, makes it durable, and renames it into its place.
+fn write_atomically(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let directory = path.parent().unwrap_or(Path::new("."));
+    std::fs::create_dir_all(directory)?;
+    let beside = path.with_extension("json.new");
+    let mut file = std::fs::File::create(&beside)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    std::fs::rename(&beside, path)?;
+    std::fs::File::open(directory)?.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::num::NonZeroU16;
+
+    use super::*;
+
+    fn local() -> Local {
+        Local { node: "a".parse().unwrap(), address: "192.0.2.1".parse().unwrap() }
+    }
+
+    fn draft(port: u16) -> Draft {
+        Draft::new("web".parse().unwrap(), NonZeroU16::new(port).unwrap())
+    }
+
+    fn keys(source: &ApiSource) -> Vec<String> {
+        let snapshot = source.snapshots().borrow().clone();
+        snapshot.definitions.iter().map(|located| located.definition.key.to_string()).collect()
+    }
+
+    #[tokio::test]
+    async fn registrations_and_drains_survive_a_restart() {
+        let root = tempfile::tempdir().unwrap();
+        let state = root.path().join("state");
+        let source = ApiSource::open(Some(&state), local());
+        let first = source.register(draft(1)).await.unwrap();
+        let second = source.register(draft(2)).await.unwrap();
+        source.set_drain(&first.key, true).await.unwrap();
+        source.set_drain(&second.key, true).await.unwrap();
+        source.set_node_drain(true).await.unwrap();
+        source.deregister(&second.key).await.unwrap();
+        assert!(matches!(source.deregister(&second.key).await, Err(ApiError::Unknown(_))));
+
+        let again = ApiSource::open(Some(&state), local());
+        assert_eq!(keys(&again), ["web/web-a-1"]);
+        let drains = again.drains().borrow().clone();
+        assert!(drains.node && drains.instances.len() == 1 && drains.instances.contains(&first.key));
+    }
+
+    #[tokio::test]
+    async fn the_same_id_again_replaces_and_a_wrong_one_changes_nothing() {
+        let source = ApiSource::open(None, local());
+        source.register(draft(1)).await.unwrap();
+        source.register(Draft { weight: crate::model::Weight(NonZeroU16::MIN), ..draft(1) }).await.unwrap();
+        let wrong = Draft { address: Some("0.0.0.0".parse().unwrap()), ..draft(2) };
+        assert!(matches!(source.register(wrong).await, Err(ApiError::Draft(_))));
+        assert_eq!(keys(&source), ["web/web-a-1"]);
+    }
+
+    #[tokio::test]
+    async fn a_damaged_file_is_set_aside_and_a_disk_that_refuses_changes_nothing() {
+        let root = tempfile::tempdir().unwrap();
+        std::fs::write(root.path().join(FILE), "{ \"service\": 3").unwrap();
+        let source = ApiSource::open(Some(root.path()), local());
+        let problem = source.snapshots().borrow().problems[0].message.clone();
+        assert!(
+            problem.contains("no JSON object") && problem.contains("registrations.json.damaged"),
+            "{problem}"
+        );
+        assert!(root.path().join("registrations.json.damaged").exists());
+
+        let blocked = root.path().join("file");
+        std::fs::write(&blocked, "").unwrap();
+        let source = ApiSource::open(Some(&blocked), local());
+        let error = source.register(draft(1)).await.unwrap_err();
+        assert!(matches!(error, ApiError::Write { .. }) && keys(&source).is_empty(), "{error}");
+    }
+}

@@ -1,0 +1,286 @@
+//! What runs here: an instance as its owner defines it.
+//!
+//! A [`Draft`] is what was written, a [`Definition`] what it means on this node: the id and the address filled in.
+//! One form everywhere: a `[[service]]` table of the configuration, of a file in services.d, and the JSON of the API.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::num::NonZeroU16;
+
+use serde::Serialize;
+
+use crate::check::CheckSpec;
+use crate::document::{Reported, Section};
+use crate::model::{InstanceId, NodeName, PortName, ServiceName, Tag, Weight};
+
+/// So many tags, labels and ports an instance may have: they travel to every node.
+const MAX_MARKS: usize = 64;
+/// So many checks an instance may have.
+const MAX_CHECKS: usize = 16;
+/// The longest value of a label, in bytes.
+const MAX_LABEL: usize = 1024;
+
+/// An instance among all of the fleet: ids are unique in their service.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct InstanceKey {
+    /// The service.
+    pub service: ServiceName,
+    /// The instance.
+    pub id: InstanceId,
+}
+
+impl fmt::Display for InstanceKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.service, self.id)
+    }
+}
+
+/// What a definition takes from its node where it says nothing itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Local {
+    /// The node's name, part of default ids.
+    pub node: NodeName,
+    /// The node's address, where instances listen by default.
+    pub address: IpAddr,
+}
+
+/// An instance as it was written.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Draft {
+    /// The service that it is a copy of.
+    pub name: ServiceName,
+    /// Default: `<service>-<node>-<port>`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub id: Option<InstanceId>,
+    /// Default: the node's address.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub address: Option<IpAddr>,
+    /// Its main port.
+    pub port: NonZeroU16,
+    /// Further ports by name.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub ports: BTreeMap<PortName, NonZeroU16>,
+    /// Marks for filters.
+    #[serde(skip_serializing_if = "BTreeSet::is_empty")]
+    pub tags: BTreeSet<Tag>,
+    /// Free data that travels along.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
+    /// Its share of the traffic.
+    pub weight: Weight,
+    /// Its checks; without any it counts as passing.
+    #[serde(rename = "check", skip_serializing_if = "Vec::is_empty")]
+    pub checks: Vec<CheckSpec>,
+}
+
+/// Why a draft is refused: the key, and what is wrong with its value.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{key}: {message}")]
+pub struct DraftError {
+    /// `id`, `address`, `tags`, …
+    pub key: &'static str,
+    /// What is wrong, and what to do.
+    pub message: String,
+}
+
+/// An instance as it is to be checked and registered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Definition {
+    /// Its service and id.
+    pub key: InstanceKey,
+    /// Where it listens.
+    pub address: IpAddr,
+    /// Its main port.
+    pub port: NonZeroU16,
+    /// Further ports by name.
+    pub ports: BTreeMap<PortName, NonZeroU16>,
+    /// Marks for filters.
+    pub tags: BTreeSet<Tag>,
+    /// Free data that travels along.
+    pub labels: BTreeMap<String, String>,
+    /// Its share of the traffic.
+    pub weight: Weight,
+    /// Its checks.
+    pub checks: Vec<CheckSpec>,
+}
+
+impl Draft {
+    /// An instance with the defaults for everything else.
+    #[must_use]
+    pub fn new(name: ServiceName, port: NonZeroU16) -> Self {
+        Self {
+            name,
+            id: None,
+            address: None,
+            port,
+            ports: BTreeMap::new(),
+            tags: BTreeSet::new(),
+            labels: BTreeMap::new(),
+            weight: Weight::default(),
+            checks: Vec::new(),
+        }
+    }
+
+    /// Reads one `[[service]]` table.
+    ///
+    /// # Errors
+    /// What is wrong was reported.
+    pub fn read(section: &mut Section<'_>) -> Result<Self, Reported> {
+        let name = section.required("name");
+        let id = section.optional("id");
+        let address = section.optional("address");
+        let port = section.required("port");
+        let ports = section.or("ports", BTreeMap::new());
+        let tags = section.or("tags", BTreeSet::new());
+        let labels = section.or("labels", BTreeMap::new());
+        let weight = section.or("weight", Weight::default());
+        section.renamed("checks", "check");
+        let checks = section.list("check", CheckSpec::read);
+        let checks = checks.into_iter().collect::<Result<_, _>>();
+        Ok(Self { name: name?, id, address, port: port?, ports, tags, labels, weight, checks: checks? })
+    }
+
+    /// What it means on this node.
+    ///
+    /// # Errors
+    /// It goes beyond a limit, or needs an id of its own.
+    pub fn resolve(&self, local: &Local) -> Result<Definition, DraftError> {
+        self.within_limits()?;
+        let refuse = |key, message| Err(DraftError { key, message });
+        let address = self.address.unwrap_or(local.address);
+        if address.is_unspecified() || address.is_multicast() {
+            return refuse(
+                "address",
+                format!("nobody can connect to {address}; give the instance's own address"),
+            );
+        }
+        let id = match &self.id {
+            Some(id) => id.clone(),
+            None => match InstanceId::new(&format!("{}-{}-{}", self.name, local.node, self.port)) {
+                Ok(id) => id,
+                Err(error) => {
+                    return refuse("id", format!("the default does not do ({error}); give it an id"));
+                }
+            },
+        };
+        Ok(Definition {
+            key: InstanceKey { service: self.name.clone(), id },
+            address,
+            port: self.port,
+            ports: self.ports.clone(),
+            tags: self.tags.clone(),
+            labels: self.labels.clone(),
+            weight: self.weight,
+            checks: self.checks.clone(),
+        })
+    }
+
+    fn within_limits(&self) -> Result<(), DraftError> {
+        let counts = [
+            ("ports", self.ports.len(), MAX_MARKS),
+            ("tags", self.tags.len(), MAX_MARKS),
+            ("labels", self.labels.len(), MAX_MARKS),
+            ("check", self.checks.len(), MAX_CHECKS),
+        ];
+        for (key, count, limit) in counts {
+            if count > limit {
+                return Err(DraftError {
+                    key,
+                    message: format!("{count} of them; at most {limit} are allowed"),
+                });
+            }
+        }
+        for (label, value) in &self.labels {
+            let wrong = |message| DraftError { key: "labels", message };
+            Tag::new(label).map_err(|error| wrong(format!("{label:?}: {}", error.rule)))?;
+            if value.len() > MAX_LABEL {
+                return Err(wrong(format!("the value of {label:?} has more than {MAX_LABEL} bytes")));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Definition {
+    /// Reads one `[[service]]` table and fills in what the node gives.
+    ///
+    /// # Errors
+    /// What is wrong was reported.
+    pub fn read(section: &mut Section<'_>, local: &Local) -> Result<Self, Reported> {
+        Draft::read(section)?.resolve(local).map_err(|error| section.invalid(error.key, error.message, ""))
+    }
+
+    /// The address of its main port.
+    #[must_use]
+    pub fn socket_addr(&self) -> SocketAddr {
+        SocketAddr::new(self.address, self.port.get())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::document::Document;
+
+    pub(crate) fn local() -> Local {
+        Local { node: NodeName::new("a").unwrap(), address: "192.0.2.11".parse().unwrap() }
+    }
+
+    fn read(text: &str) -> Result<Definition, String> {
+        let document = Document::parse("web.toml", text).unwrap();
+        document.decode(|root| Definition::read(root, &local())).map_err(|errors| errors.to_string())
+    }
+
+    #[test]
+    fn id_and_address_come_from_the_node_unless_given() {
+        let definition = read("name = \"web\"\nport = 8080").unwrap();
+        assert_eq!(definition.key.to_string(), "web/web-a-8080");
+        assert_eq!(definition.socket_addr().to_string(), "192.0.2.11:8080");
+        let definition = read("name = \"web\"\nport = 1\nid = \"x\"\naddress = \"::1\"").unwrap();
+        assert_eq!(
+            (definition.key.id.as_str(), definition.socket_addr().to_string().as_str()),
+            ("x", "[::1]:1")
+        );
+    }
+
+    #[test]
+    fn mistakes_name_file_line_and_key() {
+        for (text, expected) in [
+            ("name = \"web\"", "web.toml:1:1: port: it is missing"),
+            (
+                "name = \"web\"\nport = 80\naddress = \"0.0.0.0\"",
+                "web.toml:3:11: address: nobody can connect",
+            ),
+            (
+                "name = \"web\"\nport = 80\nlabels = { \"\" = \"x\" }",
+                "web.toml:3:10: labels: \"\": it is empty",
+            ),
+            ("name = \"web\"\nport = 80\ntags = [\"\"]", "web.toml:3:9: tags[0]:"),
+            (
+                "name = \"web\"\nport = 80\nchecks = []",
+                "web.toml:3:1: checks: this key is now called `check`",
+            ),
+            (
+                "name = \"web\"\nport = 80\ncheck = [{ htp = \"/\" }]",
+                "web.toml:3:10: check[0]: it names no kind",
+            ),
+        ] {
+            let shown = read(text).unwrap_err();
+            assert!(shown.starts_with(expected), "{text}: {shown}");
+        }
+        let long = "x".repeat(63);
+        let local = Local { node: NodeName::new(&long).unwrap(), address: local().address };
+        let draft = Draft::new(ServiceName::new(&long).unwrap(), NonZeroU16::MAX);
+        assert!(draft.resolve(&local).unwrap_err().to_string().ends_with("give it an id"));
+    }
+
+    #[test]
+    fn a_draft_written_as_json_reads_back_the_same() {
+        let text = "name = \"web\"\nport = 80\nid = \"x\"\ntags = [\"v2\"]\nweight = 5\nports = { m = 81 }\n\
+                    labels = { a = \"b\" }\ncheck = [{ http = \"/\" }, { tcp = true, rise = 1 }]";
+        let draft = Document::parse("x", text).unwrap().decode(Draft::read).unwrap();
+        let json = serde_json::to_string(&draft).unwrap();
+        assert_eq!(Document::parse_json("x", &json).unwrap().decode(Draft::read).unwrap(), draft);
+    }
+}

@@ -1,0 +1,368 @@
+//! The last known good on disk: what an agent serves that starts while the store is out of reach.
+//!
+//! One JSON file, replaced whole (written beside, synchronised, renamed), a few seconds after a change and at the end.
+//! Saving never takes more than a twentieth of a core: the pause grows with the time that the last one took. A file that
+//! cannot be read is set aside, said once, and the agent starts without. It holds the store that it is of: another one's
+//! addresses must never get traffic.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, BufWriter, Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use nerve::model::{Instance, Node, ServiceName, ServiceSettings};
+use nerve::store::Revision;
+use nerve::tasks::Tasks;
+use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
+
+use crate::Metrics;
+use crate::catalog::{Catalog, Change, Freshness, Names};
+use crate::watch::Recalled;
+use crate::watch::store::Handle as Watcher;
+
+const FORMAT: u32 = 1;
+/// The largest file that is written or read: a million instances.
+const MAX_BYTES: u64 = 512 * 1024 * 1024;
+/// The shortest pause between two saves.
+const PAUSE: Duration = Duration::from_secs(3);
+/// The pause in terms of the last save's duration.
+const PAUSE_FACTOR: u32 = 20;
+
+/// The file.
+#[derive(Debug, Serialize, Deserialize)]
+struct Saved {
+    format: u32,
+    store: String,
+    as_of: SystemTime,
+    revision: u64,
+    nodes: Vec<Arc<Node>>,
+    /// JSON within JSON: as it stood in the store, to the letter.
+    settings: BTreeMap<ServiceName, Arc<str>>,
+    instances: Vec<Arc<Instance>>,
+}
+
+/// Reads what was saved at `file`; `None` if nothing was, or nothing that can be used.
+#[must_use]
+pub fn recall(file: &Path) -> Option<Recalled> {
+    let started = std::time::Instant::now();
+    match read(file) {
+        Ok(recalled) => {
+            let (records, took) = (recalled.changes.len(), started.elapsed().as_secs_f32());
+            tracing::info!(file = %file.display(), records, took, "recalled the catalog of an earlier run");
+            Some(recalled)
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        Err(error) => {
+            let aside = file.with_extension("unreadable");
+            let moved = fs::rename(file, &aside);
+            tracing::warn!(file = %file.display(), %error, set_aside = moved.is_ok(), "the saved catalog cannot be used; starting without");
+            None
+        }
+    }
+}
+
+fn read(file: &Path) -> io::Result<Recalled> {
+    let mut text = Vec::new();
+    File::open(file)?.take(MAX_BYTES + 1).read_to_end(&mut text)?;
+    if text.len() as u64 > MAX_BYTES {
+        return Err(io::Error::other(format!("it is larger than the {MAX_BYTES} bytes that are allowed")));
+    }
+    #[derive(Deserialize)]
+    struct Head {
+        format: u32,
+    }
+    // Another version's file is said to be one, whatever else is in it.
+    let head: Head = serde_json::from_slice(&text)?;
+    if head.format != FORMAT {
+        return Err(io::Error::other(format!(
+            "it is of format {}, this version reads {FORMAT}",
+            head.format
+        )));
+    }
+    let saved: Saved = serde_json::from_slice(&text)?;
+    let mut changes = Vec::with_capacity(saved.nodes.len() + saved.settings.len() + saved.instances.len());
+    changes.extend(saved.nodes.into_iter().map(Change::PutNode));
+    for (service, text) in &saved.settings {
+        let settings: ServiceSettings = serde_json::from_str(text)?;
+        changes.push(Change::PutSettings(service.clone(), Arc::new(settings)));
+    }
+    let mut names = Names::default();
+    changes.extend(saved.instances.into_iter().map(|mut instance| {
+        if let Some(instance) = Arc::get_mut(&mut instance) {
+            names.share(instance);
+        }
+        Change::PutInstance(instance)
+    }));
+    Ok(Recalled {
+        store: saved.store,
+        changes,
+        settings: saved.settings,
+        revision: Revision(saved.revision),
+        as_of: saved.as_of,
+    })
+}
+
+/// Saves `catalog` to `file` whenever it has changed, and once more at the end.
+pub fn keep(file: PathBuf, catalog: Catalog, watcher: Watcher, metrics: Metrics, tasks: &Tasks) {
+    let stop = tasks.stop_token();
+    tasks.spawn_restarted("memory", move || {
+        let keeper = Keeper {
+            file: Arc::new(file.clone()),
+            catalog: catalog.clone(),
+            watcher: watcher.clone(),
+            metrics: metrics.clone(),
+            failing: false,
+        };
+        keeper.run(stop.clone())
+    });
+}
+
+struct Keeper {
+    file: Arc<PathBuf>,
+    catalog: Catalog,
+    watcher: Watcher,
+    metrics: Metrics,
+    failing: bool,
+}
+
+impl Keeper {
+    async fn run(mut self, stop: tokio_util::sync::CancellationToken) {
+        let mut changes = self.watcher.changes();
+        // An empty catalog that nothing has filled yet must not replace what is on disk.
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = self.watcher.filled() => {}
+        }
+        changes.mark_changed();
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => break,
+                changed = changes.changed() => if changed.is_err() { break },
+            }
+            let begun = Instant::now();
+            self.save().await;
+            let pause = PAUSE.max(begun.elapsed() * PAUSE_FACTOR);
+            tokio::select! {
+                () = stop.cancelled() => break,
+                () = tokio::time::sleep(pause) => {}
+            }
+        }
+        self.save().await;
+    }
+
+    async fn save(&mut self) {
+        let (file, catalog, watcher) = (Arc::clone(&self.file), self.catalog.clone(), self.watcher.clone());
+        let timer = self.metrics.memory_save_seconds.start_timer();
+        let saved = tokio::task::spawn_blocking(move || write(&file, image(&catalog, &watcher))).await;
+        timer.observe_duration();
+        let result = saved.unwrap_or_else(|panic| Err(io::Error::other(panic)));
+        self.metrics.memory_saves.with_label_values(&[if result.is_ok() { "ok" } else { "failed" }]).inc();
+        match result {
+            Ok(()) if self.failing => {
+                tracing::info!(file = %self.file.display(), "the catalog is saved again")
+            }
+            Err(ref error) if !self.failing => tracing::warn!(
+                file = %self.file.display(), %error,
+                "cannot save the catalog: after a restart while the store is out of reach, this node would know nothing; check state_dir"
+            ),
+            _ => {}
+        }
+        self.failing = result.is_err();
+    }
+}
+
+fn image(catalog: &Catalog, watcher: &Watcher) -> Saved {
+    let notes = watcher.notes();
+    let as_of = match &*catalog.freshness() {
+        Freshness::Stale { since, .. } => *since,
+        Freshness::Live | Freshness::Awaiting => SystemTime::now(),
+    };
+    let services = catalog.services();
+    Saved {
+        format: FORMAT,
+        store: watcher.store().to_owned(),
+        as_of,
+        revision: notes.revision.0,
+        nodes: catalog.nodes(),
+        settings: notes.settings,
+        instances: services
+            .iter()
+            .flat_map(|s| s.endpoints.iter().map(|e| Arc::clone(&e.instance)))
+            .collect(),
+    }
+}
+
+/// Writes and refuses to grow beyond [`MAX_BYTES`].
+struct Bounded<W> {
+    out: W,
+    left: u64,
+}
+
+impl<W: Write> Write for Bounded<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = self.out.write(bytes)?;
+        self.left = self.left.checked_sub(written as u64).ok_or_else(|| {
+            io::Error::other(format!("the catalog is larger than the {MAX_BYTES} bytes that are saved"))
+        })?;
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
+    }
+}
+
+fn write(file: &Path, saved: Saved) -> io::Result<()> {
+    let directory = file.parent().unwrap_or(Path::new("."));
+    fs::create_dir_all(directory)?;
+    let beside = file.with_extension("tmp");
+    let out = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&beside)?;
+    let mut out = BufWriter::with_capacity(256 * 1024, Bounded { out, left: MAX_BYTES });
+    serde_json::to_writer(&mut out, &saved)?;
+    let written = out.into_inner().map_err(io::IntoInnerError::into_error)?;
+    written.out.sync_all()?;
+    fs::rename(&beside, file)?;
+    // The rename is on disk when its directory is.
+    File::open(directory)?.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn saved(instances: Vec<Instance>, settings: BTreeMap<ServiceName, Arc<str>>) -> Saved {
+        let node = r#"{"name":"a","address":"192.0.2.1","version":"0","draining":true}"#;
+        Saved {
+            format: FORMAT,
+            store: "etcd://192.0.2.9:2379".to_owned(),
+            as_of: SystemTime::UNIX_EPOCH + Duration::from_millis(1_234_567),
+            revision: 7,
+            nodes: vec![serde_json::from_str(node).unwrap()],
+            settings,
+            instances: instances.into_iter().map(Arc::new).collect(),
+        }
+    }
+
+    fn name(text: &str) -> ServiceName {
+        ServiceName::new(text).unwrap()
+    }
+
+    prop_compose! {
+        fn instance()(
+            service in "[a-z]{1,3}", id in "[a-z0-9:.]{1,5}x", node in "[a-z]{1,3}", address: std::net::Ipv4Addr, port in 1..u16::MAX,
+            tags in proptest::collection::btree_set("[^\\p{C}]{1,5}", 0..3), label in ".{0,5}", zone in proptest::option::of("[a-z]{1,4}"),
+            health in 0..3usize, reason in ".{0,8}", draining: bool,
+        ) -> Instance {
+            let health = ["passing", "starting", "critical"][health];
+            serde_json::from_value(serde_json::json!({
+                "service": service, "id": id, "node": node, "address": address, "port": port, "ports": {"http": port},
+                "tags": tags, "labels": {"key": label}, "zone": zone, "health": health, "health_reason": reason,
+                "draining": draining,
+            })).unwrap()
+        }
+    }
+
+    proptest! {
+        // Each synchronises a disk.
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        #[test]
+        fn what_is_written_is_recalled(
+            instances in proptest::collection::vec(instance(), 0..8),
+            settings in proptest::collection::btree_map("[a-z]{1,3}", "[^\\p{C}:]{0,9}", 0..4),
+        ) {
+            let settings: BTreeMap<_, Arc<str>> = settings.into_iter().map(|(service, newer)| {
+                let text = serde_json::json!({"published": [{"port": 1, "newer": newer}]}).to_string();
+                (name(&service), text.replace(':', " :\n").into())
+            }).collect();
+            let directory = tempfile::tempdir().unwrap();
+            let file = directory.path().join("deep/catalog.json");
+            write(&file, saved(instances.clone(), settings.clone())).unwrap();
+            let recalled = recall(&file).unwrap();
+            prop_assert_eq!(recalled.revision, Revision(7));
+            prop_assert_eq!(recalled.as_of, SystemTime::UNIX_EPOCH + Duration::from_millis(1_234_567));
+            prop_assert_eq!(&recalled.settings, &settings);
+            let found: Vec<Instance> = recalled.changes.iter().filter_map(|change| match change {
+                Change::PutInstance(instance) => Some((**instance).clone()),
+                _ => None,
+            }).collect();
+            prop_assert_eq!(found, instances);
+            prop_assert!(matches!(&recalled.changes[0], Change::PutNode(node) if node.draining));
+        }
+
+        #[test]
+        fn a_file_cut_short_is_set_aside(cut in 0.0..1.0f64) {
+            let directory = tempfile::tempdir().unwrap();
+            let file = directory.path().join("catalog.json");
+            write(&file, saved(vec![], BTreeMap::from([(name("web"), "{}".into())]))).unwrap();
+            let length = fs::metadata(&file).unwrap().len();
+            #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a few hundred")]
+            let cut = (length as f64 * cut) as u64;
+            OpenOptions::new().write(true).open(&file).unwrap().set_len(cut).unwrap();
+            prop_assert_eq!(recall(&file), None);
+            prop_assert!(!file.exists() && file.with_extension("unreadable").exists());
+        }
+    }
+
+    #[test]
+    fn a_file_of_another_format_is_set_aside_and_said_to_be_one() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("catalog.json");
+        fs::write(&file, r#"{"format":9,"something":"else"}"#).unwrap();
+        assert_eq!(read(&file).unwrap_err().to_string(), "it is of format 9, this version reads 1");
+        assert_eq!(recall(&file), None);
+        assert!(file.with_extension("unreadable").exists());
+    }
+
+    #[test]
+    fn what_would_be_too_large_is_not_written() {
+        let mut out = Bounded { out: Vec::new(), left: 4 };
+        assert!(out.write_all(b"1234").is_ok() && out.write_all(b"5").is_err());
+    }
+
+    async fn eventually(condition: impl Fn() -> bool) {
+        let wait = async {
+            while !condition() {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(10), wait).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn what_the_store_says_is_on_disk_soon_and_at_the_end_the_last_of_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("catalog.json");
+        let config = nerve::store::StoreConfig::new("embedded".parse().unwrap());
+        let store = nerve::store::open(&config, &nerve::store::Metrics::default()).unwrap();
+        let node = r#"{"name":"a","address":"192.0.2.1","version":"0"}"#;
+        let put = |name: &str| {
+            let path = nerve::store::Path::new(&format!("nodes/{name}")).unwrap();
+            let (store, value) = (Arc::clone(&store), node.replace("\"a\"", &format!("{name:?}")));
+            async move { store.put(&path, value.into_bytes(), None).await.unwrap() }
+        };
+        put("a").await;
+        let (tasks, metrics) = (Tasks::new(), Metrics::new().unwrap());
+        let (catalog, writer) = Catalog::new();
+        let config = crate::watch::store::Config::default();
+        let watcher =
+            crate::watch::store::start(config, Arc::clone(&store), writer, None, metrics.clone(), &tasks);
+        watcher.filled().await;
+        keep(file.clone(), catalog.clone(), watcher, metrics.clone(), &tasks);
+        eventually(|| metrics.memory_saves.with_label_values(&["ok"]).get() == 1).await;
+        assert_eq!(recall(&file).unwrap().changes.len(), 1);
+        // Within the pause: only the end saves it.
+        let revision = put("b").await;
+        eventually(|| catalog.node_count() == 2).await;
+        tasks.shutdown().await;
+        let recalled = recall(&file).unwrap();
+        assert_eq!((recalled.revision, recalled.changes.len()), (revision, 2));
+        assert!(recalled.as_of.elapsed().unwrap() < Duration::from_secs(60));
+    }
+}

@@ -1,0 +1,116 @@
+//! Records of the store, decoded and judged (pure).
+
+use std::sync::Arc;
+
+use nerve::model::{Instance, Node, ServiceSettings};
+use nerve::store::Key;
+
+use crate::catalog::{Change, Names};
+
+/// Why a record is not taken.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(super) enum Refused {
+    /// The value does not decode.
+    #[error("the value cannot be read: {0}")]
+    Undecodable(String),
+    /// The value names another service, instance or node than the path.
+    #[error("the value is about {0}, not about what the path names")]
+    Mismatch(String),
+}
+
+impl Refused {
+    /// The word for it, as in metric labels.
+    pub(super) fn as_str(&self) -> &'static str {
+        match self {
+            Self::Undecodable(_) => "undecodable",
+            Self::Mismatch(_) => "mismatch",
+        }
+    }
+}
+
+/// What a record says.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Decoded {
+    pub(super) change: Change,
+    /// The text of a service's settings: what this version does not understand of it must survive a restoration.
+    pub(super) text: Option<Arc<str>>,
+}
+
+/// What the value at a key says.
+pub(super) fn decode(key: &Key, value: &[u8], names: &mut Names) -> Result<Decoded, Refused> {
+    let change = match key {
+        Key::Instance(service, id) => {
+            let mut instance: Instance = json(value)?;
+            if instance.service != *service || instance.id != *id {
+                return Err(Refused::Mismatch(format!("instance {} of {}", instance.id, instance.service)));
+            }
+            names.share(&mut instance);
+            Change::PutInstance(Arc::new(instance))
+        }
+        Key::Node(name) => {
+            let node: Node = json(value)?;
+            if node.name != *name {
+                return Err(Refused::Mismatch(format!("node {}", node.name)));
+            }
+            Change::PutNode(Arc::new(node))
+        }
+        Key::Service(service) => {
+            let settings: ServiceSettings = json(value)?;
+            let text = std::str::from_utf8(value).map_err(|error| Refused::Undecodable(error.to_string()))?;
+            let change = Change::PutSettings(service.clone(), Arc::new(settings));
+            return Ok(Decoded { change, text: Some(text.into()) });
+        }
+    };
+    Ok(Decoded { change, text: None })
+}
+
+/// The change that takes away what stood at a key.
+pub(super) fn removal(key: &Key) -> Change {
+    match key {
+        Key::Instance(service, id) => Change::RemoveInstance(service.clone(), id.clone()),
+        Key::Service(service) => Change::RemoveSettings(service.clone()),
+        Key::Node(node) => Change::RemoveNode(node.clone()),
+    }
+}
+
+fn json<T: serde::de::DeserializeOwned>(value: &[u8]) -> Result<T, Refused> {
+    serde_json::from_slice(value).map_err(|error| Refused::Undecodable(error.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use nerve::store::Path;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn read(path: &str, value: &str) -> Result<Decoded, Refused> {
+        let key = Key::parse(&Path::new(path).unwrap()).unwrap();
+        decode(&key, value.as_bytes(), &mut Names::default())
+    }
+
+    #[test]
+    fn a_record_must_be_about_what_its_path_names() {
+        let value = r#"{"service":"web","id":"1","node":"a","address":"192.0.2.1","port":80,"of_a_newer_agent":true}"#;
+        assert!(read("instances/web/1", value).is_ok());
+        assert!(matches!(read("instances/web/2", value), Err(Refused::Mismatch(_))));
+        assert!(matches!(read("instances/api/1", value), Err(Refused::Mismatch(_))));
+        assert!(matches!(read("instances/web/1", "{"), Err(Refused::Undecodable(_))));
+        let node = r#"{"name":"a","address":"192.0.2.1","version":"0"}"#;
+        assert!(read("nodes/a", node).is_ok());
+        assert!(matches!(read("nodes/b", node), Err(Refused::Mismatch(_))));
+    }
+
+    #[test]
+    fn the_text_of_settings_is_kept_as_it_was_written() {
+        let text = r#"{ "published": [{"port": 8080, "of_a_newer_agent": 1}] }"#;
+        assert_eq!(read("services/web", text).unwrap().text.as_deref(), Some(text));
+    }
+
+    proptest! {
+        #[test]
+        fn no_record_crashes_the_reader(path in "(instances/a/[a-z]|nodes/[a-z]|services/[a-z])", value in ".{0,60}") {
+            let _ = read(&path, &value);
+        }
+    }
+}

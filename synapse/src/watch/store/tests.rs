@@ -1,0 +1,475 @@
+//! The watcher's rules, one test each. Events come by a channel, as every backend sends them; the store that lost
+//! settings are written back to is a real one.
+
+use std::collections::BTreeMap;
+use std::time::SystemTime;
+
+use nerve::model::ServiceSettings;
+use nerve::store::{Change, EmbeddedStore, Entry, Error, ErrorKind, Revision, SnapshotCause, WatchEvent};
+use proptest::prelude::*;
+
+use super::*;
+use crate::catalog::{Catalog, Change as CatalogChange, Freshness};
+
+struct World {
+    follower: Follower,
+    catalog: Catalog,
+    handle: Handle,
+    metrics: Metrics,
+}
+
+fn world_with(grace: Duration, recalled: Option<Recalled>) -> World {
+    let (catalog, writer) = Catalog::new();
+    let metrics = Metrics::new().unwrap();
+    let config = Config { reconnect_grace: grace };
+    let (follower, handle) = Follower::new(&config, "embedded", writer, recalled, metrics.clone());
+    World { follower, catalog, handle, metrics }
+}
+
+fn world() -> World {
+    world_with(Config::default().reconnect_grace, None)
+}
+
+fn entry(path: &str, value: &serde_json::Value, revision: u64) -> Entry {
+    let value = value.to_string().into_bytes();
+    Entry { path: Path::new(path).unwrap(), value, revision: Revision(revision) }
+}
+
+fn record(id: &str) -> serde_json::Value {
+    serde_json::json!({"service": "web", "id": id, "node": "a", "address": "192.0.2.1", "port": 80})
+}
+
+fn instance(id: &str) -> Entry {
+    entry(&format!("instances/web/{id}"), &record(id), 1)
+}
+
+fn node(name: &str) -> Entry {
+    let value = serde_json::json!({"name": name, "address": "192.0.2.1", "version": "0"});
+    entry(&format!("nodes/{name}"), &value, 1)
+}
+
+fn settings() -> Entry {
+    let value = serde_json::json!({"published": [{"port": 8080, "of_a_newer_agent": true}]});
+    entry("services/web", &value, 1)
+}
+
+fn snapshot_at(revision: u64, entries: &[Entry], cause: SnapshotCause) -> WatchEvent {
+    WatchEvent::Snapshot { entries: entries.to_vec(), revision: Revision(revision), cause }
+}
+
+fn snapshot(entries: &[Entry], cause: SnapshotCause) -> WatchEvent {
+    snapshot_at(1, entries, cause)
+}
+
+fn put(entry: Entry) -> WatchEvent {
+    WatchEvent::Changes(vec![Change::Put(entry)])
+}
+
+fn deleted(path: &str) -> WatchEvent {
+    WatchEvent::Changes(vec![Change::Delete(Path::new(path).unwrap())])
+}
+
+fn error() -> Error {
+    Error {
+        operation: "watch",
+        target: String::new(),
+        store: "etcd://192.0.2.9:2379".to_owned(),
+        kind: ErrorKind::Unavailable,
+        may_have_applied: false,
+        reason: "refused".to_owned(),
+        source: None,
+    }
+}
+
+fn recalled(as_of: SystemTime) -> Recalled {
+    let old: nerve::model::Instance = serde_json::from_value(record("old")).unwrap();
+    let settings = settings();
+    let text = String::from_utf8(settings.value).unwrap();
+    let web = ServiceName::new("web").unwrap();
+    let decoded: ServiceSettings = serde_json::from_str(&text).unwrap();
+    Recalled {
+        store: "embedded".to_owned(),
+        changes: vec![
+            CatalogChange::PutInstance(Arc::new(old)),
+            CatalogChange::PutSettings(web.clone(), Arc::new(decoded)),
+        ],
+        settings: BTreeMap::from([(web, text.into())]),
+        revision: Revision(50),
+        as_of,
+    }
+}
+
+impl World {
+    async fn after(&mut self, events: impl IntoIterator<Item = WatchEvent>) -> &mut Self {
+        for event in events {
+            self.follower.handle(event).await;
+        }
+        self
+    }
+
+    async fn seconds_later(&mut self, seconds: u64) -> &mut Self {
+        tokio::time::advance(Duration::from_secs(seconds)).await;
+        self.follower.drop_doomed();
+        self
+    }
+
+    /// `id`, with a `?` where it is unconfirmed.
+    fn endpoints(&self) -> Vec<String> {
+        let service = self.catalog.service("web");
+        let mark = |e: &crate::catalog::Endpoint| {
+            format!("{}{}", e.instance.id, if e.unconfirmed { "?" } else { "" })
+        };
+        service.map_or_else(Vec::new, |service| service.endpoints.iter().map(mark).collect())
+    }
+
+    fn has_settings(&self) -> bool {
+        self.catalog.service("web").is_some_and(|service| !service.has_default_settings())
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_delete_is_obeyed_at_once() {
+    let mut world = world();
+    world.after([snapshot(&[instance("1"), instance("2"), node("a")], SnapshotCause::First)]).await;
+    world.after([deleted("instances/web/1"), deleted("nodes/a")]).await;
+    assert_eq!((world.endpoints(), world.catalog.node_count()), (vec!["2".to_owned()], 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_returning_store_does_not_list_keeps_its_traffic_for_the_grace() {
+    let mut world = world();
+    world.after([snapshot(&[instance("1"), instance("2"), node("a")], SnapshotCause::First)]).await;
+    world.after([WatchEvent::Disconnected(error())]).await;
+    assert!(world.catalog.freshness().is_stale());
+    world.after([snapshot(&[instance("2")], SnapshotCause::Resync)]).await;
+    assert_eq!(*world.catalog.freshness(), Freshness::Live);
+    assert_eq!((world.endpoints(), world.catalog.node_count()), (vec!["1?".to_owned(), "2".to_owned()], 1));
+    assert_eq!(world.handle.status().unconfirmed, 2);
+    world.seconds_later(14).await;
+    assert_eq!(world.endpoints(), ["1?", "2"]);
+    world.seconds_later(1).await;
+    assert_eq!((world.endpoints(), world.catalog.node_count()), (vec!["2".to_owned()], 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_is_dropped_while_the_store_is_out_of_reach() {
+    let mut world = world();
+    world.after([snapshot(&[instance("1")], SnapshotCause::First)]).await;
+    world.after([snapshot(&[], SnapshotCause::Resync), WatchEvent::Disconnected(error())]).await;
+    world.seconds_later(3600).await;
+    assert_eq!(world.endpoints(), ["1?"]);
+    world.after([WatchEvent::Resumed]).await.seconds_later(15).await;
+    assert_eq!(world.endpoints(), [""; 0]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_registers_again_within_the_grace_is_as_good_as_before() {
+    let mut world = world();
+    world.after([snapshot(&[instance("1"), node("a")], SnapshotCause::First)]).await;
+    world.after([snapshot(&[], SnapshotCause::Reset)]).await;
+    assert_eq!(world.endpoints(), ["1?"]);
+    world.after([put(instance("1")), put(node("a"))]).await.seconds_later(60).await;
+    assert_eq!((world.endpoints(), world.catalog.node_count()), (vec!["1".to_owned()], 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_stands_there_but_cannot_be_read_is_confirmed_as_it_was() {
+    let mut world = world();
+    world.after([snapshot(&[instance("1")], SnapshotCause::First)]).await;
+    world.after([snapshot(&[], SnapshotCause::Resync)]).await;
+    let broken = entry("instances/web/1", &serde_json::json!(1), 2);
+    world.after([put(broken)]).await.seconds_later(60).await;
+    assert_eq!(world.endpoints(), ["1"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lease_that_ends_right_after_an_outage_is_doubted() {
+    let mut world = world();
+    world.after([snapshot(&[instance("1"), node("a")], SnapshotCause::First)]).await;
+    world.after([WatchEvent::Disconnected(error())]).await.seconds_later(60).await;
+    world.after([WatchEvent::Resumed]).await.seconds_later(10).await;
+    world.after([deleted("instances/web/1"), deleted("nodes/a")]).await;
+    assert_eq!((world.endpoints(), world.catalog.node_count()), (vec!["1?".to_owned()], 1));
+    world.seconds_later(5).await;
+    assert_eq!((world.endpoints(), world.catalog.node_count()), (vec![], 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_delete_of_what_gets_no_traffic_is_never_doubted() {
+    let mut world = world();
+    world.after([snapshot(&[instance("1"), node("a")], SnapshotCause::First)]).await;
+    world.after([snapshot(&[instance("1"), node("a")], SnapshotCause::Resync)]).await;
+    let mut leaving = record("1");
+    leaving["draining"] = true.into();
+    world.after([put(entry("instances/web/1", &leaving, 2)), deleted("instances/web/1")]).await;
+    assert_eq!(world.endpoints(), [""; 0]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_delete_after_a_short_break_means_what_it_says() {
+    let mut world = world();
+    world.after([snapshot(&[instance("1")], SnapshotCause::First)]).await;
+    world.after([WatchEvent::Disconnected(error())]).await;
+    tokio::time::advance(Duration::from_millis(500)).await;
+    world.after([WatchEvent::Resumed, deleted("instances/web/1")]).await;
+    assert_eq!(world.endpoints(), [""; 0]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn settings_that_someone_deleted_are_gone_at_once() {
+    let mut world = world();
+    world.after([snapshot(&[settings(), instance("1")], SnapshotCause::First)]).await;
+    world.after([snapshot(&[instance("1")], SnapshotCause::Resync)]).await;
+    assert!(!world.has_settings());
+    world.after([put(settings()), deleted("services/web")]).await;
+    assert!(!world.has_settings() && world.handle.notes().settings.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn settings_that_a_wiped_store_lost_outlive_further_snapshots_and_a_restart_finds_the_loss_again() {
+    let mut world = world();
+    world.after([snapshot_at(50, &[settings(), instance("1")], SnapshotCause::First)]).await;
+    // The store went back in time, whatever the backend thinks.
+    world.after([snapshot_at(2, &[], SnapshotCause::Resync)]).await;
+    assert!(world.has_settings());
+    assert_eq!((world.handle.status().revision, world.handle.notes().revision), (Revision(2), Revision(50)));
+    world.after([snapshot_at(3, &[], SnapshotCause::Resync)]).await;
+    assert!(world.has_settings());
+    world.after([put(Entry { revision: Revision(4), ..settings() })]).await;
+    assert_eq!((world.follower.next_write(), world.handle.notes().revision), (None, Revision(4)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_record_that_cannot_be_read_leaves_its_last_good_version_and_is_listed_until_it_is_gone() {
+    let mut world = world();
+    world.after([snapshot(&[instance("1")], SnapshotCause::First)]).await;
+    let broken = entry("instances/web/1", &serde_json::json!({"service": 1}), 2);
+    let strange = entry("instances/web/3", &record("4"), 2);
+    let newer = entry("networks/default", &serde_json::json!({}), 2);
+    world.after([put(broken.clone()), put(strange.clone()), put(newer)]).await;
+    assert_eq!((world.endpoints(), world.handle.status().refused.len()), (vec!["1".to_owned()], 2));
+    world.after([snapshot(&[broken, strange], SnapshotCause::Resync)]).await;
+    assert_eq!((world.endpoints(), world.handle.status().refused.len()), (vec!["1".to_owned()], 2));
+    let counted = |reason| world.metrics.refused.with_label_values(&[reason]).get();
+    assert_eq!((counted("undecodable"), counted("mismatch"), world.metrics.unknown.get()), (2, 2, 1));
+    world.after([put(instance("1")), deleted("instances/web/3")]).await;
+    assert_eq!(world.handle.status().refused.len(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_memory_recalls_is_served_as_stale_at_once_and_for_the_grace_after_the_store_is_back() {
+    let as_of = SystemTime::now() - Duration::from_secs(86_400);
+    let mut world = world_with(Duration::from_secs(15), Some(recalled(as_of)));
+    assert_eq!(world.endpoints(), ["old"]);
+    assert!(matches!(&*world.catalog.freshness(), Freshness::Stale { since, .. } if *since == as_of));
+    world.handle.filled().await;
+    world.after([WatchEvent::Disconnected(error())]).await;
+    let Freshness::Stale { since, reason } = &*world.catalog.freshness() else { panic!("it is stale") };
+    assert!(*since == as_of && reason.contains("refused") && reason.contains("memory"), "{reason}");
+    world.seconds_later(60).await;
+    world.after([snapshot_at(51, &[instance("new"), settings()], SnapshotCause::First)]).await;
+    assert_eq!(world.endpoints(), ["new", "old?"]);
+    world.seconds_later(15).await;
+    assert_eq!(world.endpoints(), ["new"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_store_that_is_well_at_the_start_is_believed_more_than_an_old_memory() {
+    let old = SystemTime::now() - Duration::from_secs(86_400);
+    let first = || snapshot_at(51, &[instance("new"), settings()], SnapshotCause::First);
+    let mut world = world_with(Duration::from_secs(15), Some(recalled(old)));
+    world.after([first()]).await;
+    assert_eq!(world.endpoints(), ["new"]);
+    world.after([deleted("instances/web/new")]).await;
+    assert_eq!(world.endpoints(), [""; 0]);
+    let mut world = world_with(Duration::from_secs(15), Some(recalled(SystemTime::now())));
+    world.after([first()]).await;
+    assert_eq!(world.endpoints(), ["new", "old?"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_store_that_is_younger_than_memory_was_wiped() {
+    let mut world = world_with(Duration::from_secs(15), Some(recalled(SystemTime::UNIX_EPOCH)));
+    world.after([snapshot_at(3, &[], SnapshotCause::First)]).await;
+    assert!(world.endpoints() == ["old?"] && world.has_settings() && world.follower.next_write().is_some());
+    let mut world = world_with(Duration::from_secs(15), Some(recalled(SystemTime::UNIX_EPOCH)));
+    world.after([snapshot_at(51, &[], SnapshotCause::First)]).await;
+    assert!(world.endpoints().is_empty() && !world.has_settings());
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_memory_of_another_store_is_not_used() {
+    let other = Recalled { store: "etcd://192.0.2.9:2379".to_owned(), ..recalled(SystemTime::now()) };
+    let world = world_with(Duration::from_secs(15), Some(other));
+    assert_eq!((world.endpoints(), &*world.catalog.freshness()), (vec![], &Freshness::Awaiting));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_new_watch_after_a_panic_dooms_what_it_does_not_list() {
+    let mut world = world();
+    world.after([snapshot(&[instance("1")], SnapshotCause::First)]).await;
+    world.follower.restart();
+    world.after([snapshot(&[instance("2")], SnapshotCause::First), deleted("instances/web/2")]).await;
+    assert_eq!(world.endpoints(), ["1?", "2?"]);
+}
+
+/// A real store, watched through a channel of our own.
+async fn lost_settings_over(store: Arc<dyn Store>, world: &mut World) {
+    world.after([snapshot(&[settings(), instance("1")], SnapshotCause::First)]).await;
+    world.after([snapshot(&[], SnapshotCause::Reset)]).await;
+    let deadline = Instant::now() + Duration::from_secs(1);
+    sleep_until(world.follower.next_write()).await;
+    assert!(Instant::now() <= deadline);
+    while let Some((service, value)) = world.follower.next_lost() {
+        let (service, result) = write_back(Arc::clone(&store), service, value).await;
+        world.follower.written_back(service, result);
+    }
+}
+
+fn embedded() -> Arc<dyn Store> {
+    Arc::new(EmbeddedStore::open(None, Duration::from_secs(2), store::Metrics::default()).unwrap())
+}
+
+#[tokio::test(start_paused = true)]
+async fn settings_that_a_wiped_store_lost_are_written_back_to_the_letter() {
+    let (mut world, store) = (world(), embedded());
+    lost_settings_over(Arc::clone(&store), &mut world).await;
+    let restored = store.get(&settings().path).await.unwrap().unwrap();
+    assert_eq!(restored.value, settings().value);
+    assert!(world.has_settings());
+    assert_eq!(world.metrics.restored.with_label_values(&["written"]).get(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn settings_that_another_agent_wrote_back_meanwhile_are_left_alone() {
+    let (mut world, store) = (world(), embedded());
+    store.put(&settings().path, b"{}".to_vec(), None).await.unwrap();
+    lost_settings_over(Arc::clone(&store), &mut world).await;
+    assert_eq!(store.get(&settings().path).await.unwrap().unwrap().value, b"{}");
+    assert_eq!(world.metrics.restored.with_label_values(&["found"]).get(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_restoration_that_fails_is_tried_again() {
+    let (mut world, store) = (world(), embedded());
+    store.shutdown().await;
+    world.after([snapshot(&[settings()], SnapshotCause::First), snapshot(&[], SnapshotCause::Reset)]).await;
+    sleep_until(world.follower.next_write()).await;
+    let (service, value) = world.follower.next_lost().unwrap();
+    let (service, result) = write_back(store, service, value).await;
+    world.follower.written_back(service, result);
+    assert!(world.follower.next_lost().is_none() && world.has_settings());
+    sleep_until(world.follower.next_write()).await;
+    assert!(world.follower.next_lost().is_some());
+}
+
+#[tokio::test]
+async fn the_catalog_follows_a_real_store_and_keeps_what_it_knows_when_that_ends() {
+    let (store, tasks) = (embedded(), Tasks::new());
+    let (catalog, writer) = Catalog::new();
+    let metrics = Metrics::new().unwrap();
+    let handle = start(Config::default(), Arc::clone(&store), writer, None, metrics, &tasks);
+    handle.filled().await;
+    assert_eq!(*catalog.freshness(), Freshness::Live);
+    let mut subscription = catalog.subscribe();
+    store.put(&instance("1").path, instance("1").value, None).await.unwrap();
+    subscription.changed().await;
+    assert_eq!(catalog.service("web").unwrap().endpoints.len(), 1);
+    store.delete(&instance("1").path).await.unwrap();
+    subscription.changed().await;
+    assert!(catalog.service("web").is_none());
+    store.put(&instance("2").path, instance("2").value, None).await.unwrap();
+    subscription.changed().await;
+    store.shutdown().await;
+    let stale = async {
+        while !catalog.freshness().is_stale() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(5), stale).await.unwrap();
+    assert_eq!(catalog.endpoint_count(), 1);
+    tasks.shutdown().await;
+}
+
+/// What a store may do, for the property below: 0 to 2 act on it, the others are what its watch tells of itself.
+fn acts() -> impl Strategy<Value = Vec<(u8, u8, u16)>> {
+    proptest::collection::vec((0..8u8, 0..6u8, 1..4u16), 0..60)
+}
+
+fn written(what: u8, port: u16) -> Entry {
+    let mut written = match what {
+        0..3 => {
+            let mut record = record(&what.to_string());
+            record["port"] = port.into();
+            record["draining"] = (port == 3).into();
+            entry(&format!("instances/web/{what}"), &record, 1)
+        }
+        3 => node("a"),
+        4 => entry("services/web", &serde_json::json!({"published": [{"port": port}]}), 1),
+        _ => entry("networks/x", &serde_json::json!({}), 1),
+    };
+    written.revision = Revision(u64::from(port));
+    written
+}
+
+proptest! {
+    #[test]
+    fn without_a_grace_the_catalog_ends_as_the_store_does(acts in acts()) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+        runtime.block_on(async {
+            let mut world = world_with(Duration::ZERO, None);
+            let mut truth: BTreeMap<String, Entry> = BTreeMap::new();
+            let mut unseen = Vec::new();
+            let mut revision = 10;
+            world.follower.handle(snapshot_at(revision, &[], SnapshotCause::First)).await;
+            for (act, what, port) in acts {
+                revision += 1;
+                let entries: Vec<Entry> = truth.values().cloned().collect();
+                match act {
+                    0 | 1 => {
+                        let entry = written(what, port);
+                        truth.insert(entry.path.to_string(), entry.clone());
+                        unseen.push(Change::Put(entry));
+                    }
+                    2 => {
+                        let path = written(what, port).path;
+                        if truth.remove(path.as_str()).is_some() {
+                            unseen.push(Change::Delete(path));
+                        }
+                    }
+                    3 | 4 if !unseen.is_empty() => {
+                        world.follower.handle(WatchEvent::Changes(std::mem::take(&mut unseen))).await;
+                    }
+                    5 => world.follower.handle(WatchEvent::Disconnected(error())).await,
+                    6 => world.follower.handle(WatchEvent::Resumed).await,
+                    7 => {
+                        unseen.clear();
+                        world.follower.handle(snapshot_at(revision, &entries, SnapshotCause::Resync)).await;
+                    }
+                    _ => {}
+                }
+            }
+            let entries: Vec<Entry> = truth.values().cloned().collect();
+            if unseen.is_empty() {
+                world.follower.handle(WatchEvent::Resumed).await;
+            } else {
+                world.follower.handle(WatchEvent::Changes(unseen)).await;
+                world.follower.handle(WatchEvent::Resumed).await;
+            }
+            let (fresh, mut writer) = Catalog::new();
+            writer.apply(entries.iter().filter_map(|entry| {
+                let key = Key::parse(&entry.path)?;
+                let decoded = crate::watch::record::decode(&key, &entry.value, &mut crate::catalog::Names::default());
+                Some(decoded.unwrap().change)
+            }));
+            let shown = |catalog: &Catalog| {
+                let services = catalog.services();
+                let services: Vec<_> = services.iter().map(|s| (s.name.clone(), s.settings.clone(), s.endpoints.clone())).collect();
+                (services, catalog.nodes())
+            };
+            prop_assert_eq!(shown(&world.catalog), shown(&fresh));
+            prop_assert_eq!(world.follower.next_doom(), None);
+            Ok(())
+        })?;
+    }
+}

@@ -1,0 +1,105 @@
+//! The store is down for a minute: nobody notices, and everything is there again when it returns.
+//!
+//! `PLEXUS_TEST_OUTAGE` is the length in seconds, 60 unless given.
+
+use std::time::Duration;
+
+use plexus_tests::server::etcd::Etcd;
+use plexus_tests::{Cluster, eventually, needs, pause, throughout};
+
+use crate::{INSTANCE, PUBLISHED};
+
+const IDS: [&str; 3] = ["web-a-9000", "web-b-9000", "web-c-9000"];
+
+#[test]
+fn a_store_that_was_stopped_is_missed_by_nobody() {
+    needs!("etcd", "etcdctl", "dig");
+    survives(|cluster, length| {
+        cluster.etcd().stop();
+        names_are_answered(cluster, length);
+        cluster.etcd().start_again();
+    });
+}
+
+#[test]
+fn a_store_that_forgot_its_history_is_missed_by_nobody() {
+    needs!("etcd", "etcdctl", "dig");
+    survives(|cluster, length| {
+        // Unreachable, alive: the leases end, the history moves on and is compacted meanwhile.
+        cluster.cut_store();
+        names_are_answered(cluster, length);
+        let etcd = cluster.etcd();
+        eventually!(Duration::from_secs(30), etcd.keys("/plexus/v1/instances"), Vec::is_empty);
+        etcd.compact();
+        cluster.heal_store();
+    });
+}
+
+#[test]
+fn a_store_that_lost_its_data_is_missed_by_nobody() {
+    needs!("etcd", "etcdctl", "dig");
+    survives(|cluster, length| {
+        cluster.etcd().stop();
+        names_are_answered(cluster, length);
+        cluster.etcd().wipe();
+        cluster.etcd().start_again();
+    });
+}
+
+/// Under load, with the store gone meanwhile: no failed connection, names are answered, and all is there again.
+fn survives(outage: impl Fn(&Cluster, Duration)) {
+    let length = std::env::var("PLEXUS_TEST_OUTAGE").ok().and_then(|seconds| seconds.parse().ok());
+    let length = Duration::from_secs(length.unwrap_or(60));
+    let cluster = Cluster::new(3);
+    let [a, b, c] = cluster.nodes();
+    let backends = [a, b, c].map(|node| node.serve("web", INSTANCE));
+    cluster.wait_serving("web", &IDS);
+    cluster.publish("web", PUBLISHED);
+    let load = b.load(c.at(PUBLISHED));
+    load.wait_for(100);
+    outage(&cluster, length);
+    // It is back: everything registered under a live lease, each once.
+    eventually!(Duration::from_secs(5), registered(cluster.etcd()), |ids| *ids == IDS);
+    for node in cluster.all() {
+        eventually!(Duration::from_secs(5), node.serving("web"), |ids| *ids == IDS);
+        eventually!(Duration::from_secs(5), node.plexus_json(["status"])["catalog"] == "live", |live| *live);
+    }
+    // … and it stays so for longer than a lease lives without its agent.
+    let over = cluster.settings().session_ttl + Duration::from_secs(2);
+    throughout!(over, (registered(cluster.etcd()), a.serving("web")), |(ids, seen)| *ids == IDS
+        && *seen == IDS);
+    // What changes now is seen, so the watches are live as well.
+    backends[0].fail();
+    cluster.wait_serving("web", &IDS[1..]);
+    backends[0].recover();
+    cluster.wait_serving("web", &IDS);
+    load.stop().assert_unharmed();
+}
+
+/// While the store is gone every node answers the name with all addresses.
+fn names_are_answered(cluster: &Cluster, length: Duration) {
+    let deadline = plexus_tests::Deadline::after(length);
+    while !deadline.passed() {
+        for node in cluster.all() {
+            let answer = node.dig("web.mesh.internal", "A");
+            assert_eq!(
+                (answer.status.as_str(), answer.data.len()),
+                ("NOERROR", 3),
+                "{}: {answer:?}",
+                node.name()
+            );
+        }
+        pause(Duration::from_millis(500).min(deadline.left()));
+    }
+}
+
+/// The ids of the instances of `web` whose lease lives, in order.
+fn registered(etcd: &Etcd) -> Vec<String> {
+    let prefix = "/plexus/v1/instances/web/";
+    let alive = |key: &String| {
+        let lease = etcd.lease_of(key).filter(|lease| *lease != 0);
+        lease.is_some_and(|lease| etcd.lease_left(lease).is_some())
+    };
+    let keys = etcd.keys(prefix).into_iter().filter(alive);
+    keys.map(|key| key[prefix.len()..].to_owned()).collect()
+}

@@ -1,0 +1,129 @@
+//! The backend of the tests: HTTP/1.1 on one address, a thread a connection.
+//!
+//! ```text
+//! plexus-test-backend ADDRESS SERVICE INSTANCE NODE
+//! GET  /healthz    200, or 503 after POST /fail and before POST /recover
+//! GET  /seen       when the first failed probe was answered, when the newest client connection was accepted
+//! GET  /slow/MS    answers after so many milliseconds
+//! GET  anything    {"service": …, "instance": …, "node": …}
+//! ```
+//!
+//! Connections whose first request is for a path above, but `/slow`, are the tests' and the checks'; all others clients'.
+
+use std::io::{self, BufRead, BufReader, Write};
+use std::net::{TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// Counted before the first answer, in microseconds since the start plus one; 0 for never.
+struct State {
+    start: Instant,
+    identity: String,
+    failing: AtomicBool,
+    first_failed_probe: AtomicU64,
+    last_connection: AtomicU64,
+    connections: AtomicU64,
+}
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let [address, service, instance, node] = arguments.as_slice() else {
+        return Err("usage: plexus-test-backend ADDRESS SERVICE INSTANCE NODE".into());
+    };
+    let state: &'static State = Box::leak(Box::new(State {
+        start: Instant::now(),
+        identity: serde_json::json!({ "service": service, "instance": instance, "node": node }).to_string(),
+        failing: AtomicBool::new(false),
+        first_failed_probe: AtomicU64::new(0),
+        last_connection: AtomicU64::new(0),
+        connections: AtomicU64::new(0),
+    }));
+    for stream in TcpListener::bind(address)?.incoming() {
+        let stream = stream?;
+        let accepted = state.now();
+        // A connection that its client gave up is no failure of ours.
+        thread::Builder::new().stack_size(128 * 1024).spawn(move || {
+            let _ = serve(state, stream, accepted);
+        })?;
+    }
+    Ok(())
+}
+
+impl State {
+    fn now(&self) -> u64 {
+        u64::try_from(self.start.elapsed().as_micros()).unwrap_or(u64::MAX) + 1
+    }
+
+    fn answer(&self, method: &str, path: &str) -> (u16, String) {
+        match (method, path) {
+            ("GET", "/healthz") if self.failing.load(Ordering::SeqCst) => {
+                let first = &self.first_failed_probe;
+                let _ = first.compare_exchange(0, self.now(), Ordering::SeqCst, Ordering::SeqCst);
+                (503, "failing, as told".to_owned())
+            }
+            ("POST", "/fail") => {
+                self.failing.store(true, Ordering::SeqCst);
+                (200, String::new())
+            }
+            ("POST", "/recover") => {
+                self.failing.store(false, Ordering::SeqCst);
+                self.first_failed_probe.store(0, Ordering::SeqCst);
+                (200, String::new())
+            }
+            ("GET", "/seen") => {
+                let time = |at: &AtomicU64| Some(at.load(Ordering::SeqCst)).filter(|at| *at > 0);
+                let seen = serde_json::json!({
+                    "first_failed_probe_us": time(&self.first_failed_probe),
+                    "last_connection_us": time(&self.last_connection),
+                    "connections": self.connections.load(Ordering::SeqCst),
+                });
+                (200, seen.to_string())
+            }
+            ("GET", path) => {
+                if let Some(wait) = path.strip_prefix("/slow/").and_then(|ms| ms.parse().ok()) {
+                    // A channel that nothing is sent on: the wait is its timeout.
+                    let (_nobody, silence) = mpsc::channel::<()>();
+                    let _ = silence.recv_timeout(Duration::from_millis(wait));
+                }
+                (200, self.identity.clone())
+            }
+            _ => (405, String::new()),
+        }
+    }
+}
+
+fn serve(state: &State, stream: TcpStream, accepted: u64) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    let mut writer = stream.try_clone()?;
+    let mut reader = BufReader::new(stream);
+    let mut first = true;
+    while let Some((method, path)) = read_request(&mut reader)? {
+        let is_ours = matches!(path.as_str(), "/healthz" | "/fail" | "/recover" | "/seen");
+        if first && !is_ours {
+            state.last_connection.fetch_max(accepted, Ordering::SeqCst);
+            state.connections.fetch_add(1, Ordering::SeqCst);
+        }
+        first = false;
+        let (status, body) = state.answer(&method, &path);
+        write!(writer, "HTTP/1.1 {status} -\r\ncontent-length: {}\r\n\r\n{body}", body.len())?;
+    }
+    Ok(())
+}
+
+/// The method and the path of the next request; its headers and nothing else are read.
+fn read_request(reader: &mut BufReader<TcpStream>) -> io::Result<Option<(String, String)>> {
+    let mut line = String::new();
+    if reader.read_line(&mut line)? == 0 {
+        return Ok(None);
+    }
+    let mut words = line.split_whitespace().map(str::to_owned);
+    let request = words.next().zip(words.next());
+    loop {
+        let mut header = String::new();
+        if reader.read_line(&mut header)? == 0 || header == "\r\n" {
+            return Ok(request);
+        }
+    }
+}

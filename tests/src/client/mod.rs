@@ -1,0 +1,5 @@
+//! What asks: single requests, a steady load, a resolver.
+
+pub mod dig;
+pub mod http;
+pub mod load;

@@ -1,0 +1,207 @@
+//! Network namespaces: nodes' machines, and the switch that joins them in a namespace of its own.
+//!
+//! The host's namespace is never touched: both ends of every cable are made inside. So worlds may all use the same
+//! addresses, and nothing of the host (a firewall, a route, a port that is taken) has a say in a test.
+
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::io;
+use std::net::Ipv4Addr;
+use std::os::fd::AsFd as _;
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::Mutex;
+use std::thread;
+
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+
+use crate::process::{Ran, run, run_command};
+use crate::world::World;
+
+const DIRECTORY: &str = "/run/netns";
+/// The network of every world. TEST-NET-1 and friends are too small to tell nodes from servers by their address.
+const NETWORK: [u8; 2] = [10, 77];
+
+/// One machine's network.
+#[derive(Debug, Clone)]
+pub struct Namespace {
+    name: String,
+    address: Ipv4Addr,
+}
+
+impl Namespace {
+    /// Its name, as `ip netns` lists it.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Its address on the switch.
+    #[must_use]
+    pub fn address(&self) -> Ipv4Addr {
+        self.address
+    }
+
+    /// A command that will run inside. `nsenter` replaces itself by the program: the process id is the program's.
+    #[must_use]
+    pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
+        let mut command = Command::new("nsenter");
+        command.arg(format!("--net={}", self.path().display())).arg("--").arg(program);
+        command
+    }
+
+    /// Runs a program inside, to its end.
+    ///
+    /// # Panics
+    /// It cannot be started.
+    #[track_caller]
+    pub fn exec(&self, program: &str, arguments: &[&str]) -> Ran {
+        let shown = format!("[{}] {program} {}", self.name, arguments.join(" "));
+        run_command(self.command(program).args(arguments), &shown).expect("nsenter is installed")
+    }
+
+    /// Runs `work` on a thread of its own that stands inside.
+    ///
+    /// # Errors
+    /// The thread could not be made, or the namespace is gone.
+    pub fn spawn<T: Send + 'static>(
+        &self,
+        name: &str,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> io::Result<thread::JoinHandle<T>> {
+        let namespace = File::open(self.path())?;
+        thread::Builder::new().name(name.to_owned()).stack_size(256 * 1024).spawn(move || {
+            move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))
+                .expect("whoever may make a namespace may enter it");
+            drop(namespace);
+            work()
+        })
+    }
+
+    /// Runs `work` inside and returns what it returns.
+    ///
+    /// # Panics
+    /// The namespace is gone, or `work` panicked.
+    pub fn enter<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> T {
+        let thread = self.spawn("inside", work).expect("a thread inside the namespace");
+        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    }
+
+    fn path(&self) -> PathBuf {
+        PathBuf::from(DIRECTORY).join(&self.name)
+    }
+}
+
+/// The switch of a world, and the cables to its machines.
+#[derive(Debug)]
+pub struct Fabric {
+    world: String,
+    switch: String,
+    machines: Mutex<BTreeMap<String, Namespace>>,
+}
+
+impl Fabric {
+    /// A switch without cables.
+    ///
+    /// # Panics
+    /// Namespaces cannot be made here: see [`crate::can_make_namespaces`].
+    #[must_use]
+    pub fn new(world: &World) -> Self {
+        let switch = format!("{}-switch", world.name());
+        ip(&["netns", "add", &switch]);
+        // No spanning tree and no forwarding delay, or the first seconds of every cable would be lost.
+        ip(&[
+            "-n",
+            &switch,
+            "link",
+            "add",
+            "switch",
+            "type",
+            "bridge",
+            "stp_state",
+            "0",
+            "forward_delay",
+            "0",
+        ]);
+        ip(&["-n", &switch, "link", "set", "switch", "up"]);
+        Self { world: world.name().to_owned(), switch, machines: Mutex::default() }
+    }
+
+    /// A machine on the switch, its `lo` and `eth0` up. `name` is at most 12 characters: it names the switch's port.
+    ///
+    /// # Panics
+    /// There is one of that name.
+    #[must_use]
+    pub fn machine(&self, name: &str) -> Namespace {
+        assert!(name.len() <= 12, "{name}: an interface name has at most 15 characters");
+        let mut machines = self.machines.lock().expect("no machine panics while being made");
+        let host = u8::try_from(machines.len() + 1).expect("fewer than 255 machines");
+        let address = Ipv4Addr::new(NETWORK[0], NETWORK[1], 0, host);
+        let namespace = Namespace { name: format!("{}-{name}", self.world), address };
+        let (ns, port) = (namespace.name.clone(), format!("to-{name}"));
+        ip(&["netns", "add", &ns]);
+        ip(&[
+            "link",
+            "add",
+            "eth0",
+            "netns",
+            &ns,
+            "type",
+            "veth",
+            "peer",
+            "name",
+            &port,
+            "netns",
+            &self.switch,
+        ]);
+        ip(&["-n", &ns, "address", "add", &format!("{address}/24"), "dev", "eth0"]);
+        ip(&["-n", &ns, "link", "set", "lo", "up"]);
+        ip(&["-n", &ns, "link", "set", "eth0", "up"]);
+        // A default route, as machines have; nothing answers there.
+        let gateway = Ipv4Addr::new(NETWORK[0], NETWORK[1], 0, 254).to_string();
+        ip(&["-n", &ns, "route", "add", "default", "via", &gateway]);
+        ip(&["-n", &self.switch, "link", "set", &port, "master", "switch", "up"]);
+        let known = machines.insert(name.to_owned(), namespace.clone());
+        assert!(known.is_none(), "there is a machine {name} already");
+        namespace
+    }
+
+    /// Pulls the machine's cable: packets are lost both ways and nobody is told.
+    pub fn cut(&self, name: &str) {
+        ip(&["-n", &self.switch, "link", "set", &format!("to-{name}"), "nomaster"]);
+    }
+
+    /// Plugs the machine's cable in again.
+    pub fn heal(&self, name: &str) {
+        ip(&["-n", &self.switch, "link", "set", &format!("to-{name}"), "master", "switch"]);
+    }
+}
+
+#[track_caller]
+fn ip(arguments: &[&str]) {
+    let command: Vec<&str> = std::iter::once("ip").chain(arguments.iter().copied()).collect();
+    let _ = run(&command).expect("iproute2 is installed").ok();
+}
+
+/// The namespaces whose names begin so.
+pub(crate) fn named(prefix: &str) -> Vec<String> {
+    let entries = fs::read_dir(DIRECTORY).into_iter().flatten().flatten();
+    let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
+    let mut names: Vec<String> = names.filter(|name| name.starts_with(prefix)).collect();
+    names.sort();
+    names
+}
+
+/// Kills what runs in a namespace and removes it; its cables go with it.
+pub(crate) fn remove(name: &str) {
+    if let Ok(ran) = run(&["ip", "netns", "pids", name]) {
+        for pid in ran.stdout.split_whitespace() {
+            let _ = run(&["kill", "-KILL", pid]);
+        }
+    }
+    match run(&["ip", "netns", "del", name]) {
+        Ok(ran) if ran.success() => {}
+        failed => eprintln!("namespace {name} stays behind: {failed:?}"),
+    }
+}

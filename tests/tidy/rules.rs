@@ -1,0 +1,199 @@
+//! The rules: what a change of the structure has to touch, and why each is so.
+
+/// What a room of the product may import of other rooms; what it says of itself is free.
+pub(crate) struct Room {
+    /// `<crate>::<room>`.
+    pub(crate) name: &'static str,
+    /// Rooms, or modules in them, that it may import. `*`: everything, by those that compose the others.
+    pub(crate) may_import: &'static [&'static str],
+}
+
+const fn room(name: &'static str, may_import: &'static [&'static str]) -> Room {
+    Room { name, may_import }
+}
+
+/// One row for each room. The order is that of the data: nerve, then synapse, then mesh; nobody imports backwards.
+pub(crate) const ROOMS: &[Room] = &[
+    // The vocabulary is everyone's, so it knows nobody.
+    room("nerve::model", &[]),
+    // Leaves: they know nothing of the mesh.
+    room("nerve::tasks", &[]),
+    // Text → values of the vocabulary.
+    room("nerve::period", &[]),
+    room("nerve::document", &["nerve::model", "nerve::period"]),
+    // The writer owns the form of a record: the vocabulary, and nothing of checks or sources.
+    room("nerve::store", &["nerve::model", "nerve::tasks"]),
+    room("nerve::check", &["nerve::model", "nerve::document", "nerve::period", "nerve::tasks"]),
+    room("nerve::source", &["nerve::model", "nerve::check", "nerve::document", "nerve::tasks"]),
+    room("nerve::publish", &["nerve::model", "nerve::store"]),
+    room(
+        "nerve::registrar",
+        &["nerve::model", "nerve::store", "nerve::check", "nerve::source", "nerve::period", "nerve::tasks"],
+    ),
+    // The reader's judgement: of the vocabulary alone, whoever filled it in.
+    room("synapse::catalog", &["nerve::model"]),
+    room("synapse::metrics", &["synapse::catalog", "nerve::store"]),
+    room(
+        "synapse::watch",
+        &["synapse::catalog", "synapse::metrics", "nerve::model", "nerve::store", "nerve::tasks"],
+    ),
+    room(
+        "synapse::memory",
+        &[
+            "synapse::catalog",
+            "synapse::metrics",
+            "synapse::watch",
+            "nerve::model",
+            "nerve::store",
+            "nerve::tasks",
+        ],
+    ),
+    // Leaves of mesh.
+    room("mesh::drain", &[]),
+    room("mesh::advice", &[]),
+    room("mesh::readiness", &[]),
+    room("mesh::api", &["nerve::model"]),
+    // From an endpoint to a connection: each room knows those above it, and the proxy never the catalog.
+    room("mesh::balance", &["nerve::model", "synapse::catalog"]),
+    room("mesh::proxy", &["mesh::balance", "mesh::drain", "mesh::advice", "nerve::tasks"]),
+    room(
+        "mesh::ingress",
+        &[
+            "nerve::model",
+            "nerve::tasks",
+            "synapse::catalog",
+            "mesh::balance",
+            "mesh::proxy",
+            "mesh::drain",
+            "mesh::advice",
+        ],
+    ),
+    // Names are answered from the catalog; balancing is not its business.
+    room("mesh::dns", &["nerve::model", "nerve::tasks", "synapse::catalog", "mesh::drain", "mesh::advice"]),
+    // Read handles of all rooms; nobody but the agent imports it.
+    room(
+        "mesh::admin",
+        &[
+            "nerve::model",
+            "nerve::document",
+            "nerve::publish",
+            "nerve::registrar",
+            "nerve::source",
+            "nerve::store",
+            "nerve::tasks",
+            "synapse::catalog",
+            "mesh::api",
+            "mesh::drain",
+            "mesh::readiness",
+        ],
+    ),
+    // The rooms' `Config` types, and the reading of text.
+    room(
+        "mesh::config",
+        &[
+            "nerve::model",
+            "nerve::document",
+            "nerve::period",
+            "nerve::store",
+            "nerve::source",
+            "nerve::check",
+            "nerve::registrar",
+            "synapse::memory",
+            "mesh::admin",
+            "mesh::balance",
+            "mesh::dns",
+            "mesh::ingress",
+            "mesh::proxy",
+        ],
+    ),
+    // The only place where the rooms meet.
+    room("mesh::agent", &["*"]),
+    // A client of the admin interface, but for the commands that start an agent or read a file.
+    room("mesh::cli", &["nerve::model", "mesh::api", "mesh::agent", "mesh::config"]),
+    room("mesh::main", &["mesh::cli"]),
+];
+
+/// Where an external crate may be named.
+pub(crate) struct Home {
+    /// The crate, as in Cargo.toml.
+    pub(crate) name: &'static str,
+    /// Beginnings of paths from the root of the repository.
+    pub(crate) paths: &'static [&'static str],
+}
+
+const fn home(name: &'static str, paths: &'static [&'static str]) -> Home {
+    Home { name, paths }
+}
+
+/// Crates whose types must leak nowhere else: exchanging one is a change of its home.
+pub(crate) const HOMES: &[Home] = &[
+    home("etcd-client", &["nerve/src/store/etcd"]),
+    home("tonic", &["nerve/src/store/etcd"]),
+    home("redb", &["nerve/src/store/embedded"]),
+    home("toml", &["nerve/src/document"]),
+    home("notify", &["nerve/src/source"]),
+    home("strsim", &["nerve/src/document", "mesh/src/admin/refusal.rs"]),
+    home("humantime", &["nerve/src", "mesh/src/cli"]),
+    home("hyper", &["nerve/src/check/http", "mesh/src/admin", "mesh/src/cli", "mesh/src/agent/demo"]),
+    home("hyper-util", &["nerve/src/check/http", "mesh/src/admin", "mesh/src/cli", "mesh/src/agent/demo"]),
+    home(
+        "http-body-util",
+        &["nerve/src/check/http", "mesh/src/admin", "mesh/src/cli", "mesh/src/agent/demo"],
+    ),
+    home("hickory-proto", &["mesh/src/dns"]),
+    home("hickory-server", &["mesh/src/dns"]),
+    home("axum", &["mesh/src/admin"]),
+    home("clap", &["mesh/src/cli"]),
+    home("clap_complete", &["mesh/src/cli"]),
+    home("rtnetlink", &["mesh/src/agent/demo"]),
+    home("nix", &["mesh/src/agent", "mesh/src/dns/server", "mesh/src/proxy/plane.rs"]),
+    home("rand", &["mesh/src/dns"]),
+    home("tempfile", &["mesh/src/agent/demo"]),
+    home("socket2", &["mesh/src/proxy", "mesh/src/ingress", "mesh/src/dns"]),
+    home("tracing-subscriber", &["mesh/src/agent"]),
+    home("anyhow", &["mesh/src/agent", "mesh/src/cli"]),
+];
+
+/// Crates that any room may use. A new dependency goes here or above.
+pub(crate) const COMMON: &[&str] = &[
+    "arc-swap",
+    "async-trait",
+    "futures-util",
+    "papaya",
+    "prometheus",
+    "serde",
+    "serde_json",
+    "smallvec",
+    "thiserror",
+    "tokio",
+    "tokio-util",
+    "tracing",
+];
+
+/// The longest file, in lines.
+pub(crate) const FILE_LINES: usize = 600;
+/// The longest function, in lines.
+pub(crate) const FUNCTION_LINES: usize = 100;
+/// The most variants of an error: more of them are two errors.
+pub(crate) const ERROR_VARIANTS: usize = 12;
+/// The only places with `unsafe`.
+pub(crate) const UNSAFE: &[&str] = &["mesh/src/sys"];
+/// The only places with tests that sleep outside of a loop that looks at a condition: the harness's own waiting, a rate that is
+/// measured over real time, and a token that a server of another make lets expire.
+pub(crate) const SLEEPS: &[&str] =
+    &["tests/src/wait.rs", "nerve/src/check/runner.rs", "nerve/src/store/etcd/tests/mod.rs"];
+
+/// The beginnings of what is taken for a path of the repository where a document says it.
+pub(crate) const PATHS: &[&str] = &[
+    ".cargo/",
+    ".ci/",
+    "benches/",
+    "docs/",
+    "examples/",
+    "mesh/",
+    "nerve/",
+    "packaging/",
+    "synapse/",
+    "tests/",
+    "tools/",
+];
