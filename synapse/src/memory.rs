@@ -71,19 +71,10 @@ fn read(file: &Path) -> io::Result<Recalled> {
     if text.len() as u64 > MAX_BYTES {
         return Err(io::Error::other(format!("it is larger than the {MAX_BYTES} bytes that are allowed")));
     }
-    #[derive(Deserialize)]
-    struct Head {
-        format: u32,
-    }
-    // Another version's file is said to be one, whatever else is in it.
-    let head: Head = serde_json::from_slice(&text)?;
-    if head.format != FORMAT {
-        return Err(io::Error::other(format!(
-            "it is of format {}, this version reads {FORMAT}",
-            head.format
-        )));
-    }
-    let saved: Saved = serde_json::from_slice(&text)?;
+    let saved = match serde_json::from_slice::<Saved>(&text) {
+        Ok(saved) if saved.format == FORMAT => saved,
+        read => return Err(unusable(&text, read.err())),
+    };
     let mut changes = Vec::with_capacity(saved.nodes.len() + saved.settings.len() + saved.instances.len());
     changes.extend(saved.nodes.into_iter().map(Change::PutNode));
     for (service, text) in &saved.settings {
@@ -104,6 +95,21 @@ fn read(file: &Path) -> io::Result<Recalled> {
         revision: Revision(saved.revision),
         as_of: saved.as_of,
     })
+}
+
+/// Another version's file is said to be one, whatever else is in it.
+fn unusable(text: &[u8], error: Option<serde_json::Error>) -> io::Error {
+    #[derive(Deserialize)]
+    struct Head {
+        format: u32,
+    }
+    match (serde_json::from_slice::<Head>(text), error) {
+        (Ok(Head { format: FORMAT }) | Err(_), Some(error)) => error.into(),
+        (Ok(Head { format }), _) => {
+            io::Error::other(format!("it is of format {format}, this version reads {FORMAT}"))
+        }
+        (Err(error), None) => error.into(),
+    }
 }
 
 /// Saves `catalog` to `file` whenever it has changed, and once more at the end.

@@ -31,7 +31,7 @@ pub(super) async fn leave(mut rooms: Rooms) {
     }
     rooms.ingress_tasks.shutdown().await;
     if let Some(name_server) = rooms.name_server.take() {
-        name_server.end();
+        name_server.end().await;
     }
     rooms.enter(Phase::Stopped);
     rooms.admin.drain(ADMIN_WITHIN).await;

@@ -88,7 +88,7 @@ impl Rooms {
         // What is done with it: connections and names.
         let plane = start_data_plane(&config, &registry)?;
         let ingress = start_ingress(&config, &catalog, &plane, &registry, &ingress_tasks)?;
-        let (zone, name_server) = start_name_server(&config, &catalog, &registry)?;
+        let name_server = start_name_server(&config, &catalog, &registry)?;
 
         // What this node says of itself.
         let services = ConfigSource::new(config.services.clone());
@@ -96,7 +96,7 @@ impl Rooms {
 
         let problems = Problems {
             ingress: ingress.clone(),
-            dns: name_server.as_ref().map(|name_server| name_server.server.clone()),
+            dns: name_server.as_ref().map(|name_server| name_server.handle.clone()),
             watcher: watcher.clone(),
             reload: Arc::default(),
         };
@@ -112,7 +112,7 @@ impl Rooms {
             store: Arc::clone(&store),
             registry: registry.clone(),
             traffic: Arc::new(ingress.clone()),
-            resolver: zone.map(|zone| zone as Arc<dyn admin::Resolver>),
+            resolver: resolver(name_server.as_ref()),
             problems: Arc::new(move || listed.list()),
         };
         let admin_metrics = admin::Metrics::default();
@@ -224,19 +224,27 @@ fn start_ingress(
     Ok(ingress::start(config.ingress(), catalog.clone(), Arc::clone(plane), metrics, tasks))
 }
 
-/// The zone and its server; neither where DNS is off. Addresses that cannot be bound are problems and no errors.
+/// The name server; none where DNS is off. Addresses that cannot be bound are problems and no errors.
 fn start_name_server(
     config: &Config,
     catalog: &Catalog,
     registry: &Registry,
-) -> anyhow::Result<(Option<Arc<dns::Zone>>, Option<NameServer>)> {
-    let Some(config) = config.dns() else { return Ok((None, None)) };
-    let metrics = dns::Metrics::new()?;
+) -> anyhow::Result<Option<NameServer>> {
+    let Some(config) = config.dns() else { return Ok(None) };
+    let metrics = dns::Metrics::default();
     metrics.register(registry)?;
-    let zone = Arc::new(dns::Zone::new(&config, catalog.clone()));
-    let bound = dns::Bound::bind(&config, Arc::clone(&zone), metrics);
-    let name_server = NameServer::start(bound).context("start the name server's thread")?;
-    Ok((Some(zone), Some(name_server)))
+    let bound = dns::bind(config, catalog.clone(), Arc::new(metrics));
+    for address in bound.addresses() {
+        tracing::info!(%address, "answering DNS");
+    }
+    for error in bound.failures() {
+        tracing::error!(%error, "no DNS on an address; it is tried again");
+    }
+    Ok(Some(NameServer::start(bound).context("start the name server's thread")?))
+}
+
+fn resolver(name_server: Option<&NameServer>) -> Option<Arc<dyn admin::Resolver>> {
+    name_server.map(|name_server| Arc::new(name_server.handle.clone()) as Arc<dyn admin::Resolver>)
 }
 
 async fn start_registrar(

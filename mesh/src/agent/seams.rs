@@ -38,10 +38,35 @@ impl Traffic for ingress::Handle {
     }
 }
 
-impl Resolver for dns::Zone {
+impl Resolver for dns::Handle {
     fn explain(&self, name: &str, record_type: &str) -> Result<Resolution, String> {
-        let dns::Explanation { name, record_type, code, answers, why } = self.explain(name, record_type)?;
-        Ok(Resolution { name, record_type, code, answers, why })
+        const TYPES: [&str; 5] = ["A", "AAAA", "SRV", "NS", "SOA"];
+        let record_type = record_type.to_ascii_uppercase();
+        if !TYPES.contains(&record_type.as_str()) {
+            return Err(format!("{record_type:?} is no record type of the mesh: {}", TYPES.join(", ")));
+        }
+        let told = self.explain(name);
+        if told.rule == dns::Rule::Invalid {
+            return Err(told.why);
+        }
+        // `name ttl IN type data`, as in a zone file.
+        let of_type = |record: &String| record.split_whitespace().nth(3) == Some(record_type.as_str());
+        let answers = told.records.into_iter().filter(of_type).collect();
+        let code = match told.outcome {
+            dns::Outcome::Answer | dns::Outcome::NoData => "NOERROR",
+            dns::Outcome::NxDomain => "NXDOMAIN",
+            dns::Outcome::NotReady => "SERVFAIL",
+            dns::Outcome::Refused => "REFUSED",
+            dns::Outcome::Forwarded => "",
+        };
+        let excluded = told.excluded.into_iter().map(|endpoint| {
+            let dns::Excluded { instance, node, address, reason, detail } = endpoint;
+            let detail = if detail.is_empty() { detail } else { format!(": {detail}") };
+            format!("left out: {instance} on node {node} ({address}), {reason}{detail}")
+        });
+        let stale = told.stale.map(|reason| format!("this is the last known good: {reason}"));
+        let why = std::iter::once(told.why).chain(excluded).chain(stale).collect();
+        Ok(Resolution { name: told.name, record_type, code: code.to_owned(), answers, why })
     }
 }
 
@@ -49,7 +74,7 @@ impl Resolver for dns::Zone {
 #[derive(Debug, Clone)]
 pub(super) struct Problems {
     pub(super) ingress: ingress::Handle,
-    pub(super) dns: Option<dns::Server>,
+    pub(super) dns: Option<dns::Handle>,
     pub(super) watcher: Watcher,
     /// What of a reload could not be applied.
     pub(super) reload: Arc<Mutex<Option<String>>>,
@@ -69,11 +94,9 @@ impl Problems {
             }
             ingress::ListenerState::Open { .. } => None,
         });
+        let addresses = self.dns.iter().flat_map(dns::Handle::listeners);
         let addresses =
-            self.dns.iter().flat_map(dns::Server::addresses).filter_map(|(_, state)| match state {
-                dns::ListenState::Failed(error) => Some(problem("dns", error)),
-                dns::ListenState::Open => None,
-            });
+            addresses.filter_map(|listener| listener.state.err().map(|error| problem("dns", error)));
         let refused = self.watcher.status().refused.into_iter();
         let records = refused
             .map(|(path, reason)| problem("store", format!("the record {path} is not taken: {reason}")));

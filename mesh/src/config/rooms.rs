@@ -83,12 +83,17 @@ impl Config {
     /// What the name server is told; `None` where it does not run.
     #[must_use]
     pub fn dns(&self) -> Option<dns::Config> {
+        let upstreams = &self.dns.upstreams;
         self.dns.enabled.then(|| dns::Config {
-            node: self.node.name.clone(),
             listen: self.dns.listen.clone(),
             domain: self.dns.domain.clone(),
             ttl: self.dns.ttl.get(),
-            upstreams: self.dns.upstreams.clone(),
+            upstreams: if upstreams.is_empty() {
+                dns::Upstreams::default()
+            } else {
+                dns::Upstreams::List(upstreams.clone())
+            },
+            ..dns::Config::default()
         })
     }
 }

@@ -1,41 +1,278 @@
-//! What the name server counts.
+//! What the DNS server counts. Every label value is a variant of a closed enum, and its counter is looked up once, at
+//! start: counting on the path of a query is one atomic addition.
 
-use prometheus::{Histogram, HistogramOpts, IntCounter, IntCounterVec, Opts, Registry};
+use std::marker::PhantomData;
+use std::time::Duration;
 
-/// Queries by outcome, and what became of forwarded ones.
-#[derive(Debug, Clone)]
+use prometheus::core::Collector;
+use prometheus::{
+    Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry,
+};
+
+/// A closed set of label values.
+pub(super) trait Label: Copy + 'static {
+    const ALL: &'static [Self];
+    fn as_str(self) -> &'static str;
+    fn index(self) -> usize;
+}
+
+macro_rules! label {
+    ($(#[$doc:meta])* $name:ident { $($(#[$vdoc:meta])* $variant:ident = $text:literal),+ $(,)? }) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        pub(super) enum $name { $($(#[$vdoc])* $variant),+ }
+        impl Label for $name {
+            const ALL: &'static [Self] = &[$(Self::$variant),+];
+            fn as_str(self) -> &'static str {
+                match self { $(Self::$variant => $text),+ }
+            }
+            fn index(self) -> usize {
+                self as usize
+            }
+        }
+    };
+}
+
+label! {
+    /// How a query came.
+    Transport { Udp = "udp", Tcp = "tcp" }
+}
+label! {
+    /// What became of a query.
+    Verdict {
+        Answered = "answered",
+        NoData = "no_data",
+        NxDomain = "nxdomain",
+        /// The catalog has heard nothing yet: SERVFAIL, never "there is none".
+        NotReady = "not_ready",
+        Forwarded = "forwarded",
+        Refused = "refused",
+        FormErr = "formerr",
+        NotImplemented = "not_implemented",
+        BadVersion = "bad_version",
+    }
+}
+label! {
+    /// Why a query was refused an answer.
+    Refusal {
+        /// A class other than IN.
+        Class = "class",
+        /// AXFR, IXFR and the other types that are no data.
+        MetaType = "meta_type",
+        /// Outside the domain, and the client did not ask for recursion.
+        RecursionNotDesired = "recursion_not_desired",
+        /// Outside the domain, from a client with a globally routable address.
+        ClientNotPermitted = "client_not_permitted",
+        /// Outside the domain, and nobody to ask.
+        NoUpstream = "no_upstream",
+        /// As many queries wait for an upstream as may.
+        TooManyForwards = "too_many_forwards",
+    }
+}
+label! {
+    /// What became of a forwarded query.
+    Forwarded {
+        CacheHit = "cache_hit",
+        /// Joined a question that was already on its way.
+        Joined = "joined",
+        Answered = "answered",
+        /// No upstream answered in time.
+        Timeout = "timeout",
+        /// No upstream could be reached.
+        Unreachable = "unreachable",
+        /// Every upstream answered with a failure; the last one is relayed.
+        UpstreamFailed = "upstream_failed",
+    }
+}
+label! {
+    /// Why something was dropped without an answer, or a connection closed.
+    Dropped {
+        /// Fewer octets than a header.
+        TooShort = "too_short",
+        /// A response, never answered: two servers would talk for ever.
+        NotAQuery = "not_a_query",
+        /// No port to answer to.
+        NoReturnPort = "no_return_port",
+        ReceiveFailed = "receive_failed",
+        SendFailed = "send_failed",
+        /// The handling of this one message panicked.
+        Panic = "panic",
+        TcpConnectionLimit = "tcp_connection_limit",
+        TcpAcceptFailed = "tcp_accept_failed",
+        TcpQueryTooLong = "tcp_query_too_long",
+        TcpIdle = "tcp_idle",
+        TcpSlowReader = "tcp_slow_reader",
+        /// A message from an upstream that does not answer our question: late, or forged.
+        UpstreamMismatch = "upstream_mismatch",
+    }
+}
+label! {
+    /// Which way a query was answered.
+    Path { Zone = "zone", Cache = "cache", Upstream = "upstream" }
+}
+
+/// A counter a label value.
+#[derive(Debug)]
+pub(super) struct Counters<L> {
+    vec: IntCounterVec,
+    each: Vec<IntCounter>,
+    label: PhantomData<L>,
+}
+
+impl<L: Label> Counters<L> {
+    #[allow(
+        clippy::expect_used,
+        reason = "proof: name and label are literals of this file, valid and distinct"
+    )]
+    fn new(name: &str, help: &str, label: &str) -> Self {
+        let vec = IntCounterVec::new(Opts::new(name, help), &[label]).expect("literal metric name");
+        let each = L::ALL.iter().map(|value| vec.with_label_values(&[value.as_str()])).collect();
+        Self { vec, each, label: PhantomData }
+    }
+
+    pub(super) fn inc(&self, value: L) {
+        self.each[value.index()].inc();
+    }
+
+    #[cfg(test)]
+    pub(super) fn get(&self, value: L) -> u64 {
+        self.each[value.index()].get()
+    }
+}
+
+/// What the DNS server counts.
+#[derive(Debug)]
 pub struct Metrics {
-    pub(super) queries: IntCounterVec,
-    pub(super) forwarded: IntCounterVec,
-    pub(super) answer: Histogram,
-    pub(super) unsent: IntCounter,
+    queries: IntCounterVec,
+    queries_each: Vec<IntCounter>,
+    pub(super) refused: Counters<Refusal>,
+    pub(super) forwarded: Counters<Forwarded>,
+    pub(super) dropped: Counters<Dropped>,
+    seconds: HistogramVec,
+    seconds_each: Vec<Histogram>,
+    pub(super) truncated: IntCounter,
+    pub(super) stale_answers: IntCounter,
+    pub(super) tcp_connections: IntGauge,
+    pub(super) forwards_in_flight: IntGauge,
+    pub(super) cache_entries: IntGauge,
+    pub(super) listeners: IntGauge,
+    pub(super) listeners_failed: IntGauge,
+}
+
+impl Default for Metrics {
+    #[allow(
+        clippy::expect_used,
+        reason = "proof: names and labels are literals of this file, valid and distinct"
+    )]
+    fn default() -> Self {
+        let counter = |name, help| IntCounter::new(name, help).expect("literal metric name");
+        let gauge = |name, help| IntGauge::new(name, help).expect("literal metric name");
+        let queries = IntCounterVec::new(
+            Opts::new("plexus_dns_queries_total", "DNS queries by transport and what became of them."),
+            &["transport", "outcome"],
+        )
+        .expect("literal metric name");
+        let queries_each = Transport::ALL
+            .iter()
+            .flat_map(|t| Verdict::ALL.iter().map(move |v| (t, v)))
+            .map(|(t, v)| queries.with_label_values(&[t.as_str(), v.as_str()]))
+            .collect();
+        let buckets =
+            vec![0.000_01, 0.000_03, 0.000_1, 0.000_3, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0];
+        let seconds = HistogramVec::new(
+            HistogramOpts::new(
+                "plexus_dns_answer_seconds",
+                "Time from reading a query to its answer, by the way it was answered.",
+            )
+            .buckets(buckets),
+            &["path"],
+        )
+        .expect("literal metric name");
+        let seconds_each = Path::ALL.iter().map(|p| seconds.with_label_values(&[p.as_str()])).collect();
+        Self {
+            queries,
+            queries_each,
+            refused: Counters::new("plexus_dns_refused_total", "DNS queries refused, by reason.", "reason"),
+            forwarded: Counters::new(
+                "plexus_dns_forwarded_total",
+                "DNS queries for names outside the domain, by result.",
+                "result",
+            ),
+            dropped: Counters::new(
+                "plexus_dns_dropped_total",
+                "DNS messages dropped and connections closed, by reason.",
+                "reason",
+            ),
+            seconds,
+            seconds_each,
+            truncated: counter(
+                "plexus_dns_truncated_total",
+                "UDP answers that were too long: the client is sent to TCP.",
+            ),
+            stale_answers: counter(
+                "plexus_dns_stale_answers_total",
+                "Answers from the last known good while the store was out of reach.",
+            ),
+            tcp_connections: gauge("plexus_dns_tcp_connections", "Open TCP connections of clients."),
+            forwards_in_flight: gauge("plexus_dns_forwards_in_flight", "Queries that wait for an upstream."),
+            cache_entries: gauge("plexus_dns_cache_entries", "Answers of upstreams that are kept."),
+            listeners: gauge("plexus_dns_listeners", "Addresses that are served."),
+            listeners_failed: gauge(
+                "plexus_dns_listeners_failed",
+                "Configured addresses that could not be bound.",
+            ),
+        }
+    }
 }
 
 impl Metrics {
-    /// Counters at zero, not registered yet.
-    pub fn new() -> prometheus::Result<Self> {
-        Ok(Self {
-            queries: IntCounterVec::new(
-                Opts::new("plexus_dns_queries_total", "Questions answered, by transport and response code."),
-                &["transport", "code"],
-            )?,
-            forwarded: IntCounterVec::new(
-                Opts::new("plexus_dns_forwarded_total", "Questions for other names, by what became of them."),
-                &["result"],
-            )?,
-            answer: Histogram::with_opts(
-                HistogramOpts::new("plexus_dns_answer_seconds", "Time to answer, upstream included.")
-                    .buckets(vec![0.00001, 0.0001, 0.001, 0.01, 0.1, 1.0, 5.0]),
-            )?,
-            unsent: IntCounter::new("plexus_dns_unsent_total", "Answers that the socket did not take.")?,
-        })
+    /// Adds every metric of this room to `registry`; fails if one of them is there already.
+    pub fn register(&self, registry: &Registry) -> prometheus::Result<()> {
+        let all: [Box<dyn Collector>; 12] = [
+            Box::new(self.queries.clone()),
+            Box::new(self.refused.vec.clone()),
+            Box::new(self.forwarded.vec.clone()),
+            Box::new(self.dropped.vec.clone()),
+            Box::new(self.seconds.clone()),
+            Box::new(self.truncated.clone()),
+            Box::new(self.stale_answers.clone()),
+            Box::new(self.tcp_connections.clone()),
+            Box::new(self.forwards_in_flight.clone()),
+            Box::new(self.cache_entries.clone()),
+            Box::new(self.listeners.clone()),
+            Box::new(self.listeners_failed.clone()),
+        ];
+        all.into_iter().try_for_each(|collector| registry.register(collector))
     }
 
-    /// Makes them visible.
-    pub fn register(&self, registry: &Registry) -> prometheus::Result<()> {
-        registry.register(Box::new(self.queries.clone()))?;
-        registry.register(Box::new(self.forwarded.clone()))?;
-        registry.register(Box::new(self.answer.clone()))?;
-        registry.register(Box::new(self.unsent.clone()))
+    pub(super) fn query(&self, transport: Transport, verdict: Verdict) {
+        self.queries_each[transport.index() * Verdict::ALL.len() + verdict.index()].inc();
+    }
+
+    pub(super) fn took(&self, path: Path, time: Duration) {
+        self.seconds_each[path.index()].observe(time.as_secs_f64());
+    }
+
+    #[cfg(test)]
+    pub(super) fn queries(&self, transport: Transport, verdict: Verdict) -> u64 {
+        self.queries_each[transport.index() * Verdict::ALL.len() + verdict.index()].get()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_metric_registers_once_and_is_named_for_the_program() {
+        let (metrics, registry) = (Metrics::default(), Registry::new());
+        metrics.register(&registry).unwrap();
+        assert!(metrics.register(&registry).is_err());
+        metrics.query(Transport::Tcp, Verdict::BadVersion);
+        assert_eq!(metrics.queries(Transport::Tcp, Verdict::BadVersion), 1);
+        assert_eq!(metrics.queries(Transport::Udp, Verdict::BadVersion), 0);
+        for family in registry.gather() {
+            assert!(family.name().starts_with("plexus_dns_"), "{}", family.name());
+        }
     }
 }

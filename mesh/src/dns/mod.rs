@@ -1,40 +1,23 @@
-//! DNS: the names of the mesh, answered from the catalog; other names, forwarded.
+//! DNS: names of the mesh answered from the catalog, every other name forwarded.
 //!
-//! [`zone`] is pure: a name and a type → records. [`server`] carries it over UDP and TCP with hickory-server; [`forward`]
-//! relays other names upstream, with a cache and limits of its own, and never stands in the way of the mesh's names.
-//! Nothing is kept between catalog and answer, so there is nothing to flush. hickory's types do not leave this room.
+//! [`bind`] takes the sockets, [`Bound::run`] serves them until it is drained. A question goes one of two ways that
+//! share nothing but the socket: a name under the domain is answered at once, from memory, by `zone`; any other name
+//! is handed to `forward`, which has a cache, a limit on what is in flight, and never slows the first way down.
+//!
+//! Messages are read and written by hickory (`message`); the loops around the sockets are ours (`server`), because
+//! those of `hickory_server::Server` (0.26) spawn a task a datagram without a limit, accept connections without a
+//! limit, answer a connection's queries in strict sequence, and cannot relay an answer's bytes as they came.
+//! What a user sees of it is in `docs/dns.md`. No type of hickory leaves this room; it never touches the balancer or the proxy.
 
-mod cache;
-mod domain;
-mod explain;
+mod config;
 mod forward;
-mod handler;
+mod message;
 mod metrics;
 mod server;
+mod wire;
 mod zone;
 
-use std::net::SocketAddr;
-use std::time::Duration;
-
-use nerve::model::NodeName;
-
-pub use domain::{Domain, DomainError};
-pub use explain::Explanation;
+pub use config::{Config, Domain, DomainError, Limits, RecursionFor, Upstreams};
 pub use metrics::Metrics;
-pub use server::{BindError, Bound, ListenState, Server};
-pub use zone::Zone;
-
-/// What the name server does.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Config {
-    /// This node: it is named as the zone's server.
-    pub node: NodeName,
-    /// Addresses, UDP and TCP each. Concrete ones: a reply leaves from the address that was asked.
-    pub listen: Vec<SocketAddr>,
-    /// The domain of the mesh.
-    pub domain: Domain,
-    /// How long an answer may be kept by whoever asked.
-    pub ttl: Duration,
-    /// Who is asked for other names; empty: the servers of `/etc/resolv.conf`.
-    pub upstreams: Vec<SocketAddr>,
-}
+pub use server::{BindError, Bound, Handle, Listener, bind};
+pub use zone::{Excluded, Explanation, Outcome, Rule};

@@ -102,6 +102,11 @@ impl ServiceMetrics {
     pub(super) fn dropped(&self, reason: Dropped) {
         self.dropped[reason as usize].inc();
     }
+
+    #[cfg(test)]
+    pub(super) fn dropped_so_far(&self, reason: Dropped) -> u64 {
+        self.dropped[reason as usize].get()
+    }
 }
 
 fn counters(name: &str, help: &str, labels: &[&str]) -> prometheus::Result<IntCounterVec> {

@@ -11,6 +11,8 @@ mod metrics;
 mod plane;
 mod socket;
 mod tcp;
+#[cfg(test)]
+mod tests;
 
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::time::Duration;

@@ -1,0 +1,226 @@
+//! What the DNS server is told: which domain it owns, where it listens, how long answers live, whom it asks.
+//!
+//! Every value here is valid by its type; reading it from a file is the business of the config room.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+/// Longest domain: leaves room for the longest label that is put in front of it (RFC 1035 allows 255 octets a name).
+const LONGEST_DOMAIN: usize = 120;
+
+/// Everything the DNS server is told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// The domain that is answered from the catalog. Default `mesh.internal` (`.internal` is reserved for private use).
+    pub domain: Domain,
+    /// Each address is served over UDP and TCP. Default `127.0.0.1:53`. The wildcard addresses work: replies leave from
+    /// the address that was asked.
+    pub listen: Vec<SocketAddr>,
+    /// How long a client may keep an answer; whole seconds. Default 5 s.
+    pub ttl: Duration,
+    /// How long a client may keep "there is none" (RFC 2308); whole seconds. Default 2 s.
+    pub negative_ttl: Duration,
+    /// Who answers names outside the domain. Default: the name servers of `/etc/resolv.conf`.
+    pub upstreams: Upstreams,
+    /// Who may have names outside the domain answered. Default: clients from networks that are not globally routable.
+    pub recursion: RecursionFor,
+    /// Bounds of everything that could grow.
+    pub limits: Limits,
+}
+
+/// Who answers names outside the domain.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Upstreams {
+    /// The `nameserver` lines of this file, read again when it changes; our own addresses among them are left out.
+    ResolvConf(PathBuf),
+    /// These, in the order of preference.
+    List(Vec<SocketAddr>),
+    /// Nobody: such names are refused.
+    None,
+}
+
+/// Who may have names outside the domain answered. The domain itself is answered to everyone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RecursionFor {
+    /// Clients whose address is not globally routable (loopback, RFC 1918, RFC 6598, link-local, RFC 4193,
+    /// documentation and benchmark networks). An open resolver on a public address serves reflection attacks.
+    PrivateClients,
+    /// Everyone who reaches the socket.
+    Everyone,
+}
+
+/// Bounds of everything that could grow.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Limits {
+    /// Most records in an answer over UDP; a random choice when there are more. Default 8, which fits 512 octets; never 0.
+    pub answers_udp: usize,
+    /// Most records in an answer over TCP. Default 256.
+    pub answers_tcp: usize,
+    /// Queries that wait for an upstream at a time; those beyond get SERVFAIL. Each costs at most one socket. Default 512.
+    pub forwards_in_flight: usize,
+    /// Answers of upstreams that are kept; 0 keeps none. Default 4096, of at most 4 KiB each.
+    pub cache_entries: usize,
+    /// How long an upstream is waited for before the next is asked. Default 2 s.
+    pub upstream_timeout: Duration,
+    /// TCP connections at a time over all addresses; those beyond are closed at once. Default 256.
+    pub tcp_connections: usize,
+    /// How long a TCP connection may be idle, or take to accept an answer. Default 10 s.
+    pub tcp_idle: Duration,
+    /// How often an address that could not be bound is tried again. Default 5 s.
+    pub retry: Duration,
+}
+
+/// The domain that is answered from the catalog: lower-case DNS labels, without the final dot.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Domain(String);
+
+/// Why a text is no domain.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{value:?} is no DNS domain to serve: {rule}")]
+pub struct DomainError {
+    value: String,
+    rule: &'static str,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            domain: Domain::default(),
+            listen: vec![SocketAddr::from((Ipv4Addr::LOCALHOST, 53))],
+            ttl: Duration::from_secs(5),
+            negative_ttl: Duration::from_secs(2),
+            upstreams: Upstreams::default(),
+            recursion: RecursionFor::PrivateClients,
+            limits: Limits::default(),
+        }
+    }
+}
+
+impl Default for Domain {
+    /// `mesh.internal`: ICANN reserved `internal` for private use.
+    fn default() -> Self {
+        Self("mesh.internal".to_owned())
+    }
+}
+
+impl Default for Upstreams {
+    fn default() -> Self {
+        Self::ResolvConf(PathBuf::from("/etc/resolv.conf"))
+    }
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            answers_udp: 8,
+            answers_tcp: 256,
+            forwards_in_flight: 512,
+            cache_entries: 4096,
+            upstream_timeout: Duration::from_secs(2),
+            tcp_connections: 256,
+            tcp_idle: Duration::from_secs(10),
+            retry: Duration::from_secs(5),
+        }
+    }
+}
+
+impl RecursionFor {
+    /// May a client of this address have names outside the domain answered?
+    #[must_use]
+    pub fn permits(self, client: IpAddr) -> bool {
+        match (self, client.to_canonical()) {
+            (Self::Everyone, _) => true,
+            (Self::PrivateClients, IpAddr::V4(ip)) => !is_global_v4(ip),
+            (Self::PrivateClients, IpAddr::V6(ip)) => !is_global_v6(ip),
+        }
+    }
+}
+
+/// The IANA IPv4 special-purpose registry (RFC 6890), as far as a client can have such an address.
+fn is_global_v4(ip: Ipv4Addr) -> bool {
+    let [a, b, ..] = ip.octets();
+    let shared = a == 100 && (64..128).contains(&b);
+    let benchmark = a == 198 && (18..20).contains(&b);
+    !(ip.is_loopback()
+        || ip.is_private()
+        || ip.is_link_local()
+        || ip.is_documentation()
+        || shared
+        || benchmark)
+}
+
+fn is_global_v6(ip: Ipv6Addr) -> bool {
+    let documentation = ip.segments()[..2] == [0x2001, 0xdb8];
+    !(ip.is_loopback() || ip.is_unique_local() || ip.is_unicast_link_local() || documentation)
+}
+
+impl Domain {
+    /// The domain as text, without the final dot.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for Domain {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.0)
+    }
+}
+
+impl FromStr for Domain {
+    type Err = DomainError;
+
+    /// Reads `mesh.internal`, `Mesh.Internal.`; never the root.
+    fn from_str(text: &str) -> Result<Self, DomainError> {
+        let refuse = |rule| DomainError { value: text.chars().take(80).collect(), rule };
+        let domain = text.strip_suffix('.').unwrap_or(text).to_ascii_lowercase();
+        if domain.is_empty() {
+            return Err(refuse("the root belongs to no mesh; write a domain such as mesh.internal"));
+        }
+        if domain.len() > LONGEST_DOMAIN {
+            return Err(refuse("it has more than 120 characters, which leaves no room for names under it"));
+        }
+        for label in domain.split('.') {
+            let good = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
+            if label.is_empty() || label.len() > 63 || !label.bytes().all(good) {
+                return Err(refuse("between its dots are 1 to 63 of a-z, 0-9 and '-' (RFC 1123)"));
+            }
+            if label.starts_with('-') || label.ends_with('-') {
+                return Err(refuse("a label neither begins nor ends with '-' (RFC 1123)"));
+            }
+        }
+        Ok(Self(domain))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_domain_is_lower_cased_labels_without_final_dot() {
+        assert_eq!("Mesh.Internal.".parse::<Domain>().unwrap().as_str(), "mesh.internal");
+        assert_eq!("corp".parse::<Domain>().unwrap().as_str(), "corp");
+        for bad in ["", ".", "a..b", "-a.b", "a_b", "ä.b", &"x".repeat(64), &"ab.".repeat(50)] {
+            let error = bad.parse::<Domain>().unwrap_err().to_string();
+            assert!(error.contains("is no DNS domain to serve: "), "{error}");
+        }
+    }
+
+    #[test]
+    fn only_clients_without_a_global_address_are_forwarded_for_unless_told() {
+        for private in
+            ["127.0.0.1", "10.1.2.3", "100.64.0.1", "192.0.2.7", "::1", "fd00::1", "::ffff:10.0.0.1"]
+        {
+            assert!(RecursionFor::PrivateClients.permits(private.parse().unwrap()), "{private}");
+        }
+        for global in ["8.8.8.8", "100.128.0.1", "2606:4700::1", "::ffff:8.8.8.8"] {
+            assert!(!RecursionFor::PrivateClients.permits(global.parse().unwrap()), "{global}");
+            assert!(RecursionFor::Everyone.permits(global.parse().unwrap()), "{global}");
+        }
+    }
+}

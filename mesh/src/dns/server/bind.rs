@@ -1,0 +1,132 @@
+//! Taking an address for UDP and TCP, both or neither, and saying what to do when it cannot be had.
+
+use std::io;
+use std::net::{SocketAddr, TcpListener, UdpSocket};
+
+use nix::sys::socket::{setsockopt, sockopt};
+use socket2::{Domain, Protocol, Socket, Type};
+
+/// A client's burst waits here while another answer is written; the kernel grants what its limits allow.
+const UDP_RECEIVE_BUFFER: usize = 1 << 20;
+/// Connections that wait to be accepted.
+const TCP_BACKLOG: i32 = 256;
+/// With port 0 the kernel picks a UDP port whose TCP port may be taken: so often another is tried.
+const PORT_ATTEMPTS: usize = 16;
+
+/// Why an address cannot be served.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot listen for DNS on {address} over {transport}: {source}; {}", hint(source, *address))]
+pub struct BindError {
+    address: SocketAddr,
+    transport: &'static str,
+    source: io::Error,
+}
+
+impl BindError {
+    /// The address as configured.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+}
+
+/// Both sockets of an address, non-blocking, not yet part of a runtime.
+#[derive(Debug)]
+pub(super) struct Sockets {
+    pub(super) udp: UdpSocket,
+    pub(super) tcp: TcpListener,
+    pub(super) address: SocketAddr,
+    /// It takes what comes for any address of this host, so a reply has to say which one it leaves from.
+    pub(super) wildcard: bool,
+}
+
+impl Sockets {
+    pub(super) fn bind(wanted: SocketAddr) -> Result<Self, BindError> {
+        let failed = |transport| move |source| BindError { address: wanted, transport, source };
+        let mut attempts = if wanted.port() == 0 { PORT_ATTEMPTS } else { 1 };
+        loop {
+            attempts -= 1;
+            let udp = udp(wanted).map_err(failed("UDP"))?;
+            let address = udp.local_addr().map_err(failed("UDP"))?;
+            match tcp(address) {
+                Ok(tcp) => return Ok(Self { udp, tcp, address, wildcard: wanted.ip().is_unspecified() }),
+                Err(error) if error.kind() == io::ErrorKind::AddrInUse && attempts > 0 => {}
+                Err(error) => return Err(failed("TCP")(error)),
+            }
+        }
+    }
+}
+
+fn udp(address: SocketAddr) -> io::Result<UdpSocket> {
+    let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
+    let wildcard = address.ip().is_unspecified();
+    if address.is_ipv6() {
+        // Each family has its own socket, so that both wildcards can be listened on.
+        socket.set_only_v6(true)?;
+        if wildcard {
+            setsockopt(&socket, sockopt::Ipv6RecvPacketInfo, &true)?;
+        }
+    } else if wildcard {
+        setsockopt(&socket, sockopt::Ipv4PacketInfo, &true)?;
+    }
+    // A smaller buffer than wished is no reason not to serve.
+    let _ = socket.set_recv_buffer_size(UDP_RECEIVE_BUFFER);
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    Ok(socket.into())
+}
+
+fn tcp(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    if address.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    // Connections of the program before this one, in TIME_WAIT, do not keep the port.
+    socket.set_reuse_address(true)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(TCP_BACKLOG)?;
+    Ok(socket.into())
+}
+
+fn hint(error: &io::Error, address: SocketAddr) -> String {
+    match error.kind() {
+        io::ErrorKind::AddrInUse => format!(
+            "another program has it (see `ss -lnup 'sport = :{port}'; ss -lntp 'sport = :{port}'`; systemd-resolved has \
+             127.0.0.53): stop that one or listen on another address; it is tried again meanwhile",
+            port = address.port()
+        ),
+        io::ErrorKind::PermissionDenied => {
+            "ports below 1024 need CAP_NET_BIND_SERVICE: run as root, grant it \
+             (systemd: AmbientCapabilities=CAP_NET_BIND_SERVICE), or listen on a port from 1024 up"
+                .to_owned()
+        }
+        io::ErrorKind::AddrNotAvailable => {
+            "no interface of this host has the address: it is tried again until one has".to_owned()
+        }
+        _ => "it is tried again".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn udp_and_tcp_get_the_same_port_or_none() {
+        let first = Sockets::bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        assert_eq!(first.udp.local_addr().unwrap(), first.tcp.local_addr().unwrap());
+        let error = Sockets::bind(first.address).unwrap_err().to_string();
+        assert!(
+            error.contains("another program has it") && error.contains(&first.address.to_string()),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn an_address_that_is_not_ours_is_said_to_be_so() {
+        let error = Sockets::bind("192.0.2.200:0".parse().unwrap()).unwrap_err();
+        assert!(error.to_string().contains("no interface of this host"), "{error}");
+        assert!(std::error::Error::source(&error).is_some());
+    }
+}

@@ -1,0 +1,275 @@
+//! Sockets: bound first, then served until the drain begins. UDP and TCP on every configured address.
+//!
+//! An address that cannot be bound does not stop the others: it is reported, and tried again on a slow tick. Binding
+//! needs no runtime; the sockets join the one that [`Bound::run`] runs on, which may be single-threaded.
+//! What an overload can cost is bounded here: answers from memory are written before the next message is read, what
+//! waits for upstreams is limited by the forwarder, connections by a semaphore, and a connection's share of all by its
+//! own limits.
+
+mod bind;
+mod tcp;
+mod udp;
+
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use nerve::tasks::Tasks;
+use synapse::catalog::Catalog;
+use tokio::sync::Semaphore;
+
+pub use bind::BindError;
+use bind::Sockets;
+
+use super::config::Config;
+use super::forward::{Forwarder, Servers, Source};
+use super::message::Handler;
+use super::metrics::Metrics;
+use super::zone::{Explanation, Outcome, Rule, Zone};
+use crate::drain::DrainWatcher;
+
+/// A configured address, and whether it is served.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listener {
+    /// As configured.
+    pub wanted: SocketAddr,
+    /// The address that is served (a port of 0 is chosen by the kernel), or why none is.
+    pub state: Result<SocketAddr, String>,
+}
+
+/// What the rest of the agent sees of DNS. Clones share it.
+#[derive(Debug, Clone)]
+pub struct Handle {
+    zone: Arc<Zone>,
+    servers: Arc<Servers>,
+    listeners: Arc<Mutex<Vec<Listener>>>,
+}
+
+/// A DNS server whose sockets are bound, and which does not answer yet.
+#[derive(Debug)]
+pub struct Bound {
+    config: Config,
+    metrics: Arc<Metrics>,
+    handle: Handle,
+    /// One a listener, in the same order; `None` where binding failed.
+    sockets: Vec<Option<Sockets>>,
+    failures: Vec<BindError>,
+}
+
+/// Binds every address of `config`. What fails is in [`Bound::failures`] and is tried again while it runs.
+#[must_use]
+pub fn bind(config: Config, catalog: Catalog, metrics: Arc<Metrics>) -> Bound {
+    // Seconds since 1970 grow from one start to the next, as a serial has to, until they wrap as serials do.
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    let serial = u32::try_from(now & u64::from(u32::MAX)).unwrap_or(1);
+    let zone = Arc::new(Zone::new(&config, catalog, serial));
+    let (mut listeners, mut sockets, mut failures) = (Vec::new(), Vec::new(), Vec::new());
+    for &wanted in &config.listen {
+        match Sockets::bind(wanted) {
+            Ok(bound) => {
+                listeners.push(Listener { wanted, state: Ok(bound.address) });
+                sockets.push(Some(bound));
+            }
+            Err(error) => {
+                listeners.push(Listener { wanted, state: Err(error.to_string()) });
+                sockets.push(None);
+                failures.push(error);
+            }
+        }
+    }
+    let servers = Arc::new(Servers::default());
+    let handle = Handle { zone, servers, listeners: Arc::new(Mutex::new(listeners)) };
+    let bound = Bound { config, metrics, handle, sockets, failures };
+    bound.handle.count(&bound.metrics);
+    bound.read_upstreams(&mut None);
+    bound
+}
+
+impl Handle {
+    /// What DNS would answer here for `name`, and why. A name without a final dot is taken as if it had one.
+    #[must_use]
+    pub fn explain(&self, name: &str) -> Explanation {
+        let mut told = self.zone.explain(name);
+        if told.rule == Rule::Outside {
+            let servers = self.servers.list();
+            if let Some(first) = servers.first() {
+                told.outcome = Outcome::Forwarded;
+                let rest = if servers.len() > 1 {
+                    format!(" (and {} more)", servers.len() - 1)
+                } else {
+                    String::new()
+                };
+                told.why.push_str(&format!("; forwarded to {first}{rest}"));
+            } else {
+                told.why.push_str("; refused, since there is no upstream");
+            }
+        }
+        told
+    }
+
+    /// Each configured address, and whether it is served.
+    #[must_use]
+    pub fn listeners(&self) -> Vec<Listener> {
+        self.listeners.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Whom names outside the domain are forwarded to now.
+    #[must_use]
+    pub fn upstreams(&self) -> Vec<SocketAddr> {
+        self.servers.list().to_vec()
+    }
+
+    fn set(&self, at: usize, state: Result<SocketAddr, String>) {
+        if let Some(listener) = self.listeners.lock().unwrap_or_else(PoisonError::into_inner).get_mut(at) {
+            listener.state = state;
+        }
+    }
+
+    fn count(&self, metrics: &Metrics) {
+        let listeners = self.listeners();
+        let served = listeners.iter().filter(|l| l.state.is_ok()).count();
+        let gauge = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
+        metrics.listeners.set(gauge(served));
+        metrics.listeners_failed.set(gauge(listeners.len() - served));
+    }
+}
+
+impl Bound {
+    /// The addresses that are bound.
+    #[must_use]
+    pub fn addresses(&self) -> Vec<SocketAddr> {
+        self.sockets.iter().flatten().map(|sockets| sockets.address).collect()
+    }
+
+    /// The addresses that could not be bound yet, each with what to do about it.
+    #[must_use]
+    pub fn failures(&self) -> &[BindError] {
+        &self.failures
+    }
+
+    /// What the rest of the agent sees of it.
+    #[must_use]
+    pub fn handle(&self) -> Handle {
+        self.handle.clone()
+    }
+
+    /// Answers until the drain begins, then finishes what waits for upstreams and leaves. To be polled on the runtime
+    /// that is to serve the sockets.
+    pub async fn run(mut self, mut drain: DrainWatcher) {
+        let tasks = Tasks::new();
+        let forwarder = Forwarder::new(
+            &self.config.limits,
+            Arc::clone(&self.handle.servers),
+            tasks.clone(),
+            Arc::clone(&self.metrics),
+        );
+        let handler =
+            Handler::new(&self.config, Arc::clone(&self.handle.zone), forwarder, Arc::clone(&self.metrics));
+        let service = Service {
+            handler: Arc::new(handler),
+            connections: Arc::new(Semaphore::new(
+                self.config.limits.tcp_connections.min(Semaphore::MAX_PERMITS),
+            )),
+            idle: self.config.limits.tcp_idle,
+            tasks: tasks.clone(),
+        };
+        let mut last_error = None;
+        let mut tick = tokio::time::interval(self.config.limits.retry);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                () = drain.signaled() => break,
+                _ = tick.tick() => {
+                    self.read_upstreams(&mut last_error);
+                    self.serve_what_is_bound(&service);
+                    self.bind_what_is_not(&service);
+                }
+            }
+        }
+        tasks.shutdown().await;
+        // Held until here: a drain is over when the last answer is sent.
+        drop(drain);
+    }
+
+    fn serve_what_is_bound(&mut self, service: &Service) {
+        for at in 0..self.sockets.len() {
+            let Some(sockets) = self.sockets[at].take() else { continue };
+            let address = sockets.address;
+            match service.serve(sockets) {
+                Ok(()) => tracing::info!(%address, "DNS is served"),
+                Err(error) => {
+                    tracing::error!(%address, %error, "DNS sockets cannot join the runtime; they are bound anew");
+                    self.handle.set(at, Err(error.to_string()));
+                }
+            }
+        }
+        self.handle.count(&self.metrics);
+    }
+
+    /// Level, not edge: whatever is configured and not served is tried, on every tick.
+    fn bind_what_is_not(&mut self, service: &Service) {
+        for (at, listener) in self.handle.listeners().into_iter().enumerate() {
+            let Err(before) = listener.state else { continue };
+            match Sockets::bind(listener.wanted) {
+                Ok(sockets) => {
+                    self.handle.set(at, Ok(sockets.address));
+                    self.sockets[at] = Some(sockets);
+                }
+                Err(error) => {
+                    let error = error.to_string();
+                    if error != before {
+                        tracing::warn!(address = %listener.wanted, error, "DNS address still cannot be bound");
+                    }
+                    self.handle.set(at, Err(error));
+                }
+            }
+        }
+        self.serve_what_is_bound(service);
+    }
+
+    /// Reads whom to ask; what cannot be read leaves the list as it was.
+    fn read_upstreams(&self, last_error: &mut Option<String>) {
+        let mut listen = self.config.listen.clone();
+        listen.extend(self.handle.listeners().iter().filter_map(|l| l.state.as_ref().ok().copied()));
+        let source = Source { upstreams: self.config.upstreams.clone(), listen };
+        match source.read() {
+            Ok(servers) => {
+                *last_error = None;
+                if self.handle.servers.replace(servers) {
+                    tracing::info!(upstreams = ?self.handle.servers.list(), "DNS forwards to");
+                }
+            }
+            Err(error) => {
+                let error = error.to_string();
+                if last_error.as_ref() != Some(&error) {
+                    tracing::warn!(error, "DNS upstreams");
+                }
+                *last_error = Some(error);
+            }
+        }
+    }
+}
+
+/// What every socket's tasks need.
+#[derive(Debug, Clone)]
+struct Service {
+    handler: Arc<Handler>,
+    connections: Arc<Semaphore>,
+    idle: std::time::Duration,
+    tasks: Tasks,
+}
+
+impl Service {
+    fn serve(&self, sockets: Sockets) -> std::io::Result<()> {
+        let udp = Arc::new(udp::Socket::new(sockets.udp, sockets.wildcard)?);
+        let tcp = Arc::new(tokio::net::TcpListener::from_std(sockets.tcp)?);
+        let service = self.clone();
+        self.tasks.spawn_restarted("dns udp", move || udp::serve(Arc::clone(&udp), service.clone()));
+        let service = self.clone();
+        self.tasks.spawn_restarted("dns tcp", move || tcp::serve(Arc::clone(&tcp), service.clone()));
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests;

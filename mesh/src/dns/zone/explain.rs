@@ -1,0 +1,224 @@
+//! What DNS would answer here, and why: the same lookup as an answer's, told in words.
+
+use hickory_proto::rr::{Name, Record, RecordType};
+use serde::{Deserialize, Serialize};
+use synapse::catalog::{Freshness, Reason};
+
+use super::lookup::{self, Found};
+use super::{Answer, Kind, Zone, none_serves};
+
+/// What DNS would answer for a name, and why.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Explanation {
+    /// The name as it was understood: lower case, with the final dot.
+    pub name: String,
+    /// Which rule the name falls under.
+    pub rule: Rule,
+    /// What a client gets.
+    pub outcome: Outcome,
+    /// Every record that is given for the name, as in a zone file. An answer over UDP names a random choice of them.
+    pub records: Vec<String>,
+    /// Endpoints of the service that are left out.
+    pub excluded: Vec<Excluded>,
+    /// Why the answer comes from the last known good, if it does.
+    pub stale: Option<String>,
+    /// In a sentence.
+    pub why: String,
+}
+
+/// Which rule a name falls under.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Rule {
+    /// The domain itself.
+    Apex,
+    /// The name server's name.
+    NameServer,
+    /// `<service>`.
+    Service,
+    /// `tasks.<service>`.
+    Tasks,
+    /// `_<service>._tcp`.
+    ServicePort,
+    /// `_<port>._tcp.<service>`.
+    NamedPort,
+    /// `<node>.node`.
+    Node,
+    /// `ip-….addr`.
+    Address,
+    /// Nothing stands at the name, but something may stand below it.
+    Empty,
+    /// Under the domain, and no such name.
+    Unknown,
+    /// Outside the domain.
+    Outside,
+    /// No DNS name at all.
+    Invalid,
+}
+
+/// What a client gets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Outcome {
+    /// Records.
+    Answer,
+    /// NOERROR without records: the name exists.
+    NoData,
+    /// NXDOMAIN: the name does not exist.
+    NxDomain,
+    /// SERVFAIL: the catalog has heard nothing yet.
+    NotReady,
+    /// What an upstream answers.
+    Forwarded,
+    /// REFUSED: outside the domain, and nobody to ask.
+    Refused,
+}
+
+/// An endpoint that is left out of the answer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Excluded {
+    /// The instance's id.
+    pub instance: String,
+    /// Its node.
+    pub node: String,
+    /// Its address and main port.
+    pub address: String,
+    /// Why.
+    pub reason: Reason,
+    /// What its checks say, if they say anything.
+    pub detail: String,
+}
+
+impl Zone {
+    /// Explains a name under the domain or outside it; of one outside, who would be asked is the caller's to add.
+    pub(in crate::dns) fn explain(&self, text: &str) -> Explanation {
+        let apex = self.records.apex();
+        let mut told = Explanation {
+            name: text.to_owned(),
+            rule: Rule::Invalid,
+            outcome: Outcome::Refused,
+            records: Vec::new(),
+            excluded: Vec::new(),
+            stale: None,
+            why: String::new(),
+        };
+        let Ok(mut name) = Name::from_ascii(text) else {
+            told.why = format!("{text:?} is no DNS name: labels of 1 to 63 octets between dots, 255 in all");
+            return told;
+        };
+        name.set_fqdn(true);
+        let name = name.to_lowercase();
+        told.name = name.to_ascii();
+        if !self.covers(&name) {
+            told.rule = Rule::Outside;
+            told.why = self.outside(&name);
+            return told;
+        }
+        let freshness = self.catalog.freshness();
+        if let Freshness::Stale { reason, .. } = &*freshness {
+            told.stale = Some(reason.clone());
+        }
+        let found = lookup::find(&name, apex, &self.catalog);
+        told.rule = rule(&found);
+        let (kind, mut records) = self.everything(&found, &name);
+        records.sort_unstable();
+        told.records = records;
+        told.outcome = match kind {
+            Kind::Records => Outcome::Answer,
+            Kind::NoData => Outcome::NoData,
+            Kind::NxDomain => Outcome::NxDomain,
+            Kind::NotReady => Outcome::NotReady,
+        };
+        told.excluded = excluded(&found);
+        told.why = self.why(&found, &name, kind);
+        told
+    }
+
+    /// The answers of every type that a name can have.
+    fn everything(&self, found: &Found, name: &Name) -> (Kind, Vec<String>) {
+        if *self.catalog.freshness() == Freshness::Awaiting {
+            return (Kind::NotReady, Vec::new());
+        }
+        let (mut kind, mut records) = (Kind::NxDomain, Vec::new());
+        for each in [RecordType::SOA, RecordType::NS, RecordType::A, RecordType::AAAA, RecordType::SRV] {
+            let answer: Answer = self.answer_found(found, name, each, self.most_tcp, &mut rand::rng());
+            records.extend(answer.answers.iter().map(Record::to_string));
+            if answer.kind == Kind::Records || kind != Kind::Records {
+                kind = answer.kind;
+            }
+        }
+        (kind, records)
+    }
+
+    fn outside(&self, name: &Name) -> String {
+        let apex = self.records.apex();
+        let mut why = format!("{name} is not under {apex}");
+        if lookup_of(name, apex)
+            .is_some_and(|n| !matches!(lookup::find(&n, apex, &self.catalog), Found::Missing))
+        {
+            why.push_str(&format!("; {name}{apex} is"));
+        }
+        why
+    }
+
+    fn why(&self, found: &Found, name: &Name, kind: Kind) -> String {
+        if kind == Kind::NotReady {
+            return "the catalog has heard neither from the store nor from its memory on disk: \
+                    SERVFAIL, so that nobody remembers that the name does not exist"
+                .to_owned();
+        }
+        match found {
+            Found::Apex => "the domain that this node answers".to_owned(),
+            Found::NameServer => "every node of the catalog, since all of them answer DNS".to_owned(),
+            Found::Service { service, .. } | Found::Targets { service, .. } => {
+                let all = service.endpoints.len();
+                let serving = service.serving().count();
+                match none_serves(service) {
+                    Some(note) => format!("{}: NODATA, since the name exists", note.text),
+                    None => format!("{serving} of {all} endpoints of service {} serve", service.name),
+                }
+            }
+            Found::Node(node) => format!("the address that node {} registered", node.name),
+            Found::Address(ip) => format!("the name spells {ip}"),
+            Found::Empty => "no name of its own, but names stand below it: NODATA".to_owned(),
+            Found::Missing => format!("no service, node or port of the catalog is called {name}"),
+        }
+    }
+}
+
+/// A relative name as the user may have meant it: under the domain.
+fn lookup_of(name: &Name, apex: &Name) -> Option<Name> {
+    let mut relative = name.clone();
+    relative.set_fqdn(false);
+    relative.append_domain(apex).ok()
+}
+
+fn rule(found: &Found) -> Rule {
+    match found {
+        Found::Apex => Rule::Apex,
+        Found::NameServer => Rule::NameServer,
+        Found::Service { tasks: false, .. } => Rule::Service,
+        Found::Service { tasks: true, .. } => Rule::Tasks,
+        Found::Targets { port: None, .. } => Rule::ServicePort,
+        Found::Targets { port: Some(_), .. } => Rule::NamedPort,
+        Found::Node(_) => Rule::Node,
+        Found::Address(_) => Rule::Address,
+        Found::Empty => Rule::Empty,
+        Found::Missing => Rule::Unknown,
+    }
+}
+
+fn excluded(found: &Found) -> Vec<Excluded> {
+    let endpoints = found.service().map_or(&[][..], |service| &service.endpoints);
+    let one = |endpoint: &synapse::catalog::Endpoint| {
+        let instance = &endpoint.instance;
+        Some(Excluded {
+            instance: instance.id.to_string(),
+            node: instance.node.to_string(),
+            address: instance.socket_addr().to_string(),
+            reason: endpoint.excluded()?,
+            detail: instance.health_reason.clone(),
+        })
+    };
+    endpoints.iter().filter_map(one).collect()
+}

@@ -1,0 +1,205 @@
+//! The zone: names of the mesh → answers from the catalog, as it is at that moment. Pure: no I/O, no clock, no state.
+//!
+//! What a name means is decided in `lookup`, which endpoints are named in `pick`, how records look in `records`; this
+//! file puts them together by RFC 1034's rules. A name that exists without data of the asked type is NODATA; one that
+//! does not exist is NXDOMAIN; while the catalog has heard nothing yet neither is known, and the answer is SERVFAIL:
+//! a resolver then asks another node instead of remembering for the negative TTL that a service is gone.
+
+mod explain;
+mod lookup;
+mod pick;
+mod records;
+
+use hickory_proto::rr::{Name, Record, RecordType};
+use rand::Rng;
+use synapse::catalog::{Catalog, Freshness, Service};
+
+use super::config::Config;
+pub use explain::{Excluded, Explanation, Outcome, Rule};
+use lookup::Found;
+use records::Records;
+
+/// The names of the mesh and their answers.
+#[derive(Debug)]
+pub(super) struct Zone {
+    catalog: Catalog,
+    records: Records,
+    most_tcp: usize,
+}
+
+/// What is said about one name and type.
+#[derive(Debug, Default)]
+pub(super) struct Answer {
+    pub(super) kind: Kind,
+    pub(super) answers: Vec<Record>,
+    /// The SOA of a negative answer.
+    pub(super) authority: Vec<Record>,
+    /// Addresses of what the answers name; may be left out where they do not fit.
+    pub(super) additionals: Vec<Record>,
+    /// It comes from the last known good, since the store is out of reach.
+    pub(super) stale: bool,
+    /// For a human who looks at the message (RFC 8914).
+    pub(super) note: Option<Note>,
+}
+
+/// The four things that can be said.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) enum Kind {
+    /// There are records.
+    Records,
+    /// The name exists; records of this type do not.
+    NoData,
+    /// The name does not exist.
+    NxDomain,
+    /// Not known yet.
+    #[default]
+    NotReady,
+}
+
+/// An extended DNS error (RFC 8914): a code of the IANA registry and a text.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Note {
+    pub(super) code: u16,
+    pub(super) text: String,
+}
+
+impl Note {
+    pub(super) const OTHER: u16 = 0;
+    pub(super) const STALE_ANSWER: u16 = 3;
+    pub(super) const NOT_READY: u16 = 14;
+    pub(super) const PROHIBITED: u16 = 18;
+    pub(super) const NOT_SUPPORTED: u16 = 21;
+    pub(super) const NO_REACHABLE_AUTHORITY: u16 = 22;
+
+    pub(super) fn new(code: u16, text: impl Into<String>) -> Self {
+        Self { code, text: text.into() }
+    }
+}
+
+impl Zone {
+    /// `serial` is the SOA's: anything that grows from one start to the next.
+    pub(super) fn new(config: &Config, catalog: Catalog, serial: u32) -> Self {
+        Self { catalog, records: Records::new(config, serial), most_tcp: config.limits.answers_tcp.max(1) }
+    }
+
+    /// Is this name ours to answer? Never forwarded if so.
+    pub(super) fn covers(&self, name: &Name) -> bool {
+        self.records.apex().zone_of(name)
+    }
+
+    /// Answers a name that it [covers](Self::covers), with at most `most` records.
+    pub(super) fn answer(&self, name: &Name, kind: RecordType, most: usize, rng: &mut impl Rng) -> Answer {
+        let freshness = self.catalog.freshness();
+        if *freshness == Freshness::Awaiting {
+            return Answer {
+                note: Some(Note::new(Note::NOT_READY, "the catalog has not heard from the store yet")),
+                ..Answer::default()
+            };
+        }
+        let found = lookup::find(name, self.records.apex(), &self.catalog);
+        let mut answer = self.answer_found(&found, name, kind, most, rng);
+        if let Freshness::Stale { reason, .. } = &*freshness {
+            answer.stale = true;
+            answer.note.get_or_insert_with(|| {
+                Note::new(Note::STALE_ANSWER, format!("last known good; the store: {reason}"))
+            });
+        }
+        answer
+    }
+
+    fn answer_found(
+        &self,
+        found: &Found,
+        name: &Name,
+        kind: RecordType,
+        most: usize,
+        rng: &mut impl Rng,
+    ) -> Answer {
+        if let Found::Missing = found {
+            return self.negative(Kind::NxDomain, None);
+        }
+        if kind == RecordType::ANY {
+            return Answer {
+                kind: Kind::Records,
+                answers: vec![self.records.minimal_any(name)],
+                ..Answer::default()
+            };
+        }
+        let mut additionals = Vec::new();
+        let answers = match (found, kind) {
+            (Found::Apex, RecordType::SOA) => vec![self.records.soa()],
+            (Found::Apex, RecordType::NS) => {
+                additionals = self.name_server_addresses(most, rng);
+                vec![self.records.ns()]
+            }
+            (Found::NameServer, RecordType::A | RecordType::AAAA) => {
+                let mut addresses = self.name_server_addresses(most, rng);
+                addresses.retain(|record| record.record_type() == kind);
+                addresses.iter_mut().for_each(|record| record.name = name.clone());
+                addresses
+            }
+            (Found::Service { service, .. }, RecordType::A | RecordType::AAAA) => {
+                pick::addresses(&service.endpoints, kind, most, rng)
+                    .into_iter()
+                    .map(|ip| self.records.address(name, ip))
+                    .collect()
+            }
+            (Found::Service { service, .. } | Found::Targets { service, .. }, RecordType::SRV) => {
+                let targets = pick::targets(&service.endpoints, found.port(), most, rng);
+                let named: Vec<_> = targets.iter().map(|t| (t, self.target(t))).collect();
+                additionals = self.records.target_addresses(&named);
+                named.iter().map(|(target, host)| self.records.srv(name, target, host)).collect()
+            }
+            (Found::Node(node), RecordType::A | RecordType::AAAA) => {
+                self.records.address_of_kind(name, node.address, kind).into_iter().collect()
+            }
+            (Found::Address(ip), RecordType::A | RecordType::AAAA) => {
+                self.records.address_of_kind(name, *ip, kind).into_iter().collect()
+            }
+            _ => Vec::new(),
+        };
+        if answers.is_empty() {
+            return self.negative(Kind::NoData, found.service().and_then(none_serves));
+        }
+        Answer { kind: Kind::Records, answers, additionals, ..Answer::default() }
+    }
+
+    fn negative(&self, kind: Kind, note: Option<Note>) -> Answer {
+        Answer { kind, authority: vec![self.records.negative_soa()], note, ..Answer::default() }
+    }
+
+    /// Every node's agent answers DNS, so a delegation to the mesh may ask any.
+    fn name_server_addresses(&self, most: usize, rng: &mut impl Rng) -> Vec<Record> {
+        let nodes = self.catalog.nodes();
+        pick::walk(nodes.len(), rng)
+            .take(most)
+            .map(|at| self.records.address(&self.records.name_server(), nodes[at].address))
+            .collect()
+    }
+
+    /// The resolvable name of an endpoint's host: its node's, unless it listens on another address than the node's.
+    fn target(&self, target: &pick::Target) -> Name {
+        match self.catalog.node(target.node.as_str()) {
+            Some(node) if node.address == target.address => self.records.node_name(&target.node),
+            _ => self.records.address_name(target.address),
+        }
+    }
+}
+
+/// Says why a service that exists has no endpoint to answer with; `None` if one serves (there is none of that type).
+fn none_serves(service: &Service) -> Option<Note> {
+    if service.serving().next().is_some() {
+        return None;
+    }
+    let mut reasons: std::collections::BTreeMap<_, usize> = std::collections::BTreeMap::new();
+    service.endpoints.iter().filter_map(|e| e.excluded()).for_each(|r| *reasons.entry(r).or_default() += 1);
+    let reasons: Vec<_> = reasons.iter().map(|(reason, n)| format!("{n} {reason}")).collect();
+    let text = match reasons.as_slice() {
+        [] => format!("service {} has no instance", service.name),
+        some => format!("no instance of service {} serves: {}", service.name, some.join(", ")),
+    };
+    Some(Note::new(Note::OTHER, text))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,124 @@
+//! Which endpoints an answer names: serving ones, each address once, at most so many, in a random order.
+//!
+//! A service may have thousands of endpoints and an answer names eight: the walk starts anywhere, goes by a random
+//! stride that meets each endpoint once, and stops when the answer is full. So an answer costs its own length, not the
+//! service's, allocates nothing for those it leaves out, and each serving endpoint is as likely to come first.
+
+use std::net::IpAddr;
+
+use hickory_proto::rr::RecordType;
+use nerve::model::{NodeName, PortName};
+use rand::{Rng, RngExt};
+use smallvec::SmallVec;
+use synapse::catalog::Endpoint;
+
+/// Where a client is to connect.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Target {
+    pub(super) node: NodeName,
+    pub(super) address: IpAddr,
+    pub(super) port: u16,
+    pub(super) weight: u16,
+}
+
+/// The numbers below `n`, each once, in a random order.
+pub(super) fn walk<R: Rng>(n: usize, rng: &mut R) -> impl Iterator<Item = usize> + use<R> {
+    let (start, stride) = match n {
+        0 | 1 => (0, 1),
+        n => {
+            // Two numbers are coprime six times in ten, so this ends after a step or two; one always is.
+            let mut stride = rng.random_range(1..n);
+            while gcd(stride, n) != 1 {
+                stride = rng.random_range(1..n);
+            }
+            (rng.random_range(0..n), stride)
+        }
+    };
+    (0..n).scan(start, move |at, _| {
+        let here = *at;
+        *at = (here + stride) % n;
+        Some(here)
+    })
+}
+
+fn gcd(a: usize, b: usize) -> usize {
+    if b == 0 { a } else { gcd(b, a % b) }
+}
+
+/// At most `most` addresses of the family that `kind` (A or AAAA) names.
+pub(super) fn addresses(
+    endpoints: &[Endpoint],
+    kind: RecordType,
+    most: usize,
+    rng: &mut impl Rng,
+) -> SmallVec<[IpAddr; 8]> {
+    let mut picked = SmallVec::new();
+    for endpoint in walk(endpoints.len(), rng).map(|at| &endpoints[at]).filter(|e| e.is_serving()) {
+        if picked.len() >= most {
+            break;
+        }
+        let ip = endpoint.instance.address.to_canonical();
+        if ip.is_ipv4() == (kind == RecordType::A) && !picked.contains(&ip) {
+            picked.push(ip);
+        }
+    }
+    picked
+}
+
+/// At most `most` address–port pairs: of the port of that name, or of the main port.
+pub(super) fn targets(
+    endpoints: &[Endpoint],
+    port: Option<&PortName>,
+    most: usize,
+    rng: &mut impl Rng,
+) -> Vec<Target> {
+    let mut picked: Vec<Target> = Vec::new();
+    for endpoint in walk(endpoints.len(), rng).map(|at| &endpoints[at]).filter(|e| e.is_serving()) {
+        if picked.len() >= most {
+            break;
+        }
+        let instance = &endpoint.instance;
+        let number = match port {
+            None => instance.port,
+            Some(name) => match instance.ports.get(name) {
+                Some(number) => *number,
+                None => continue,
+            },
+        };
+        let (address, number) = (instance.address.to_canonical(), number.get());
+        if !picked.iter().any(|t| (t.address, t.port) == (address, number)) {
+            picked.push(Target {
+                node: instance.node.clone(),
+                address,
+                port: number,
+                weight: instance.weight.0.get(),
+            });
+        }
+    }
+    picked
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn a_walk_meets_each_once(n in 0..300usize) {
+            let mut met: Vec<_> = walk(n, &mut rand::rng()).collect();
+            met.sort_unstable();
+            prop_assert_eq!(met, (0..n).collect::<Vec<_>>());
+        }
+    }
+
+    #[test]
+    fn every_start_is_as_likely() {
+        let mut first = [0_u32; 10];
+        for _ in 0..20_000 {
+            first[walk(10, &mut rand::rng()).next().unwrap()] += 1;
+        }
+        // 2000 ± 45 is one deviation; ten of them never happen.
+        assert!(first.iter().all(|n| (1550..2450).contains(n)), "{first:?}");
+    }
+}

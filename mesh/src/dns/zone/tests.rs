@@ -1,0 +1,305 @@
+//! The zone against a catalog made by hand; every answer also goes through the wire form and back.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use hickory_proto::op::Message;
+use hickory_proto::rr::RData;
+use proptest::prelude::*;
+use synapse::catalog::{Change, Reason, Writer};
+
+use super::*;
+use crate::dns::config::Config;
+
+fn instance(service: &str, id: &str, address: &str, health: &str) -> Change {
+    let json = serde_json::json!({
+        "service": service, "id": id, "node": "a", "address": address, "port": 8080, "health": health,
+        "ports": { "metrics": 9090 },
+    });
+    Change::PutInstance(Arc::new(serde_json::from_value(json).unwrap()))
+}
+
+fn node(name: &str, address: &str) -> Change {
+    let json = serde_json::json!({ "name": name, "address": address, "version": "0" });
+    Change::PutNode(Arc::new(serde_json::from_value(json).unwrap()))
+}
+
+fn zone() -> (Zone, Writer) {
+    let (catalog, mut writer) = Catalog::new();
+    writer.set_freshness(Freshness::Live);
+    writer.apply([
+        node("a", "192.0.2.1"),
+        instance("web", "1", "192.0.2.1", "passing"),
+        instance("web", "2", "192.0.2.2", "passing"),
+        instance("web", "3", "2001:db8::3", "passing"),
+        instance("web", "4", "192.0.2.4", "critical"),
+        instance("sick", "1", "192.0.2.9", "starting"),
+    ]);
+    (Zone::new(&Config::default(), catalog, 7), writer)
+}
+
+fn ask_at_most(zone: &Zone, name: &str, kind: RecordType, most: usize) -> Answer {
+    let answer = zone.answer(&Name::from_ascii(name).unwrap(), kind, most, &mut rand::rng());
+    let mut message = Message::response(1, hickory_proto::op::OpCode::Query);
+    message.add_answers(answer.answers.clone());
+    message.add_authorities(answer.authority.clone());
+    message.add_additionals(answer.additionals.clone());
+    let back = Message::from_vec(&message.to_vec().unwrap()).unwrap();
+    assert_eq!(back.answers, answer.answers);
+    assert_eq!(back.authorities, answer.authority);
+    assert_eq!(back.additionals, answer.additionals);
+    answer
+}
+
+fn ask(zone: &Zone, name: &str, kind: RecordType) -> Answer {
+    ask_at_most(zone, name, kind, 8)
+}
+
+fn ips(records: &[Record]) -> BTreeSet<IpAddr> {
+    let ip = |record: &Record| match &record.data {
+        RData::A(a) => Some(a.0.into()),
+        RData::AAAA(aaaa) => Some(aaaa.0.into()),
+        _ => None,
+    };
+    records.iter().filter_map(ip).collect()
+}
+
+fn set(addresses: &[&str]) -> BTreeSet<IpAddr> {
+    addresses.iter().map(|a| a.parse().unwrap()).collect()
+}
+
+#[test]
+fn a_service_is_answered_with_its_serving_addresses_of_the_asked_family() {
+    let (zone, _writer) = zone();
+    for name in ["web.mesh.internal.", "tasks.web.mesh.internal.", "WeB.Mesh.INTERNAL."] {
+        let answer = ask(&zone, name, RecordType::A);
+        assert_eq!(ips(&answer.answers), set(&["192.0.2.1", "192.0.2.2"]), "{name}");
+        assert!(
+            answer.answers.iter().all(|r| r.ttl == 5 && r.name.to_ascii() == name),
+            "the spelling is the client's"
+        );
+        assert_eq!(ips(&ask(&zone, name, RecordType::AAAA).answers), set(&["2001:db8::3"]));
+    }
+}
+
+#[test]
+fn two_instances_at_one_address_are_one_answer() {
+    let (zone, mut writer) = zone();
+    writer.apply([instance("web", "5", "192.0.2.1", "passing")]);
+    assert_eq!(ask(&zone, "web.mesh.internal.", RecordType::A).answers.len(), 2);
+}
+
+#[test]
+fn an_answer_is_bounded_and_over_time_names_everyone() {
+    let (zone, mut writer) = zone();
+    writer.apply((0..40).map(|n| instance("many", &n.to_string(), &format!("198.51.100.{n}"), "passing")));
+    let (mut seen, mut first) = (BTreeSet::new(), BTreeSet::new());
+    for _ in 0..500 {
+        let answer = ask(&zone, "many.mesh.internal.", RecordType::A);
+        assert_eq!(answer.answers.len(), 8);
+        assert_eq!(ips(&answer.answers).len(), 8);
+        seen.extend(ips(&answer.answers));
+        first.extend(ips(&answer.answers[..1]));
+    }
+    assert_eq!((seen.len(), first.len()), (40, 40));
+}
+
+#[test]
+fn srv_targets_carry_port_and_weight_and_resolve() {
+    let (zone, _writer) = zone();
+    for (name, port) in [
+        ("web.mesh.internal.", 8080),
+        ("_web._tcp.mesh.internal.", 8080),
+        ("_metrics._tcp.web.mesh.internal.", 9090),
+        ("_metrics._udp.web.mesh.internal.", 9090),
+    ] {
+        let answer = ask(&zone, name, RecordType::SRV);
+        let mut hosts = BTreeSet::new();
+        for record in &answer.answers {
+            let RData::SRV(srv) = &record.data else { panic!("{record}") };
+            assert_eq!((srv.port, srv.weight, srv.priority), (port, 100, 0), "{name}");
+            let host = srv.target.to_ascii();
+            let resolved =
+                [RecordType::A, RecordType::AAAA].map(|kind| ips(&ask(&zone, &host, kind).answers));
+            let additional: Vec<_> =
+                answer.additionals.iter().filter(|r| r.name == srv.target).cloned().collect();
+            assert_eq!(&resolved[0] | &resolved[1], ips(&additional), "{host}");
+            hosts.insert(host);
+        }
+        let expected = ["a.node", "ip-192-0-2-2.addr", "ip-2001-db8-0-0-0-0-0-3.addr"];
+        assert_eq!(hosts, expected.map(|h| format!("{h}.mesh.internal.")).into(), "{name}");
+    }
+}
+
+#[test]
+fn an_unknown_name_is_nxdomain_and_a_known_one_without_the_type_nodata_both_with_soa() {
+    let (zone, _writer) = zone();
+    let cases = [
+        ("nope", RecordType::A, Kind::NxDomain),
+        ("x.web", RecordType::A, Kind::NxDomain),
+        ("nope.node", RecordType::A, Kind::NxDomain),
+        ("tasks.nope", RecordType::A, Kind::NxDomain),
+        ("_nope._tcp", RecordType::SRV, Kind::NxDomain),
+        ("_nope._tcp.web", RecordType::SRV, Kind::NxDomain),
+        ("ip-1-2-3-256.addr", RecordType::A, Kind::NxDomain),
+        ("a.b.c.d.e.f", RecordType::A, Kind::NxDomain),
+        ("web", RecordType::TXT, Kind::NoData),
+        ("_web._tcp", RecordType::A, Kind::NoData),
+        ("a.node", RecordType::AAAA, Kind::NoData),
+        ("node", RecordType::A, Kind::NoData),
+        ("addr", RecordType::A, Kind::NoData),
+        ("_tcp", RecordType::A, Kind::NoData),
+        ("_tcp.web", RecordType::A, Kind::NoData),
+        ("sick", RecordType::A, Kind::NoData),
+        ("_metrics._tcp.sick", RecordType::SRV, Kind::NoData),
+    ];
+    for (name, kind, expected) in cases {
+        let answer = ask(&zone, &format!("{name}.mesh.internal."), kind);
+        assert_eq!(answer.kind, expected, "{name}");
+        assert!(answer.answers.is_empty() && answer.additionals.is_empty());
+        let [soa] = &answer.authority[..] else { panic!("{name}: {:?}", answer.authority) };
+        let RData::SOA(data) = &soa.data else { panic!("{soa}") };
+        assert_eq!((soa.name.to_ascii().as_str(), soa.ttl, data.minimum), ("mesh.internal.", 2, 2));
+    }
+}
+
+#[test]
+fn a_service_that_nobody_serves_says_why() {
+    let (zone, _writer) = zone();
+    let note = ask(&zone, "sick.mesh.internal.", RecordType::A).note.unwrap();
+    assert_eq!(note.text, "no instance of service sick serves: 1 starting");
+    assert_eq!(ask(&zone, "web.mesh.internal.", RecordType::TXT).note, None);
+}
+
+#[test]
+fn the_apex_has_soa_and_a_name_server_that_resolves() {
+    let (zone, _writer) = zone();
+    assert_eq!(ask(&zone, "mesh.internal.", RecordType::SOA).answers.len(), 1);
+    let ns = ask(&zone, "mesh.internal.", RecordType::NS);
+    let RData::NS(target) = &ns.answers[0].data else { panic!() };
+    assert_eq!(ips(&ns.additionals), set(&["192.0.2.1"]));
+    assert_eq!(ips(&ask(&zone, &target.0.to_ascii(), RecordType::A).answers), set(&["192.0.2.1"]));
+    assert_eq!(ask(&zone, "mesh.internal.", RecordType::A).kind, Kind::NoData);
+}
+
+#[test]
+fn any_is_answered_with_little() {
+    let (zone, _writer) = zone();
+    let answer = ask(&zone, "web.mesh.internal.", RecordType::ANY);
+    assert!(matches!(&answer.answers[..], [one] if one.record_type() == RecordType::HINFO));
+    assert_eq!(ask(&zone, "nope.mesh.internal.", RecordType::ANY).kind, Kind::NxDomain);
+}
+
+#[test]
+fn before_the_catalog_has_heard_anything_nothing_is_said_not_to_exist() {
+    let (catalog, mut writer) = Catalog::new();
+    let zone = Zone::new(&Config::default(), catalog, 7);
+    assert_eq!(ask(&zone, "nope.mesh.internal.", RecordType::A).kind, Kind::NotReady);
+    assert_eq!(zone.explain("web.mesh.internal").outcome, Outcome::NotReady);
+    writer.set_freshness(Freshness::Live);
+    assert_eq!(ask(&zone, "nope.mesh.internal.", RecordType::A).kind, Kind::NxDomain);
+}
+
+#[test]
+fn a_stale_catalog_answers_and_says_so() {
+    let (zone, mut writer) = zone();
+    writer.set_freshness(Freshness::Stale { since: SystemTime::now(), reason: "etcd is gone".to_owned() });
+    let answer = ask(&zone, "web.mesh.internal.", RecordType::A);
+    assert_eq!(answer.kind, Kind::Records);
+    assert_eq!(
+        answer.note.unwrap(),
+        Note::new(Note::STALE_ANSWER, "last known good; the store: etcd is gone")
+    );
+    let none = ask(&zone, "sick.mesh.internal.", RecordType::A);
+    assert!(none.stale && none.note.unwrap().text.starts_with("no instance"), "the nearer reason is told");
+    assert_eq!(zone.explain("web.mesh.internal").stale.as_deref(), Some("etcd is gone"));
+}
+
+#[test]
+fn a_node_called_tasks_keeps_its_name() {
+    let (zone, mut writer) = zone();
+    writer.apply([node("tasks", "192.0.2.77"), instance("node", "1", "192.0.2.78", "passing")]);
+    assert_eq!(ips(&ask(&zone, "tasks.node.mesh.internal.", RecordType::A).answers), set(&["192.0.2.77"]));
+    assert_eq!(ips(&ask(&zone, "node.mesh.internal.", RecordType::A).answers), set(&["192.0.2.78"]));
+    assert_eq!(ips(&ask(&zone, "a.node.mesh.internal.", RecordType::A).answers), set(&["192.0.2.1"]));
+}
+
+#[test]
+fn an_explanation_tells_rule_records_and_what_is_left_out() {
+    let (zone, _writer) = zone();
+    let told = zone.explain("Web.mesh.internal");
+    assert_eq!(
+        (told.rule, told.outcome, told.name.as_str()),
+        (Rule::Service, Outcome::Answer, "web.mesh.internal.")
+    );
+    assert_eq!(told.records.len(), 2 + 1 + 3, "{:?}", told.records);
+    assert!(told.records.contains(&"web.mesh.internal. 5 IN A 192.0.2.1".to_owned()), "{:?}", told.records);
+    assert_eq!(
+        told.excluded.iter().map(|e| (e.instance.as_str(), e.reason)).collect::<Vec<_>>(),
+        [("4", Reason::Critical)]
+    );
+    assert_eq!(told.why, "3 of 4 endpoints of service web serve");
+    let sick = zone.explain("sick.mesh.internal.");
+    assert_eq!((sick.rule, sick.outcome, sick.excluded.len()), (Rule::Service, Outcome::NoData, 1));
+    let short = zone.explain("web");
+    assert_eq!(short.rule, Rule::Outside);
+    assert_eq!(short.why, "web. is not under mesh.internal.; web.mesh.internal. is");
+    assert_eq!(zone.explain(&"x".repeat(300)).rule, Rule::Invalid);
+    assert_eq!(zone.explain("a.node.mesh.internal").records, ["a.node.mesh.internal. 5 IN A 192.0.2.1"]);
+}
+
+fn label() -> impl Strategy<Value = Vec<u8>> {
+    const WORDS: &[&str] = &[
+        "web",
+        "sick",
+        "tasks",
+        "node",
+        "addr",
+        "_tcp",
+        "_udp",
+        "_web",
+        "_metrics",
+        "a",
+        "ns",
+        "ip-1-2-3-4",
+        "mesh",
+    ];
+    prop_oneof![
+        3 => proptest::sample::select(WORDS).prop_map(|w| w.as_bytes().to_vec()),
+        1 => proptest::collection::vec(any::<u8>(), 1..64),
+    ]
+}
+
+proptest! {
+    #[test]
+    fn no_name_panics_and_answers_hold_only_what_serves(
+        labels in proptest::collection::vec(label(), 0..5),
+        kind in 0..300_u16,
+        healths in proptest::collection::vec(0..3_usize, 0..12),
+        most in 0..5_usize,
+    ) {
+        let (zone, mut writer) = zone();
+        let words = ["passing", "starting", "critical"];
+        writer.apply(healths.iter().enumerate().map(|(n, health)| {
+            instance("web", &n.to_string(), &format!("203.0.113.{n}"), words[*health])
+        }));
+        let name = labels.iter().rev().fold(Name::from_ascii("mesh.internal.").unwrap(), |name, label| {
+            name.prepend_label(label.as_slice()).unwrap_or(name)
+        });
+        prop_assert!(zone.covers(&name));
+        for kind in [RecordType::from(kind), RecordType::A, RecordType::SRV] {
+            let answer = zone.answer(&name, kind, most, &mut rand::rng());
+            prop_assert!(answer.answers.len() <= most.max(1));
+            prop_assert_eq!(answer.answers.is_empty(), answer.kind != Kind::Records);
+            prop_assert_eq!(answer.authority.len(), usize::from(answer.kind != Kind::Records));
+            for ip in ips(&answer.answers).union(&ips(&answer.additionals)) {
+                if let IpAddr::V4(v4) = ip && v4.octets()[..3] == [203, 0, 113] {
+                    prop_assert_eq!(healths[usize::from(v4.octets()[3])], 0);
+                }
+            }
+        }
+        zone.explain(&name.to_ascii());
+    }
+}

@@ -1,0 +1,281 @@
+//! What a connection's two ends see, over real sockets on loopback.
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::num::{NonZeroU32, NonZeroUsize};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use nerve::model::{Instance, ServiceName};
+use socket2::SockRef;
+use synapse::catalog::{Catalog, Change};
+
+use super::{Config, DataPlane, Dropped, Listener, ListenerSpec, Metrics};
+use crate::balance::Balancer;
+
+const PATIENCE: Duration = Duration::from_secs(5);
+
+struct World {
+    plane: DataPlane,
+    listener: Listener,
+    metrics: Metrics,
+}
+
+/// A port that leads to `endpoints`.
+fn world(config: Config, endpoints: &[SocketAddr]) -> World {
+    let (catalog, mut writer) = Catalog::new();
+    writer.apply(endpoints.iter().enumerate().map(|(id, at)| {
+        let json = serde_json::json!({
+            "service": "web", "id": id.to_string(), "node": "a", "address": at.ip(), "port": at.port(),
+        });
+        Change::PutInstance(Arc::new(serde_json::from_value::<Instance>(json).unwrap()))
+    }));
+    let balancer = Arc::new(Balancer::new(ServiceName::new("web").unwrap(), None));
+    balancer.update(catalog.service("web").as_deref());
+    let metrics = Metrics::new().unwrap();
+    let config = Config { threads: NonZeroUsize::new(2), ..config };
+    let plane = DataPlane::start(config, metrics.clone()).unwrap();
+    let address = "127.0.0.1:0".parse().unwrap();
+    let listener = plane.open(ListenerSpec { address, balancer }).unwrap();
+    World { plane, listener, metrics }
+}
+
+impl World {
+    fn connect(&self) -> TcpStream {
+        let stream = TcpStream::connect(self.listener.address()).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream
+    }
+
+    fn dropped(&self, reason: Dropped) -> u64 {
+        self.metrics.of_service("web").dropped_so_far(reason)
+    }
+
+    fn end(self) {
+        drop(self.listener);
+        self.plane.shutdown();
+    }
+}
+
+/// An endpoint that does `serve` with each connection in turn.
+fn endpoint(serve: impl Fn(TcpStream) + Send + 'static) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    std::thread::spawn(move || listener.incoming().flatten().for_each(serve));
+    address
+}
+
+/// An address at which nobody listens.
+fn nobody() -> SocketAddr {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+}
+
+fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !holds() {
+        assert!(Instant::now() < deadline, "never: {what}");
+        std::thread::yield_now();
+    }
+}
+
+fn in_background(work: impl FnOnce() + Send + 'static) -> JoinHandle<()> {
+    std::thread::spawn(work)
+}
+
+#[test]
+fn a_client_that_has_finished_sending_still_gets_its_answer() {
+    let world = world(
+        Config::default(),
+        &[endpoint(|mut stream| {
+            let mut question = String::new();
+            stream.read_to_string(&mut question).unwrap();
+            stream.write_all(format!("heard {question}").as_bytes()).unwrap();
+        })],
+    );
+    let mut client = world.connect();
+    client.write_all(b"hello").unwrap();
+    client.shutdown(Shutdown::Write).unwrap();
+    let mut answer = String::new();
+    client.read_to_string(&mut answer).unwrap();
+    assert_eq!(answer, "heard hello");
+    world.end();
+}
+
+#[test]
+fn an_endpoint_that_has_finished_sending_still_hears_the_client() {
+    let (heard, hears) = std::sync::mpsc::channel();
+    let world = world(
+        Config::default(),
+        &[endpoint(move |mut stream| {
+            stream.write_all(b"welcome").unwrap();
+            stream.shutdown(Shutdown::Write).unwrap();
+            let mut rest = String::new();
+            stream.read_to_string(&mut rest).unwrap();
+            heard.send(rest).unwrap();
+        })],
+    );
+    let mut client = world.connect();
+    let mut welcome = String::new();
+    client.read_to_string(&mut welcome).unwrap();
+    client.write_all(b"thanks").unwrap();
+    drop(client);
+    assert_eq!((welcome.as_str(), hears.recv_timeout(PATIENCE).unwrap().as_str()), ("welcome", "thanks"));
+    world.end();
+}
+
+#[test]
+fn a_reset_by_the_endpoint_reaches_the_client_as_a_reset() {
+    let world = world(
+        Config::default(),
+        &[endpoint(|mut stream| {
+            stream.read_exact(&mut [0; 1]).unwrap();
+            SockRef::from(&stream).set_linger(Some(Duration::ZERO)).unwrap();
+        })],
+    );
+    let mut client = world.connect();
+    client.write_all(b"x").unwrap();
+    assert_eq!(client.read(&mut [0; 1]).unwrap_err().kind(), ErrorKind::ConnectionReset);
+    until("counted", || world.dropped(Dropped::EndpointReset) == 1);
+    world.end();
+}
+
+#[test]
+fn a_reset_by_the_client_reaches_the_endpoint_as_a_reset() {
+    let (ended, ends) = std::sync::mpsc::channel();
+    let world = world(
+        Config::default(),
+        &[endpoint(move |mut stream| {
+            stream.write_all(b"x").unwrap();
+            ended.send(stream.read(&mut [0; 1]).map_err(|error| error.kind())).unwrap();
+        })],
+    );
+    let mut client = world.connect();
+    client.read_exact(&mut [0; 1]).unwrap();
+    SockRef::from(&client).set_linger(Some(Duration::ZERO)).unwrap();
+    drop(client);
+    assert_eq!(ends.recv_timeout(PATIENCE).unwrap(), Err(ErrorKind::ConnectionReset));
+    world.end();
+}
+
+#[test]
+fn a_connection_that_one_endpoint_refuses_is_made_at_another() {
+    let alive = endpoint(|mut stream| stream.write_all(b"ok").unwrap());
+    let world = world(Config::default(), &[nobody(), alive, nobody()]);
+    for _ in 0..20 {
+        let mut answer = String::new();
+        world.connect().read_to_string(&mut answer).unwrap();
+        assert_eq!(answer, "ok");
+    }
+    world.end();
+}
+
+#[test]
+fn a_client_that_nobody_can_serve_is_reset_and_counted() {
+    for (endpoints, reason) in [(vec![], Dropped::NoEndpoint), (vec![nobody()], Dropped::ConnectFailed)] {
+        let world = world(Config::default(), &endpoints);
+        assert_eq!(world.connect().read(&mut [0; 1]).unwrap_err().kind(), ErrorKind::ConnectionReset);
+        until("counted", || world.dropped(reason) == 1);
+        world.end();
+    }
+}
+
+#[test]
+fn streams_both_ways_at_once_arrive_whole_past_a_slow_reader() {
+    const BYTES: usize = 8 << 20;
+    let pattern = |n: usize| (0..=250_u8).cycle().take(n).collect::<Vec<u8>>();
+    let world = world(
+        Config::default(),
+        &[endpoint(move |mut stream| {
+            let mut sending = stream.try_clone().unwrap();
+            let sender = in_background(move || {
+                sending.write_all(&pattern(BYTES)).unwrap();
+                sending.shutdown(Shutdown::Write).unwrap();
+            });
+            let mut received = Vec::new();
+            // Small reads: the sender must be held back, and nothing may be lost for it.
+            let mut chunk = [0; 1500];
+            while let Ok(n @ 1..) = stream.read(&mut chunk) {
+                received.extend_from_slice(&chunk[..n]);
+            }
+            assert!(received == pattern(BYTES));
+            sender.join().unwrap();
+        })],
+    );
+    let mut client = world.connect();
+    let mut sending = client.try_clone().unwrap();
+    let sender = in_background(move || {
+        sending.write_all(&pattern(BYTES)).unwrap();
+        sending.shutdown(Shutdown::Write).unwrap();
+    });
+    let mut received = Vec::new();
+    client.read_to_end(&mut received).unwrap();
+    sender.join().unwrap();
+    assert!(received == pattern(BYTES));
+    until("ended", || world.listener.connections() == 0);
+    world.end();
+}
+
+#[test]
+fn more_connections_than_allowed_are_reset_and_counted() {
+    let quiet = endpoint(|mut stream| drop(stream.read(&mut [0; 1])));
+    let world = world(Config { max_connections: NonZeroU32::new(1), ..Config::default() }, &[quiet]);
+    let first = world.connect();
+    until("open", || world.listener.connections() == 1);
+    assert_eq!(world.connect().read(&mut [0; 1]).unwrap_err().kind(), ErrorKind::ConnectionReset);
+    assert_eq!(world.dropped(Dropped::Limit), 1);
+    drop(first);
+    until("free again", || world.listener.connections() == 0);
+    world.end();
+}
+
+#[test]
+fn a_connection_on_which_nothing_moves_ends_at_the_idle_timeout_alone() {
+    let quiet = endpoint(|mut stream| drop(stream.read(&mut [0; 1])));
+    let config = Config { idle_timeout: Some(Duration::from_millis(100)), ..Config::default() };
+    let world = world(config, &[quiet]);
+    let begun = Instant::now();
+    assert_eq!(world.connect().read(&mut [0; 1]).unwrap_err().kind(), ErrorKind::ConnectionReset);
+    assert!(begun.elapsed() >= Duration::from_millis(100));
+    until("counted", || world.dropped(Dropped::Idle) == 1);
+    world.end();
+}
+
+#[tokio::test]
+async fn a_drain_lets_connections_finish_and_takes_no_new_ones() {
+    let echo = endpoint(|mut stream| {
+        let mut byte = [0; 1];
+        while let Ok(1) = stream.read(&mut byte) {
+            stream.write_all(&byte).unwrap();
+        }
+    });
+    let World { plane, listener, metrics } = world(Config::default(), &[echo]);
+    let address = listener.address();
+    let mut client = TcpStream::connect(address).unwrap();
+    let mut echoes = move || {
+        let mut byte = [0; 1];
+        client.write_all(b"x").and_then(|()| client.read_exact(&mut byte)).unwrap();
+    };
+    echoes();
+    let finishing = in_background(move || {
+        until("closed to new ones", || TcpStream::connect(address).is_err());
+        echoes();
+    });
+    assert_eq!(listener.drain(PATIENCE).await, 0);
+    finishing.join().unwrap();
+    assert_eq!(metrics.of_service("web").dropped_so_far(Dropped::Drain), 0);
+    plane.shutdown();
+}
+
+#[tokio::test]
+async fn a_drain_resets_what_is_open_at_its_deadline() {
+    let quiet = endpoint(|mut stream| drop(stream.read(&mut [0; 1])));
+    let World { plane, listener, metrics } = world(Config::default(), &[quiet]);
+    let mut client = TcpStream::connect(listener.address()).unwrap();
+    client.set_read_timeout(Some(PATIENCE)).unwrap();
+    until("open", || listener.connections() == 1);
+    assert_eq!(listener.drain(Duration::from_millis(100)).await, 1);
+    assert_eq!(client.read(&mut [0; 1]).unwrap_err().kind(), ErrorKind::ConnectionReset);
+    until("counted", || metrics.of_service("web").dropped_so_far(Dropped::Drain) == 1);
+    plane.shutdown();
+}
