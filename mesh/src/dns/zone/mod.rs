@@ -87,7 +87,8 @@ impl Zone {
         self.records.apex().zone_of(name)
     }
 
-    /// Answers a name that it [covers](Self::covers), with at most `most` records.
+    /// Answers a name that it [covers](Self::covers), with at most `most` records; for `tasks.` with all that a
+    /// TCP answer may have.
     pub(super) fn answer(&self, name: &Name, kind: RecordType, most: usize, rng: &mut impl Rng) -> Answer {
         let freshness = self.catalog.freshness();
         if *freshness == Freshness::Awaiting {
@@ -97,6 +98,9 @@ impl Zone {
             };
         }
         let found = lookup::find(name, self.records.apex(), &self.catalog);
+        // Who asks for the tasks wants all of them: what does not fit a datagram is told by TC and fetched over TCP.
+        let all = matches!(found, Found::Service { tasks: true, .. });
+        let most = if all { most.max(self.most_tcp) } else { most };
         let mut answer = self.answer_found(&found, name, kind, most, rng);
         if let Freshness::Stale { reason, .. } = &*freshness {
             answer.stale = true;

@@ -291,7 +291,8 @@ proptest! {
         prop_assert!(zone.covers(&name));
         for kind in [RecordType::from(kind), RecordType::A, RecordType::SRV] {
             let answer = zone.answer(&name, kind, most, &mut rand::rng());
-            prop_assert!(answer.answers.len() <= most.max(1));
+            let all = name.iter().next() == Some(b"tasks");
+            prop_assert!(all || answer.answers.len() <= most.max(1));
             prop_assert_eq!(answer.answers.is_empty(), answer.kind != Kind::Records);
             prop_assert_eq!(answer.authority.len(), usize::from(answer.kind != Kind::Records));
             for ip in ips(&answer.answers).union(&ips(&answer.additionals)) {
