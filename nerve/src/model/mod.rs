@@ -7,10 +7,10 @@ mod health;
 mod instance;
 mod name;
 mod node;
-mod service;
+mod settings;
 
 pub use health::Health;
 pub use instance::{Instance, Weight};
 pub use name::{InstanceId, NameError, NodeName, PortName, ServiceName, Tag, Zone};
 pub use node::Node;
-pub use service::{Protocol, PublishedPort, ServiceSettings};
+pub use settings::{Protocol, PublishedPort, ServiceSettings};

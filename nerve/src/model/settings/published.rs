@@ -1,13 +1,12 @@
-//! The fleet-wide settings of a service, as they stand under `services/<service>`.
+//! A published port: one that every node listens on for a service.
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::num::NonZeroU16;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use super::PortName;
+use crate::model::PortName;
 
 /// The transport of a port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default, Serialize, Deserialize)]
@@ -85,17 +84,6 @@ impl FromStr for PublishedPort {
     }
 }
 
-/// What holds for a service on every node. Durable: it outlives every agent.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub struct ServiceSettings {
-    /// Ports that every node listens on.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub published: Vec<PublishedPort>,
-    /// What a newer agent wrote and this one does not know: kept, so that a change made here does not lose it.
-    #[serde(flatten)]
-    pub unknown: BTreeMap<String, serde_json::Value>,
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -109,13 +97,5 @@ mod tests {
         for bad in ["", "0", "65536", "80/sctp", "80:Bad_Name", "x"] {
             assert!(bad.parse::<PublishedPort>().is_err(), "{bad}");
         }
-    }
-
-    #[test]
-    fn settings_keep_what_a_newer_agent_wrote() {
-        let text = r#"{"published":[{"port":8080}],"policy":"maglev"}"#;
-        let settings: ServiceSettings = serde_json::from_str(text).unwrap();
-        let again = serde_json::to_value(&settings).unwrap();
-        assert_eq!(again["policy"], "maglev");
     }
 }
