@@ -275,7 +275,12 @@ impl Controller {
         }
         let balancer = self.balancer(holder);
         self.plane
-            .open(ListenerSpec { address: key.address, balancer, sharing: Sharing::PerThread })
+            .open(ListenerSpec {
+                address: key.address,
+                balancer,
+                sharing: Sharing::PerThread,
+                inherited: Vec::new(),
+            })
             .map_err(|error| error.to_string())
     }
 

@@ -4,15 +4,16 @@ use std::io;
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use super::command::Command;
 use super::inbox::Inbox;
 use super::limit::ConnectionLimit;
 use super::metrics::Metrics;
-use super::route::Route;
+use super::route::{ListenerId, OpenConnections, Route};
 use super::worker::Worker;
 use super::{BindError, Config, socket};
 use crate::balance::Balancer;
@@ -29,6 +30,9 @@ pub struct ListenerSpec {
     pub balancer: Arc<Balancer>,
     /// How the threads come to their connections.
     pub sharing: Sharing,
+    /// Sockets that listen there already, from an earlier process or from systemd. They are used, whatever their number: what
+    /// waits in their queues is served.
+    pub inherited: Vec<Arc<OwnedFd>>,
 }
 
 /// How the threads share a listener.
@@ -46,6 +50,8 @@ pub enum Sharing {
 pub struct Listener {
     id: ListenerId,
     address: SocketAddr,
+    /// The threads hold them, and close them when they stop accepting.
+    sockets: Vec<Weak<OwnedFd>>,
     open: Vec<Arc<OpenConnections>>,
     threads: Vec<Arc<Inbox<Command>>>,
 }
@@ -66,45 +72,6 @@ struct Thread {
     handle: JoinHandle<()>,
 }
 
-/// Which listener.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct ListenerId(u64);
-
-/// What the control plane tells a thread.
-#[derive(Debug)]
-pub(super) enum Command {
-    /// Listen on the socket.
-    Open(Arc<OwnedFd>, Box<Route>),
-    /// Take what waits, then nothing more.
-    StopAccepting(ListenerId),
-    /// Reset the listener's connections.
-    Reset(ListenerId),
-    /// End, with what connections there are.
-    End,
-}
-
-/// What one thread has open of one listener. Written by that thread alone.
-#[derive(Debug, Default)]
-pub(super) struct OpenConnections {
-    count: AtomicU32,
-    /// It accepts no more.
-    stopped: AtomicBool,
-}
-
-impl OpenConnections {
-    pub(super) fn add(&self) {
-        self.count.store(self.count.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
-    }
-
-    pub(super) fn sub(&self) {
-        self.count.store(self.count.load(Ordering::Relaxed) - 1, Ordering::Relaxed);
-    }
-
-    pub(super) fn stop(&self) {
-        self.stopped.store(true, Ordering::Release);
-    }
-}
-
 impl DataPlane {
     /// Starts the threads. They inherit the network namespace of the calling thread.
     pub fn start(config: Config, metrics: Metrics) -> io::Result<Self> {
@@ -122,35 +89,57 @@ impl DataPlane {
     /// Opens a listener on every thread. When this returns, the port answers.
     pub fn open(&self, spec: ListenerSpec) -> Result<Listener, BindError> {
         let failed = |source| BindError { address: spec.address, source };
-        if spec.address.port() != 0 {
-            socket::probe(spec.address).map_err(failed)?;
-        }
-        let count = match spec.sharing {
-            Sharing::PerThread => self.threads.len(),
-            Sharing::One => 1,
-        };
-        let mut address = spec.address;
-        let mut sockets = Vec::with_capacity(count);
-        for _ in 0..count {
-            let socket = socket::listen(address).map_err(failed)?;
-            address = socket::local_address(&socket).map_err(failed)?;
-            sockets.push(Arc::new(socket));
-        }
+        let sockets = self.sockets(&spec).map_err(failed)?;
+        let address = socket::local_address(&sockets[0]).map_err(failed)?;
         let listener = Listener {
-            id: ListenerId(self.next_listener.fetch_add(1, Ordering::Relaxed)),
+            id: ListenerId::new(self.next_listener.fetch_add(1, Ordering::Relaxed)),
             address,
+            sockets: sockets.iter().map(Arc::downgrade).collect(),
             open: self.threads.iter().map(|_| Arc::default()).collect(),
             threads: self.threads.iter().map(|thread| Arc::clone(&thread.inbox)).collect(),
         };
+        // With fewer sockets than threads, all of them are everyone's.
+        let is_shared = sockets.len() < self.threads.len();
         for (index, thread) in self.threads.iter().enumerate() {
-            let socket = Arc::clone(&sockets[index % count]);
-            let route = Box::new(self.route(&spec.balancer, &listener, index));
-            thread
-                .inbox
-                .send(Command::Open(socket, route))
-                .map_err(|error| failed(io::Error::other(error)))?;
+            let own =
+                sockets.iter().enumerate().filter(|(n, _)| is_shared || n % self.threads.len() == index);
+            for (_, socket) in own {
+                let route = Box::new(self.route(&spec.balancer, &listener, index));
+                let command = Command::Open(Arc::clone(socket), route);
+                thread.inbox.send(command).map_err(|error| failed(io::Error::other(error)))?;
+            }
         }
         Ok(listener)
+    }
+
+    /// Inherited sockets, and as many more as the way of sharing needs; at least one.
+    fn sockets(&self, spec: &ListenerSpec) -> io::Result<Vec<Arc<OwnedFd>>> {
+        let options = &self.config.tcp;
+        let wanted = match spec.sharing {
+            Sharing::PerThread => self.threads.len(),
+            Sharing::One => 1,
+        };
+        let mut sockets = spec.inherited.clone();
+        sockets.iter().try_for_each(|socket| socket::adopt(socket, options))?;
+        let mut address = match sockets.first() {
+            Some(socket) => socket::local_address(socket)?,
+            None => spec.address,
+        };
+        if sockets.is_empty() && address.port() != 0 {
+            socket::probe(address)?;
+        }
+        while sockets.len() < wanted {
+            match socket::listen(address, options) {
+                Ok(socket) => {
+                    address = socket::local_address(&socket)?;
+                    sockets.push(Arc::new(socket));
+                }
+                // Those that were inherited do not share their port: the threads share them.
+                Err(_) if !spec.inherited.is_empty() => break,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(sockets)
     }
 
     fn route(&self, balancer: &Arc<Balancer>, listener: &Listener, thread: usize) -> Route {
@@ -217,7 +206,13 @@ impl Listener {
     /// Client connections that are open.
     #[must_use]
     pub fn connections(&self) -> u32 {
-        self.open.iter().map(|open| open.count.load(Ordering::Relaxed)).sum()
+        self.open.iter().map(|open| open.count()).sum()
+    }
+
+    /// The sockets that clients come from, for a process that takes over; none when it has stopped accepting.
+    #[must_use]
+    pub fn sockets(&self) -> Vec<Arc<OwnedFd>> {
+        self.sockets.iter().filter_map(Weak::upgrade).collect()
     }
 
     /// Takes no new connections from now on. What the kernel had completed already is still served.
@@ -238,8 +233,7 @@ impl Listener {
         /// How often the number of open connections is looked at; nobody waits for a drain to the millisecond.
         const LOOK: Duration = Duration::from_millis(20);
         self.stop_accepting();
-        let has_ended =
-            || self.open.iter().all(|open| open.stopped.load(Ordering::Acquire)) && self.connections() == 0;
+        let has_ended = || self.open.iter().all(|open| open.has_stopped()) && self.connections() == 0;
         let all_ended = async {
             while !has_ended() {
                 tokio::time::sleep(LOOK).await;
