@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 use super::copy::{self, Ended};
 use super::metrics::ServiceMetrics;
 use super::{Config, Dropped, socket};
-use crate::balance::{Balancer, Lease, Tried};
+use crate::balance::{Balancer, ClientKey, ConnectFailure, Lease, Tried};
 
 /// What all connections of one listener on one thread share.
 #[derive(Debug)]
@@ -38,7 +38,9 @@ pub(super) async fn serve(client: TcpStream, route: &Route) {
 
 async fn connect_and_relay(client: &TcpStream, route: &Route) -> Result<(), Dropped> {
     let begun = Instant::now();
-    let (endpoint, lease) = connect(route, begun).await?;
+    let address = client.peer_addr().map_err(|_| Dropped::ClientReset)?;
+    let _permit = route.balancer.admit(address.ip(), begun.into_std()).map_err(|_| Dropped::Limit)?;
+    let (endpoint, lease) = connect(route, &ClientKey { address, waited: false }, begun).await?;
     route.metrics.connect.observe(begun.elapsed().as_secs_f64());
     let counters = (&route.metrics.to_endpoint, &route.metrics.to_client);
     let ended = copy::relay(client, &endpoint, route.config.idle_timeout, counters).await;
@@ -54,11 +56,12 @@ async fn connect_and_relay(client: &TcpStream, route: &Route) -> Result<(), Drop
 }
 
 /// Tries endpoints until one accepts. A client's connection fails only when none does within the deadline.
-async fn connect(route: &Route, begun: Instant) -> Result<(TcpStream, Lease), Dropped> {
+async fn connect(route: &Route, client: &ClientKey, begun: Instant) -> Result<(TcpStream, Lease), Dropped> {
     let deadline = begun + route.config.connect_deadline;
     let mut tried = Tried::none();
     loop {
-        let lease = match route.balancer.pick(&tried) {
+        let attempted = Instant::now();
+        let lease = match route.balancer.pick(client, &tried, attempted.into_std()) {
             Ok(lease) => lease,
             Err(none) => {
                 tracing::debug!(service = %route.balancer.service(), error = %none, "a client is refused");
@@ -68,10 +71,14 @@ async fn connect(route: &Route, begun: Instant) -> Result<(TcpStream, Lease), Dr
         let attempt_ends = deadline.min(Instant::now() + route.config.connect_timeout);
         match timeout_at(attempt_ends, socket::connect(lease.endpoint().address())).await {
             Ok(Ok(stream)) => {
-                lease.connected();
+                lease.connected(attempted.elapsed());
                 return Ok((stream, lease));
             }
             failed => {
+                let kind = match &failed {
+                    Ok(Err(error)) => ConnectFailure::of(error),
+                    _ => ConnectFailure::TimedOut,
+                };
                 tracing::debug!(
                     service = %route.balancer.service(),
                     endpoint = %lease.endpoint().id(),
@@ -80,7 +87,7 @@ async fn connect(route: &Route, begun: Instant) -> Result<(TcpStream, Lease), Dr
                     "cannot connect to an endpoint; another one is tried"
                 );
                 route.metrics.retries.inc();
-                tried.failed(&lease);
+                tried.failed(&lease, kind);
             }
         }
         if Instant::now() >= deadline {

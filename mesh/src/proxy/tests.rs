@@ -12,7 +12,7 @@ use socket2::SockRef;
 use synapse::catalog::{Catalog, Change};
 
 use super::{Config, DataPlane, Dropped, Listener, ListenerSpec, Metrics};
-use crate::balance::Balancer;
+use crate::balance::{self, Balancer, Place, Surroundings};
 
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -31,7 +31,12 @@ fn world(config: Config, endpoints: &[SocketAddr]) -> World {
         });
         Change::PutInstance(Arc::new(serde_json::from_value::<Instance>(json).unwrap()))
     }));
-    let balancer = Arc::new(Balancer::new(ServiceName::new("web").unwrap(), None));
+    let surroundings = Surroundings {
+        place: Place::default(),
+        metrics: balance::Metrics::new().unwrap(),
+        on_closing: Arc::new(|_, _| {}),
+    };
+    let balancer = Arc::new(Balancer::new(ServiceName::new("web").unwrap(), None, &surroundings));
     balancer.update(catalog.service("web").as_deref());
     let metrics = Metrics::new().unwrap();
     let config = Config { threads: NonZeroUsize::new(2), ..config };

@@ -1,7 +1,8 @@
 //! The vocabulary of the whole program: what a service, an instance, a node are, as they stand in the store.
 //!
 //! The writer owns a record's form, so it lives in the lowest crate. Readers accept unknown fields: agents of
-//! different versions share one store. Imports nothing of ours.
+//! different versions share one store. Imports of ours
+//! the leaf `period` alone.
 
 mod health;
 mod instance;
@@ -13,4 +14,8 @@ pub use health::Health;
 pub use instance::{Instance, Weight};
 pub use name::{InstanceId, NameError, NodeName, PortName, ServiceName, Tag, Zone};
 pub use node::Node;
-pub use settings::{Protocol, PublishedPort, ServiceSettings};
+pub use settings::{
+    AtLimit, BalanceSettings, Count, Factor, HashOn, Key as SettingKey, LimitSettings, Locality,
+    OutlierSettings, Percent, Policy, Protocol, PublishedPort, RetrySettings, Selector, ServiceSettings,
+    Split,
+};
