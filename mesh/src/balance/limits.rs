@@ -44,7 +44,7 @@ impl Gate {
         Self {
             metrics,
             open: AtomicU32::new(0),
-            rate: Rate::default(),
+            rate: Rate::new(),
             clients: LazyLock::new(|| (0..SHARDS).map(|_| Mutex::default()).collect()),
         }
     }
@@ -118,18 +118,25 @@ impl Drop for Permit {
 
 /// A token bucket in one number: the generic cell rate algorithm (ITU-T I.371). Holds when the next connection would
 /// be due if all came evenly; who comes earlier than that by more than the burst is refused.
-#[derive(Debug, Default)]
-struct Rate(AtomicU64);
+#[derive(Debug)]
+struct Rate {
+    start: Instant,
+    /// Nanoseconds since the start, and a second.
+    due: AtomicU64,
+}
 
 impl Rate {
+    fn new() -> Self {
+        Self { start: Instant::now(), due: AtomicU64::new(0) }
+    }
+
     fn take(&self, per_second: u32, burst: u32, now: Instant) -> bool {
-        static START: LazyLock<Instant> = LazyLock::new(Instant::now);
         const SECOND: u64 = 1_000_000_000;
-        let elapsed = now.saturating_duration_since(*START).as_nanos();
+        let elapsed = now.saturating_duration_since(self.start).as_nanos();
         let now = u64::try_from(elapsed).unwrap_or(u64::MAX / 2) + SECOND;
         let interval = SECOND / u64::from(per_second.max(1));
         let tolerance = interval * u64::from(burst.max(1) - 1);
-        self.0
+        self.due
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |due| {
                 (due <= now + tolerance).then_some(due.max(now) + interval)
             })
@@ -194,7 +201,7 @@ mod tests {
     proptest! {
         #[test]
         fn never_more_than_burst_and_rate_get_through(per_second in 1..1000u32, burst in 1..50u32, steps in proptest::collection::vec(0..200u64, 1..300)) {
-            let (rate, start) = (Rate::default(), Instant::now());
+            let (rate, start) = (Rate::new(), Instant::now());
             let (mut now, mut taken) = (start, 0u32);
             for step in steps {
                 now += Duration::from_millis(step);
@@ -206,7 +213,7 @@ mod tests {
 
         #[test]
         fn who_keeps_the_pace_is_never_refused(per_second in 1..1000u32, count in 1..500u32) {
-            let (rate, start) = (Rate::default(), Instant::now());
+            let (rate, start) = (Rate::new(), Instant::now());
             let interval = Duration::from_nanos(1_000_000_000u64.div_ceil(per_second.into()));
             for n in 0..count {
                 prop_assert!(rate.take(per_second, 1, start + interval * n));
