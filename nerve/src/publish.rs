@@ -254,11 +254,11 @@ mod tests {
     async fn what_a_newer_agent_wrote_is_kept() {
         let (store, web) = (store(), name("web"));
         let path = Key::Service(web.clone()).path();
-        store.put(&path, br#"{"policy":"maglev"}"#.to_vec(), None).await.unwrap();
+        store.put(&path, br#"{"colour":"red"}"#.to_vec(), None).await.unwrap();
         publish(&store, &web, port("8080")).await.unwrap();
-        assert!(settings(&store, "web").await.unwrap().contains("maglev"));
+        assert!(settings(&store, "web").await.unwrap().contains("red"));
         unpublish(&store, &web, port("8080").port, Protocol::Tcp).await.unwrap();
-        assert_eq!(settings(&store, "web").await.unwrap(), r#"{"policy":"maglev"}"#);
+        assert_eq!(settings(&store, "web").await.unwrap(), r#"{"colour":"red"}"#);
     }
 
     #[tokio::test]
