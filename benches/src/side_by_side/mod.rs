@@ -1,0 +1,45 @@
+//! Balancers side by side: plexus, HAProxy, nginx and, as the limit, nobody, in the same place under the same load.
+//!
+//! ```text
+//! client ──veth── balancer ──veth── backend        each a network namespace of its own
+//! ```
+//!
+//! [`run`](self::main) goes through the [`case`]s; a [`sample`] sets a [`lab`] up, starts one [`balancer`] in it and this
+//! same program twice more, as [`client`] and as [`backend`], and reads the processors' clocks ([`usage`]) when the client's
+//! window begins and ends. `benches/README.md` says what the cases are and how to read the figures.
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a program whose result is a table")]
+
+mod actor;
+pub mod backend;
+mod balancer;
+mod case;
+pub mod client;
+mod histogram;
+mod interrupt;
+mod lab;
+mod message;
+mod options;
+mod pattern;
+pub mod plan;
+mod poller;
+mod report;
+mod run;
+mod sample;
+mod usage;
+
+use clap::Parser as _;
+
+use options::{ActorCommand, Arguments};
+
+/// The program: a run, or one of the actors in it.
+///
+/// # Errors
+/// It was not possible, or it was interrupted.
+pub fn main() -> anyhow::Result<()> {
+    let arguments = Arguments::parse();
+    match arguments.actor {
+        None => run::run(&arguments.options),
+        Some(ActorCommand::Client { plan }) => client::run(&serde_json::from_str(&plan)?),
+        Some(ActorCommand::Backend { datagrams, faulty }) => backend::run(&datagrams, faulty),
+    }
+}
