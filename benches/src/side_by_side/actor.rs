@@ -67,10 +67,15 @@ impl Actor {
         }
     }
 
+    /// Says a line to it.
+    pub(crate) fn say(&mut self, line: &str) -> anyhow::Result<()> {
+        let input = self.child.stdin.as_mut().context("its input is a pipe")?;
+        writeln!(input, "{line}").with_context(|| format!("speak to the {}", self.name))
+    }
+
     /// Says a line and returns what is said back.
     pub(crate) fn ask(&mut self, question: &str) -> anyhow::Result<String> {
-        let input = self.child.stdin.as_mut().context("its input is a pipe")?;
-        writeln!(input, "{question}").with_context(|| format!("ask the {}", self.name))?;
+        self.say(question)?;
         self.line(Duration::from_secs(5))
     }
 }

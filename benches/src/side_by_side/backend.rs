@@ -56,7 +56,8 @@ impl Role {
     }
 }
 
-/// Every so many responses are wrong, or left out; for the runner to be tested by.
+/// Every so many responses are wrong or left out, and so many steps of a stream leave something out; for the runner to be
+/// tested by.
 pub const FAULT_EVERY: u64 = 1000;
 
 /// Serves until its input ends.
@@ -278,10 +279,10 @@ impl Server {
             return None;
         };
         self.now.exchanges += 1;
-        if self.faulty && self.now.exchanges % FAULT_EVERY == 0 {
+        if self.faulty && self.now.exchanges.is_multiple_of(FAULT_EVERY) {
             response[LENGTH - 1] ^= 1;
             // One wrong, one left out.
-            return (self.now.exchanges % (2 * FAULT_EVERY) == 0).then_some(response);
+            return self.now.exchanges.is_multiple_of(2 * FAULT_EVERY).then_some(response);
         }
         Some(response)
     }
@@ -326,6 +327,10 @@ impl Server {
     fn source(&mut self, connection: &mut Connection) -> Fate {
         for _ in 0..TURN {
             match self.pattern.send(&connection.socket, &mut connection.position) {
+                Step::Moved(_) if self.faulty && connection.position.steps.is_multiple_of(FAULT_EVERY) => {
+                    // As if a pipe's content had been lost.
+                    connection.position.bytes += 65_536;
+                }
                 Step::Moved(_) => {}
                 Step::Blocked => return Fate::Stays,
                 // The client has had enough: it ends a stream by leaving.

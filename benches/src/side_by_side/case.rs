@@ -19,12 +19,12 @@ pub(crate) struct Case {
     pub(crate) endpoints: usize,
     /// Ports that it listens on.
     pub(crate) listeners: u16,
-    /// Changes of the endpoints a second, meanwhile.
-    pub(crate) changes: u32,
+    /// Are endpoints added and removed meanwhile?
+    pub(crate) churns: bool,
 }
 
 const fn case(name: &'static str, load: Load, concurrency: usize) -> Case {
-    Case { name, load, concurrency, endpoints: 4, listeners: 1, changes: 0 }
+    Case { name, load, concurrency, endpoints: 4, listeners: 1, churns: false }
 }
 
 /// All of them, in the order in which they run.
@@ -37,6 +37,13 @@ pub(crate) const CASES: &[Case] = &[
     case("stream-1-down", Load::Down, 1),
     case("stream-4-up", Load::Up, 4),
     case("stream-4-down", Load::Down, 4),
+    case("idle-10000", Load::Idle, 10_000),
+    Case { endpoints: 1000, ..case("rate-endpoints-1000", Load::Close, 32) },
+    Case { listeners: 10_000, ..case("rate-listeners-10000", Load::Close, 32) },
+    Case { churns: true, ..case("churn-100-close", Load::Close, 32) },
+    Case { churns: true, ..case("churn-100-pingpong", Load::Keep, 32) },
+    case("udp-small-32", Load::Datagram, 32),
+    case("udp-small-512", Load::Datagram, 512),
 ];
 
 /// What work is counted in.

@@ -23,10 +23,7 @@ pub(crate) struct Arguments {
 pub(crate) enum ActorCommand {
     /// The load generator
     #[command(hide = true)]
-    Client {
-        /// A plan, as JSON
-        plan: String,
-    },
+    Client,
     /// The server behind the balancers
     #[command(hide = true)]
     Backend {
@@ -68,9 +65,15 @@ pub(crate) struct Options {
     /// Write every sample there as well
     #[arg(long, value_name = "FILE")]
     pub(crate) json: Option<PathBuf>,
+    /// Write samples and tables into benches/results/<date>-<MACHINE>
+    #[arg(long, value_name = "MACHINE")]
+    pub(crate) save: Option<String>,
     /// How long a machine that is busy with other things is waited for, before each measurement
     #[arg(long, value_name = "SECONDS", default_value_t = 5.0)]
     pub(crate) patience: f64,
+    /// Run ahead of other programs, for a look while they use the machine; not for figures to be published
+    #[arg(long)]
+    pub(crate) ahead: bool,
     /// Let the backend make mistakes, to see that they are found
     #[arg(long)]
     pub(crate) faulty_backend: bool,

@@ -47,7 +47,8 @@ pub(crate) enum Step {
 pub(crate) struct Position {
     /// Bytes so far.
     pub(crate) bytes: u64,
-    reads: u64,
+    /// Calls that moved some.
+    pub(crate) steps: u64,
 }
 
 impl Pattern {
@@ -75,6 +76,7 @@ impl Pattern {
             Ok(0) => Step::Broken,
             Ok(sent) => {
                 position.bytes += sent as u64;
+                position.steps += 1;
                 Step::Moved(sent)
             }
             Err(Errno::AGAIN) => Step::Blocked,
@@ -84,7 +86,7 @@ impl Pattern {
 
     /// Receives the next bytes.
     pub(crate) fn receive(&mut self, socket: BorrowedFd<'_>, position: &mut Position) -> Step {
-        let looks = position.reads % SAMPLE == 0;
+        let looks = position.steps.is_multiple_of(SAMPLE);
         let flags = if looks { RecvFlags::empty() } else { RecvFlags::TRUNC };
         match recv(socket, &mut self.scratch[..], flags) {
             Ok((_, 0)) => Step::Ended,
@@ -93,7 +95,7 @@ impl Pattern {
                     return Step::Wrong;
                 }
                 position.bytes += received as u64;
-                position.reads += 1;
+                position.steps += 1;
                 Step::Moved(received)
             }
             Err(Errno::AGAIN) => Step::Blocked,
@@ -129,7 +131,7 @@ mod tests {
             assert!(matches!(pattern.send(&sender, &mut sent), Step::Moved(_)));
             while received.bytes < sent.bytes {
                 // Every read is looked at: unix sockets know no MSG_TRUNC for streams.
-                received.reads = 0;
+                received.steps = 0;
                 assert!(matches!(pattern.receive(receiver.as_fd(), &mut received), Step::Moved(_)));
             }
         }

@@ -57,8 +57,8 @@ pub(crate) fn table(case: &Case, threads: usize, columns: &Columns) -> String {
 /// One line a case: how plexus stands to the better HAProxy.
 pub(crate) fn summary(results: &[(Case, usize, Columns)]) -> String {
     let mut text = String::from(
-        "\n| case | threads | throughput | CPU of the balancer | CPU of the machine | p99 | errors |\n\
-         | --- | ---: | ---: | ---: | ---: | ---: | ---: |\n",
+        "\n| case | threads | throughput | CPU: balancer | CPU: machine | p99 | memory | errors |\n\
+         | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |\n",
     );
     for (case, threads, columns) in results {
         let Some(peer) = reference(columns) else { continue };
@@ -67,32 +67,47 @@ pub(crate) fn summary(results: &[(Case, usize, Columns)]) -> String {
             let ratio = median(plexus, value) / median(other, value);
             if ratio.is_finite() { format!("{ratio:.2}") } else { "–".to_owned() }
         };
+        // Connections that do nothing have no throughput, and what they cost is near nothing: see the table.
+        let of_work = |value: fn(&Sample) -> f64| {
+            if case.load == Load::Idle { "–".to_owned() } else { ratio(value) }
+        };
         let errors = |samples: &[Sample]| samples.iter().map(|sample| sample.errors.total()).sum::<u64>();
         let _ = writeln!(
             text,
-            "| {case} | {threads} | {} | {} | {} | {} | {} : {} |",
-            ratio(|sample| sample.rate),
-            ratio(|sample| sample.balancer),
-            ratio(|sample| sample.machine),
-            ratio(|sample| sample.latency.p99.as_secs_f64()),
+            "| {case} | {threads} | {} | {} | {} | {} | {} | {} : {} |",
+            of_work(|sample| sample.figures.rate),
+            of_work(|sample| sample.figures.balancer),
+            of_work(|sample| sample.figures.machine),
+            of_work(|sample| sample.latency.p99.as_secs_f64()),
+            ratio(|sample| sample.memory.unwrap_or(f64::NAN)),
             errors(plexus),
             errors(other),
         );
     }
-    text.push_str("\nEach is plexus ÷ HAProxy, the better of its two where both were measured.\n");
+    text.push_str(
+        "\nEach is plexus ÷ HAProxy, of HAProxy's two the one that carries more; errors are sums.\n",
+    );
     text
 }
 
 /// Whom plexus is compared with: the HAProxy that carries more.
 fn reference(columns: &Columns) -> Option<Peer> {
     columns.get(&Peer::Plexus)?;
-    let rate = |peer: &Peer| columns.get(peer).map(|samples| median(samples, |sample| sample.rate));
+    let rate = |peer: &Peer| columns.get(peer).map(|samples| median(samples, |sample| sample.figures.rate));
     let found = [Peer::Haproxy, Peer::HaproxyCopy].into_iter().filter(|peer| columns.contains_key(peer));
     found.max_by(|a, b| rate(a).partial_cmp(&rate(b)).unwrap_or(std::cmp::Ordering::Equal))
 }
 
 fn rows(case: &Case) -> Vec<Row> {
     let unit = case.unit();
+    #[allow(clippy::cast_precision_loss, reason = "some errors")]
+    let errors = || Row {
+        label: "errors, median".to_owned(),
+        value: |sample| sample.errors.total() as f64,
+        factor: 1.0,
+        decimals: 0,
+        is_ratio_shown: false,
+    };
     let row = |label: String, value: fn(&Sample) -> f64, factor, decimals, is_ratio_shown| Row {
         label,
         value,
@@ -100,29 +115,46 @@ fn rows(case: &Case) -> Vec<Row> {
         decimals,
         is_ratio_shown,
     };
+    if case.load == Load::Idle {
+        return vec![
+            row("connections".to_owned(), |sample| sample.figures.rate, 1.0, 0, false),
+            row("KiB a connection".to_owned(), |sample| sample.memory.unwrap_or(f64::NAN), 1.0, 2, true),
+            row(
+                "CPU of the balancer, % of one".to_owned(),
+                |sample| sample.figures.balancer,
+                100.0,
+                3,
+                false,
+            ),
+            errors(),
+        ];
+    }
     let streams = case.streams();
     let (factor, name, decimals) = if streams { (1e3, "ms", 1) } else { (1e6, "µs", 2) };
     let cost = |what: &str| format!("CPU {name} a {}: {what}", unit.single);
     let mut rows = vec![
-        row(unit.plural.to_owned(), |sample| sample.rate, 1.0, if streams { 2 } else { 0 }, true),
-        row(cost("balancer"), |sample| sample.balancer, factor, decimals, true),
-        row(cost("… of which user"), |sample| sample.balancer_user, factor, decimals, true),
-        row(cost("whole machine"), |sample| sample.machine, factor, decimals, true),
-        row(cost("client"), |sample| sample.client, factor, decimals, false),
-        row(cost("backend"), |sample| sample.backend, factor, decimals, false),
+        row(unit.plural.to_owned(), |sample| sample.figures.rate, 1.0, if streams { 2 } else { 0 }, true),
+        row(cost("balancer"), |sample| sample.figures.balancer, factor, decimals, true),
+        row(cost("… of which user"), |sample| sample.figures.balancer_user, factor, decimals, true),
+        row(cost("whole machine"), |sample| sample.figures.machine, factor, decimals, true),
+        row(cost("client"), |sample| sample.figures.client, factor, decimals, false),
+        row(cost("backend"), |sample| sample.figures.backend, factor, decimals, false),
     ];
-    if !streams && case.load != Load::Idle {
+    if !streams {
         rows.extend([
             row("latency p50, µs".to_owned(), |sample| sample.latency.p50.as_secs_f64(), 1e6, 0, true),
             row("latency p99, µs".to_owned(), |sample| sample.latency.p99.as_secs_f64(), 1e6, 0, true),
             row("latency p99.9, µs".to_owned(), |sample| sample.latency.p999.as_secs_f64(), 1e6, 0, true),
         ]);
     }
-    #[allow(clippy::cast_precision_loss, reason = "some errors")]
+    if case.churns {
+        let changes = |sample: &Sample| sample.changes.unwrap_or(f64::NAN);
+        rows.push(row("changes/s".to_owned(), changes, 1.0, 0, false));
+    }
     rows.extend([
-        row("errors".to_owned(), |sample| sample.errors.total() as f64, 1.0, 0, false),
-        row("machine busy, %".to_owned(), |sample| sample.busy, 100.0, 0, false),
-        row("… by others, %".to_owned(), |sample| sample.foreign, 100.0, 1, false),
+        errors(),
+        row("machine busy, %".to_owned(), |sample| sample.figures.busy, 100.0, 0, false),
+        row("… by others, %".to_owned(), |sample| sample.figures.foreign, 100.0, 1, false),
     ]);
     rows
 }

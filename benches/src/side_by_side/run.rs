@@ -5,12 +5,14 @@ use std::time::Duration;
 use anyhow::{Context as _, ensure};
 use plexus_tests::{can_make_namespaces, missing_programs};
 
+use super::ahead::Ahead;
 use super::balancer::Peer;
 use super::case::{CASES, Case};
 use super::interrupt;
 use super::options::Options;
 use super::report::{self, Columns};
 use super::sample::{self, Sample, Terms};
+use super::save;
 
 /// Measures what the options ask for; prints tables as it goes.
 pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
@@ -21,22 +23,33 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
         can_make_namespaces(),
         "network namespaces cannot be made here: run it as root (sudo), or in a user namespace (unshare -Urnm)"
     );
+    let _ahead = if options.ahead { Some(Ahead::new()?) } else { None };
     let cases = if options.cases.is_empty() { CASES.to_vec() } else { options.cases.clone() };
-    let mut results = Vec::new();
+    let directory = options.save.as_deref().map(save::directory).transpose()?;
+    let conditions = save::conditions(&terms.plexus)?;
+    let (mut results, mut tables) = (Vec::new(), String::new());
     for case in &cases {
         for &threads in &options.threads {
+            say_limits(case, threads)?;
             let columns = measure(case, threads, &peers(options, case)?, options.rounds, &terms)?;
-            println!("{}", report::table(case, threads, &columns));
+            let table = report::table(case, threads, &columns);
+            println!("{table}");
+            tables.push_str(&table);
             results.push((*case, threads, columns));
+            let samples: Vec<&Sample> =
+                results.iter().flat_map(|(_, _, columns)| columns.values().flatten()).collect();
             if let Some(file) = &options.json {
-                let samples: Vec<&Sample> =
-                    results.iter().flat_map(|(_, _, columns)| columns.values().flatten()).collect();
-                std::fs::write(file, serde_json::to_string_pretty(&samples)?)
-                    .with_context(|| format!("write {}", file.display()))?;
+                save::samples(file, &samples)?;
+            }
+            if let Some(directory) = &directory {
+                save::samples(&directory.join("side-by-side.json"), &samples)?;
+                let text = format!("{conditions}{tables}{}", report::summary(&results));
+                let file = directory.join("side-by-side.md");
+                std::fs::write(&file, text).with_context(|| format!("write {}", file.display()))?;
             }
         }
     }
-    println!("{}", report::summary(&results));
+    println!("{}\n{conditions}", report::summary(&results));
     Ok(())
 }
 
@@ -109,9 +122,21 @@ fn measure(
     Ok(columns)
 }
 
+/// Says where the limit of open files makes a case smaller than its name.
+fn say_limits(case: &Case, threads: usize) -> anyhow::Result<()> {
+    let limits = sample::limits(case, threads)?;
+    if limits.clients < case.concurrency {
+        println!("{case}: {} connections, as many as the limit of open files allows", limits.clients);
+    }
+    if limits.listeners < case.listeners {
+        println!("{case}: {} listeners, as many as the limit of open files allows", limits.listeners);
+    }
+    Ok(())
+}
+
 /// One line for who waits, with the errors by kind.
 fn progress(case: &Case, sample: &Sample) -> String {
     let (round, peer, errors) = (sample.round, &sample.peer, &sample.errors);
     let failed = if errors.total() == 0 { String::new() } else { format!(" {errors:?}") };
-    format!("{case} round {round} {peer}: {:.2} {}{failed}", sample.rate, case.unit().plural)
+    format!("{case} round {round} {peer}: {:.2} {}{failed}", sample.figures.rate, case.unit().plural)
 }

@@ -1,28 +1,28 @@
 //! One measurement: a lab is set up, one balancer serves one load in it for a while, and everything is taken down.
 
-use std::io::{Read as _, Write as _};
-use std::net::{Shutdown, SocketAddr, SocketAddrV4, TcpStream};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context as _, bail, ensure};
+use anyhow::{Context as _, ensure};
 use plexus_tests::wait_until;
 use serde::{Deserialize, Serialize};
 
 use super::actor::Actor;
-use super::backend::Role;
-use super::balancer::{self, Balancer, Peer, Setup, Unable};
+use super::balancer::{self, Peer, Setup, Unable};
 use super::case::Case;
+use super::churn::{self, Churn};
 use super::interrupt;
 use super::lab::{self, DATAGRAM_ENDPOINTS, Lab};
-use super::message::{self, LENGTH};
 use super::plan::{Errors, Latency, Load, Plan, Served, Tally};
+use super::probe;
 use super::usage::{self, Used, Watched};
 
 /// How long a balancer may take until it answers.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// Of descriptors, what is not for connections: listeners aside.
-const RESERVED: u64 = 1100;
+/// Of descriptors, what is for neither connections nor listeners: plexus keeps 1024, HAProxy needs two for each pipe.
+const RESERVED: usize = 1600;
+/// More descriptors than this make no difference, and nginx allocates for each.
+const MANY: u64 = 200_000;
 /// The machine counts as quiet when so little of it is used.
 const QUIET: f64 = 0.04;
 
@@ -41,7 +41,7 @@ pub(crate) struct Terms {
     pub(crate) patience: Duration,
 }
 
-/// What was measured. Costs are seconds of processor time for one unit of work.
+/// What was measured.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Sample {
     /// The case.
@@ -52,7 +52,24 @@ pub(crate) struct Sample {
     pub(crate) threads: usize,
     /// Which round, from 0.
     pub(crate) round: usize,
-    /// Units of work a second.
+    /// Throughput and what it cost.
+    #[serde(flatten)]
+    pub(crate) figures: Figures,
+    /// By so much the balancer grew for each connection, in KiB; where connections are what is measured.
+    pub(crate) memory: Option<f64>,
+    /// Changes of endpoints a second, where there are any.
+    pub(crate) changes: Option<f64>,
+    /// How long operations took.
+    pub(crate) latency: Latency,
+    /// What failed, as the client and the backend saw it.
+    pub(crate) errors: Errors,
+}
+
+/// Throughput and what it cost. Costs are seconds of processor time for one unit of work; of idle connections, for a
+/// second of all of them.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub(crate) struct Figures {
+    /// Units of work a second; of idle connections, how many.
     pub(crate) rate: f64,
     /// The balancer's processes, kernel's work on their behalf included.
     pub(crate) balancer: f64,
@@ -68,10 +85,6 @@ pub(crate) struct Sample {
     pub(crate) foreign: f64,
     /// Of the machine's processor time, the share that was used.
     pub(crate) busy: f64,
-    /// How long operations took.
-    pub(crate) latency: Latency,
-    /// What failed, as the client and the backend saw it.
-    pub(crate) errors: Errors,
 }
 
 /// Measures, unless the peer has no part in this case.
@@ -85,51 +98,68 @@ pub(crate) fn take(
     let lab = Lab::new()?;
     let mut backend = start_backend(&lab, case, terms)?;
     let setup = setup(case, threads, terms)?;
+    if case.load == Load::Idle && peer == Peer::Direct {
+        return Ok(Err(Unable("nobody holds the connections".to_owned())));
+    }
     let mut balancer = match balancer::start(peer, &lab, &setup)? {
         Ok(balancer) => balancer,
         Err(unable) => return Ok(Err(unable)),
     };
-    if !setup.datagrams {
-        await_answer(&lab, &mut balancer, case.role())?;
-    }
+    probe::await_answer(&lab, &mut balancer, case.role(), setup.datagrams)?;
     await_quiet(terms.patience)?;
 
     let plan = Plan {
         load: case.load,
         targets: balancer.targets.clone(),
-        concurrency: case.concurrency,
+        concurrency: limits(case, threads)?.clients,
         warm_up: terms.warm_up,
         window: terms.window,
     };
-    let arguments = ["client".to_owned(), serde_json::to_string(&plan)?];
-    let client = Actor::start("client", &lab.client, &arguments)?;
-    let watched = Watched::new(usage::processes_in(lab.balancer.name())?, client.id(), backend.id());
+    let pids = usage::processes_in(lab.balancer.name())?;
+    let memory_before = usage::memory(&pids)?;
+    let churn = if case.churns { Some(Churn::start(peer, &lab, setup.spares.clone())?) } else { None };
+    let mut client = Actor::start("client", &lab.client, &["client".to_owned()])?;
+    client.say(&serde_json::to_string(&plan)?)?;
+    let watched = Watched::new(pids, client.id(), backend.id());
     let begin = client.line(terms.warm_up + PATIENCE)?;
     ensure!(begin == "begin", "the client said {begin:?}");
     let (served_before, before) = (served(&mut backend)?, watched.look()?);
     let line = client.line(terms.window + PATIENCE)?;
     let after = watched.look()?;
     let served_after = served(&mut backend)?;
+    let memory_after = usage::memory(&watched.balancer)?;
     balancer.check()?;
+    let changes = churn.map(Churn::finish).transpose()?;
     let tally: Tally = serde_json::from_str(&line).with_context(|| line.clone())?;
     let used = after.since(&before);
     let work = work(case, &tally, &served_before, &served_after, &used);
-    ensure!(work > 0.0, "{peer} carried nothing in {case}: {:?}", tally.errors);
     let errors = tally.errors.and(&served_after.errors.since(&served_before.errors));
-    let sample = summary(&used, work, tally.window, tally.latency, errors);
-    Ok(Ok(Sample { case: case.name.to_owned(), peer: peer.name().to_owned(), threads, round, ..sample }))
+    ensure!(work > 0.0, "{peer} carried nothing in {case}: {errors:?}");
+    #[allow(clippy::cast_precision_loss, reason = "some gigabytes")]
+    let memory = (case.load == Load::Idle).then(|| (memory_after as f64 - memory_before as f64) / work);
+    let names = (case.name.to_owned(), peer.name().to_owned());
+    let figures = figures(case, &used, work, tally.window);
+    Ok(Ok(Sample {
+        case: names.0,
+        peer: names.1,
+        threads,
+        round,
+        figures,
+        memory,
+        changes,
+        latency: tally.latency,
+        errors,
+    }))
 }
 
-fn summary(used: &Used, work: f64, window: Duration, latency: Latency, errors: Errors) -> Sample {
-    let rate = work / window.as_secs_f64();
+fn figures(case: &Case, used: &Used, work: f64, window: Duration) -> Figures {
+    // Idle connections are not work that is done but a state that lasts: their cost is that of a second.
+    let is_state = case.load == Load::Idle;
+    let rate = if is_state { work } else { work / window.as_secs_f64() };
     // The clocks were read a little after the window began and ended.
-    let cost = |seconds: f64| seconds / used.elapsed / rate;
+    let cost = |seconds: f64| seconds / used.elapsed / if is_state { 1.0 } else { rate };
     let whole = used.elapsed * used.processors;
-    Sample {
-        case: String::new(),
-        peer: String::new(),
-        threads: 0,
-        round: 0,
+    Figures {
         rate,
         balancer: cost(used.balancer.total),
         balancer_user: cost(used.balancer.user),
@@ -138,8 +168,6 @@ fn summary(used: &Used, work: f64, window: Duration, latency: Latency, errors: E
         backend: cost(used.backend),
         foreign: used.foreign / whole,
         busy: used.busy / whole,
-        latency,
-        errors,
     }
 }
 
@@ -179,62 +207,43 @@ fn served(backend: &mut Actor) -> anyhow::Result<Served> {
 
 fn setup(case: &Case, threads: usize, terms: &Terms) -> anyhow::Result<Setup> {
     let port = case.role().port();
+    let limits = limits(case, threads)?;
+    let spares = if case.churns { churn::SPARES } else { 0 };
+    let endpoint = |index| lab::endpoint(index, port);
     Ok(Setup {
         threads,
-        endpoints: (0..case.endpoints).map(|index| lab::endpoint(index, port)).collect(),
-        listeners: case.listeners,
+        endpoints: (0..case.endpoints).map(endpoint).collect(),
+        spares: (case.endpoints..case.endpoints + spares).map(endpoint).collect(),
+        listeners: limits.listeners,
         datagrams: case.load == Load::Datagram,
-        connections: most_connections(case.listeners)?,
+        connections: limits.connections,
         plexus: terms.plexus.clone(),
     })
 }
 
-/// Connections that the limit of open files allows a balancer: two descriptors each, and pipes of a few.
-pub(crate) fn most_connections(listeners: u16) -> anyhow::Result<usize> {
-    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).maximum.unwrap_or(1 << 20);
-    let left = limit.saturating_sub(RESERVED + u64::from(listeners));
-    ensure!(left >= 2000, "the limit of open files, {limit}, is too low; ulimit -Hn");
-    // A quarter for pipes, as HAProxy reckons: a connection may have one, of two descriptors, in each direction.
-    Ok(usize::try_from(left.min(200_000) / 5 * 2)?)
+/// What the limit of open files leaves of a case.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Limits {
+    /// Ports that the balancer listens on.
+    pub(crate) listeners: u16,
+    /// Connections, or whatever the client has, at a time.
+    pub(crate) clients: usize,
+    /// Connections that a balancer is configured for.
+    connections: usize,
 }
 
-/// Waits until a client is answered through the balancer, so that nothing of its start is measured.
-fn await_answer(lab: &Lab, balancer: &mut Balancer, role: Role) -> anyhow::Result<()> {
-    let Some(&target) = balancer.targets.last() else { bail!("no targets") };
-    let answered = wait_until(
-        PATIENCE,
-        || {
-            interrupt::check()?;
-            balancer.check()?;
-            Ok(lab.client.enter(move || probe(target, role).map_err(|error| error.to_string())))
-        },
-        |outcome: &anyhow::Result<Result<(), String>>| !matches!(outcome, Ok(Err(_))),
-    );
-    match answered {
-        Ok(outcome) => outcome?.map_err(anyhow::Error::msg),
-        Err(Ok(Err(problem))) => bail!("no answer through {target}: {problem}"),
-        Err(_) => bail!("no answer through {target}"),
-    }
-}
-
-fn probe(target: SocketAddrV4, role: Role) -> anyhow::Result<()> {
-    let mut stream = TcpStream::connect_timeout(&SocketAddr::V4(target), Duration::from_secs(1))?;
-    stream.set_read_timeout(Some(Duration::from_secs(1)))?;
-    match role {
-        Role::Close | Role::Keep => {
-            stream.write_all(&message::request(0))?;
-            let mut response = [0; LENGTH];
-            stream.read_exact(&mut response)?;
-            ensure!(message::is_response(&response, 0), "not the response");
-        }
-        Role::Source => stream.read_exact(&mut [0])?,
-        Role::Sink => {
-            // The end comes back when it has arrived there.
-            stream.shutdown(Shutdown::Write)?;
-            ensure!(stream.read(&mut [0])? == 0, "a sink that speaks");
-        }
-    }
-    Ok(())
+/// The same for every peer: that of the one with the most descriptors for it. A listener is a socket for each thread with
+/// `SO_REUSEPORT`, a connection is two.
+pub(crate) fn limits(case: &Case, threads: usize) -> anyhow::Result<Limits> {
+    use rustix::process::{Resource, getrlimit};
+    let limit = getrlimit(Resource::Nofile).maximum.unwrap_or(MANY).min(MANY);
+    let limit = usize::try_from(limit)?;
+    ensure!(limit >= 4 * RESERVED, "the limit of open files, {limit}, is too low: raise ulimit -Hn");
+    let left = limit - RESERVED;
+    let for_listeners = left - 4 * case.concurrency.min(left / 8);
+    let listeners = u16::try_from(usize::from(case.listeners).min(for_listeners / threads))?;
+    let connections = (left - usize::from(listeners) * threads) / 2;
+    Ok(Limits { listeners, clients: case.concurrency.min(connections), connections })
 }
 
 /// Waits until the machine has nothing else to do, or for as long as is worth it.

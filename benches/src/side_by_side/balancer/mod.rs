@@ -9,7 +9,7 @@ mod plexus;
 
 use std::fmt;
 use std::net::SocketAddrV4;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use anyhow::{Context as _, bail};
@@ -86,6 +86,8 @@ pub(crate) struct Setup {
     pub(crate) threads: usize,
     /// Where connections go.
     pub(crate) endpoints: Vec<SocketAddrV4>,
+    /// Endpoints that come and go.
+    pub(crate) spares: Vec<SocketAddrV4>,
     /// Ports that it listens on, from [`FIRST_PORT`].
     pub(crate) listeners: u16,
     /// Datagrams instead of connections.
@@ -111,15 +113,15 @@ pub(crate) struct Balancer {
 
 /// Starts a peer. It answers or will soon: the caller waits for that.
 pub(crate) fn start(peer: Peer, lab: &Lab, setup: &Setup) -> anyhow::Result<Result<Balancer, Unable>> {
+    if let Some(unable) = has_no_part(peer, setup) {
+        return Ok(Err(unable));
+    }
     let process = match peer {
         Peer::Direct => None,
         Peer::Plexus => match plexus::start(lab, setup)? {
             Ok(process) => Some(process),
             Err(unable) => return Ok(Err(unable)),
         },
-        Peer::Haproxy | Peer::HaproxyCopy if setup.datagrams => {
-            return Ok(Err(Unable("HAProxy balances no UDP".to_owned())));
-        }
         Peer::Haproxy => Some(haproxy::start(lab, setup, true)?),
         Peer::HaproxyCopy => Some(haproxy::start(lab, setup, false)?),
         Peer::Nginx => Some(nginx::start(lab, setup)?),
@@ -131,6 +133,18 @@ pub(crate) fn start(peer: Peer, lab: &Lab, setup: &Setup) -> anyhow::Result<Resu
     Ok(Ok(Balancer { targets, process }))
 }
 
+fn has_no_part(peer: Peer, setup: &Setup) -> Option<Unable> {
+    let why = match peer {
+        Peer::Haproxy | Peer::HaproxyCopy if setup.datagrams => "HAProxy balances no UDP",
+        Peer::Direct if !setup.spares.is_empty() => "nobody chooses, so nobody needs to know of changes",
+        Peer::Nginx if !setup.spares.is_empty() => {
+            "nginx learns of endpoints by a reload, which starts new worker processes: not a hundred times a second"
+        }
+        _ => return None,
+    };
+    Some(Unable(why.to_owned()))
+}
+
 impl Balancer {
     /// The end of its log, and an error if it has ended.
     pub(crate) fn check(&mut self) -> anyhow::Result<()> {
@@ -139,6 +153,41 @@ impl Balancer {
             bail!("{} ended ({status}) and said: {}", process.name(), process.output());
         }
         Ok(())
+    }
+}
+
+/// The way in which a balancer learns of endpoints that come and go.
+pub(crate) enum Control {
+    Plexus(plexus::Control),
+    Haproxy(haproxy::Control),
+}
+
+impl Control {
+    /// Opens it; to be called on a thread inside the balancer's namespace.
+    pub(crate) fn open(peer: Peer, socket: &Path) -> anyhow::Result<Self> {
+        match peer {
+            Peer::Plexus => Ok(Self::Plexus(plexus::Control::open()?)),
+            Peer::Haproxy | Peer::HaproxyCopy => Ok(Self::Haproxy(haproxy::Control::open(socket)?)),
+            Peer::Direct | Peer::Nginx => bail!("{peer} has no way to change its endpoints"),
+        }
+    }
+
+    /// The socket, of those who have one.
+    pub(crate) fn path(lab: &Lab) -> PathBuf {
+        haproxy::Control::path(lab)
+    }
+
+    /// Adds a spare endpoint or takes it out.
+    pub(crate) fn change(
+        &mut self,
+        spare: usize,
+        endpoint: SocketAddrV4,
+        present: bool,
+    ) -> anyhow::Result<()> {
+        match self {
+            Self::Plexus(control) => control.change(spare, endpoint, present),
+            Self::Haproxy(control) => control.change(spare, present),
+        }
     }
 }
 

@@ -22,10 +22,10 @@ pub(super) fn start(lab: &Lab, setup: &Setup) -> anyhow::Result<Process> {
 fn configuration(lab: &Lab, setup: &Setup) -> anyhow::Result<String> {
     let (workers, directory) = (setup.threads, lab.directory().display());
     // Each has two descriptors, and a worker may get more than its share. They are allocated when it starts.
-    let connections = setup.connections * 2 + usize::from(setup.listeners) + 64;
+    let connections = setup.connections * 2 + usize::from(setup.listeners) * setup.threads + 64;
     let last = FIRST_PORT + setup.listeners - 1;
     let ports = if setup.listeners == 1 { last.to_string() } else { format!("{FIRST_PORT}-{last}") };
-    let protocol = if setup.datagrams { "udp " } else { "" };
+    let options = if setup.datagrams { "udp reuseport" } else { "reuseport backlog=4096" };
     let mut text = format!(
         "load_module {MODULE};\n\
          user root;\n\
@@ -44,9 +44,6 @@ fn configuration(lab: &Lab, setup: &Setup) -> anyhow::Result<String> {
     for endpoint in &setup.endpoints {
         writeln!(text, "    server {endpoint};")?;
     }
-    writeln!(
-        text,
-        "  }}\n  server {{ listen 0.0.0.0:{ports} {protocol}reuseport backlog=4096; proxy_pass back; }}\n}}"
-    )?;
+    writeln!(text, "  }}\n  server {{ listen 0.0.0.0:{ports} {options}; proxy_pass back; }}\n}}")?;
     Ok(text)
 }

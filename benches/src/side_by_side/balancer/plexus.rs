@@ -46,6 +46,36 @@ pub(super) fn start(lab: &Lab, setup: &Setup) -> anyhow::Result<Result<Process, 
     Ok(published.map(|()| process))
 }
 
+/// The API, as an operator or an orchestrator uses it.
+pub(in crate::side_by_side) struct Control {
+    admin: Admin,
+}
+
+impl Control {
+    /// To be used by a thread inside the namespace.
+    pub(super) fn open() -> anyhow::Result<Self> {
+        Ok(Self { admin: Admin::open()? })
+    }
+
+    pub(super) fn change(
+        &mut self,
+        spare: usize,
+        endpoint: SocketAddrV4,
+        present: bool,
+    ) -> anyhow::Result<()> {
+        let id = format!("spare-{spare}");
+        let answer = if present {
+            let (address, port) = (endpoint.ip(), endpoint.port());
+            let body = serde_json::json!({"name": "s0", "id": id, "address": address, "port": port});
+            self.admin.ask("POST", "/v1/plexus/instances", &body.to_string())?
+        } else {
+            self.admin.ask("DELETE", &format!("/v1/plexus/instances/{id}"), "")?
+        };
+        ensure!((200..300).contains(&answer.status), "plexus: {} {}", answer.status, answer.body);
+        Ok(())
+    }
+}
+
 /// The services that there are: enough for the ports.
 fn services(listeners: u16) -> u16 {
     listeners.div_ceil(PORTS_A_SERVICE)
@@ -125,25 +155,25 @@ fn listening(admin: &mut Admin, path: &str, expected: usize) -> anyhow::Result<O
 }
 
 /// A connection to the agent's API that stays open. To be used by a thread inside the namespace.
-pub(super) struct Admin {
+struct Admin {
     stream: BufReader<TcpStream>,
 }
 
 /// What the agent answered.
-pub(super) struct Answer {
-    pub(super) status: u16,
-    pub(super) body: String,
+struct Answer {
+    status: u16,
+    body: String,
 }
 
 impl Admin {
-    pub(super) fn open() -> io::Result<Self> {
+    fn open() -> io::Result<Self> {
         let stream = TcpStream::connect_timeout(&SocketAddr::V4(ADMIN), Duration::from_secs(5))?;
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(Duration::from_secs(10)))?;
         Ok(Self { stream: BufReader::new(stream) })
     }
 
-    pub(super) fn ask(&mut self, method: &str, path: &str, body: &str) -> io::Result<Answer> {
+    fn ask(&mut self, method: &str, path: &str, body: &str) -> io::Result<Answer> {
         let malformed = |what: &str| io::Error::new(io::ErrorKind::InvalidData, format!("{path}: {what}"));
         let length = body.len();
         let request = format!(

@@ -8,7 +8,7 @@ mod close;
 mod keep;
 mod stream;
 
-use std::io::{self, Write as _};
+use std::io::{self, BufRead as _, Write as _};
 use std::net::SocketAddrV4;
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
@@ -25,11 +25,14 @@ const DATAGRAM_PATIENCE: Duration = Duration::from_millis(250);
 /// How long a loop waits at most, and so how late it sees the end of its window.
 const LOOK: Duration = Duration::from_millis(20);
 
-/// Carries out a plan and prints what came of it.
+/// Carries out the plan that is the first line of its input, and prints what came of it.
 ///
 /// # Errors
-/// No socket at all, or nobody reads what is printed.
-pub fn run(plan: &Plan) -> anyhow::Result<()> {
+/// No plan, no socket at all, or nobody reads what is printed.
+pub fn run() -> anyhow::Result<()> {
+    let mut line = String::new();
+    io::stdin().lock().read_line(&mut line)?;
+    let plan: &Plan = &serde_json::from_str(&line)?;
     let mut window = Window::new(plan);
     let left: Vec<OwnedFd> = match plan.load {
         Load::Close => close::run(plan, &mut window)?,
