@@ -1,7 +1,7 @@
 //! Endpoints that come and go while a load runs, at a pace kept by the clock.
 
 use std::net::SocketAddrV4;
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -47,7 +47,7 @@ impl Drop for Churn {
     }
 }
 
-fn change(peer: Peer, socket: &PathBuf, spares: &[SocketAddrV4], stop: &AtomicBool) -> anyhow::Result<f64> {
+fn change(peer: Peer, socket: &Path, spares: &[SocketAddrV4], stop: &AtomicBool) -> anyhow::Result<f64> {
     ensure!(!spares.is_empty(), "no endpoints to change");
     let mut control = Control::open(peer, socket)?;
     let began = Instant::now();

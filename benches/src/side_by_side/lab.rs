@@ -114,6 +114,8 @@ fn tune() -> std::io::Result<()> {
         ("ip_forward", "1"),
         ("conf/all/rp_filter", "0"),
         ("ip_local_port_range", "1024 65535"),
+        // Where balancers listen: their own connections are not to take those ports.
+        ("ip_local_reserved_ports", "20000-30000"),
         ("tcp_tw_reuse", "1"),
         ("tcp_max_syn_backlog", "16384"),
         ("tcp_syncookies", "0"),
