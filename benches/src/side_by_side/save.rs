@@ -37,11 +37,11 @@ pub(crate) fn conditions(plexus: &Path) -> anyhow::Result<String> {
     let peers = [peer(&["haproxy", "-v"]), peer(&["nginx", "-v"])];
     let peers: Vec<String> = peers.into_iter().flatten().collect();
     Ok(format!(
-        "{} × {}, Linux {kernel}; {plexus} ({}); {}\n",
+        "{} × {}, Linux {kernel}; {plexus}; {}; runner of {}\n",
         models.len(),
         models.first().unwrap_or(&"unknown processor"),
-        commit.as_deref().unwrap_or("unknown commit"),
         peers.join("; "),
+        commit.as_deref().unwrap_or("unknown commit"),
     ))
 }
 
