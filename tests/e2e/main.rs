@@ -9,6 +9,7 @@ mod cli;
 mod demo;
 mod discover;
 mod dns;
+mod exhaustion;
 mod faults;
 mod harness;
 mod health;

@@ -228,7 +228,7 @@ fn start_ingress(
             fleet: Some(catalog.clone()),
         },
         metrics: balance::Metrics::new()?,
-        on_closing: Arc::new(|_, _| {}),
+        on_closing: plane.closer(),
     };
     surroundings.metrics.register(registry)?;
     let (catalog, plane) = (catalog.clone(), Arc::clone(plane));

@@ -13,7 +13,7 @@ use tokio::sync::watch;
 use super::desired::{Claims, Holder, Port};
 use super::{Config, ListenerState, ListenerStatus, LocalPort, Metrics};
 use crate::balance::{Balancer, Surroundings};
-use crate::proxy::{DataPlane, Listener, ListenerSpec};
+use crate::proxy::{DataPlane, Listener, ListenerSpec, Sharing};
 
 /// How often ports that could not be opened are tried again.
 const RETRY: Duration = Duration::from_secs(5);
@@ -286,7 +286,14 @@ impl Controller {
             ));
         }
         let balancer = self.balancer(holder);
-        self.plane.open(ListenerSpec { address: key.address, balancer }).map_err(|error| error.to_string())
+        self.plane
+            .open(ListenerSpec {
+                address: key.address,
+                balancer,
+                sharing: Sharing::PerThread,
+                inherited: Vec::new(),
+            })
+            .map_err(|error| error.to_string())
     }
 
     /// The one balancer that all listeners for this service and target port share.
@@ -421,9 +428,8 @@ mod tests {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         };
-        tokio::time::timeout(Duration::from_secs(5), waiting)
-            .await
-            .unwrap_or_else(|_| panic!("never: {what}"));
+        // Twice what the slow tick takes.
+        tokio::time::timeout(2 * RETRY, waiting).await.unwrap_or_else(|_| panic!("never: {what}"));
     }
 
     fn greeter(text: &'static str) -> SocketAddr {

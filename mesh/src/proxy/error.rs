@@ -26,6 +26,18 @@ pub enum Dropped {
     ConnectDeadline,
     /// As many connections are open as are allowed.
     Limit,
+    /// This process or host is out of descriptors or memory.
+    OutOfDescriptors,
+    /// Every port of this host's addresses is in use towards every endpoint.
+    OutOfPorts,
+    /// A limit of the service is reached, and nobody may wait, or too many do.
+    AtLimit,
+    /// It waited for a place for as long as it may.
+    QueueTimeout,
+    /// A trusted proxy sent no PROXY protocol header, a malformed one, or none in time.
+    ProxyHeader,
+    /// Its endpoint died, and nothing was under way.
+    EndpointDied,
     /// Nothing moved for the idle timeout.
     Idle,
     /// The drain's deadline passed.
@@ -34,19 +46,28 @@ pub enum Dropped {
     ClientReset,
     /// The endpoint reset it.
     EndpointReset,
+    /// A mistake in this program; the log has it.
+    Panic,
 }
 
 impl Dropped {
     /// Every reason there is.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 15] = [
         Self::NoEndpoint,
         Self::ConnectFailed,
         Self::ConnectDeadline,
         Self::Limit,
+        Self::OutOfDescriptors,
+        Self::OutOfPorts,
+        Self::AtLimit,
+        Self::QueueTimeout,
+        Self::ProxyHeader,
+        Self::EndpointDied,
         Self::Idle,
         Self::Drain,
         Self::ClientReset,
         Self::EndpointReset,
+        Self::Panic,
     ];
 
     /// The word for it, as in metric labels.
@@ -57,10 +78,17 @@ impl Dropped {
             Self::ConnectFailed => "connect_failed",
             Self::ConnectDeadline => "connect_deadline",
             Self::Limit => "limit",
+            Self::OutOfDescriptors => "out_of_descriptors",
+            Self::OutOfPorts => "out_of_ports",
+            Self::AtLimit => "at_limit",
+            Self::QueueTimeout => "queue_timeout",
+            Self::ProxyHeader => "proxy_header",
+            Self::EndpointDied => "endpoint_died",
             Self::Idle => "idle",
             Self::Drain => "drain",
             Self::ClientReset => "client_reset",
             Self::EndpointReset => "endpoint_reset",
+            Self::Panic => "panic",
         }
     }
 }

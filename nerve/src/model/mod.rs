@@ -8,14 +8,16 @@ mod health;
 mod instance;
 mod name;
 mod node;
+mod prefix;
 mod settings;
 
 pub use health::Health;
 pub use instance::{Instance, Weight};
 pub use name::{InstanceId, NameError, NodeName, PortName, ServiceName, Tag, Zone};
 pub use node::Node;
+pub use prefix::Prefix;
 pub use settings::{
-    AtLimit, BalanceSettings, Count, Factor, HashOn, Key as SettingKey, LimitSettings, Locality,
-    OutlierSettings, Percent, Policy, Protocol, PublishedPort, RetrySettings, Selector, ServiceSettings,
-    Split,
+    AtLimit, BalanceSettings, ClientAddress, Count, Factor, HashOn, Key as SettingKey, LimitSettings,
+    Locality, OutlierSettings, Percent, Policy, Protocol, ProxyVersion, PublishedPort, RetrySettings,
+    Selector, ServiceSettings, Split,
 };

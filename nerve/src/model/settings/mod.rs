@@ -1,6 +1,7 @@
 //! The fleet-wide settings of a service, as they stand under `services/<service>`.
 
 mod balance;
+mod client_address;
 mod key;
 mod limits;
 mod published;
@@ -13,13 +14,14 @@ use serde::{Deserialize, Serialize};
 pub use balance::{
     BalanceSettings, HashOn, Locality, OutlierSettings, Policy, RetrySettings, Selector, Split,
 };
+pub use client_address::{ClientAddress, ProxyVersion};
 pub use key::Key;
 pub use limits::{AtLimit, LimitSettings};
 pub use published::{Protocol, PublishedPort};
 pub use value::{Count, Factor, Percent};
 
 /// The settings that an operator names, a group a file.
-const GROUPS: &[&[Key]] = &[balance::KEYS, limits::KEYS];
+const GROUPS: &[&[Key]] = &[balance::KEYS, limits::KEYS, client_address::KEYS];
 
 /// What holds for a service on every node. Durable: it outlives every agent.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -33,6 +35,9 @@ pub struct ServiceSettings {
     /// How much endpoints and clients may take.
     #[serde(default, skip_serializing_if = "LimitSettings::is_default")]
     pub limits: LimitSettings,
+    /// How endpoints learn who the client is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub client_address: Option<ClientAddress>,
     /// What a newer agent wrote and this one does not know: kept, so that a change made here does not lose it.
     #[serde(flatten)]
     pub unknown: BTreeMap<String, serde_json::Value>,

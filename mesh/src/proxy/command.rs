@@ -1,0 +1,40 @@
+//! What a data-plane thread is told from outside.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::task::Wake;
+
+use super::arena::Key;
+use super::inbox::Inbox;
+use super::route::{ListenerId, Route};
+use crate::balance::{Closing, Endpoint};
+
+#[derive(Debug)]
+pub(super) enum Command {
+    /// Listen on the socket.
+    Open(Arc<OwnedFd>, Box<Route>),
+    /// Take what waits, then nothing more.
+    StopAccepting(ListenerId),
+    /// Reset the listener's connections.
+    Reset(ListenerId),
+    /// End the connections of an endpoint.
+    Close(Arc<Endpoint>, Closing),
+    /// A place may be free for a connection that waits for one.
+    Call(Key),
+    /// End, with what connections there are.
+    End,
+}
+
+/// Calls a connection of a thread, from whichever thread has freed a place.
+#[derive(Debug)]
+pub(super) struct Caller {
+    pub(super) inbox: Arc<Inbox<Command>>,
+    pub(super) key: Key,
+}
+
+impl Wake for Caller {
+    fn wake(self: Arc<Self>) {
+        // A thread that has ended has no connections any more.
+        let _ = self.inbox.send(Command::Call(self.key));
+    }
+}
