@@ -17,6 +17,7 @@ mod ingress;
 mod mistakes;
 mod outage;
 mod reload;
+mod settings;
 
 /// The port that instances of `web` listen on.
 const INSTANCE: u16 = 9000;
