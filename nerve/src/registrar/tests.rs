@@ -112,6 +112,13 @@ impl Store for Faulty {
         self.sessions.lock().unwrap().insert(inner.id(), (inner, keeper));
         Ok(outer)
     }
+    async fn adopt_session(&self, id: u64, ttl: Duration) -> store::Result<Session> {
+        self.pass().await?;
+        let inner = self.inner.adopt_session(id, ttl).await?;
+        let (outer, keeper) = Session::new(id, ttl);
+        self.sessions.lock().unwrap().insert(id, (inner, keeper));
+        Ok(outer)
+    }
     async fn close_session(&self, session: Session) -> store::Result<()> {
         self.pass().await?;
         let known = self.sessions.lock().unwrap().remove(&session.id());
