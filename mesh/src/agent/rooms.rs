@@ -261,5 +261,5 @@ async fn start_registrar(
     let files = FileSource::start(directory, local.clone(), tasks, metrics.sources.clone()).await;
     let api = ApiSource::open(Some(&config.state_dir), local);
     let sources: [&dyn Source; 2] = [services, &files];
-    Ok(registrar::start(config.registrar(), Arc::clone(store), &sources, api, tasks, metrics))
+    Ok(registrar::start(config.registrar(), Arc::clone(store), &sources, api, tasks, metrics, None))
 }

@@ -94,6 +94,7 @@ fn registrar(store: &Arc<dyn Store>, tasks: &Tasks) -> registrar::Handle {
         ApiSource::open(None, local),
         tasks,
         registrar::Metrics::default(),
+        None,
     )
 }
 

@@ -38,8 +38,9 @@ impl Image {
 
     /// The image in `text`, or why it cannot be used.
     pub(super) fn read(text: &[u8]) -> Result<Self, String> {
-        let image: Self = serde_json::from_slice(text)
-            .map_err(|error| format!("what the process before this one handed over cannot be read: {error}"))?;
+        let image: Self = serde_json::from_slice(text).map_err(|error| {
+            format!("what the process before this one handed over cannot be read: {error}")
+        })?;
         match image.format {
             FORMAT => Ok(image),
             format => Err(format!(

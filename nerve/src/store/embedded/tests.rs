@@ -164,7 +164,8 @@ async fn what_is_handed_over_goes_on_in_the_other_process_to_the_letter() {
     let file = directory.path().join("store.redb");
     for file in [None, Some(file.as_path())] {
         let (old, new, session) = handed_over(file).await;
-        let (before, after) = (old.list(&Path::root()).await.unwrap(), new.list(&Path::root()).await.unwrap());
+        let (before, after) =
+            (old.list(&Path::root()).await.unwrap(), new.list(&Path::root()).await.unwrap());
         assert_eq!(before.entries, after.entries);
         assert!(after.revision >= before.revision);
         let refused = old.put(&path("late"), vec![], None).await.unwrap_err();
@@ -175,7 +176,13 @@ async fn what_is_handed_over_goes_on_in_the_other_process_to_the_letter() {
         assert!(new.put(&path("late"), vec![], Some(&adopted)).await.unwrap() > after.revision);
         new.close_session(adopted).await.unwrap();
         assert_eq!(
-            new.list(&Path::root()).await.unwrap().entries.iter().map(|e| e.path.as_str()).collect::<Vec<_>>(),
+            new.list(&Path::root())
+                .await
+                .unwrap()
+                .entries
+                .iter()
+                .map(|e| e.path.as_str())
+                .collect::<Vec<_>>(),
             ["durable"]
         );
         new.shutdown().await;
@@ -202,8 +209,12 @@ async fn what_is_taken_back_goes_on_where_it_was() {
 fn what_cannot_be_read_is_refused_before_the_file_is_touched() {
     let directory = TempDir::new().unwrap();
     let file = directory.path().join("store.redb");
-    for (text, why) in [("{", "cannot be read"), (r#"{"format":9,"revision":1,"last_lease":0,"leases":[],"entries":[]}"#, "format 9")] {
-        let opened = EmbeddedStore::open_inherited(Some(&file), TIMEOUT, Metrics::default(), Some(text.as_bytes()));
+    for (text, why) in [
+        ("{", "cannot be read"),
+        (r#"{"format":9,"revision":1,"last_lease":0,"leases":[],"entries":[]}"#, "format 9"),
+    ] {
+        let opened =
+            EmbeddedStore::open_inherited(Some(&file), TIMEOUT, Metrics::default(), Some(text.as_bytes()));
         let error = opened.unwrap_err().to_string();
         assert!(error.contains(why), "{error}");
         assert!(!file.exists());
