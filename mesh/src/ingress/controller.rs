@@ -13,7 +13,7 @@ use tokio::sync::watch;
 use super::desired::{Claims, Holder, Port};
 use super::{Config, ListenerState, ListenerStatus, LocalPort, Metrics};
 use crate::balance::Balancer;
-use crate::proxy::{DataPlane, Listener, ListenerSpec};
+use crate::proxy::{DataPlane, Listener, ListenerSpec, Sharing};
 
 /// How often ports that could not be opened are tried again.
 const RETRY: Duration = Duration::from_secs(5);
@@ -274,7 +274,9 @@ impl Controller {
             ));
         }
         let balancer = self.balancer(holder);
-        self.plane.open(ListenerSpec { address: key.address, balancer }).map_err(|error| error.to_string())
+        self.plane
+            .open(ListenerSpec { address: key.address, balancer, sharing: Sharing::PerThread })
+            .map_err(|error| error.to_string())
     }
 
     /// The one balancer that all listeners for this service and target port share.

@@ -34,11 +34,13 @@ pub enum Dropped {
     ClientReset,
     /// The endpoint reset it.
     EndpointReset,
+    /// A mistake in this program; the log has it.
+    Panic,
 }
 
 impl Dropped {
     /// Every reason there is.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::NoEndpoint,
         Self::ConnectFailed,
         Self::ConnectDeadline,
@@ -47,6 +49,7 @@ impl Dropped {
         Self::Drain,
         Self::ClientReset,
         Self::EndpointReset,
+        Self::Panic,
     ];
 
     /// The word for it, as in metric labels.
@@ -61,6 +64,7 @@ impl Dropped {
             Self::Drain => "drain",
             Self::ClientReset => "client_reset",
             Self::EndpointReset => "endpoint_reset",
+            Self::Panic => "panic",
         }
     }
 }

@@ -1,11 +1,13 @@
 //! Socket options and the one way to make each kind of socket.
 
 use std::io;
-use std::net::{Shutdown, SocketAddr};
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
-use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
-use tokio::net::{TcpSocket, TcpStream};
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketFlags, SocketType, ipproto, sockopt};
+use socket2::{Domain, Protocol, Socket, Type};
 
 /// Handshakes that the kernel completes ahead of us; it caps this at `net.core.somaxconn`.
 const BACKLOG: i32 = 4096;
@@ -19,12 +21,19 @@ pub(super) fn probe(address: SocketAddr) -> io::Result<()> {
 }
 
 /// A listening socket that others of ours on the same address share the connections with.
-pub(super) fn listen(address: SocketAddr) -> io::Result<std::net::TcpListener> {
+pub(super) fn listen(address: SocketAddr) -> io::Result<OwnedFd> {
     let socket = listening_socket(address)?;
     socket.set_reuse_port(true)?;
+    // Accepted sockets inherit it, which saves a call for each.
+    socket.set_tcp_nodelay(true)?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
     Ok(socket.into())
+}
+
+/// Where a listening socket listens.
+pub(super) fn local_address(socket: impl AsFd) -> io::Result<SocketAddr> {
+    Ok(SocketAddr::try_from(rustix::net::getsockname(socket)?)?)
 }
 
 fn listening_socket(address: SocketAddr) -> io::Result<Socket> {
@@ -37,34 +46,54 @@ fn listening_socket(address: SocketAddr) -> io::Result<Socket> {
     Ok(socket)
 }
 
-/// Connects; the caller bounds the time.
-pub(super) async fn connect(address: SocketAddr) -> io::Result<TcpStream> {
-    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
-    let stream = socket.connect(address).await?;
-    prepare(&stream);
-    Ok(stream)
+/// What waits in a listening socket's queue.
+pub(super) fn accept(listener: impl AsFd) -> Result<(OwnedFd, SocketAddr), Errno> {
+    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+    let (client, address) = rustix::net::acceptfrom_with(listener, flags)?;
+    let address = address.ok_or(Errno::NOTCONN)?;
+    Ok((client, SocketAddr::try_from(address)?))
 }
 
-/// What every connection gets. Failing to set an option does not make the connection worse than it is.
-pub(super) fn prepare(stream: &TcpStream) {
-    let keepalive = TcpKeepalive::new().with_time(KEEPALIVE_IDLE).with_interval(KEEPALIVE_INTERVAL);
-    let socket = SockRef::from(stream);
-    let _ = stream.set_nodelay(true);
-    let _ = socket.set_tcp_keepalive(&keepalive);
-}
-
-/// Passes on the end of one direction: FIN.
-pub(super) fn finish_writing(stream: &TcpStream) -> io::Result<()> {
-    match SockRef::from(stream).shutdown(Shutdown::Write) {
-        // The peer has gone altogether in the meantime; there is nobody to tell.
-        Err(error) if error.kind() == io::ErrorKind::NotConnected => Ok(()),
-        done => done,
+/// Begins to connect. With `speaks_first`, bytes follow as soon as the connection stands, and they carry the
+/// acknowledgement that ends the handshake: one packet less.
+pub(super) fn connect(address: SocketAddr, speaks_first: bool) -> Result<OwnedFd, Errno> {
+    let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+    let socket = rustix::net::socket_with(family, SocketType::STREAM, flags, Some(ipproto::TCP))?;
+    if speaks_first {
+        // Without it the handshake has one packet more and is as good.
+        let _ = sockopt::set_tcp_quickack(&socket, false);
+    }
+    match rustix::net::connect(&socket, &address) {
+        Ok(()) | Err(Errno::INPROGRESS) => Ok(socket),
+        Err(error) => Err(error),
     }
 }
 
+/// Why connecting failed.
+pub(super) fn error(socket: impl AsFd) -> Errno {
+    match sockopt::socket_error(socket) {
+        Ok(Err(error)) | Err(error) => error,
+        Ok(Ok(())) => Errno::CONNREFUSED,
+    }
+}
+
+/// Failing to set an option does not make a connection worse than it is; so here and below.
+pub(super) fn set_nodelay(socket: impl AsFd) {
+    let _ = sockopt::set_tcp_nodelay(socket, true);
+}
+
+/// For connections that turn out to last.
+pub(super) fn set_keepalive(socket: impl AsFd) {
+    let socket = socket.as_fd();
+    let _ = sockopt::set_tcp_keepidle(socket, KEEPALIVE_IDLE);
+    let _ = sockopt::set_tcp_keepintvl(socket, KEEPALIVE_INTERVAL);
+    let _ = sockopt::set_socket_keepalive(socket, true);
+}
+
 /// Ends a connection by RST, as the peer on the other side did.
-pub(super) fn reset(stream: TcpStream) {
+pub(super) fn reset(socket: OwnedFd) {
     // Without the option it ends by FIN, which is the next best.
-    let _ = SockRef::from(&stream).set_linger(Some(Duration::ZERO));
-    drop(stream);
+    let _ = sockopt::set_socket_linger(&socket, Some(Duration::ZERO));
+    drop(socket);
 }
