@@ -9,7 +9,7 @@ mod write;
 
 pub use read::{
     Awaited, EndpointInfo, Endpoints, LocalInstance, LocalInstances, NodeInfo, Nodes, Problem, Resolution,
-    ServiceSummary, Services, Stale, Status, Why, WhyEndpoint, WhyListener,
+    ServiceSummary, Services, Stale, Status, TookOver, Why, WhyEndpoint, WhyListener,
 };
 pub use write::{Changed, CheckRequest, DrainRequest, ErrorBody, PublishRequest, RegisterRequest};
 

@@ -11,8 +11,10 @@ use synapse::catalog::{Catalog, Subscription};
 use tokio::sync::watch;
 
 use super::desired::{Claims, Holder, Port};
+use super::handover::Handover;
 use super::{Config, ListenerState, ListenerStatus, LocalPort, Metrics};
 use crate::balance::Balancer;
+use crate::inherited::{Inherited, Transport};
 use crate::proxy::{DataPlane, Listener, ListenerSpec, Sharing};
 
 /// How often ports that could not be opened are tried again.
@@ -26,40 +28,43 @@ type Balancers = HashMap<Option<PortName>, Arc<Balancer>>;
 pub struct Handle {
     shared: Arc<Mutex<Shared>>,
     config: Arc<watch::Sender<Config>>,
+    pub(super) handover: Handover,
 }
 
 #[derive(Debug, Default)]
-struct Shared {
-    slots: BTreeMap<SlotKey, Slot>,
+pub(super) struct Shared {
+    pub(super) slots: BTreeMap<SlotKey, Slot>,
     conflicts: Vec<ListenerStatus>,
     balancers: HashMap<ServiceName, Balancers>,
 }
 
 /// One address on which something is to listen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-struct SlotKey {
+pub(super) struct SlotKey {
     protocol: Protocol,
     address: SocketAddr,
     localhost: bool,
 }
 
 #[derive(Debug)]
-struct Slot {
+pub(super) struct Slot {
     holder: Holder,
-    state: Result<Listener, String>,
+    pub(super) state: Result<Listener, String>,
 }
 
-/// Starts the task.
+/// Starts the task. Of the `inherited` sockets it takes those of addresses that it is to listen on, now or later.
 #[must_use]
 pub fn start(
     config: Config,
     catalog: Catalog,
     plane: Arc<DataPlane>,
+    inherited: Inherited,
     metrics: Metrics,
     tasks: &Tasks,
 ) -> Handle {
     let addresses = published_addresses(&config.listen);
-    let handle = Handle { shared: Arc::default(), config: Arc::new(watch::Sender::new(config)) };
+    let config = Arc::new(watch::Sender::new(config));
+    let handle = Handle { shared: Arc::default(), config, handover: Handover::default() };
     let run = handle.clone();
     let (owner, stop) = (tasks.clone(), tasks.stop_token());
     tasks.spawn_restarted("ingress", move || {
@@ -67,6 +72,8 @@ pub fn start(
             handle: run.clone(),
             catalog: catalog.clone(),
             plane: Arc::clone(&plane),
+            inherited: inherited.clone(),
+            held: BTreeSet::new(),
             metrics: metrics.clone(),
             tasks: owner.clone(),
             addresses: addresses.clone(),
@@ -88,7 +95,7 @@ pub fn start(
 }
 
 impl Handle {
-    fn lock(&self) -> MutexGuard<'_, Shared> {
+    pub(super) fn lock(&self) -> MutexGuard<'_, Shared> {
         // A panic while it was held left a slot out at worst; the restarted task makes it anew.
         self.shared.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -135,15 +142,14 @@ impl Handle {
         self.config.borrow().drain
     }
 
-    /// Closes every listener and waits for their connections, at most for the drain's deadline. Call it after the task
-    /// was stopped. Tells how many connections were reset.
-    pub async fn drain(&self) -> u32 {
+    /// Closes every listener and waits for their connections, at most for `deadline`. Call it after the task was stopped or
+    /// frozen. Tells how many connections were reset.
+    pub async fn drain(&self, deadline: Duration) -> u32 {
         let listeners: Vec<Listener> =
             std::mem::take(&mut self.lock().slots).into_values().filter_map(|slot| slot.state.ok()).collect();
         for listener in &listeners {
             listener.stop_accepting();
         }
-        let deadline = self.drain_deadline();
         let drains = listeners.into_iter().map(|listener| listener.drain(deadline));
         futures_util::future::join_all(drains).await.into_iter().sum()
     }
@@ -153,6 +159,9 @@ struct Controller {
     handle: Handle,
     catalog: Catalog,
     plane: Arc<DataPlane>,
+    inherited: Inherited,
+    /// Services that changed while nothing was to be opened or closed.
+    held: BTreeSet<ServiceName>,
     metrics: Metrics,
     tasks: Tasks,
     addresses: Vec<IpAddr>,
@@ -166,17 +175,27 @@ impl Controller {
     async fn run(mut self) {
         let mut subscription: Subscription = self.catalog.subscribe();
         let mut config = self.handle.config.subscribe();
-        config.mark_changed();
+        let mut frozen = self.handle.handover.frozen.subscribe();
+        let wanted = config.borrow_and_update().localhost.clone();
+        self.local_ports_changed(wanted);
+        for service in self.catalog.services() {
+            self.service_changed(&service.name);
+        }
+        self.note_state();
+        self.handle.handover.settled.send_replace(true);
         let mut retry = tokio::time::interval(RETRY);
         retry.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 names = subscription.changed() => names.iter().for_each(|name| self.service_changed(name)),
-                Ok(()) = config.changed() => {
+                Ok(()) = frozen.changed() => {
+                    std::mem::take(&mut self.held).iter().for_each(|name| self.service_changed(name));
+                }
+                Ok(()) = config.changed(), if !self.is_frozen() => {
                     let wanted = config.borrow_and_update().localhost.clone();
                     self.local_ports_changed(wanted);
                 }
-                _ = retry.tick() => self.retry_failed(),
+                _ = retry.tick(), if !self.is_frozen() => self.retry_failed(),
             }
             if std::mem::take(&mut self.touched) {
                 self.note_state();
@@ -189,9 +208,17 @@ impl Controller {
         for balancer in self.handle.balancers(name) {
             balancer.update(service.as_deref());
         }
+        if self.is_frozen() {
+            self.held.insert(name.clone());
+            return;
+        }
         for port in self.claims.set(name, service.as_deref().map(|service| &*service.settings)) {
             self.reconcile_port(port);
         }
+    }
+
+    fn is_frozen(&self) -> bool {
+        *self.handle.handover.frozen.borrow()
     }
 
     fn reconcile_port(&mut self, port: Port) {
@@ -274,8 +301,9 @@ impl Controller {
             ));
         }
         let balancer = self.balancer(holder);
+        let inherited = self.inherited.take(Transport::Tcp, key.address);
         self.plane
-            .open(ListenerSpec { address: key.address, balancer, sharing: Sharing::PerThread })
+            .open(ListenerSpec { address: key.address, balancer, sharing: Sharing::PerThread, inherited })
             .map_err(|error| error.to_string())
     }
 
@@ -383,7 +411,14 @@ mod tests {
         let config =
             Config { listen: vec![Ipv4Addr::LOCALHOST.into()], localhost, drain: Duration::from_millis(200) };
         let tasks = Tasks::new();
-        let handle = start(config, catalog, Arc::new(plane.unwrap()), Metrics::new().unwrap(), &tasks);
+        let handle = start(
+            config,
+            catalog,
+            Arc::new(plane.unwrap()),
+            Inherited::default(),
+            Metrics::new().unwrap(),
+            &tasks,
+        );
         World { writer, handle, tasks }
     }
 

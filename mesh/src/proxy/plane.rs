@@ -4,8 +4,8 @@ use std::io;
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -21,7 +21,7 @@ use crate::balance::Balancer;
 const RESERVED_DESCRIPTORS: u64 = 1024;
 
 /// What to listen on, and for whom.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct ListenerSpec {
     /// The address; a wildcard IPv6 address takes both families.
     pub address: SocketAddr,
@@ -29,6 +29,9 @@ pub struct ListenerSpec {
     pub balancer: Arc<Balancer>,
     /// How the threads come to their connections.
     pub sharing: Sharing,
+    /// Sockets that listen there already, opened by somebody else. All of them are served, however many there are: one that
+    /// is closed resets the clients in its queue.
+    pub inherited: Vec<OwnedFd>,
 }
 
 /// How the threads share a listener.
@@ -46,6 +49,8 @@ pub enum Sharing {
 pub struct Listener {
     id: ListenerId,
     address: SocketAddr,
+    /// The threads own them.
+    sockets: Vec<Weak<OwnedFd>>,
     open: Vec<Arc<OpenConnections>>,
     threads: Vec<Arc<Inbox<Command>>>,
 }
@@ -122,30 +127,24 @@ impl DataPlane {
     /// Opens a listener on every thread. When this returns, the port answers.
     pub fn open(&self, spec: ListenerSpec) -> Result<Listener, BindError> {
         let failed = |source| BindError { address: spec.address, source };
-        if spec.address.port() != 0 {
-            socket::probe(spec.address).map_err(failed)?;
-        }
         let count = match spec.sharing {
             Sharing::PerThread => self.threads.len(),
             Sharing::One => 1,
         };
-        let mut address = spec.address;
-        let mut sockets = Vec::with_capacity(count);
-        for _ in 0..count {
-            let socket = socket::listen(address).map_err(failed)?;
-            address = socket::local_address(&socket).map_err(failed)?;
-            sockets.push(Arc::new(socket));
-        }
+        let (sockets, address) = listening(spec.address, count, spec.inherited).map_err(failed)?;
         let listener = Listener {
             id: ListenerId(self.next_listener.fetch_add(1, Ordering::Relaxed)),
             address,
+            sockets: sockets.iter().map(Arc::downgrade).collect(),
             open: self.threads.iter().map(|_| Arc::default()).collect(),
             threads: self.threads.iter().map(|thread| Arc::clone(&thread.inbox)).collect(),
         };
-        for (index, thread) in self.threads.iter().enumerate() {
-            let socket = Arc::clone(&sockets[index % count]);
+        // A thread may get several sockets, and a socket several threads: none is left out.
+        for turn in 0..sockets.len().max(self.threads.len()) {
+            let index = turn % self.threads.len();
+            let socket = Arc::clone(&sockets[turn % sockets.len()]);
             let route = Box::new(self.route(&spec.balancer, &listener, index));
-            thread
+            self.threads[index]
                 .inbox
                 .send(Command::Open(socket, route))
                 .map_err(|error| failed(io::Error::other(error)))?;
@@ -185,6 +184,35 @@ impl DataPlane {
     }
 }
 
+/// At least `count` sockets that listen on an address: those that are there already, and as many more as are needed.
+fn listening(
+    wanted: SocketAddr,
+    count: usize,
+    inherited: Vec<OwnedFd>,
+) -> io::Result<(Vec<Arc<OwnedFd>>, SocketAddr)> {
+    let mut sockets = Vec::with_capacity(count.max(inherited.len()));
+    for socket in inherited {
+        socket::adopt(&socket)?;
+        sockets.push(Arc::new(socket));
+    }
+    if sockets.is_empty() && wanted.port() != 0 {
+        socket::probe(wanted)?;
+    }
+    let mut address = wanted;
+    while sockets.len() < count {
+        match socket::listen(address) {
+            Ok(socket) => {
+                address = socket::local_address(&socket)?;
+                sockets.push(Arc::new(socket));
+            }
+            // Whoever opened the inherited one did not allow a second (`SO_REUSEPORT`): the threads share it.
+            Err(_) if !sockets.is_empty() => break,
+            Err(error) => return Err(error),
+        }
+    }
+    Ok((sockets, address))
+}
+
 impl Thread {
     fn start(index: usize, limit: &Arc<ConnectionLimit>, metrics: &Metrics) -> io::Result<Self> {
         let inbox = Arc::new(Inbox::new()?);
@@ -212,6 +240,12 @@ impl Listener {
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// The sockets that it accepts from, for another process to accept from as well. None once it has stopped.
+    #[must_use]
+    pub fn sockets(&self) -> Vec<Arc<OwnedFd>> {
+        self.sockets.iter().filter_map(Weak::upgrade).collect()
     }
 
     /// Client connections that are open.

@@ -31,6 +31,13 @@ pub(super) fn listen(address: SocketAddr) -> io::Result<OwnedFd> {
     Ok(socket.into())
 }
 
+/// Makes a listening socket that somebody else opened like one of ours, as far as that can be done afterwards.
+pub(super) fn adopt(socket: impl AsFd) -> io::Result<()> {
+    let socket = socket.as_fd();
+    set_nodelay(socket);
+    Ok(rustix::io::ioctl_fionbio(socket, true)?)
+}
+
 /// Where a listening socket listens.
 pub(super) fn local_address(socket: impl AsFd) -> io::Result<SocketAddr> {
     Ok(SocketAddr::try_from(rustix::net::getsockname(socket)?)?)

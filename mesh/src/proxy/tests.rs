@@ -3,6 +3,7 @@
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::num::{NonZeroU32, NonZeroUsize};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -20,6 +21,7 @@ struct World {
     plane: DataPlane,
     listener: Listener,
     metrics: Metrics,
+    balancer: Arc<Balancer>,
 }
 
 /// A port that leads to `endpoints`.
@@ -37,8 +39,12 @@ fn world(config: Config, endpoints: &[SocketAddr]) -> World {
     let config = Config { threads: NonZeroUsize::new(2), ..config };
     let plane = DataPlane::start(config, metrics.clone()).unwrap();
     let address = "127.0.0.1:0".parse().unwrap();
-    let listener = plane.open(ListenerSpec { address, balancer, sharing: Sharing::PerThread }).unwrap();
-    World { plane, listener, metrics }
+    let listener = plane.open(spec(address, Arc::clone(&balancer), Vec::new())).unwrap();
+    World { plane, listener, metrics, balancer }
+}
+
+fn spec(address: SocketAddr, balancer: Arc<Balancer>, inherited: Vec<OwnedFd>) -> ListenerSpec {
+    ListenerSpec { address, balancer, sharing: Sharing::PerThread, inherited }
 }
 
 impl World {
@@ -249,7 +255,7 @@ async fn a_drain_lets_connections_finish_and_takes_no_new_ones() {
             stream.write_all(&byte).unwrap();
         }
     });
-    let World { plane, listener, metrics } = world(Config::default(), &[echo]);
+    let World { plane, listener, metrics, .. } = world(Config::default(), &[echo]);
     let address = listener.address();
     let mut client = TcpStream::connect(address).unwrap();
     let mut echoes = move || {
@@ -270,7 +276,7 @@ async fn a_drain_lets_connections_finish_and_takes_no_new_ones() {
 #[tokio::test]
 async fn a_drain_resets_what_is_open_at_its_deadline() {
     let quiet = endpoint(|mut stream| drop(stream.read(&mut [0; 1])));
-    let World { plane, listener, metrics } = world(Config::default(), &[quiet]);
+    let World { plane, listener, metrics, .. } = world(Config::default(), &[quiet]);
     let mut client = TcpStream::connect(listener.address()).unwrap();
     client.set_read_timeout(Some(PATIENCE)).unwrap();
     until("open", || listener.connections() == 1);
@@ -278,4 +284,57 @@ async fn a_drain_resets_what_is_open_at_its_deadline() {
     assert_eq!(client.read(&mut [0; 1]).unwrap_err().kind(), ErrorKind::ConnectionReset);
     until("counted", || metrics.dropped_so_far("web", Dropped::Drain) == 1);
     plane.shutdown();
+}
+
+#[test]
+fn another_plane_goes_on_with_the_sockets_and_no_client_notices() {
+    let one = world(Config::default(), &[endpoint(|mut stream| stream.write_all(b"x").unwrap())]);
+    let address = one.listener.address();
+    let stopped = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let asked = Arc::clone(&stopped);
+    let clients = std::thread::spawn(move || {
+        let mut served = 0;
+        while !asked.load(std::sync::atomic::Ordering::Relaxed) {
+            let mut stream = TcpStream::connect(address).unwrap();
+            stream.set_read_timeout(Some(PATIENCE)).unwrap();
+            stream.read_exact(&mut [0; 1]).unwrap();
+            served += 1;
+        }
+        served
+    });
+    let mut plane = one;
+    // More threads than sockets, then fewer: every socket is served.
+    for threads in [1, 3, 1, 2] {
+        let inherited: Vec<OwnedFd> =
+            plane.listener.sockets().iter().map(|socket| socket.try_clone().unwrap()).collect();
+        let sockets = inherited.len();
+        let config = Config { threads: NonZeroUsize::new(threads), ..Config::default() };
+        let next = DataPlane::start(config, plane.metrics.clone()).unwrap();
+        let listener = next.open(spec(address, Arc::clone(&plane.balancer), inherited)).unwrap();
+        assert_eq!(listener.sockets().len(), sockets.max(threads));
+        plane.listener.stop_accepting();
+        until("the old one closes its copies", || plane.listener.sockets().is_empty());
+        until("its clients are served", || plane.listener.connections() == 0);
+        let balancer = Arc::clone(&plane.balancer);
+        let metrics = plane.metrics.clone();
+        plane.end();
+        plane = World { plane: next, listener, metrics, balancer };
+    }
+    stopped.store(true, std::sync::atomic::Ordering::Relaxed);
+    assert!(clients.join().unwrap() > 0);
+    plane.end();
+}
+
+#[test]
+fn a_socket_that_allows_no_second_one_is_shared_by_the_threads() {
+    let world = world(Config::default(), &[endpoint(|mut stream| stream.write_all(b"x").unwrap())]);
+    let given = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = given.local_addr().unwrap();
+    let inherited = vec![OwnedFd::from(given)];
+    let listener = world.plane.open(spec(address, Arc::clone(&world.balancer), inherited)).unwrap();
+    for _ in 0..20 {
+        TcpStream::connect(address).unwrap().read_exact(&mut [0; 1]).unwrap();
+    }
+    drop(listener);
+    world.end();
 }

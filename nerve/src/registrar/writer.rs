@@ -43,6 +43,9 @@ pub(super) struct Paused {
     pub(super) records: Vec<CarriedRecord>,
 }
 
+/// A session and what stands under it.
+pub(super) type Estate = (CarriedSession, Vec<CarriedRecord>);
+
 /// What the writer is asked, and what it answers.
 #[derive(Debug, Clone)]
 pub(super) struct Orders {
@@ -52,7 +55,7 @@ pub(super) struct Orders {
     /// Set for as long as it is paused.
     pub(super) paused: Arc<watch::Sender<Option<Paused>>>,
     /// What the process before this one left; taken by the first session.
-    pub(super) carried: Arc<Mutex<Option<(CarriedSession, Vec<CarriedRecord>)>>>,
+    pub(super) carried: Arc<Mutex<Option<Estate>>>,
 }
 
 /// The one that writes.
