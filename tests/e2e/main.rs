@@ -10,6 +10,7 @@ mod demo;
 mod discover;
 mod dns;
 mod faults;
+mod handover;
 mod harness;
 mod health;
 mod ingress;

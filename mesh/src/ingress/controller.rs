@@ -439,9 +439,7 @@ mod tests {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         };
-        tokio::time::timeout(Duration::from_secs(5), waiting)
-            .await
-            .unwrap_or_else(|_| panic!("never: {what}"));
+        tokio::time::timeout(2 * RETRY, waiting).await.unwrap_or_else(|_| panic!("never: {what}"));
     }
 
     fn greeter(text: &'static str) -> SocketAddr {

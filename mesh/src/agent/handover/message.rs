@@ -144,6 +144,8 @@ impl Line {
 
 #[cfg(test)]
 mod tests {
+    use std::net::IpAddr;
+
     use proptest::prelude::*;
 
     use super::*;
@@ -155,7 +157,7 @@ mod tests {
     }
 
     fn sockets() -> impl Strategy<Value = Message> {
-        let described = (".{0,9}", proptest::option::of(any::<SocketAddr>()))
+        let described = (".{0,9}", proptest::option::of(any::<(IpAddr, u16)>().prop_map(SocketAddr::from)))
             .prop_map(|(transport, address)| Described { transport, address });
         proptest::collection::vec(described, 0..MAX_DESCRIPTORS)
             .prop_map(|sockets| Message::Sockets(Sockets { sockets }))

@@ -224,7 +224,8 @@ mod tests {
         assert_eq!(there.receive("", SOON).await.unwrap().0, Message::Prepare);
         let (message, mut passed) = there.receive("", SOON).await.unwrap();
         assert_eq!((message, passed.len()), (sockets, 1));
-        assert_eq!(there.receive("", SOON).await.unwrap(), (Message::Offered, vec![]).into());
+        let (message, none) = there.receive("", SOON).await.unwrap();
+        assert_eq!((message, none.len()), (Message::Offered, 0));
         assert_eq!(there.receive("", SOON).await.unwrap().1.len(), 1);
         let passed = TcpListener::from(passed.remove(0));
         assert_eq!(

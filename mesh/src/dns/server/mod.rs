@@ -207,6 +207,7 @@ impl Bound {
                 }
             }
         }
+        self.handle.stop_accepting();
         tasks.shutdown().await;
         // Held until here: a drain is over when the last answer is sent.
         drop(drain);
