@@ -108,6 +108,7 @@ fn the_session_and_the_checks_live_on_in_the_next_agent() {
     let _ = a.plexus(["register", "api", "--port", "9000", "--id", "mine"]).ok();
     let _ = a.plexus(["drain", "mine"]).ok();
     eventually!(SOON, b.known("api"), |ids| *ids == ["mine"]);
+    cluster.wait_serving("web", &["web-a-9000"]);
     assert!(a.take_over().wait(SOON).success());
     // For longer than the session lives without its agent.
     let over = cluster.settings().session_ttl + Duration::from_secs(2);
@@ -301,8 +302,10 @@ fn a_replacement_that_cannot_start_leaves_the_running_agent() {
 #[test]
 fn a_store_of_its_own_goes_over_whole() {
     needs!("etcd", "etcdctl");
-    for store in ["embedded", "embedded:state/store.redb"] {
-        let cluster = Cluster::of(1).store(store).start();
+    // Its path has to be known before its node is: one of this test alone.
+    let file = std::env::temp_dir().join(format!("plexus-handover-{}.redb", std::process::id()));
+    for store in ["embedded".to_owned(), format!("embedded:{}", file.display())] {
+        let cluster = Cluster::of(1).store(&store).start();
         let [a] = cluster.nodes();
         let _backend = a.serve("web", INSTANCE);
         let _ = a.plexus(["register", "api", "--port", "9000"]).ok();
@@ -327,6 +330,7 @@ fn a_store_of_its_own_goes_over_whole() {
         eventually!(SOON, handovers(a, "failed"), |seen| *seen == 1.0);
         let _ = a.plexus(["unpublish", "api", &(PUBLISHED + 1).to_string()]).ok();
     }
+    std::fs::remove_file(file).expect("the store's file");
 }
 
 #[test]
@@ -350,9 +354,10 @@ fn sockets_of_the_service_manager_are_listened_on_from_the_first_connection() {
     // Whoever connected before there was an agent is answered as soon as there is one.
     assert_eq!(a.get(a.at(PUBLISHED), "/").expect("an answer").status, 200);
     a.wait_ready(SOON);
-    let log = a.agent_log();
-    assert_eq!(log.matches("nothing here listens on so far").count(), 1, "{log}");
-    assert!(log.contains("127.0.0.1:9999/tcp"), "{log}");
+    let unwanted = "nothing here listens on so far";
+    let log = eventually!(2 * SOON, a.agent_log(), |log| log.contains(unwanted));
+    let told: Vec<&str> = log.lines().filter(|line| line.contains(unwanted)).collect();
+    assert!(told.len() == 1 && told[0].contains("127.0.0.1:9999/tcp"), "{told:?}");
     let load = b.load(a.at(PUBLISHED));
     load.wait_for(50);
     assert!(a.take_over().wait(SOON).success());
@@ -368,6 +373,7 @@ fn a_broken_service_file_is_no_reason_to_lose_the_others() {
     let _backend = a.serve("web", INSTANCE);
     a.define(&ServiceFile::new("api", INSTANCE));
     eventually!(SOON, b.serving("api"), |ids| *ids == ["api-a-9000"]);
+    cluster.wait_serving("web", &["web-a-9000"]);
     a.write_service_file("broken.toml", "[[service]]\nname = 7\n");
     assert!(a.take_over().wait(SOON).success());
     assert_eq!(

@@ -4,6 +4,7 @@
 //! everything runs. So an agent that cannot be leaves the one before it as it was.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context;
 use nerve::registrar;
@@ -29,6 +30,9 @@ use crate::inherited::Inherited;
 use crate::proxy::DataPlane;
 use crate::readiness::Readiness;
 use crate::{admin, dns, ingress, proxy};
+
+/// How long after the catalog is known a socket may wait for whoever wants it, before it is said that nobody does.
+const UNWANTED_AFTER: Duration = Duration::from_secs(5);
 
 /// What is opened before anything runs.
 struct Bound {
@@ -75,7 +79,7 @@ impl Rooms {
         let took_over = match taking {
             Some(taking) => Some(rooms.serve_instead(taking, &inherited).await?),
             None => {
-                rooms.report_unwanted(&inherited).await;
+                rooms.report_unwanted(inherited);
                 None
             }
         };
@@ -186,18 +190,27 @@ impl Rooms {
     }
 
     /// Says once which sockets of the service manager nothing listens on. They are kept: a port may be published later.
-    async fn report_unwanted(&self, inherited: &Inherited) {
+    fn report_unwanted(&self, inherited: Inherited) {
         if inherited.left().is_empty() {
             return;
         }
-        self.ingress.settled().await;
-        for socket in inherited.left() {
-            tracing::warn!(
-                %socket,
-                "the service manager opened a socket that nothing here listens on so far: compare ListenStream= and \
-                 ListenDatagram= of the socket unit with [dns] listen, [admin] listen and the published ports"
-            );
-        }
+        let (watcher, stop) = (self.watcher.clone(), self.owners.rest.stop_token());
+        self.owners.rest.spawn("unwanted sockets", async move {
+            let known = async {
+                watcher.filled().await;
+                tokio::time::sleep(UNWANTED_AFTER).await;
+            };
+            if stop.run_until_cancelled(known).await.is_none() {
+                return;
+            }
+            for socket in inherited.left() {
+                tracing::warn!(
+                    %socket,
+                    "the service manager opened a socket that nothing here listens on so far: compare ListenStream= and \
+                     ListenDatagram= of the socket unit with [dns] listen, [admin] listen and the published ports"
+                );
+            }
+        });
     }
 
     /// From now on the next agent finds this one.

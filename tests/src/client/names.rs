@@ -16,6 +16,8 @@ use crate::wait::pause;
 
 /// Longer than any pause that a test tolerates.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// Questions on a kept connection; then another is made. One that was kept for ever would keep for ever what it leads to.
+const KEPT: u32 = 100;
 /// Between two questions of one thread.
 const PACE: Duration = Duration::from_millis(5);
 
@@ -155,17 +157,16 @@ impl Shared {
     }
 
     fn kept(&self) {
-        let mut stream: Option<TcpStream> = None;
+        let mut stream: Option<(TcpStream, u32)> = None;
         while self.goes_on() {
-            if stream.as_ref().is_some_and(has_ended) {
-                stream = None;
-            }
-            let result = match stream.take() {
-                Some(kept) => Ok(kept),
-                None => self.connect(),
-            };
-            let asked = result.and_then(|mut kept| self.ask_tcp(&mut kept).map(|()| kept));
-            self.note(2, asked.map(|kept| stream = Some(kept)));
+            let kept = stream.take().filter(|(kept, questions)| *questions < KEPT && !has_ended(kept));
+            let kept = kept.map_or_else(|| self.connect().map(|fresh| (fresh, 0)), Ok);
+            let asked = kept.and_then(|(mut kept, questions)| {
+                self.ask_tcp(&mut kept)?;
+                stream = Some((kept, questions + 1));
+                Ok(())
+            });
+            self.note(2, asked);
         }
     }
 
