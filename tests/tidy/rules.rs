@@ -51,11 +51,13 @@ pub(crate) const ROOMS: &[Room] = &[
     // Leaves of mesh.
     room("mesh::drain", &[]),
     room("mesh::advice", &[]),
+    room("mesh::inherited", &[]),
     room("mesh::readiness", &[]),
+    room("mesh::sys", &[]),
     room("mesh::api", &["nerve::model"]),
     // From an endpoint to a connection: each room knows those above it, and the proxy never the catalog.
     room("mesh::balance", &["nerve::model", "synapse::catalog"]),
-    room("mesh::proxy", &["mesh::balance", "mesh::drain", "mesh::advice", "nerve::tasks"]),
+    room("mesh::proxy", &["nerve::model", "mesh::balance", "mesh::drain", "mesh::advice", "mesh::sys"]),
     room(
         "mesh::ingress",
         &[
@@ -65,11 +67,22 @@ pub(crate) const ROOMS: &[Room] = &[
             "mesh::balance",
             "mesh::proxy",
             "mesh::drain",
+            "mesh::inherited",
             "mesh::advice",
         ],
     ),
     // Names are answered from the catalog; balancing is not its business.
-    room("mesh::dns", &["nerve::model", "nerve::tasks", "synapse::catalog", "mesh::drain", "mesh::advice"]),
+    room(
+        "mesh::dns",
+        &[
+            "nerve::model",
+            "nerve::tasks",
+            "synapse::catalog",
+            "mesh::drain",
+            "mesh::inherited",
+            "mesh::advice",
+        ],
+    ),
     // Read handles of all rooms; nobody but the agent imports it.
     room(
         "mesh::admin",
@@ -84,6 +97,7 @@ pub(crate) const ROOMS: &[Room] = &[
             "synapse::catalog",
             "mesh::api",
             "mesh::drain",
+            "mesh::inherited",
             "mesh::readiness",
         ],
     ),
@@ -146,8 +160,16 @@ pub(crate) const HOMES: &[Home] = &[
     home("clap", &["mesh/src/cli"]),
     home("clap_complete", &["mesh/src/cli"]),
     home("rtnetlink", &["mesh/src/agent/demo"]),
-    home("nix", &["mesh/src/agent", "mesh/src/dns/server", "mesh/src/proxy/plane.rs"]),
+    home("libc", &["mesh/src/sys", "mesh/src/dns/server"]),
+    home(
+        "nix",
+        &["mesh/src/agent", "mesh/src/dns/server", "mesh/src/proxy/plane.rs", "mesh/src/proxy/socket.rs"],
+    ),
     home("rand", &["mesh/src/dns"]),
+    home(
+        "rustix",
+        &["mesh/src/agent/handover", "mesh/src/inherited.rs", "mesh/src/proxy", "mesh/src/sys", "tests/src"],
+    ),
     home("tempfile", &["mesh/src/agent/demo"]),
     home("socket2", &["mesh/src/proxy", "mesh/src/ingress", "mesh/src/dns"]),
     home("tracing-subscriber", &["mesh/src/agent"]),

@@ -5,6 +5,7 @@
 //! runtimes or root tasks.
 
 pub mod demo;
+mod estate;
 mod handover;
 mod leave;
 mod logging;

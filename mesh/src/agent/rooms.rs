@@ -13,7 +13,7 @@ use synapse::{memory, watch as watcher};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::handover::{Door, Outcome, Successor};
+use super::handover::{Door, Outcome, Successor, Wire, give};
 use super::metrics::Metrics;
 use super::name_server::NameServer;
 use super::seams::Problems;
@@ -141,7 +141,7 @@ impl Rooms {
                     self.enter(Phase::Ready);
                 }
                 Some(config) = reloads.recv() => self.reload(config),
-                wire = knock(door.as_ref()) => match self.give(wire, &stop).await {
+                wire = knock(door.as_ref()) => match give(self, wire, &stop).await {
                     Ok(successor) => {
                         self.metrics.note_handover(Outcome::HandedOver);
                         return Ending::HandedOver(successor);
@@ -175,7 +175,7 @@ impl Rooms {
 
 /// The next agent that says something. Never, without a door. Whoever knocks and says nothing only wanted to know whether
 /// somebody lives here.
-async fn knock(door: Option<&Door>) -> super::handover::Wire {
+async fn knock(door: Option<&Door>) -> Wire {
     let Some(door) = door else { return std::future::pending().await };
     loop {
         match door.knock().await {

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -28,28 +29,28 @@ type Balancers = HashMap<Option<PortName>, Arc<Balancer>>;
 pub struct Handle {
     shared: Arc<Mutex<Shared>>,
     config: Arc<watch::Sender<Config>>,
-    pub(super) handover: Handover,
+    handover: Handover,
 }
 
 #[derive(Debug, Default)]
-pub(super) struct Shared {
-    pub(super) slots: BTreeMap<SlotKey, Slot>,
+struct Shared {
+    slots: BTreeMap<SlotKey, Slot>,
     conflicts: Vec<ListenerStatus>,
     balancers: HashMap<ServiceName, Balancers>,
 }
 
 /// One address on which something is to listen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(super) struct SlotKey {
+struct SlotKey {
     protocol: Protocol,
     address: SocketAddr,
     localhost: bool,
 }
 
 #[derive(Debug)]
-pub(super) struct Slot {
+struct Slot {
     holder: Holder,
-    pub(super) state: Result<Listener, String>,
+    state: Result<Listener, String>,
 }
 
 /// Starts the task. Of the `inherited` sockets it takes those of addresses that it is to listen on, now or later.
@@ -95,7 +96,7 @@ pub fn start(
 }
 
 impl Handle {
-    pub(super) fn lock(&self) -> MutexGuard<'_, Shared> {
+    fn lock(&self) -> MutexGuard<'_, Shared> {
         // A panic while it was held left a slot out at worst; the restarted task makes it anew.
         self.shared.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -142,6 +143,25 @@ impl Handle {
         self.config.borrow().drain
     }
 
+    /// Opens and closes no port while `frozen`; what changes meanwhile is done afterwards. Endpoints are followed all the same:
+    /// connections that are open may need another one, or to hear that theirs is dead.
+    pub fn freeze(&self, frozen: bool) {
+        self.handover.freeze(frozen);
+    }
+
+    /// Completes when every port that was wanted at the start is open, or has failed. Cancel-safe.
+    pub async fn settled(&self) {
+        self.handover.settled().await;
+    }
+
+    /// Every socket that is listened on.
+    #[must_use]
+    pub fn sockets(&self) -> Vec<Arc<OwnedFd>> {
+        let shared = self.lock();
+        let open = shared.slots.values().filter_map(|slot| slot.state.as_ref().ok());
+        open.flat_map(Listener::sockets).collect()
+    }
+
     /// Closes every listener and waits for their connections, at most for `deadline`. Call it after the task was stopped or
     /// frozen. Tells how many connections were reset.
     pub async fn drain(&self, deadline: Duration) -> u32 {
@@ -175,14 +195,14 @@ impl Controller {
     async fn run(mut self) {
         let mut subscription: Subscription = self.catalog.subscribe();
         let mut config = self.handle.config.subscribe();
-        let mut frozen = self.handle.handover.frozen.subscribe();
+        let mut frozen = self.handle.handover.changes();
         let wanted = config.borrow_and_update().localhost.clone();
         self.local_ports_changed(wanted);
         for service in self.catalog.services() {
             self.service_changed(&service.name);
         }
         self.note_state();
-        self.handle.handover.settled.send_replace(true);
+        self.handle.handover.settle();
         let mut retry = tokio::time::interval(RETRY);
         retry.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
@@ -218,7 +238,7 @@ impl Controller {
     }
 
     fn is_frozen(&self) -> bool {
-        *self.handle.handover.frozen.borrow()
+        self.handle.handover.is_frozen()
     }
 
     fn reconcile_port(&mut self, port: Port) {
@@ -301,7 +321,7 @@ impl Controller {
             ));
         }
         let balancer = self.balancer(holder);
-        let inherited = self.inherited.take(Transport::Tcp, key.address);
+        let inherited = self.inherited.take(Transport::Tcp, key.address).into_iter().map(Arc::new).collect();
         self.plane
             .open(ListenerSpec { address: key.address, balancer, sharing: Sharing::PerThread, inherited })
             .map_err(|error| error.to_string())

@@ -4,15 +4,16 @@ use std::io;
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use super::command::Command;
 use super::inbox::Inbox;
 use super::limit::ConnectionLimit;
 use super::metrics::Metrics;
-use super::route::Route;
+use super::route::{ListenerId, OpenConnections, Route};
 use super::worker::Worker;
 use super::{BindError, Config, socket};
 use crate::balance::Balancer;
@@ -21,7 +22,7 @@ use crate::balance::Balancer;
 const RESERVED_DESCRIPTORS: u64 = 1024;
 
 /// What to listen on, and for whom.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct ListenerSpec {
     /// The address; a wildcard IPv6 address takes both families.
     pub address: SocketAddr,
@@ -29,9 +30,9 @@ pub struct ListenerSpec {
     pub balancer: Arc<Balancer>,
     /// How the threads come to their connections.
     pub sharing: Sharing,
-    /// Sockets that listen there already, opened by somebody else. All of them are served, however many there are: one that
-    /// is closed resets the clients in its queue.
-    pub inherited: Vec<OwnedFd>,
+    /// Sockets that listen there already, from an earlier process or from systemd. They are used, whatever their number: what
+    /// waits in their queues is served.
+    pub inherited: Vec<Arc<OwnedFd>>,
 }
 
 /// How the threads share a listener.
@@ -49,7 +50,7 @@ pub enum Sharing {
 pub struct Listener {
     id: ListenerId,
     address: SocketAddr,
-    /// The threads own them.
+    /// The threads hold them, and close them when they stop accepting.
     sockets: Vec<Weak<OwnedFd>>,
     open: Vec<Arc<OpenConnections>>,
     threads: Vec<Arc<Inbox<Command>>>,
@@ -71,45 +72,6 @@ struct Thread {
     handle: JoinHandle<()>,
 }
 
-/// Which listener.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct ListenerId(u64);
-
-/// What the control plane tells a thread.
-#[derive(Debug)]
-pub(super) enum Command {
-    /// Listen on the socket.
-    Open(Arc<OwnedFd>, Box<Route>),
-    /// Take what waits, then nothing more.
-    StopAccepting(ListenerId),
-    /// Reset the listener's connections.
-    Reset(ListenerId),
-    /// End, with what connections there are.
-    End,
-}
-
-/// What one thread has open of one listener. Written by that thread alone.
-#[derive(Debug, Default)]
-pub(super) struct OpenConnections {
-    count: AtomicU32,
-    /// It accepts no more.
-    stopped: AtomicBool,
-}
-
-impl OpenConnections {
-    pub(super) fn add(&self) {
-        self.count.store(self.count.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
-    }
-
-    pub(super) fn sub(&self) {
-        self.count.store(self.count.load(Ordering::Relaxed) - 1, Ordering::Relaxed);
-    }
-
-    pub(super) fn stop(&self) {
-        self.stopped.store(true, Ordering::Release);
-    }
-}
-
 impl DataPlane {
     /// Starts the threads. They inherit the network namespace of the calling thread.
     pub fn start(config: Config, metrics: Metrics) -> io::Result<Self> {
@@ -127,29 +89,57 @@ impl DataPlane {
     /// Opens a listener on every thread. When this returns, the port answers.
     pub fn open(&self, spec: ListenerSpec) -> Result<Listener, BindError> {
         let failed = |source| BindError { address: spec.address, source };
-        let count = match spec.sharing {
-            Sharing::PerThread => self.threads.len(),
-            Sharing::One => 1,
-        };
-        let (sockets, address) = listening(spec.address, count, spec.inherited).map_err(failed)?;
+        let sockets = self.sockets(&spec).map_err(failed)?;
+        let address = socket::local_address(&sockets[0]).map_err(failed)?;
         let listener = Listener {
-            id: ListenerId(self.next_listener.fetch_add(1, Ordering::Relaxed)),
+            id: ListenerId::new(self.next_listener.fetch_add(1, Ordering::Relaxed)),
             address,
             sockets: sockets.iter().map(Arc::downgrade).collect(),
             open: self.threads.iter().map(|_| Arc::default()).collect(),
             threads: self.threads.iter().map(|thread| Arc::clone(&thread.inbox)).collect(),
         };
-        // A thread may get several sockets, and a socket several threads: none is left out.
-        for turn in 0..sockets.len().max(self.threads.len()) {
-            let index = turn % self.threads.len();
-            let socket = Arc::clone(&sockets[turn % sockets.len()]);
-            let route = Box::new(self.route(&spec.balancer, &listener, index));
-            self.threads[index]
-                .inbox
-                .send(Command::Open(socket, route))
-                .map_err(|error| failed(io::Error::other(error)))?;
+        // With fewer sockets than threads, all of them are everyone's.
+        let is_shared = sockets.len() < self.threads.len();
+        for (index, thread) in self.threads.iter().enumerate() {
+            let own =
+                sockets.iter().enumerate().filter(|(n, _)| is_shared || n % self.threads.len() == index);
+            for (_, socket) in own {
+                let route = Box::new(self.route(&spec.balancer, &listener, index));
+                let command = Command::Open(Arc::clone(socket), route);
+                thread.inbox.send(command).map_err(|error| failed(io::Error::other(error)))?;
+            }
         }
         Ok(listener)
+    }
+
+    /// Inherited sockets, and as many more as the way of sharing needs; at least one.
+    fn sockets(&self, spec: &ListenerSpec) -> io::Result<Vec<Arc<OwnedFd>>> {
+        let options = &self.config.tcp;
+        let wanted = match spec.sharing {
+            Sharing::PerThread => self.threads.len(),
+            Sharing::One => 1,
+        };
+        let mut sockets = spec.inherited.clone();
+        sockets.iter().try_for_each(|socket| socket::adopt(socket, options))?;
+        let mut address = match sockets.first() {
+            Some(socket) => socket::local_address(socket)?,
+            None => spec.address,
+        };
+        if sockets.is_empty() && address.port() != 0 {
+            socket::probe(address)?;
+        }
+        while sockets.len() < wanted {
+            match socket::listen(address, options) {
+                Ok(socket) => {
+                    address = socket::local_address(&socket)?;
+                    sockets.push(Arc::new(socket));
+                }
+                // Those that were inherited do not share their port: the threads share them.
+                Err(_) if !spec.inherited.is_empty() => break,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(sockets)
     }
 
     fn route(&self, balancer: &Arc<Balancer>, listener: &Listener, thread: usize) -> Route {
@@ -184,35 +174,6 @@ impl DataPlane {
     }
 }
 
-/// At least `count` sockets that listen on an address: those that are there already, and as many more as are needed.
-fn listening(
-    wanted: SocketAddr,
-    count: usize,
-    inherited: Vec<OwnedFd>,
-) -> io::Result<(Vec<Arc<OwnedFd>>, SocketAddr)> {
-    let mut sockets = Vec::with_capacity(count.max(inherited.len()));
-    for socket in inherited {
-        socket::adopt(&socket)?;
-        sockets.push(Arc::new(socket));
-    }
-    if sockets.is_empty() && wanted.port() != 0 {
-        socket::probe(wanted)?;
-    }
-    let mut address = wanted;
-    while sockets.len() < count {
-        match socket::listen(address) {
-            Ok(socket) => {
-                address = socket::local_address(&socket)?;
-                sockets.push(Arc::new(socket));
-            }
-            // Whoever opened the inherited one did not allow a second (`SO_REUSEPORT`): the threads share it.
-            Err(_) if !sockets.is_empty() => break,
-            Err(error) => return Err(error),
-        }
-    }
-    Ok((sockets, address))
-}
-
 impl Thread {
     fn start(index: usize, limit: &Arc<ConnectionLimit>, metrics: &Metrics) -> io::Result<Self> {
         let inbox = Arc::new(Inbox::new()?);
@@ -242,16 +203,16 @@ impl Listener {
         self.address
     }
 
-    /// The sockets that it accepts from, for another process to accept from as well. None once it has stopped.
-    #[must_use]
-    pub fn sockets(&self) -> Vec<Arc<OwnedFd>> {
-        self.sockets.iter().filter_map(Weak::upgrade).collect()
-    }
-
     /// Client connections that are open.
     #[must_use]
     pub fn connections(&self) -> u32 {
-        self.open.iter().map(|open| open.count.load(Ordering::Relaxed)).sum()
+        self.open.iter().map(|open| open.count()).sum()
+    }
+
+    /// The sockets that clients come from, for a process that takes over; none when it has stopped accepting.
+    #[must_use]
+    pub fn sockets(&self) -> Vec<Arc<OwnedFd>> {
+        self.sockets.iter().filter_map(Weak::upgrade).collect()
     }
 
     /// Takes no new connections from now on. What the kernel had completed already is still served.
@@ -272,8 +233,7 @@ impl Listener {
         /// How often the number of open connections is looked at; nobody waits for a drain to the millisecond.
         const LOOK: Duration = Duration::from_millis(20);
         self.stop_accepting();
-        let has_ended =
-            || self.open.iter().all(|open| open.stopped.load(Ordering::Acquire)) && self.connections() == 0;
+        let has_ended = || self.open.iter().all(|open| open.has_stopped()) && self.connections() == 0;
         let all_ended = async {
             while !has_ended() {
                 tokio::time::sleep(LOOK).await;

@@ -44,6 +44,7 @@ fn world(config: Config, endpoints: &[SocketAddr]) -> World {
 }
 
 fn spec(address: SocketAddr, balancer: Arc<Balancer>, inherited: Vec<OwnedFd>) -> ListenerSpec {
+    let inherited = inherited.into_iter().map(Arc::new).collect();
     ListenerSpec { address, balancer, sharing: Sharing::PerThread, inherited }
 }
 

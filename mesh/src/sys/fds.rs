@@ -8,8 +8,6 @@ use std::io;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use nix::libc;
-
 /// The first number after standard input, output and error (`SD_LISTEN_FDS_START`).
 const FIRST: RawFd = 3;
 /// More than a unit file has sockets.

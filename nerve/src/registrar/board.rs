@@ -26,6 +26,21 @@ pub(super) enum Target {
     Instance(InstanceKey),
 }
 
+impl Target {
+    /// The instance that it is of; `None`: the node itself.
+    pub(super) fn instance(&self) -> Option<InstanceKey> {
+        match self {
+            Self::Node => None,
+            Self::Instance(key) => Some(key.clone()),
+        }
+    }
+
+    /// Whose record another process has left.
+    pub(super) fn of(record: &CarriedRecord) -> Self {
+        record.instance.clone().map_or(Self::Node, Self::Instance)
+    }
+}
+
 /// The state that sources, checks, writer and handle share.
 #[derive(Debug)]
 pub(super) struct Board {

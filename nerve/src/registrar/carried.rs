@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::board::Target;
 use super::settle::Confirmed;
 use crate::check;
 use crate::source::InstanceKey;
@@ -67,18 +66,10 @@ impl CarriedSession {
 
 impl CarriedRecord {
     /// `None` where it is not known what stands there, or where that is no text: it is looked at again then.
-    pub(super) fn new(target: &Target, confirmed: Option<&Confirmed>) -> Option<Self> {
+    pub(super) fn new(instance: Option<InstanceKey>, confirmed: Option<&Confirmed>) -> Option<Self> {
         let Confirmed { value, revision } = confirmed?;
-        let instance = match target {
-            Target::Node => None,
-            Target::Instance(key) => Some(key.clone()),
-        };
         let value = String::from_utf8(value.clone()).ok()?;
         Some(Self { instance, value, revision: revision.0 })
-    }
-
-    pub(super) fn target(&self) -> Target {
-        self.instance.clone().map_or(Target::Node, Target::Instance)
     }
 
     pub(super) fn confirmed(&self) -> Confirmed {

@@ -173,7 +173,7 @@ impl Writer {
     async fn adopt(&mut self) -> Option<Session> {
         let carried = self.orders.carried.lock().unwrap_or_else(PoisonError::into_inner).take();
         let (session, records) = carried?;
-        self.confirmed = records.iter().map(|record| (record.target(), None)).collect();
+        self.confirmed = records.iter().map(|record| (Target::of(record), None)).collect();
         if session.asked != self.config.session_ttl.get() {
             tracing::info!("the time to live of sessions was changed: a new one is opened");
             return None;
@@ -182,7 +182,7 @@ impl Writer {
             Ok(session) => {
                 tracing::info!(store = self.store.url(), session = session.id(), "session taken over");
                 self.confirmed =
-                    records.iter().map(|record| (record.target(), Some(record.confirmed()))).collect();
+                    records.iter().map(|record| (Target::of(record), Some(record.confirmed()))).collect();
                 self.board.store_problem(None);
                 Some(session)
             }
@@ -200,7 +200,7 @@ impl Writer {
         let paused = Paused {
             session: session.map(|session| CarriedSession::new(session, asked)),
             records: records
-                .filter_map(|(target, known)| CarriedRecord::new(target, known.as_ref()))
+                .filter_map(|(target, known)| CarriedRecord::new(target.instance(), known.as_ref()))
                 .collect(),
         };
         self.orders.paused.send_replace(Some(paused));

@@ -1,18 +1,16 @@
 //! The part of the agent that runs: offers what it has, stops writing when asked to, and takes everything back when the next one
 //! does not come to serve.
 
-use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
-use synapse::memory;
 use tokio_util::sync::CancellationToken;
 
 use super::message::{Described, Hello, MAX_DESCRIPTORS, Message, PROTOCOL, Prepared, Refused, Sockets};
-use super::take::{in_background, unexpected};
+use super::take::unexpected;
 use super::wire::Wire;
-use super::{ANSWER_WITHIN, Error, TAKE_BACK_AFTER, memfd, store_of};
-use crate::agent::rooms::Rooms;
+use super::{ANSWER_WITHIN, Error, TAKE_BACK_AFTER, store_of};
+use crate::config::Config;
 use crate::inherited::Key;
 
 /// Who goes on.
@@ -24,126 +22,102 @@ pub(in crate::agent) struct Successor {
     pub(in crate::agent) version: String,
 }
 
-impl Rooms {
-    /// Waits until another agent asks to take over, and lets it. `Ok`: this one has nothing left to do but to finish what it
-    /// has. Cancel-safe until somebody knocks.
-    pub(in crate::agent) async fn give(
-        &mut self,
-        mut wire: Wire,
-        stop: &CancellationToken,
-    ) -> Result<Successor, Error> {
-        let given = tokio::select! {
-            biased;
-            () = stop.cancelled() => Err(Error::Leaving),
-            given = self.negotiate(&mut wire) => given,
-        };
-        if let Err(error) = &given {
-            // Whoever has hung up needs no telling.
-            let refused = Message::Refused(Refused { reason: error.to_string() });
-            let _ = wire.send(&refused, &[], ANSWER_WITHIN).await;
-            self.take_back().await;
-        }
-        given
-    }
+/// What an agent can give away, and take back.
+pub(in crate::agent) trait Estate {
+    /// Its configuration.
+    fn config(&self) -> &Config;
 
-    async fn negotiate(&mut self, wire: &mut Wire) -> Result<Successor, Error> {
-        wire.check_peer()?;
-        let successor = self.introduce(wire).await?;
-        self.ingress.freeze(true);
-        self.offer(wire).await?;
-        match wire.receive("that it is prepared", TAKE_BACK_AFTER).await? {
-            (Message::Prepare, _) => {}
-            (other, _) => return Err(unexpected(&other)),
-        }
-        self.prepare(wire).await?;
-        match wire.receive("that it serves", TAKE_BACK_AFTER).await? {
-            (Message::Serving, _) => {}
-            (other, _) => return Err(unexpected(&other)),
-        }
-        // It serves, whether it hears this or not.
-        if let Err(error) = wire.send(&Message::Leaving, &[], ANSWER_WITHIN).await {
-            tracing::warn!(%error, "the next agent serves, and was not told that this one leaves");
-        }
-        Ok(successor)
-    }
+    /// Opens and closes no port from now on.
+    fn freeze(&self);
 
-    async fn introduce(&self, wire: &mut Wire) -> Result<Successor, Error> {
-        let (hello, _) = wire.receive("its name and version", ANSWER_WITHIN).await?;
-        let Message::Hello(hello) = hello else { return Err(unexpected(&hello)) };
-        let (node, store) = (self.config.node.name.to_string(), store_of(&self.config));
-        tracing::info!(
-            pid = hello.pid,
-            version = hello.version,
-            protocol = hello.protocol,
-            "another agent wants to take over"
-        );
-        if let Some(reason) = objection(&hello, &node, &store) {
-            return Err(Error::Refused(reason));
-        }
-        let (version, pid) = (env!("CARGO_PKG_VERSION").to_owned(), std::process::id());
-        let own = Hello { protocol: PROTOCOL, version, pid, node, store };
-        wire.send(&Message::Hello(own), &[], ANSWER_WITHIN).await?;
-        Ok(Successor { pid: hello.pid, version: hello.version })
-    }
+    /// Every listening socket.
+    fn sockets(&self) -> Vec<Arc<OwnedFd>>;
 
-    async fn offer(&self, wire: &Wire) -> Result<(), Error> {
-        let mut sockets: Vec<Arc<OwnedFd>> = self.ingress.sockets();
-        let dns = self.name_server.iter().flat_map(|server| server.handle.sockets()).map(Arc::new);
-        sockets.extend(dns);
-        sockets.extend(self.admin_sockets.iter().cloned());
-        for some in sockets.chunks(MAX_DESCRIPTORS) {
-            let described = some.iter().map(|socket| match Key::of(socket) {
-                Ok(key) => Described { transport: key.transport.to_string(), address: Some(key.address) },
-                Err(_) => Described { transport: "unknown".to_owned(), address: None },
-            });
-            let message = Message::Sockets(Sockets { sockets: described.collect() });
-            let descriptors: Vec<_> = some.iter().map(|socket| socket.as_fd()).collect();
-            wire.send(&message, &descriptors, ANSWER_WITHIN).await?;
-        }
-        if self.is_filled() {
-            let (catalog, watcher) = (self.catalog.clone(), self.watcher.clone());
-            let write =
-                move || memfd::filled("plexus catalog", |file| memory::write_to(file, &catalog, &watcher));
-            let catalog = in_background(write).await?;
-            wire.send(&Message::Catalog, &[catalog.as_fd()], ANSWER_WITHIN).await?;
-        }
-        wire.send(&Message::Offered, &[], ANSWER_WITHIN).await
-    }
+    /// The catalog, if it has something to say.
+    async fn catalog(&self) -> Result<Option<OwnedFd>, Error>;
 
-    async fn prepare(&mut self, wire: &Wire) -> Result<(), Error> {
-        self.writes = false;
-        let carried = self.registrar.hand_over(ANSWER_WITHIN / 2).await;
-        let carried = carried.map_err(|error| Error::Room(error.to_string()))?;
-        self.owners.memory.shutdown().await;
-        let store = self.store.hand_over().await.map_err(|error| Error::Room(error.to_string()))?;
-        let registrar = in_background(move || {
-            memfd::filled("plexus registrar", |file| Ok(serde_json::to_writer(file, &carried)?))
-        });
-        let (mut documents, mut descriptors) = (vec!["registrar".to_owned()], vec![registrar.await?]);
-        if let Some(image) = store {
-            documents.push("store".to_owned());
-            descriptors.push(
-                in_background(move || memfd::filled("plexus store", |file| file.write_all(&image))).await?,
-            );
-        }
-        let descriptors: Vec<_> = descriptors.iter().map(AsFd::as_fd).collect();
-        wire.send(&Message::Prepared(Prepared { documents }), &descriptors, ANSWER_WITHIN).await
-    }
+    /// Writes nothing from now on; what the next one needs to write, by name.
+    async fn stop_writing(&mut self) -> Result<Vec<(String, OwnedFd)>, Error>;
 
     /// Goes on as if nothing had happened.
-    async fn take_back(&mut self) {
-        self.ingress.freeze(false);
-        if std::mem::replace(&mut self.writes, true) {
-            return;
-        }
-        // The store first: the registrar writes as soon as it may.
-        while let Err(error) = self.store.take_back().await {
-            tracing::error!(%error, "the store is not to be had again; it is tried until it is");
-            tokio::time::sleep(std::time::Duration::from_secs(1)).await;
-        }
-        self.registrar.take_back().await;
-        self.keep_memory();
+    async fn take_back(&mut self);
+}
+
+/// Lets another agent take over. `Ok`: this one has nothing left to do but to finish what it has.
+///
+/// # Errors
+/// It did not come to that, and this one goes on.
+pub(in crate::agent) async fn give(
+    estate: &mut impl Estate,
+    mut wire: Wire,
+    stop: &CancellationToken,
+) -> Result<Successor, Error> {
+    let given = tokio::select! {
+        biased;
+        () = stop.cancelled() => Err(Error::Leaving),
+        given = negotiate(estate, &mut wire) => given,
+    };
+    if let Err(error) = &given {
+        // Whoever has hung up needs no telling.
+        let refused = Message::Refused(Refused { reason: error.to_string() });
+        let _ = wire.send(&refused, &[], ANSWER_WITHIN).await;
+        estate.take_back().await;
     }
+    given
+}
+
+async fn negotiate(estate: &mut impl Estate, wire: &mut Wire) -> Result<Successor, Error> {
+    wire.check_peer()?;
+    let successor = introduce(estate.config(), wire).await?;
+    estate.freeze();
+    offer(estate, wire).await?;
+    match wire.receive("that it is prepared", TAKE_BACK_AFTER).await? {
+        (Message::Prepare, _) => {}
+        (other, _) => return Err(unexpected(&other)),
+    }
+    let (documents, descriptors): (Vec<_>, Vec<_>) = estate.stop_writing().await?.into_iter().unzip();
+    let descriptors: Vec<_> = descriptors.iter().map(AsFd::as_fd).collect();
+    wire.send(&Message::Prepared(Prepared { documents }), &descriptors, ANSWER_WITHIN).await?;
+    match wire.receive("that it serves", TAKE_BACK_AFTER).await? {
+        (Message::Serving, _) => {}
+        (other, _) => return Err(unexpected(&other)),
+    }
+    // It serves, whether it hears this or not.
+    if let Err(error) = wire.send(&Message::Leaving, &[], ANSWER_WITHIN).await {
+        tracing::warn!(%error, "the next agent serves, and was not told that this one leaves");
+    }
+    Ok(successor)
+}
+
+async fn introduce(config: &Config, wire: &mut Wire) -> Result<Successor, Error> {
+    let (hello, _) = wire.receive("its name and version", ANSWER_WITHIN).await?;
+    let Message::Hello(hello) = hello else { return Err(unexpected(&hello)) };
+    let Hello { pid, version, protocol, .. } = &hello;
+    tracing::info!(pid, version, protocol, "another agent wants to take over");
+    let (node, store) = (config.node.name.to_string(), store_of(config));
+    if let Some(reason) = objection(&hello, &node, &store) {
+        return Err(Error::Refused(reason));
+    }
+    let (version, pid) = (env!("CARGO_PKG_VERSION").to_owned(), std::process::id());
+    let own = Hello { protocol: PROTOCOL, version, pid, node, store };
+    wire.send(&Message::Hello(own), &[], ANSWER_WITHIN).await?;
+    Ok(Successor { pid: hello.pid, version: hello.version })
+}
+
+async fn offer(estate: &impl Estate, wire: &Wire) -> Result<(), Error> {
+    for some in estate.sockets().chunks(MAX_DESCRIPTORS) {
+        let described = some.iter().map(|socket| match Key::of(socket) {
+            Ok(key) => Described { transport: key.transport.to_string(), address: Some(key.address) },
+            Err(_) => Described { transport: "unknown".to_owned(), address: None },
+        });
+        let message = Message::Sockets(Sockets { sockets: described.collect() });
+        let descriptors: Vec<_> = some.iter().map(|socket| socket.as_fd()).collect();
+        wire.send(&message, &descriptors, ANSWER_WITHIN).await?;
+    }
+    if let Some(catalog) = estate.catalog().await? {
+        wire.send(&Message::Catalog, &[catalog.as_fd()], ANSWER_WITHIN).await?;
+    }
+    wire.send(&Message::Offered, &[], ANSWER_WITHIN).await
 }
 
 /// Why this one must not take over, if it must not.

@@ -15,7 +15,7 @@
 
 mod door;
 mod give;
-mod memfd;
+pub(super) mod memfd;
 mod message;
 mod take;
 mod wire;
@@ -24,7 +24,7 @@ use std::io;
 use std::time::Duration;
 
 pub(super) use door::Door;
-pub(super) use give::Successor;
+pub(super) use give::{Estate, Successor, give};
 pub(super) use take::{Left, Taking, be_alone};
 pub(super) use wire::Wire;
 

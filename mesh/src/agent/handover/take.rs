@@ -1,7 +1,6 @@
 //! The next agent's part: takes what the one that runs offers, and tells it when it may leave.
 
 use std::fs::File;
-use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -81,7 +80,7 @@ impl Taking {
         let Message::Prepared(Prepared { documents }) = message else { return Err(unexpected(&message)) };
         let mut left = Left::default();
         for (document, descriptor) in documents.iter().zip(descriptors) {
-            let text = in_background(move || memfd::read(descriptor)).await?;
+            let text = memfd::read(descriptor).await?;
             match document.as_str() {
                 "registrar" => {
                     let carried = serde_json::from_slice(&text)
@@ -177,18 +176,10 @@ async fn offered(wire: &mut Wire, inherited: &Inherited) -> Result<Option<Recall
 /// A catalog that cannot be read is no reason not to take over: the one on disk is as good, and the store corrects both.
 async fn recall(descriptor: Option<OwnedFd>) -> Option<Recalled> {
     let mut file = File::from(descriptor?);
-    let recalled = in_background(move || memory::recall_from(&mut file)).await;
+    let recalled = memfd::in_background(move || memory::recall_from(&mut file)).await;
     recalled
         .inspect_err(|error| tracing::warn!(%error, "the catalog of the agent before cannot be read; that of the disk is used"))
         .ok()
-}
-
-/// Reading may take long, and tasks of this thread have other things to do.
-pub(super) async fn in_background<T: Send + 'static>(
-    work: impl FnOnce() -> io::Result<T> + Send + 'static,
-) -> Result<T, Error> {
-    let done = tokio::task::spawn_blocking(work).await;
-    Ok(done.map_err(io::Error::other)??)
 }
 
 pub(super) fn unexpected(message: &Message) -> Error {

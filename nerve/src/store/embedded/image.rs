@@ -5,7 +5,6 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::state::State;
 use crate::store::{Entry, Path, Revision};
 
 const FORMAT: u32 = 1;
@@ -61,23 +60,4 @@ impl Imaged {
             .map_err(|error| format!("what was handed over has a key that is none: {error}"))?;
         Ok((Entry { path, value: self.value, revision: Revision(self.revision) }, self.lease))
     }
-}
-
-/// What a store begins with: what the file holds, and what was handed over.
-pub(super) fn begin(on_disk: Option<(Vec<Entry>, Revision)>, image: Option<Image>) -> Result<State, String> {
-    let has_file = on_disk.is_some();
-    let (entries, revision) = on_disk.unwrap_or_default();
-    let mut state = State::restored(entries, revision);
-    if let Some(image) = image {
-        let (floor, last_lease, leases) = (Revision(image.revision), image.last_lease, image.leases);
-        let mut handed_over = Vec::with_capacity(image.entries.len());
-        for imaged in image.entries {
-            let (entry, lease) = imaged.entry()?;
-            if lease.is_some() || !has_file {
-                handed_over.push((entry, lease));
-            }
-        }
-        state.adopt(floor, last_lease, &leases, handed_over);
-    }
-    Ok(state)
 }

@@ -79,7 +79,7 @@ impl EmbeddedStore {
             Some((file, entries, revision)) => (Some(file), Some((entries, revision))),
             None => (None, None),
         };
-        let state = image::begin(on_disk, image).map_err(unusable)?;
+        let state = State::begin(on_disk, image).map_err(unusable)?;
         let abandoned = state.abandoned();
         let moved = watch::Sender::new(state.revision());
         let file = file.map(|file| Arc::new(tokio::sync::Mutex::new(Some(file))));

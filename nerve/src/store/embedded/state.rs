@@ -100,7 +100,7 @@ pub(super) struct State {
 
 impl State {
     /// What a file held: durable entries, and a revision that is later than any given out before.
-    pub(super) fn restored(entries: Vec<Entry>, revision: Revision) -> Self {
+    fn restored(entries: Vec<Entry>, revision: Revision) -> Self {
         let entries = entries
             .into_iter()
             .map(|Entry { path, value, revision }| {
@@ -108,6 +108,29 @@ impl State {
             })
             .collect();
         Self { revision, entries, forgotten: revision, ..Self::default() }
+    }
+
+    /// What a store begins with: what its file holds, and what another process handed over. With a file, only the leased entries
+    /// of that count.
+    pub(super) fn begin(
+        on_disk: Option<(Vec<Entry>, Revision)>,
+        image: Option<Image>,
+    ) -> Result<Self, String> {
+        let has_file = on_disk.is_some();
+        let (entries, revision) = on_disk.unwrap_or_default();
+        let mut state = Self::restored(entries, revision);
+        if let Some(image) = image {
+            let (floor, last_lease, leases) = (Revision(image.revision), image.last_lease, image.leases);
+            let mut handed_over = Vec::with_capacity(image.entries.len());
+            for imaged in image.entries {
+                let (entry, lease) = imaged.entry()?;
+                if lease.is_some() || !has_file {
+                    handed_over.push((entry, lease));
+                }
+            }
+            state.adopt(floor, last_lease, &leases, handed_over);
+        }
+        Ok(state)
     }
 
     pub(super) fn revision(&self) -> Revision {
@@ -181,7 +204,7 @@ impl State {
     }
 
     /// Takes over what another process had in memory. Watches of this one begin with it.
-    pub(super) fn adopt(
+    fn adopt(
         &mut self,
         floor: Revision,
         last_lease: u64,
