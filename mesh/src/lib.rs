@@ -10,6 +10,7 @@ pub mod config;
 pub mod dns;
 pub mod drain;
 pub mod ingress;
+pub mod inherited;
 pub mod proxy;
 pub mod readiness;
 mod sys;

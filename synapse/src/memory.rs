@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, BufWriter, Read, Write};
+use std::io::{self, BufWriter, Read, Seek, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -65,9 +65,24 @@ pub fn recall(file: &Path) -> Option<Recalled> {
     }
 }
 
+/// Writes what [`keep`] saves into an open file instead, for a process that goes on. Blocks.
+pub fn write_to(file: &mut File, catalog: &Catalog, watcher: &Watcher) -> io::Result<()> {
+    write_image(file, &image(catalog, watcher))
+}
+
+/// Reads what [`write_to`] wrote, from the beginning of the file. Blocks.
+pub fn recall_from(file: &mut File) -> io::Result<Recalled> {
+    file.seek(io::SeekFrom::Start(0))?;
+    read_image(file)
+}
+
 fn read(file: &Path) -> io::Result<Recalled> {
+    read_image(&mut File::open(file)?)
+}
+
+fn read_image(file: &mut File) -> io::Result<Recalled> {
     let mut text = Vec::new();
-    File::open(file)?.take(MAX_BYTES + 1).read_to_end(&mut text)?;
+    file.take(MAX_BYTES + 1).read_to_end(&mut text)?;
     if text.len() as u64 > MAX_BYTES {
         return Err(io::Error::other(format!("it is larger than the {MAX_BYTES} bytes that are allowed")));
     }
@@ -227,13 +242,17 @@ fn write(file: &Path, saved: Saved) -> io::Result<()> {
     fs::create_dir_all(directory)?;
     let beside = file.with_extension("tmp");
     let out = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&beside)?;
-    let mut out = BufWriter::with_capacity(256 * 1024, Bounded { out, left: MAX_BYTES });
-    serde_json::to_writer(&mut out, &saved)?;
-    let written = out.into_inner().map_err(io::IntoInnerError::into_error)?;
-    written.out.sync_all()?;
+    write_image(&out, &saved)?;
+    out.sync_all()?;
     fs::rename(&beside, file)?;
     // The rename is on disk when its directory is.
     File::open(directory)?.sync_all()
+}
+
+fn write_image(out: impl Write, saved: &Saved) -> io::Result<()> {
+    let mut out = BufWriter::with_capacity(256 * 1024, Bounded { out, left: MAX_BYTES });
+    serde_json::to_writer(&mut out, saved)?;
+    out.flush()
 }
 
 #[cfg(test)]
@@ -291,6 +310,9 @@ mod tests {
             let file = directory.path().join("deep/catalog.json");
             write(&file, saved(instances.clone(), settings.clone())).unwrap();
             let recalled = recall(&file).unwrap();
+            let mut passed = tempfile::tempfile().unwrap();
+            write_image(&passed, &saved(instances.clone(), settings.clone())).unwrap();
+            prop_assert_eq!(&recall_from(&mut passed).unwrap(), &recalled);
             prop_assert_eq!(recalled.revision, Revision(7));
             prop_assert_eq!(recalled.as_of, SystemTime::UNIX_EPOCH + Duration::from_millis(1_234_567));
             prop_assert_eq!(&recalled.settings, &settings);

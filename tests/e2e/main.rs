@@ -11,6 +11,7 @@ mod discover;
 mod dns;
 mod exhaustion;
 mod faults;
+mod handover;
 mod harness;
 mod health;
 mod ingress;

@@ -27,6 +27,7 @@ pub struct Builder {
     nodes: usize,
     etcd_members: usize,
     settings: Settings,
+    store: Option<String>,
     start_agents: bool,
 }
 
@@ -42,6 +43,13 @@ impl Builder {
     #[must_use]
     pub fn settings(mut self, change: impl FnOnce(&mut Settings)) -> Self {
         change(&mut self.settings);
+        self
+    }
+
+    /// With this store instead of the etcd servers.
+    #[must_use]
+    pub fn store(mut self, url: &str) -> Self {
+        self.store = Some(url.to_owned());
         self
     }
 
@@ -61,13 +69,13 @@ impl Builder {
     pub fn start(self) -> Cluster {
         // Built before anything else: it takes long, and a world should not wait for it.
         let _ = (plexus_program(), backend_program());
-        let Self { nodes, etcd_members, mut settings, start_agents } = self;
+        let Self { nodes, etcd_members, mut settings, store, start_agents } = self;
         let world = World::new();
         let fabric = Fabric::new(&world);
         let names = ('a'..='z').take(nodes).map(String::from);
         let machines: Vec<_> = names.map(|name| (fabric.machine(&name), name)).collect();
         let etcd = Etcd::start(&world, &fabric, etcd_members);
-        settings.store = etcd.url();
+        settings.store = store.unwrap_or_else(|| etcd.url());
         let nodes = machines
             .into_iter()
             .map(|(machine, name)| Arc::new(Node::new(&world, &name, machine, &settings)));
@@ -92,7 +100,7 @@ impl Cluster {
     /// The same, to be changed before it starts.
     #[must_use]
     pub fn of(nodes: usize) -> Builder {
-        Builder { nodes, etcd_members: 1, settings: Settings::default(), start_agents: true }
+        Builder { nodes, etcd_members: 1, settings: Settings::default(), store: None, start_agents: true }
     }
 
     /// Its nodes: `let [a, b, c] = cluster.nodes();`

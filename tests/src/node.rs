@@ -1,6 +1,7 @@
 //! A node: a machine with an agent, and the verbs that a person on that machine has.
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::fmt::Write as _;
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -12,6 +13,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use crate::client::load::{Load, Plan};
+use crate::client::names::Names;
 use crate::client::{dig, http};
 use crate::netns::Namespace;
 use crate::process::{Process, Ran, Signal};
@@ -236,13 +238,69 @@ impl Node {
     /// There is one already.
     #[track_caller]
     pub fn start_agent(&self) {
+        self.start_agent_by(&[plexus_program().as_os_str()]);
+    }
+
+    /// Starts its agent by this program with these arguments before the agent's own; does not wait until it is ready.
+    ///
+    /// # Panics
+    /// There is one already.
+    #[track_caller]
+    pub fn start_agent_by(&self, program: &[&OsStr]) {
         let mut agent = self.agent();
         assert!(agent.as_mut().is_none_or(|agent| agent.status().is_some()), "{} has an agent", self.name);
-        let mut command = self.namespace.command(plexus_program());
-        command.arg("agent").arg("--config").arg(self.config_file()).current_dir(&self.directory);
+        *agent = Some(self.agent_process(program, &[]));
+    }
+
+    /// Starts a further agent with the same configuration and these arguments, whose process is the caller's.
+    #[must_use]
+    pub fn start_beside(&self, arguments: &[&str]) -> Process {
+        self.agent_process(&[plexus_program().as_os_str()], arguments)
+    }
+
+    /// Starts a further agent that takes over, and waits until it has. Returns the process of the one before.
+    ///
+    /// # Panics
+    /// There is none, or it is not taken over from.
+    #[track_caller]
+    #[must_use]
+    pub fn take_over(&self) -> Process {
+        let next = self.start_beside(&["--take-over"]);
+        let before = self.agent().replace(next).expect("an agent was started");
+        let _ = crate::eventually!(
+            Duration::from_secs(20),
+            {
+                self.agent().as_mut().expect("it was started").assert_running();
+                self.took_over_from()
+            },
+            |pid| *pid == Some(before.id()),
+        );
+        before
+    }
+
+    /// The process of the agent that the one which answers took over from.
+    #[must_use]
+    pub fn took_over_from(&self) -> Option<u32> {
+        let pid = self.admin_json("/v1/plexus/status")["took_over"]["pid"].as_u64()?;
+        u32::try_from(pid).ok()
+    }
+
+    fn agent_process(&self, program: &[&OsStr], arguments: &[&str]) -> Process {
+        let mut command = self.namespace.command(program[0]);
+        command.args(&program[1..]).arg("agent").arg("--config").arg(self.config_file()).args(arguments);
+        command.current_dir(&self.directory);
         command.env_remove("RUST_LOG").env_remove("NOTIFY_SOCKET").env_remove("PLEXUS_ADMIN");
         command.envs(&*self.environment.lock().unwrap_or_else(PoisonError::into_inner));
-        *agent = Some(Process::start(&format!("the agent of {}", self.name), &mut command, &self.log));
+        Process::start(&format!("the agent of {}", self.name), &mut command, &self.log)
+    }
+
+    /// The process id of its agent.
+    ///
+    /// # Panics
+    /// There is none.
+    #[must_use]
+    pub fn agent_id(&self) -> u32 {
+        self.agent().as_ref().expect("an agent was started").id()
     }
 
     /// Starts its agent again and waits until it is ready.
@@ -433,6 +491,12 @@ impl Node {
     #[must_use]
     pub fn load(&self, address: SocketAddr) -> Load {
         Load::start(&self.namespace, Plan::steady(address))
+    }
+
+    /// A steady load of questions from this machine to a name server.
+    #[must_use]
+    pub fn names(&self, server: Ipv4Addr, name: &str) -> Names {
+        Names::start(&self.namespace, server.into(), name)
     }
 
     /// May a TCP connection to this address be made from this machine now?

@@ -52,6 +52,7 @@ pub(crate) const ROOMS: &[Room] = &[
     // Leaves of mesh.
     room("mesh::drain", &[]),
     room("mesh::advice", &[]),
+    room("mesh::inherited", &[]),
     room("mesh::readiness", &[]),
     room("mesh::sys", &[]),
     room("mesh::api", &["nerve::model"]),
@@ -67,11 +68,22 @@ pub(crate) const ROOMS: &[Room] = &[
             "mesh::balance",
             "mesh::proxy",
             "mesh::drain",
+            "mesh::inherited",
             "mesh::advice",
         ],
     ),
     // Names are answered from the catalog; balancing is not its business.
-    room("mesh::dns", &["nerve::model", "nerve::tasks", "synapse::catalog", "mesh::drain", "mesh::advice"]),
+    room(
+        "mesh::dns",
+        &[
+            "nerve::model",
+            "nerve::tasks",
+            "synapse::catalog",
+            "mesh::drain",
+            "mesh::inherited",
+            "mesh::advice",
+        ],
+    ),
     // Read handles of all rooms; nobody but the agent imports it.
     room(
         "mesh::admin",
@@ -87,6 +99,7 @@ pub(crate) const ROOMS: &[Room] = &[
             "synapse::catalog",
             "mesh::api",
             "mesh::drain",
+            "mesh::inherited",
             "mesh::readiness",
         ],
     ),
@@ -155,7 +168,10 @@ pub(crate) const HOMES: &[Home] = &[
         &["mesh/src/agent", "mesh/src/dns/server", "mesh/src/proxy/plane.rs", "mesh/src/proxy/socket.rs"],
     ),
     home("rand", &["mesh/src/dns"]),
-    home("rustix", &["mesh/src/proxy", "tests/src"]),
+    home(
+        "rustix",
+        &["mesh/src/agent/handover", "mesh/src/inherited.rs", "mesh/src/proxy", "mesh/src/sys", "tests/src"],
+    ),
     home("tempfile", &["mesh/src/agent/demo"]),
     home("socket2", &["mesh/src/proxy", "mesh/src/ingress", "mesh/src/dns"]),
     home("tracing-subscriber", &["mesh/src/agent"]),

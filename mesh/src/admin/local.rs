@@ -177,6 +177,7 @@ fn refusal(error: ApiError) -> Refusal {
         ApiError::Draft(_) => StatusCode::BAD_REQUEST,
         ApiError::Unknown(_) => StatusCode::NOT_FOUND,
         ApiError::Ambiguous { .. } | ApiError::DefinedElsewhere { .. } => StatusCode::CONFLICT,
+        ApiError::HandedOver => StatusCode::SERVICE_UNAVAILABLE,
         ApiError::Full => StatusCode::INSUFFICIENT_STORAGE,
         ApiError::Write { .. } => StatusCode::INTERNAL_SERVER_ERROR,
     };

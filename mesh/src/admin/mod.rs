@@ -30,7 +30,7 @@ use synapse::catalog::Catalog;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use crate::api::{Problem, Resolution, WhyBalance, WhyListener, WhyPick};
+use crate::api::{Problem, Resolution, TookOver, WhyBalance, WhyListener, WhyPick};
 use crate::readiness::Readiness;
 
 pub use metrics::Metrics;
@@ -56,6 +56,8 @@ pub struct Handles {
     pub node: Arc<Node>,
     /// When the agent started.
     pub started: Instant,
+    /// The agent that it took over from, if it did.
+    pub took_over: Option<TookOver>,
     /// Where the agent is in its life: `starting`, `running`, `draining`, …
     pub phase: watch::Receiver<&'static str>,
     /// What is awaited.

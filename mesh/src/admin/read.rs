@@ -89,6 +89,7 @@ pub(super) async fn status(State(handles): Shared) -> Json<Status> {
         version: handles.node.version.clone(),
         phase: (*handles.phase.borrow()).to_owned(),
         uptime_seconds: handles.started.elapsed().as_secs(),
+        took_over: handles.took_over.clone(),
         ready: awaited.is_empty(),
         awaited,
         store: handles.store.url().to_owned(),

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,6 +16,7 @@ use tokio::sync::Semaphore;
 use super::routes::{self, Routers};
 use super::{Config, Error, Metrics};
 use crate::drain::DrainWatcher;
+use crate::inherited::{Inherited, Transport};
 
 /// Connections at the same time; further ones are closed and counted.
 const MAX_CONNECTIONS: usize = 256;
@@ -30,17 +32,37 @@ pub struct Bound {
 }
 
 impl Bound {
-    /// Binds every configured address.
+    /// No interface.
+    #[must_use]
+    pub fn none() -> Self {
+        Self { listeners: Vec::new() }
+    }
+
+    /// Binds every configured address, with the sockets that are `inherited` where there are some.
     ///
     /// # Errors
     /// One of them cannot be bound.
-    pub async fn bind(config: &Config) -> Result<Self, Error> {
+    pub async fn bind(config: &Config, inherited: &Inherited) -> Result<Self, Error> {
         let mut listeners = Vec::with_capacity(config.listen.len());
         for &address in &config.listen {
+            let given = inherited.take(Transport::Tcp, address);
+            if !given.is_empty() {
+                for socket in given {
+                    listeners.push(adopt(socket).map_err(|source| Error::Bind { address, source })?);
+                }
+                continue;
+            }
             let bound = TcpListener::bind(address).await;
             listeners.push(bound.map_err(|source| Error::Bind { address, source })?);
         }
         Ok(Self { listeners })
+    }
+
+    /// Copies of its sockets, for another process to accept from as well. They keep the addresses taken for as long as they
+    /// live.
+    #[must_use]
+    pub fn sockets(&self) -> Vec<OwnedFd> {
+        self.listeners.iter().filter_map(|listener| listener.as_fd().try_clone_to_owned().ok()).collect()
     }
 
     /// Where it listens: with the ports that the kernel chose where the configuration said 0.
@@ -56,6 +78,12 @@ impl Bound {
         let accepting = self.listeners.iter().map(|listener| server.accept(listener, drain.clone()));
         futures_util::future::join_all(accepting).await;
     }
+}
+
+fn adopt(socket: OwnedFd) -> io::Result<TcpListener> {
+    let listener = std::net::TcpListener::from(socket);
+    listener.set_nonblocking(true)?;
+    TcpListener::from_std(listener)
 }
 
 struct Server {

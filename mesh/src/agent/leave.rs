@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::Phase;
-use super::rooms::Rooms;
+use super::handover::Successor;
+use super::rooms::{Owners, Rooms};
 
 /// How long the store may take to confirm that this node is gone.
 const DEREGISTER_WITHIN: Duration = Duration::from_secs(5);
@@ -12,7 +13,7 @@ const DEREGISTER_WITHIN: Duration = Duration::from_secs(5);
 const ADMIN_WITHIN: Duration = Duration::from_secs(2);
 
 /// Ends everything, in the order in which nobody notices.
-pub(super) async fn leave(mut rooms: Rooms) {
+pub(super) async fn leave(rooms: Rooms) {
     // Held to the end: load balancers in front of this node stop sending now.
     let _leaving = rooms.readiness.block("nothing: the agent is leaving");
     rooms.enter(Phase::Deregistering);
@@ -21,27 +22,71 @@ pub(super) async fn leave(mut rooms: Rooms) {
         Err(error) => tracing::warn!(%error, "leaving without having deregistered"),
     }
     rooms.enter(Phase::Draining);
-    rooms.ingress_tasks.stop_token().cancel();
-    let forced = rooms.ingress.drain().await;
-    if forced > 0 {
-        tracing::warn!(
-            connections = forced,
-            "reset connections that were open when the drain's deadline passed"
-        );
+    rooms.owners.ingress.stop_token().cancel();
+    let deadline = rooms.config.drain.deadline.get();
+    note_forced(rooms.ingress.drain(deadline).await);
+    end(rooms).await;
+}
+
+/// Ends what another agent does not go on with: everything but the connections that are open, and those when they have ended.
+/// Nothing is deregistered: what is registered is that agent's.
+pub(super) async fn to(successor: Successor, mut rooms: Rooms) {
+    let Successor { pid, version } = successor;
+    tracing::info!(pid, version, "another agent goes on; open connections are finished here");
+    rooms.enter(Phase::Draining);
+    // At once: the session is renewed by whoever goes on, or it ends with it.
+    rooms.owners.registrar.shutdown().await;
+    rooms.stop_admin().await;
+    if let Some(name_server) = &rooms.name_server {
+        name_server.handle.stop_accepting();
     }
-    rooms.ingress_tasks.shutdown().await;
+    let deadline = rooms.config.drain.handover.get();
+    let names = async {
+        if let Some(name_server) = &rooms.name_server {
+            // Those that are left are cut by the end.
+            let _ = tokio::time::timeout(deadline, name_server.handle.unused()).await;
+        }
+    };
+    // Ingress goes on to follow endpoints, for connections that are open.
+    let (forced, ()) = tokio::join!(rooms.ingress.drain(deadline), names);
+    note_forced(forced);
+    end(rooms).await;
+}
+
+fn note_forced(connections: u32) {
+    if connections > 0 {
+        tracing::warn!(connections, "reset connections that were open when the drain's deadline passed");
+    }
+}
+
+/// Ends the rooms, once no connection is left.
+async fn end(mut rooms: Rooms) {
+    rooms.owners.ingress.shutdown().await;
     if let Some(name_server) = rooms.name_server.take() {
         name_server.end().await;
     }
     rooms.enter(Phase::Stopped);
-    rooms.admin.drain(ADMIN_WITHIN).await;
-    rooms.tasks.shutdown().await;
+    rooms.stop_admin().await;
+    let Owners { rest, registrar, memory, .. } = &rooms.owners;
+    for tasks in [registrar, memory, rest] {
+        tasks.shutdown().await;
+    }
     drop(rooms.ingress);
     if let Some(plane) = Arc::into_inner(rooms.plane) {
         plane.shutdown();
     }
     if rooms.owns_store {
         rooms.store.shutdown().await;
+    }
+}
+
+impl Rooms {
+    /// Finishes the requests that are open and takes no more.
+    async fn stop_admin(&mut self) {
+        self.admin_sockets.clear();
+        if let Some(admin) = self.admin.take() {
+            admin.drain(ADMIN_WITHIN).await;
+        }
     }
 }
 

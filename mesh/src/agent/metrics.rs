@@ -1,14 +1,16 @@
 //! What the agent tells of itself.
 
-use prometheus::{GaugeVec, IntGauge, Opts, Registry};
+use prometheus::{GaugeVec, IntCounterVec, IntGauge, Opts, Registry};
 
 use super::Phase;
+use super::handover::Outcome;
 
 /// Version, phase and start of the agent.
 #[derive(Debug, Clone)]
 pub(super) struct Metrics {
     phase: GaugeVec,
     task_panics: IntGauge,
+    handovers: IntCounterVec,
 }
 
 impl Metrics {
@@ -23,15 +25,26 @@ impl Metrics {
         )?;
         let task_panics =
             IntGauge::new("plexus_task_panics", "Tasks of the control plane that panicked since the start.")?;
+        let handovers =
+            Opts::new("plexus_handover_total", "Changes of process on this node, by how they ended.");
+        let handovers = IntCounterVec::new(handovers, &["result"])?;
+        for outcome in Outcome::ALL {
+            handovers.with_label_values(&[outcome.as_str()]).reset();
+        }
+        registry.register(Box::new(handovers.clone()))?;
         registry.register(Box::new(info))?;
         registry.register(Box::new(phase.clone()))?;
         registry.register(Box::new(task_panics.clone()))?;
-        Ok(Self { phase, task_panics })
+        Ok(Self { phase, task_panics, handovers })
     }
 
     pub(super) fn enter(&self, phase: Phase) {
         self.phase.reset();
         self.phase.with_label_values(&[phase.as_str()]).set(1.0);
+    }
+
+    pub(super) fn note_handover(&self, outcome: Outcome) {
+        self.handovers.with_label_values(&[outcome.as_str()]).inc();
     }
 
     pub(super) fn note_panics(&self, panics: u64) {

@@ -5,15 +5,19 @@
 //! runtimes or root tasks.
 
 pub mod demo;
+mod estate;
+mod handover;
 mod leave;
 mod logging;
 mod metrics;
 mod name_server;
 mod phase;
+mod replace;
 mod rooms;
 mod run;
 mod seams;
 mod signals;
+mod start;
 mod systemd;
 
 use std::sync::Arc;
@@ -29,8 +33,9 @@ pub use run::run;
 
 use crate::config::Config;
 use crate::ingress;
+use crate::inherited::Inherited;
 use crate::readiness::Readiness;
-use rooms::Rooms;
+use rooms::{Ending, Rooms};
 
 /// Reloads that wait while one is applied: the newest is what counts, so one is enough.
 const RELOADS: usize = 1;
@@ -42,9 +47,30 @@ pub struct Agent {
     ingress: ingress::Handle,
     readiness: Readiness,
     phase: watch::Receiver<Phase>,
+    took_over: bool,
     stop: CancellationToken,
     reload: mpsc::Sender<Config>,
     ended: oneshot::Receiver<()>,
+}
+
+/// What an agent starts from.
+#[derive(Debug, Default)]
+struct Origin {
+    /// A store that others in this process use too.
+    shared: Option<Arc<dyn Store>>,
+    /// Sockets that the service manager opened.
+    inherited: Inherited,
+    /// How it stands to other agents of its state directory; `None`: there are none, before or after.
+    succession: Option<Succession>,
+}
+
+/// What to do about an agent that runs with the same state directory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Succession {
+    /// Refuse to start.
+    Alone,
+    /// Take over from it; without one, start as ever.
+    TakeOver,
 }
 
 /// What the starting thread is told when the rooms are up.
@@ -53,12 +79,17 @@ struct Started {
     ingress: ingress::Handle,
     readiness: Readiness,
     phase: watch::Receiver<Phase>,
+    took_over: bool,
 }
 
 impl Agent {
     /// Starts an agent; `shared` is a store that others in this process use too, else it opens its own. Returns when its
     /// sockets are bound; [`Phase::Ready`] comes later.
     pub fn start(config: Config, shared: Option<Arc<dyn Store>>) -> anyhow::Result<Self> {
+        Self::start_from(config, Origin { shared, ..Origin::default() })
+    }
+
+    fn start_from(config: Config, origin: Origin) -> anyhow::Result<Self> {
         let (tell, told) = std::sync::mpsc::sync_channel(1);
         let (end, ended) = oneshot::channel();
         let (reload, reloads) = mpsc::channel(RELOADS);
@@ -67,12 +98,14 @@ impl Agent {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         std::thread::Builder::new().name("control".to_owned()).spawn(move || {
             runtime.block_on(async {
-                match Rooms::start(config, shared).await {
+                match Rooms::start(config, origin).await {
                     Ok(mut rooms) => {
                         // The receiver waits for this; were it gone, the process is ending.
                         let _ = tell.send(Ok(rooms.started()));
-                        rooms.serve(stopped, reloads).await;
-                        leave::leave(rooms).await;
+                        match rooms.serve(stopped, reloads).await {
+                            Ending::Leave => leave::leave(rooms).await,
+                            Ending::HandedOver(successor) => leave::to(successor, rooms).await,
+                        }
                     }
                     Err(error) => {
                         let _ = tell.send(Err(error));
@@ -82,14 +115,20 @@ impl Agent {
             let _ = end.send(());
         })?;
         let started = told.recv().context("the control thread ended while it started")??;
-        let Started { catalog, ingress, readiness, phase } = started;
-        Ok(Self { catalog, ingress, readiness, phase, stop, reload, ended })
+        let Started { catalog, ingress, readiness, phase, took_over } = started;
+        Ok(Self { catalog, ingress, readiness, phase, took_over, stop, reload, ended })
     }
 
     /// Where it stands.
     #[must_use]
     pub fn phase(&self) -> watch::Receiver<Phase> {
         self.phase.clone()
+    }
+
+    /// Did it take over from another agent?
+    #[must_use]
+    pub fn has_taken_over(&self) -> bool {
+        self.took_over
     }
 
     /// What it waits for before it is ready.

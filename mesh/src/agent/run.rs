@@ -6,51 +6,77 @@ use anyhow::Context;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use super::logging::{self, Level};
+use super::replace::Replacement;
 use super::signals::{Asked, Signals};
 use super::systemd::Notifier;
-use super::{Agent, Phase};
+use super::{Agent, Origin, Phase, Succession};
 use crate::config::{Config, Machine};
+use crate::inherited::Inherited;
+use crate::sys::fds::{Passed, take_passed};
 
-/// Runs the agent that the configuration file describes, until it is told to stop.
+/// Runs the agent that the configuration file describes, until it is told to stop or another one has taken over.
 ///
 /// # Errors
-/// The configuration is wrong, or something that nothing runs without cannot be had.
-pub fn run(file: &Path) -> anyhow::Result<()> {
+/// The configuration is wrong, something that nothing runs without cannot be had, or another agent is in the way.
+pub fn run(file: &Path, succession: Succession) -> anyhow::Result<()> {
     let config = Config::load(file, &Machine::this())?;
     let level = logging::start(&config.log)?;
     raise_file_limit();
+    let origin = Origin { inherited: activated()?, succession: Some(succession), ..Origin::default() };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(supervise(file, config, &level))
+    runtime.block_on(supervise(file, config, origin, &level))
 }
 
-/// Returns when the agent has left, or at once when the process is asked to leave a second time: what is left of the
-/// agent then ends with the process.
-async fn supervise(file: &Path, config: Config, level: &Level) -> anyhow::Result<()> {
+/// The sockets that the service manager opened for this process.
+fn activated() -> anyhow::Result<Inherited> {
+    let inherited = Inherited::default();
+    for Passed { name, descriptor } in take_passed()? {
+        match inherited.add(descriptor) {
+            Ok(socket) => tracing::info!(%socket, name, "the service manager opened a socket"),
+            Err(error) => tracing::warn!(name, %error, "the service manager passed what is not of use"),
+        }
+    }
+    Ok(inherited)
+}
+
+/// Returns when the agent has left or is replaced and has finished its connections; at once when the process is asked to leave
+/// a second time, or after it was replaced: what is left of the agent then ends with the process.
+async fn supervise(file: &Path, config: Config, origin: Origin, level: &Level) -> anyhow::Result<()> {
     let mut signals = Signals::new().context("listen to signals")?;
     let notifier = Notifier::from_env();
-    let node = config.node.name.clone();
-    let agent = Agent::start(config, None)?;
-    let mut phase = agent.phase();
+    let serves = format!("node {} serves", config.node.name);
+    let agent = Agent::start_from(config, origin)?;
+    let (mut phase, mut leaves) = (agent.phase(), agent.phase());
     let mut announced = false;
-    let signal = loop {
+    let mut replacement = Replacement::default();
+    loop {
         tokio::select! {
             asked = signals.next() => match asked {
-                Asked::Leave(signal) => break signal,
+                Asked::Leave(signal) => {
+                    tracing::info!(signal, "asked to leave; once more leaves at once");
+                    notifier.stopping("deregistered, draining");
+                    agent.stop();
+                    break;
+                }
                 Asked::Reload => {
                     notifier.reloading();
                     reload(file, &agent, level).await;
-                    notifier.ready(&format!("node {node} serves"));
+                    notifier.ready(&serves);
                 }
+                Asked::Replace => replacement.start(),
             },
             Ok(_) = phase.wait_for(|phase| *phase >= Phase::Ready), if !announced => {
                 announced = true;
-                notifier.ready(&format!("node {node} serves"));
+                if agent.has_taken_over() { notifier.ready_instead(&serves) } else { notifier.ready(&serves) }
             }
+            // Nobody asked: another agent has taken over, and speaks to the service manager from now on.
+            Ok(_) = leaves.wait_for(|phase| *phase >= Phase::Draining) => break,
+            status = replacement.ended() => tracing::error!(
+                status = status.map_or_else(|error| error.to_string(), |status| status.to_string()),
+                "the program that was to take over has ended; what it said stands above. This one goes on"
+            ),
         }
-    };
-    tracing::info!(signal, "asked to leave; once more leaves at once");
-    notifier.stopping("deregistered, draining");
-    agent.stop();
+    }
     tokio::select! {
         () = agent.join() => tracing::info!("left"),
         signal = signals.leave() => tracing::warn!(signal, "leaving at once, with what connections are open"),

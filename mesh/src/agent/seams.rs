@@ -114,11 +114,17 @@ pub(super) struct Problems {
     pub(super) watcher: Watcher,
     /// What of a reload could not be applied.
     pub(super) reload: Arc<Mutex<Option<String>>>,
+    /// Why no other agent can take over.
+    pub(super) door: Arc<Mutex<Option<String>>>,
 }
 
 impl Problems {
     pub(super) fn note_reload(&self, problem: Option<String>) {
         *self.reload.lock().unwrap_or_else(PoisonError::into_inner) = problem;
+    }
+
+    pub(super) fn note_door(&self, problem: String) {
+        *self.door.lock().unwrap_or_else(PoisonError::into_inner) = Some(problem);
     }
 
     /// One entry each.
@@ -137,8 +143,10 @@ impl Problems {
         let records = refused
             .map(|(path, reason)| problem("store", format!("the record {path} is not taken: {reason}")));
         let reload = self.reload.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let door = self.door.lock().unwrap_or_else(PoisonError::into_inner).clone();
         listeners
             .chain(addresses)
+            .chain(door.map(|message| problem("handover", message)))
             .chain(records)
             .chain(reload.map(|message| problem("config", message)))
             .collect()

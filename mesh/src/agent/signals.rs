@@ -11,14 +11,17 @@ pub(super) enum Asked {
     Leave(&'static str),
     /// To read the configuration again.
     Reload,
+    /// To start the program anew, which takes over.
+    Replace,
 }
 
-/// SIGTERM, SIGINT and SIGHUP as things to wait for.
+/// SIGTERM, SIGINT, SIGHUP and SIGUSR2 as things to wait for.
 #[derive(Debug)]
 pub(super) struct Signals {
     terminate: Signal,
     interrupt: Signal,
     hangup: Signal,
+    user: Signal,
 }
 
 impl Signals {
@@ -28,6 +31,7 @@ impl Signals {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
             hangup: signal(SignalKind::hangup())?,
+            user: signal(SignalKind::user_defined2())?,
         })
     }
 
@@ -37,6 +41,7 @@ impl Signals {
             _ = self.terminate.recv() => Asked::Leave("SIGTERM"),
             _ = self.interrupt.recv() => Asked::Leave("SIGINT"),
             _ = self.hangup.recv() => Asked::Reload,
+            _ = self.user.recv() => Asked::Replace,
         }
     }
 

@@ -39,6 +39,12 @@ impl Notifier {
         self.send(&format!("READY=1\nSTATUS={status}"));
     }
 
+    /// The same of an agent that took over from another one: this process is the service's main one from now on
+    /// (`MAINPID=`; the unit needs `NotifyAccess=all`, since the message comes from a process that systemd did not start).
+    pub(super) fn ready_instead(&self, status: &str) {
+        self.send(&format!("MAINPID={}\nREADY=1\nSTATUS={status}", std::process::id()));
+    }
+
     /// `RELOADING=1`, to be followed by `ready`. systemd wants the monotonic time with it (`sd_notify(3)`).
     pub(super) fn reloading(&self) {
         let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC)
@@ -72,10 +78,14 @@ mod tests {
         let notifier = Notifier::to(path.as_os_str()).unwrap();
         notifier.ready("serving 3 services");
         notifier.reloading();
+        notifier.ready_instead("took over");
         let mut buffer = [0; 200];
         let length = manager.recv(&mut buffer).unwrap();
         assert_eq!(&buffer[..length], b"READY=1\nSTATUS=serving 3 services");
         let length = manager.recv(&mut buffer).unwrap();
         assert!(buffer[..length].starts_with(b"RELOADING=1\nMONOTONIC_USEC="));
+        let length = manager.recv(&mut buffer).unwrap();
+        let expected = format!("MAINPID={}\nREADY=1\nSTATUS=took over", std::process::id());
+        assert_eq!(&buffer[..length], expected.as_bytes());
     }
 }

@@ -9,8 +9,8 @@ mod write;
 
 pub use read::{
     Awaited, EndpointInfo, Endpoints, LocalInstance, LocalInstances, NodeInfo, Nodes, Problem, Resolution,
-    ServiceSummary, Services, Setting, Settings, Stale, Status, Why, WhyBalance, WhyEndpoint, WhyListener,
-    WhyPick,
+    ServiceSummary, Services, Setting, Settings, Stale, Status, TookOver, Why, WhyBalance, WhyEndpoint,
+    WhyListener, WhyPick,
 };
 pub use write::{
     Changed, CheckRequest, DrainRequest, ErrorBody, PublishRequest, RegisterRequest, SettingsRequest,

@@ -318,6 +318,9 @@ pub struct Status {
     pub phase: String,
     /// For how many seconds it runs.
     pub uptime_seconds: u64,
+    /// The agent that it took over from when it started, if it did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub took_over: Option<TookOver>,
     /// Is nothing awaited?
     pub ready: bool,
     /// What is awaited.
@@ -337,6 +340,17 @@ pub struct Status {
     pub instances: Vec<LocalInstance>,
     /// Everything that fails at the moment.
     pub problems: Vec<Problem>,
+}
+
+/// The agent that another one took over from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TookOver {
+    /// Its process.
+    pub pid: u32,
+    /// Its version.
+    pub version: String,
+    /// When, in seconds since 1970.
+    pub at_unix_seconds: u64,
 }
 
 /// Something that fails, and where.

@@ -1,7 +1,7 @@
 //! `plexus status`: how this node's agent is, and everything that fails on it.
 
 use std::io;
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 
 use clap::Args;
 use nerve::model::Health;
@@ -65,6 +65,11 @@ fn human(out: &mut Output<'_>, answer: &api::Status) -> io::Result<()> {
     let uptime = humantime::format_duration(Duration::from_secs(answer.uptime_seconds));
     out.line(format!("node      {} ({})", answer.node, answer.address))?;
     out.line(format!("agent     {}, {}, up {uptime}", answer.version, answer.phase))?;
+    if let Some(before) = &answer.took_over {
+        let at = UNIX_EPOCH + Duration::from_secs(before.at_unix_seconds);
+        let at = humantime::format_rfc3339_seconds(at);
+        out.line(format!("          took over from pid {} ({}) at {at}", before.pid, before.version))?;
+    }
     if !answer.ready {
         out.toned_line(Tone::Warning, format!("awaits    {}", answer.awaited.join(", ")))?;
     }

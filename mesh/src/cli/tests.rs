@@ -19,8 +19,9 @@ use tokio::time::Instant;
 
 use super::*;
 use crate::admin::{self, Bound, Counts, Handles, Resolver, Traffic};
-use crate::api::{Problem, Resolution, WhyBalance, WhyListener, WhyPick};
+use crate::api::{Problem, Resolution, TookOver, WhyBalance, WhyListener, WhyPick};
 use crate::drain;
+use crate::inherited::Inherited;
 use crate::readiness::Readiness;
 
 /// A node of its own: a catalog to fill, a store, and the admin server that the commands talk to.
@@ -122,6 +123,7 @@ fn registrar(store: &Arc<dyn Store>, tasks: &Tasks) -> registrar::Handle {
         ApiSource::open(None, local),
         tasks,
         registrar::Metrics::default(),
+        None,
     )
 }
 
@@ -140,6 +142,11 @@ impl World {
         let handles = Handles {
             node: node("a", "192.0.2.1"),
             started: Instant::now(),
+            took_over: Some(TookOver {
+                pid: 4711,
+                version: "0.0.9".to_owned(),
+                at_unix_seconds: 1_700_000_000,
+            }),
             phase: watch::Sender::new("running").subscribe(),
             readiness: readiness.clone(),
             catalog,
@@ -155,7 +162,7 @@ impl World {
             }),
         };
         let config = admin::Config { listen: vec!["127.0.0.1:0".parse().unwrap()] };
-        let bound = Bound::bind(&config).await.unwrap();
+        let bound = Bound::bind(&config, &Inherited::default()).await.unwrap();
         let address = bound.addresses()[0];
         let (trigger, watcher) = drain::channel();
         let server = bound.run(handles, metrics, tasks.clone(), watcher);

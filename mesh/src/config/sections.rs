@@ -186,6 +186,8 @@ pub struct Drain {
     pub notice: Period,
     /// How long open connections may go on.
     pub deadline: Period,
+    /// How long open connections may go on in an agent that another one has taken over from.
+    pub handover: Period,
 }
 
 impl Node {
@@ -324,6 +326,7 @@ impl Drain {
         Self {
             notice: section.or("notice", Period::seconds(2)),
             deadline: section.or("deadline", Period::seconds(30)),
+            handover: section.or("handover", Period::seconds(3600)),
         }
     }
 }

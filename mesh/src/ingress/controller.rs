@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -11,8 +12,10 @@ use synapse::catalog::{Catalog, Subscription};
 use tokio::sync::watch;
 
 use super::desired::{Claims, Holder, Port};
+use super::handover::Handover;
 use super::{Config, ListenerState, ListenerStatus, LocalPort, Metrics};
 use crate::balance::{Balancer, Surroundings};
+use crate::inherited::{Inherited, Transport};
 use crate::proxy::{DataPlane, Listener, ListenerSpec, Sharing};
 
 /// How often ports that could not be opened are tried again.
@@ -28,6 +31,7 @@ type Balancers = HashMap<Option<PortName>, Arc<Balancer>>;
 pub struct Handle {
     shared: Arc<Mutex<Shared>>,
     config: Arc<watch::Sender<Config>>,
+    handover: Handover,
 }
 
 #[derive(Debug, Default)]
@@ -51,18 +55,20 @@ struct Slot {
     state: Result<Listener, String>,
 }
 
-/// Starts the task.
+/// Starts the task. Of the `inherited` sockets it takes those of addresses that it is to listen on, now or later.
 #[must_use]
 pub fn start(
     config: Config,
     catalog: Catalog,
     plane: Arc<DataPlane>,
     surroundings: Surroundings,
+    inherited: Inherited,
     metrics: Metrics,
     tasks: &Tasks,
 ) -> Handle {
     let addresses = published_addresses(&config.listen);
-    let handle = Handle { shared: Arc::default(), config: Arc::new(watch::Sender::new(config)) };
+    let config = Arc::new(watch::Sender::new(config));
+    let handle = Handle { shared: Arc::default(), config, handover: Handover::default() };
     let run = handle.clone();
     let (owner, stop) = (tasks.clone(), tasks.stop_token());
     tasks.spawn_restarted("ingress", move || {
@@ -71,6 +77,8 @@ pub fn start(
             catalog: catalog.clone(),
             plane: Arc::clone(&plane),
             surroundings: surroundings.clone(),
+            inherited: inherited.clone(),
+            held: BTreeSet::new(),
             metrics: metrics.clone(),
             tasks: owner.clone(),
             addresses: addresses.clone(),
@@ -143,15 +151,33 @@ impl Handle {
         self.config.borrow().drain
     }
 
-    /// Closes every listener and waits for their connections, at most for the drain's deadline. Call it after the task
-    /// was stopped. Tells how many connections were reset.
-    pub async fn drain(&self) -> u32 {
+    /// Opens and closes no port while `frozen`; what changes meanwhile is done afterwards. Endpoints are followed all the same:
+    /// connections that are open may need another one, or to hear that theirs is dead.
+    pub fn freeze(&self, frozen: bool) {
+        self.handover.freeze(frozen);
+    }
+
+    /// Completes when every port that was wanted at the start is open, or has failed. Cancel-safe.
+    pub async fn settled(&self) {
+        self.handover.settled().await;
+    }
+
+    /// Every socket that is listened on.
+    #[must_use]
+    pub fn sockets(&self) -> Vec<Arc<OwnedFd>> {
+        let shared = self.lock();
+        let open = shared.slots.values().filter_map(|slot| slot.state.as_ref().ok());
+        open.flat_map(Listener::sockets).collect()
+    }
+
+    /// Closes every listener and waits for their connections, at most for `deadline`. Call it after the task was stopped or
+    /// frozen. Tells how many connections were reset.
+    pub async fn drain(&self, deadline: Duration) -> u32 {
         let listeners: Vec<Listener> =
             std::mem::take(&mut self.lock().slots).into_values().filter_map(|slot| slot.state.ok()).collect();
         for listener in &listeners {
             listener.stop_accepting();
         }
-        let deadline = self.drain_deadline();
         let drains = listeners.into_iter().map(|listener| listener.drain(deadline));
         futures_util::future::join_all(drains).await.into_iter().sum()
     }
@@ -162,6 +188,9 @@ struct Controller {
     catalog: Catalog,
     plane: Arc<DataPlane>,
     surroundings: Surroundings,
+    inherited: Inherited,
+    /// Services that changed while nothing was to be opened or closed.
+    held: BTreeSet<ServiceName>,
     metrics: Metrics,
     tasks: Tasks,
     addresses: Vec<IpAddr>,
@@ -175,7 +204,14 @@ impl Controller {
     async fn run(mut self) {
         let mut subscription: Subscription = self.catalog.subscribe();
         let mut config = self.handle.config.subscribe();
-        config.mark_changed();
+        let mut frozen = self.handle.handover.changes();
+        let wanted = config.borrow_and_update().localhost.clone();
+        self.local_ports_changed(wanted);
+        for service in self.catalog.services() {
+            self.service_changed(&service.name);
+        }
+        self.note_state();
+        self.handle.handover.settle();
         let mut retry = tokio::time::interval(RETRY);
         retry.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut tick = tokio::time::interval(TICK);
@@ -183,11 +219,14 @@ impl Controller {
         loop {
             tokio::select! {
                 names = subscription.changed() => names.iter().for_each(|name| self.service_changed(name)),
-                Ok(()) = config.changed() => {
+                Ok(()) = frozen.changed() => {
+                    std::mem::take(&mut self.held).iter().for_each(|name| self.service_changed(name));
+                }
+                Ok(()) = config.changed(), if !self.is_frozen() => {
                     let wanted = config.borrow_and_update().localhost.clone();
                     self.local_ports_changed(wanted);
                 }
-                _ = retry.tick() => self.retry_failed(),
+                _ = retry.tick(), if !self.is_frozen() => self.retry_failed(),
                 _ = tick.tick() => self.handle.all_balancers().iter().for_each(|balancer| balancer.tick()),
             }
             if std::mem::take(&mut self.touched) {
@@ -201,9 +240,17 @@ impl Controller {
         for balancer in self.handle.balancers(name) {
             balancer.update(service.as_deref());
         }
+        if self.is_frozen() {
+            self.held.insert(name.clone());
+            return;
+        }
         for port in self.claims.set(name, service.as_deref().map(|service| &*service.settings)) {
             self.reconcile_port(port);
         }
+    }
+
+    fn is_frozen(&self) -> bool {
+        self.handle.handover.is_frozen()
     }
 
     fn reconcile_port(&mut self, port: Port) {
@@ -286,13 +333,9 @@ impl Controller {
             ));
         }
         let balancer = self.balancer(holder);
+        let inherited = self.inherited.take(Transport::Tcp, key.address).into_iter().map(Arc::new).collect();
         self.plane
-            .open(ListenerSpec {
-                address: key.address,
-                balancer,
-                sharing: Sharing::PerThread,
-                inherited: Vec::new(),
-            })
+            .open(ListenerSpec { address: key.address, balancer, sharing: Sharing::PerThread, inherited })
             .map_err(|error| error.to_string())
     }
 
@@ -407,7 +450,7 @@ mod tests {
             on_closing: Arc::new(|_, _| {}),
         };
         let (plane, metrics) = (Arc::new(plane.unwrap()), Metrics::new().unwrap());
-        let handle = start(config, catalog, plane, surroundings, metrics, &tasks);
+        let handle = start(config, catalog, plane, surroundings, Inherited::default(), metrics, &tasks);
         World { writer, handle, tasks }
     }
 

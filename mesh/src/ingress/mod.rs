@@ -6,6 +6,7 @@
 
 mod controller;
 mod desired;
+mod handover;
 mod metrics;
 mod status;
 

@@ -4,4 +4,5 @@
 
 #![allow(unsafe_code, reason = "its purpose: everything else of the program has none")]
 
+pub(crate) mod fds;
 pub(crate) mod sockopt;

@@ -5,6 +5,7 @@
 use std::num::NonZeroU32;
 use std::time::Duration;
 
+use super::Progress;
 use crate::model::Health;
 
 /// The verdict of one check over its probes.
@@ -13,23 +14,20 @@ pub struct Hysteresis {
     rise: NonZeroU32,
     fall: NonZeroU32,
     start_period: Duration,
-    health: Health,
-    /// Results in a row that are like the last one and speak against `health`.
-    streak: u32,
-    last_healthy: bool,
+    progress: Progress,
 }
 
 impl Hysteresis {
-    /// A check that begins with `initial` as its verdict: `Starting` unless an earlier verdict is carried over.
+    /// A check that begins with this: nothing seen unless an earlier life's is carried over.
     #[must_use]
-    pub fn new(rise: NonZeroU32, fall: NonZeroU32, start_period: Duration, initial: Health) -> Self {
-        Self { rise, fall, start_period, health: initial, streak: 0, last_healthy: false }
+    pub fn new(rise: NonZeroU32, fall: NonZeroU32, start_period: Duration, begin: Progress) -> Self {
+        Self { rise, fall, start_period, progress: begin }
     }
 
-    /// The verdict so far.
+    /// The verdict so far, and what speaks against it.
     #[must_use]
-    pub fn health(&self) -> Health {
-        self.health
+    pub fn progress(&self) -> Progress {
+        self.progress
     }
 
     /// Takes in one probe's result; `age` is how long the check has been running.
@@ -37,21 +35,22 @@ impl Hysteresis {
     /// While starting, failures younger than the start period do not count towards `fall`; a success counts
     /// always. `rise` successes in a row make it passing, `fall` failures in a row critical.
     pub fn observe(&mut self, healthy: bool, age: Duration) -> Health {
-        if healthy != self.last_healthy {
-            self.streak = 0;
+        let progress = &mut self.progress;
+        if healthy != progress.last_healthy {
+            progress.streak = 0;
         }
-        self.last_healthy = healthy;
-        let in_grace = self.health == Health::Starting && age < self.start_period;
+        progress.last_healthy = healthy;
+        let in_grace = progress.health == Health::Starting && age < self.start_period;
         let (needed, verdict) = match healthy {
             true => (self.rise, Health::Passing),
-            false if in_grace => return self.health,
+            false if in_grace => return progress.health,
             false => (self.fall, Health::Critical),
         };
-        self.streak = self.streak.saturating_add(1);
-        if self.streak >= needed.get() {
-            self.health = verdict;
+        progress.streak = progress.streak.saturating_add(1);
+        if progress.streak >= needed.get() {
+            progress.health = verdict;
         }
-        self.health
+        progress.health
     }
 }
 
@@ -63,7 +62,7 @@ mod tests {
 
     fn hysteresis(rise: u32, fall: u32, start_period: u64, initial: Health) -> Hysteresis {
         let count = |n| NonZeroU32::new(n).unwrap();
-        Hysteresis::new(count(rise), count(fall), Duration::from_secs(start_period), initial)
+        Hysteresis::new(count(rise), count(fall), Duration::from_secs(start_period), Progress::new(initial))
     }
 
     const LATER: Duration = Duration::from_secs(1000);

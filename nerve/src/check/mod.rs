@@ -6,6 +6,7 @@
 //! To add a kind: one file with a type that implements [`Check`], `Serialize` and `read`, and one line in `kinds!`.
 //! What a check never does: touch the store, or change anything at its target.
 
+mod carried;
 mod http;
 mod hysteresis;
 mod metrics;
@@ -20,10 +21,11 @@ use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::document::{Reported, Section};
 
+pub use carried::{Beginning, Carried, CarriedCheck, Progress};
 pub use http::Http;
 pub use hysteresis::Hysteresis;
 pub use metrics::Metrics;
@@ -101,7 +103,7 @@ kinds! {
 }
 
 /// How one probe ended.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Outcome {
     /// Was it well?
     pub healthy: bool,

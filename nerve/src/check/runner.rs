@@ -14,6 +14,7 @@ use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
+use super::carried::{Beginning, Carried, CarriedCheck, Progress};
 use super::schedule::Schedule;
 use super::{CheckSpec, Hysteresis, Metrics, Outcome, bounded};
 use crate::model::Health;
@@ -75,9 +76,16 @@ type OnChange = Box<dyn Fn() + Send + Sync>;
 
 struct Shared {
     name: String,
-    state: Mutex<Report>,
+    address: SocketAddr,
+    state: Mutex<State>,
     metrics: Metrics,
     on_change: OnChange,
+}
+
+struct State {
+    report: Report,
+    /// One a check: how it stands, and when it began.
+    progress: Vec<(Progress, Instant)>,
 }
 
 /// Everything that one check's task needs.
@@ -101,50 +109,61 @@ impl Runner {
         Self { tasks, slots, metrics, epoch: Instant::now() }
     }
 
-    /// Begins to check `subject`. Every check has `initial` as its verdict until its probes give another; `on_change`
+    /// Begins to check `subject`. Every check has the verdict of `beginning` until its probes give another; `on_change`
     /// is called whenever the health of the instance has changed, and must not block.
     #[must_use]
     pub fn start(
         &self,
         subject: Subject,
-        initial: Health,
+        beginning: Beginning,
         on_change: impl Fn() + Send + Sync + 'static,
     ) -> Monitor {
         let Subject { name, address, checks } = subject;
-        let statuses: Vec<CheckStatus> = checks
-            .iter()
-            .map(|spec| CheckStatus {
+        let now = Instant::now();
+        let (mut statuses, mut progress) = (Vec::new(), Vec::new());
+        for (index, spec) in checks.iter().enumerate() {
+            let description = spec.probe.check().describe();
+            let carried = beginning.of_check(index, &description);
+            let stands = carried.map_or(Progress::new(beginning.health()), |check| check.progress);
+            let began = carried.and_then(|check| now.checked_sub(check.age)).unwrap_or(now);
+            progress.push((stands, began));
+            statuses.push(CheckStatus {
                 kind: spec.probe.kind(),
-                description: spec.probe.check().describe(),
-                health: initial,
-                last: None,
-            })
-            .collect();
-        let health = if checks.is_empty() { Health::Passing } else { initial };
-        let reason = match health {
-            Health::Passing => String::new(),
+                description,
+                health: stands.health,
+                last: carried.and_then(|check| check.last.clone()),
+            });
+        }
+        let health = statuses.iter().map(|check| check.health).max().unwrap_or(Health::Passing);
+        let reason = match (health, &beginning) {
+            (Health::Passing, _) => String::new(),
+            (_, Beginning::Carried(carried)) if carried.health == health => carried.reason.clone(),
             _ => "its checks have not been decided yet".to_owned(),
         };
         self.metrics.instances_of(health).inc();
         let stop = CancellationToken::new();
+        let report = Report { health, reason, checks: statuses.clone() };
         let shared = Arc::new(Shared {
             name,
-            state: Mutex::new(Report { health, reason, checks: statuses.clone() }),
+            address,
+            state: Mutex::new(State { report, progress: progress.clone() }),
             metrics: self.metrics.clone(),
             on_change: Box::new(on_change),
         });
-        let now = Instant::now();
-        for (index, (spec, status)) in checks.into_iter().zip(statuses).enumerate() {
+        let begins = statuses.into_iter().zip(progress);
+        for (index, (spec, (status, (stands, began)))) in checks.into_iter().zip(begins).enumerate() {
             let timing = &spec.timing;
-            let hysteresis = Hysteresis::new(timing.rise(), timing.fall(), timing.start_period(), initial);
+            let schedule = Schedule::new(&shared.name, index, timing.interval(), self.epoch, now);
+            let decided =
+                beginning.of_check(index, &status.description).is_some() && stands.health != Health::Starting;
             let running = Running {
-                schedule: Schedule::new(&shared.name, index, timing.interval(), self.epoch, now),
+                schedule: if decided { schedule.resumed(now) } else { schedule },
                 index,
+                hysteresis: Hysteresis::new(timing.rise(), timing.fall(), timing.start_period(), stands),
                 spec,
                 description: status.description,
                 address,
-                hysteresis,
-                started: now,
+                started: began,
                 slots: Arc::clone(&self.slots),
                 shared: Arc::clone(&shared),
             };
@@ -165,33 +184,57 @@ impl Monitor {
     /// The verdict and how each check is.
     #[must_use]
     pub fn report(&self) -> Report {
-        self.shared.state().clone()
+        self.shared.state().report.clone()
+    }
+
+    /// What another process needs to go on with these checks.
+    #[must_use]
+    pub fn carried(&self) -> Carried {
+        let state = self.shared.state();
+        let checks = state.report.checks.iter().zip(&state.progress);
+        let checks = checks.map(|(check, (progress, began))| CarriedCheck {
+            description: check.description.clone(),
+            progress: *progress,
+            age: began.elapsed(),
+            last: check.last.clone(),
+        });
+        Carried {
+            address: self.shared.address,
+            health: state.report.health,
+            reason: state.report.reason.clone(),
+            checks: checks.collect(),
+        }
     }
 
     /// The verdict and the probe that decided it.
     #[must_use]
     pub fn verdict(&self) -> (Health, String) {
         let state = self.shared.state();
-        (state.health, state.reason.clone())
+        (state.report.health, state.report.reason.clone())
     }
 }
 
 impl Drop for Monitor {
     fn drop(&mut self) {
-        self.shared.metrics.instances_of(self.shared.state().health).dec();
+        self.shared.metrics.instances_of(self.shared.state().report.health).dec();
     }
 }
 
 impl Shared {
-    fn state(&self) -> std::sync::MutexGuard<'_, Report> {
+    fn state(&self) -> std::sync::MutexGuard<'_, State> {
         // Each change is made in one piece, so a panic elsewhere leaves nothing half-done.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Takes in one check's outcome and verdict.
-    fn apply(&self, index: usize, outcome: Outcome, health: Health, description: &str) {
+    fn apply(&self, index: usize, outcome: Outcome, progress: Progress, description: &str) {
+        let health = progress.health;
         let changed = {
             let mut state = self.state();
+            if let Some((stands, _)) = state.progress.get_mut(index) {
+                *stands = progress;
+            }
+            let state = &mut state.report;
             let deciding = format!("{description}: {}", outcome.text);
             if let Some(check) = state.checks.get_mut(index) {
                 check.health = health;
@@ -247,7 +290,7 @@ impl Running {
             let healthy = outcome.healthy;
             let health = self.hysteresis.observe(healthy, now - self.started);
             self.schedule.advance(now, healthy, health);
-            self.shared.apply(self.index, outcome, health, &self.description);
+            self.shared.apply(self.index, outcome, self.hysteresis.progress(), &self.description);
         }
     }
 
@@ -311,7 +354,7 @@ mod tests {
         fn start(&self, name: &str, address: SocketAddr, checks: Vec<CheckSpec>) -> Monitor {
             let changed = Arc::clone(&self.changed);
             let subject = Subject { name: name.to_owned(), address, checks };
-            self.runner.start(subject, Health::Starting, move || changed.notify_one())
+            self.runner.start(subject, Beginning::With(Health::Starting), move || changed.notify_one())
         }
 
         async fn wait_for(&self, monitor: &Monitor, health: Health) -> Report {
@@ -470,7 +513,7 @@ mod tests {
         let (_server, address) = listener().await;
         assert_eq!(bench.start("web/a", address, Vec::new()).verdict(), (Health::Passing, String::new()));
         let subject = Subject { name: "web/b".to_owned(), address, checks: vec![tcp(20)] };
-        let carried = bench.runner.start(subject, Health::Passing, || ());
+        let carried = bench.runner.start(subject, Beginning::With(Health::Passing), || ());
         assert_eq!(carried.verdict().0, Health::Passing);
         bench.tasks.shutdown().await;
     }

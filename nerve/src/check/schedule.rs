@@ -30,6 +30,12 @@ impl Schedule {
         Self { epoch, phase: phase(name, index, interval), interval, start_pause, due: now }
     }
 
+    /// Goes on with a check that another process has decided: its next probe waits for its moment.
+    pub(super) fn resumed(mut self, now: Instant) -> Self {
+        self.due = self.next_on_grid(now);
+        self
+    }
+
     pub(super) fn due(&self) -> Instant {
         self.due
     }

@@ -9,10 +9,11 @@ use std::time::SystemTime;
 
 use tokio::sync::{Notify, watch};
 
+use super::carried::{CarriedInstance, CarriedRecord};
 use super::settle::Record;
 use super::status::{LocalInstance, Problem, Refusal, Registration};
 use super::{Config, Metrics};
-use crate::check::{Monitor, Runner, Subject};
+use crate::check::{self, Beginning, Monitor, Runner, Subject};
 use crate::model::{Health, Instance, Node};
 use crate::period::Period;
 use crate::source::{Definition, Drains, InstanceKey, Located, Merged, SourceProblem};
@@ -23,6 +24,21 @@ use crate::store::{Key, Path, Revision};
 pub(super) enum Target {
     Node,
     Instance(InstanceKey),
+}
+
+impl Target {
+    /// The instance that it is of; `None`: the node itself.
+    pub(super) fn instance(&self) -> Option<InstanceKey> {
+        match self {
+            Self::Node => None,
+            Self::Instance(key) => Some(key.clone()),
+        }
+    }
+
+    /// Whose record another process has left.
+    pub(super) fn of(record: &CarriedRecord) -> Self {
+        record.instance.clone().map_or(Self::Node, Self::Instance)
+    }
 }
 
 /// The state that sources, checks, writer and handle share.
@@ -43,6 +59,8 @@ struct State {
     drains: Arc<Drains>,
     source_problems: Vec<SourceProblem>,
     store_problem: Option<String>,
+    /// What the process before this one found out, until its instance is defined here.
+    inherited: BTreeMap<InstanceKey, CarriedInstance>,
 }
 
 #[derive(Debug)]
@@ -67,11 +85,33 @@ impl Board {
                 drains: Arc::default(),
                 source_problems: Vec::new(),
                 store_problem: None,
+                inherited: BTreeMap::new(),
             }),
             marked: Mutex::new(BTreeSet::from([Target::Node])),
             wake: Notify::new(),
             version: watch::Sender::new(0),
         }
+    }
+
+    /// Takes over what the process before this one registered and found out. What it registered and is defined here no
+    /// more is taken back.
+    pub(super) fn inherit(&self, records: &[CarriedRecord], instances: Vec<CarriedInstance>) {
+        let mut state = self.state();
+        for key in records.iter().filter_map(|record| record.instance.clone()) {
+            let local = Local { defined: None, registration: waiting(), written: true, adopted: false };
+            state.instances.insert(key, local);
+        }
+        state.inherited = instances.into_iter().map(|instance| (instance.key.clone(), instance)).collect();
+    }
+
+    /// How the checks of every instance stand, for the process after this one.
+    pub(super) fn carried(&self) -> Vec<CarriedInstance> {
+        let state = self.state();
+        let carried = |(key, local): (&InstanceKey, &Local)| {
+            let (_, monitor) = local.defined.as_ref()?;
+            Some(CarriedInstance { key: key.clone(), checks: monitor.carried(), adopted: local.adopted })
+        };
+        state.instances.iter().filter_map(carried).collect()
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -129,6 +169,7 @@ impl Board {
             }
         }
         for (key, located) in merged.definitions {
+            let inherited = state.inherited.remove(&key);
             let local = state.instances.entry(key.clone()).or_insert_with(|| Local {
                 defined: None,
                 registration: waiting(),
@@ -140,10 +181,14 @@ impl Board {
                 Some(_) => tracing::info!(instance = %key, origin = %located.origin, "instance redefined"),
                 None => tracing::info!(instance = %key, origin = %located.origin, "instance defined"),
             }
-            let monitor = self.monitor(runner, local.defined.take(), &located.definition);
+            local.adopted |= inherited.as_ref().is_some_and(|inherited| inherited.adopted);
+            let inherited = inherited.map(|inherited| inherited.checks);
+            let monitor = self.monitor(runner, local.defined.take(), inherited, &located.definition);
             local.defined = Some((located, monitor));
             marks.push(Target::Instance(key));
         }
+        // Whatever is defined later is another.
+        state.inherited.clear();
         for new in merged.refused.iter().filter(|refused| !state.source_problems.contains(refused)) {
             tracing::error!(origin = %new.place, reason = %new.message, "definition refused");
         }
@@ -159,16 +204,20 @@ impl Board {
         self: &Arc<Self>,
         runner: &Runner,
         running: Option<(Arc<Located>, Monitor)>,
+        inherited: Option<check::Carried>,
         definition: &Definition,
     ) -> Monitor {
-        let mut initial = Health::Starting;
+        let mut beginning = match inherited {
+            Some(carried) if carried.address == definition.socket_addr() => Beginning::Carried(carried),
+            _ => Beginning::With(Health::Starting),
+        };
         if let Some((old, monitor)) = running
             && old.definition.socket_addr() == definition.socket_addr()
         {
             if old.definition.checks == definition.checks {
                 return monitor;
             }
-            initial = monitor.verdict().0;
+            beginning = Beginning::With(monitor.verdict().0);
         }
         let subject = Subject {
             name: definition.key.to_string(),
@@ -177,7 +226,7 @@ impl Board {
         };
         // Weak: the board owns the monitor, which owns this.
         let (board, key) = (Arc::downgrade(self), definition.key.clone());
-        runner.start(subject, initial, move || {
+        runner.start(subject, beginning, move || {
             if let Some(board) = Weak::upgrade(&board) {
                 board.mark([Target::Instance(key.clone())]);
             }

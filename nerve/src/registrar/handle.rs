@@ -6,9 +6,11 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::LeaveError;
 use super::board::Board;
+use super::carried::Carried;
 use super::status::{LocalInstance, Problem, Registration};
+use super::writer::{Asked, Paused};
+use super::{HandOverError, LeaveError};
 use crate::model::{InstanceId, ServiceName};
 use crate::source::{ApiError, ApiSource, Definition, Draft, Drains, InstanceKey, Located, Origin};
 
@@ -17,8 +19,9 @@ use crate::source::{ApiError, ApiSource, Definition, Draft, Drains, InstanceKey,
 pub struct Handle {
     pub(super) board: Arc<Board>,
     pub(super) api: ApiSource,
-    pub(super) leave: Arc<watch::Sender<Option<Instant>>>,
+    pub(super) ask: Arc<watch::Sender<Asked>>,
     pub(super) left: watch::Receiver<Option<Result<(), LeaveError>>>,
+    pub(super) paused: watch::Receiver<Option<Paused>>,
 }
 
 impl Handle {
@@ -106,9 +109,11 @@ impl Handle {
     /// The store did not confirm it within `timeout`; the records end with the session's time to live.
     pub async fn deregister_all(&self, timeout: Duration) -> Result<(), LeaveError> {
         let by = Instant::now() + timeout;
-        self.leave.send_if_modified(|leave| {
-            let first = leave.is_none();
-            leave.get_or_insert(by);
+        self.ask.send_if_modified(|asked| {
+            let first = !matches!(asked, Asked::Leave(_));
+            if first {
+                *asked = Asked::Leave(by);
+            }
             first
         });
         let mut left = self.left.clone();
@@ -120,6 +125,41 @@ impl Handle {
                 reason: "the agent stopped first".to_owned(),
             }),
         }
+    }
+
+    /// Stops writing and tells what a process that goes on needs to know. The session is kept alive until the registrar
+    /// is stopped. Registrations and drains are refused until [`Handle::take_back`].
+    ///
+    /// # Errors
+    /// It was not done within `timeout`, or the agent leaves; nothing has changed.
+    pub async fn hand_over(&self, timeout: Duration) -> Result<Carried, HandOverError> {
+        self.ask.send_if_modified(|asked| {
+            let serves = *asked == Asked::Serve;
+            if serves {
+                *asked = Asked::Pause;
+            }
+            serves
+        });
+        let mut paused = self.paused.clone();
+        let waited = tokio::time::timeout(timeout, paused.wait_for(Option::is_some)).await;
+        let Ok(Ok(Some(Paused { session, records }))) = waited.map(|paused| paused.map(|p| p.clone())) else {
+            self.take_back().await;
+            return Err(HandOverError { within: timeout });
+        };
+        self.api.set_handed_over(true).await;
+        Ok(Carried { session, records, instances: self.board.carried() })
+    }
+
+    /// Ends [`Handle::hand_over`]: nobody else went on, this process does.
+    pub async fn take_back(&self) {
+        self.api.set_handed_over(false).await;
+        self.ask.send_if_modified(|asked| {
+            let paused = *asked == Asked::Pause;
+            if paused {
+                *asked = Asked::Serve;
+            }
+            paused
+        });
     }
 
     fn find(&self, id: &InstanceId, service: Option<&ServiceName>) -> Result<InstanceKey, ApiError> {

@@ -8,7 +8,9 @@
 //! been overtaken.
 
 mod board;
+mod carried;
 mod handle;
+mod leave;
 mod metrics;
 mod pause;
 mod settle;
@@ -16,21 +18,24 @@ mod status;
 mod writer;
 
 #[cfg(test)]
+mod handed_over;
+#[cfg(test)]
 mod tests;
 
 use std::net::IpAddr;
 use std::num::NonZeroUsize;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use futures_util::future::select_all;
 use tokio::sync::watch;
 
+pub use carried::{Carried, CarriedInstance, CarriedRecord, CarriedSession};
 pub use handle::Handle;
 pub use metrics::Metrics;
 pub use status::{LocalInstance, Problem, Refusal, Registration};
 
 use board::Board;
-use writer::{Leaving, Writer};
+use writer::{Asked, Orders, Writer};
 
 use crate::check::Runner;
 use crate::model::{NodeName, Zone};
@@ -87,9 +92,19 @@ pub struct LeaveError {
     pub reason: String,
 }
 
+/// Handing over did not come about.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "the registrar still writes to the store after {within:?}, or the agent leaves; ask again in a moment"
+)]
+pub struct HandOverError {
+    /// How long it was given.
+    pub within: std::time::Duration,
+}
+
 /// Starts checking and registering what `sources` define, the first taking precedence, and after them the run-time API.
 /// Ends with `tasks`; without [`Handle::deregister_all`] before, the records stay for the session's time to live, so that
-/// an agent that is restarted finds them again.
+/// an agent that is restarted finds them again. `carried` is what a process that this one replaces gave it.
 #[must_use]
 pub fn start(
     config: Config,
@@ -98,12 +113,15 @@ pub fn start(
     api: ApiSource,
     tasks: &Tasks,
     metrics: Metrics,
+    carried: Option<Carried>,
 ) -> Handle {
+    let Carried { session, records, instances } = carried.unwrap_or_default();
     let mut snapshots: Vec<_> = sources.iter().map(|source| source.snapshots()).collect();
     snapshots.push(api.snapshots());
     let drains = api.drains();
     let runner = Runner::new(tasks.clone(), config.max_probes, metrics.checks.clone());
     let board = Arc::new(Board::new(config.clone(), metrics.clone()));
+    board.inherit(&records, instances);
     take_in(&board, &mut snapshots, &mut drains.clone(), &runner);
 
     let (followed, stop) = (Arc::clone(&board), tasks.stop_token());
@@ -115,19 +133,24 @@ pub fn start(
         }
     });
 
-    let (leave, by) = watch::channel(None);
-    let (done, left) = watch::channel(None);
-    let leaving = Leaving { by, done: Arc::new(done) };
+    let (ask, asked) = watch::channel(Asked::Serve);
+    let ((tell_left, left), (tell_paused, paused)) = (watch::channel(None), watch::channel(None));
+    let orders = Orders {
+        asked,
+        left: Arc::new(tell_left),
+        paused: Arc::new(tell_paused),
+        carried: Arc::new(Mutex::new(session.map(|session| (session, records)))),
+    };
     let (written, stop) = (Arc::clone(&board), tasks.stop_token());
     tasks.spawn_restarted("registrar writer", move || {
         let (store, board) = (Arc::clone(&store), Arc::clone(&written));
-        let writer = Writer::new(store, board, config.clone(), metrics.clone(), leaving.clone());
+        let writer = Writer::new(store, board, config.clone(), metrics.clone(), orders.clone());
         let stop = stop.clone();
         async move {
             let _ = stop.run_until_cancelled(Box::pin(writer.run())).await;
         }
     });
-    Handle { board, api, leave: Arc::new(leave), left }
+    Handle { board, api, ask: Arc::new(ask), left, paused }
 }
 
 /// Takes in what the sources say now.

@@ -19,16 +19,16 @@ use crate::store::{
 
 /// A store in front of an embedded one that can hang, fail, and lose its sessions.
 #[derive(Debug)]
-struct Faulty {
-    inner: EmbeddedStore,
-    hangs: watch::Sender<bool>,
-    fails: watch::Sender<bool>,
+pub(super) struct Faulty {
+    pub(super) inner: EmbeddedStore,
+    pub(super) hangs: watch::Sender<bool>,
+    pub(super) fails: watch::Sender<bool>,
     sessions: Mutex<BTreeMap<u64, (Session, SessionKeeper)>>,
-    writes: watch::Sender<u64>,
+    pub(super) writes: watch::Sender<u64>,
 }
 
 impl Faulty {
-    fn new() -> Arc<Self> {
+    pub(super) fn new() -> Arc<Self> {
         let timeout = Duration::from_secs(1);
         let inner = EmbeddedStore::open(None, timeout, store::Metrics::default()).unwrap();
         Arc::new(Self {
@@ -66,7 +66,7 @@ impl Faulty {
         }
     }
 
-    async fn records<T: serde::de::DeserializeOwned>(&self, directory: &str) -> Vec<T> {
+    pub(super) async fn records<T: serde::de::DeserializeOwned>(&self, directory: &str) -> Vec<T> {
         let listing = self.inner.list(&Path::new(directory).unwrap()).await.unwrap();
         listing.entries.iter().map(|entry| serde_json::from_slice(&entry.value).unwrap()).collect()
     }
@@ -112,6 +112,13 @@ impl Store for Faulty {
         self.sessions.lock().unwrap().insert(inner.id(), (inner, keeper));
         Ok(outer)
     }
+    async fn adopt_session(&self, id: u64, ttl: Duration) -> store::Result<Session> {
+        self.pass().await?;
+        let inner = self.inner.adopt_session(id, ttl).await?;
+        let (outer, keeper) = Session::new(id, ttl);
+        self.sessions.lock().unwrap().insert(id, (inner, keeper));
+        Ok(outer)
+    }
     async fn close_session(&self, session: Session) -> store::Result<()> {
         self.pass().await?;
         let known = self.sessions.lock().unwrap().remove(&session.id());
@@ -126,47 +133,57 @@ impl Store for Faulty {
 }
 
 /// An agent's registrar.
-struct Agent {
-    handle: Handle,
-    tasks: Tasks,
+pub(super) struct Agent {
+    pub(super) handle: Handle,
+    pub(super) tasks: Tasks,
     config: ConfigSource,
-    metrics: Metrics,
+    pub(super) metrics: Metrics,
 }
 
-const ADDRESS: &str = "127.0.0.1";
+pub(super) const ADDRESS: &str = "127.0.0.1";
 
 fn local(node: &str) -> Local {
     Local { node: node.parse().unwrap(), address: ADDRESS.parse().unwrap() }
 }
 
 /// An instance of `web` on this port with these checks, as the configuration of node `a` would have it.
-fn located(port: u16, checks: Vec<CheckSpec>) -> Located {
+pub(super) fn located(port: u16, checks: Vec<CheckSpec>) -> Located {
     let draft = Draft { checks, ..Draft::new("web".parse().unwrap(), NonZeroU16::new(port).unwrap()) };
     let origin = Origin::Config { file: "plexus.toml".into(), line: 1 };
     Located { definition: draft.resolve(&local("a")).unwrap(), origin }
 }
 
-fn tcp(millis: u64) -> Vec<CheckSpec> {
+pub(super) fn tcp(millis: u64) -> Vec<CheckSpec> {
     let timing = Timing::every(Period::new(Duration::from_millis(millis)).unwrap());
     vec![CheckSpec { probe: Probe::Tcp(Tcp::default()), timing }]
 }
 
 fn agent_with(store: &Arc<Faulty>, located: Vec<Located>, adapt: impl FnOnce(&mut Config)) -> Agent {
+    agent_after(store, located, adapt, None)
+}
+
+/// An agent after another one on the same node.
+pub(super) fn agent_after(
+    store: &Arc<Faulty>,
+    located: Vec<Located>,
+    adapt: impl FnOnce(&mut Config),
+    carried: Option<Carried>,
+) -> Agent {
     let mut config = Config::new("a".parse().unwrap(), ADDRESS.parse().unwrap(), "1.2.3");
     config.repair_interval = Period::new(Duration::from_millis(200)).unwrap();
     adapt(&mut config);
     let (tasks, metrics, source) = (Tasks::new(), Metrics::default(), ConfigSource::new(located));
     let api = ApiSource::open(None, Local { node: config.node.clone(), address: config.address });
-    let handle = start(config, Arc::clone(store) as _, &[&source], api, &tasks, metrics.clone());
+    let handle = start(config, Arc::clone(store) as _, &[&source], api, &tasks, metrics.clone(), carried);
     Agent { handle, tasks, config: source, metrics }
 }
 
-fn agent(store: &Arc<Faulty>, located: Vec<Located>) -> Agent {
+pub(super) fn agent(store: &Arc<Faulty>, located: Vec<Located>) -> Agent {
     agent_with(store, located, |_| ())
 }
 
 /// Waits until a condition on the store holds.
-async fn eventually<F: Future<Output = bool>>(what: &str, mut holds: impl FnMut() -> F) {
+pub(super) async fn eventually<F: Future<Output = bool>>(what: &str, mut holds: impl FnMut() -> F) {
     let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
     while !holds().await {
         assert!(tokio::time::Instant::now() < deadline, "never: {what}");
@@ -178,7 +195,7 @@ async fn healths(store: &Faulty) -> Vec<Health> {
     store.records::<Instance>("instances").await.iter().map(|instance| instance.health).collect()
 }
 
-async fn registered(store: &Faulty, expected: &[Health]) {
+pub(super) async fn registered(store: &Faulty, expected: &[Health]) {
     eventually(&format!("{expected:?}"), async || healths(store).await == expected).await;
 }
 

@@ -5,7 +5,7 @@
 //! afterwards, in its newest state. Nothing of an instance is written before the node's own record stands.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
@@ -14,34 +14,61 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::board::{Board, Target};
+use super::carried::{CarriedRecord, CarriedSession};
 use super::pause::{Backoff, shortened};
-use super::settle::{Confirmed, Job, Record, Settled, settle};
+use super::settle::{Confirmed, Job, Settled, settle};
 use super::{Config, LeaveError, Metrics};
 use crate::store::{Error, ErrorKind, Session, Store};
 
 /// So many records are in flight at a time.
-const IN_FLIGHT: usize = 64;
+pub(super) const IN_FLIGHT: usize = 64;
 /// A session that is lost earlier than this was none.
 const SHORT_LIVED: Duration = Duration::from_secs(1);
 
-/// When the agent wants to be gone by, and how it went.
+/// What the writer is to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Asked {
+    /// Keep the store equal to the board.
+    Serve,
+    /// Write nothing, keep the session: another process is about to go on with it.
+    Pause,
+    /// Take everything back by then.
+    Leave(Instant),
+}
+
+/// What stands at the store while the writer is paused.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Paused {
+    pub(super) session: Option<CarriedSession>,
+    pub(super) records: Vec<CarriedRecord>,
+}
+
+/// A session and what stands under it.
+pub(super) type Estate = (CarriedSession, Vec<CarriedRecord>);
+
+/// What the writer is asked, and what it answers.
 #[derive(Debug, Clone)]
-pub(super) struct Leaving {
-    pub(super) by: watch::Receiver<Option<Instant>>,
-    pub(super) done: Arc<watch::Sender<Option<Result<(), LeaveError>>>>,
+pub(super) struct Orders {
+    pub(super) asked: watch::Receiver<Asked>,
+    /// How leaving went.
+    pub(super) left: Arc<watch::Sender<Option<Result<(), LeaveError>>>>,
+    /// Set for as long as it is paused.
+    pub(super) paused: Arc<watch::Sender<Option<Paused>>>,
+    /// What the process before this one left; taken by the first session.
+    pub(super) carried: Arc<Mutex<Option<Estate>>>,
 }
 
 /// The one that writes.
 #[derive(Debug)]
 pub(super) struct Writer {
-    store: Arc<dyn Store>,
-    board: Arc<Board>,
-    config: Config,
-    metrics: Metrics,
-    leaving: Leaving,
-    backoff: Backoff,
+    pub(super) store: Arc<dyn Store>,
+    pub(super) board: Arc<Board>,
+    pub(super) config: Config,
+    pub(super) metrics: Metrics,
+    pub(super) orders: Orders,
+    pub(super) backoff: Backoff,
     /// What may stand in the store; with its revision where the present session has confirmed it.
-    confirmed: BTreeMap<Target, Option<Confirmed>>,
+    pub(super) confirmed: Known,
     /// What is to be settled; `true`: look even if nothing seems amiss.
     queue: BTreeMap<Target, bool>,
 }
@@ -51,6 +78,9 @@ enum Ended {
     Lost(String),
     Leave(Instant),
 }
+
+/// The node's records that may stand in the store.
+type Known = BTreeMap<Target, Option<Confirmed>>;
 
 type InFlight<'a> = FuturesUnordered<BoxFuture<'a, (Target, Result<Settled, Error>)>>;
 
@@ -70,27 +100,30 @@ impl Writer {
         board: Arc<Board>,
         config: Config,
         metrics: Metrics,
-        leaving: Leaving,
+        orders: Orders,
     ) -> Self {
         let (confirmed, queue) = (BTreeMap::new(), BTreeMap::new());
-        Self { store, board, config, metrics, leaving, backoff: Backoff::new(), confirmed, queue }
+        Self { store, board, config, metrics, orders, backoff: Backoff::new(), confirmed, queue }
     }
 
     /// Works until the agent has left; then waits to be dropped.
     pub(super) async fn run(mut self) {
         let mut pause = Duration::ZERO;
-        while self.leaving.done.borrow().is_none() {
-            let mut leaving = self.leaving.by.clone();
+        while self.orders.left.borrow().is_none() {
+            let mut asked = self.orders.asked.clone();
             let session = tokio::select! {
                 biased;
-                by = asked_to_leave(&mut leaving) => {
-                    self.leave(None, by).await;
+                order = ordered(&mut asked) => {
+                    match order {
+                        Asked::Leave(by) => self.leave(None, by).await,
+                        Asked::Pause | Asked::Serve => self.pause(None).await,
+                    }
                     continue;
                 }
                 session = self.open(pause) => session,
             };
             let opened = Instant::now();
-            match self.serve(&session, leaving).await {
+            match self.serve(&session, asked).await {
                 Ended::Leave(by) => self.leave(Some(session), by).await,
                 Ended::Lost(reason) => {
                     self.metrics.sessions_lost.inc();
@@ -113,6 +146,9 @@ impl Writer {
     async fn open(&mut self, pause: Duration) -> Session {
         let mut told = false;
         tokio::time::sleep(pause).await;
+        if let Some(session) = self.adopt().await {
+            return session;
+        }
         loop {
             match self.store.open_session(self.config.session_ttl.get()).await {
                 Ok(session) => {
@@ -132,8 +168,52 @@ impl Writer {
         }
     }
 
+    /// Goes on with the session of the process before this one. Without it a new one does as well: every record is written
+    /// again under it before the old one ends.
+    async fn adopt(&mut self) -> Option<Session> {
+        let carried = self.orders.carried.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let (session, records) = carried?;
+        self.confirmed = records.iter().map(|record| (Target::of(record), None)).collect();
+        if session.asked != self.config.session_ttl.get() {
+            tracing::info!("the time to live of sessions was changed: a new one is opened");
+            return None;
+        }
+        match self.store.adopt_session(session.id, session.granted).await {
+            Ok(session) => {
+                tracing::info!(store = self.store.url(), session = session.id(), "session taken over");
+                self.confirmed =
+                    records.iter().map(|record| (Target::of(record), Some(record.confirmed()))).collect();
+                self.board.store_problem(None);
+                Some(session)
+            }
+            Err(error) => {
+                tracing::warn!(%error, "the session cannot be taken over; a new one is opened");
+                None
+            }
+        }
+    }
+
+    /// Tells what stands at the store and writes nothing until another order.
+    async fn pause(&mut self, session: Option<&Session>) {
+        let asked = self.config.session_ttl.get();
+        let records = self.confirmed.iter().filter(|_| session.is_some());
+        let paused = Paused {
+            session: session.map(|session| CarriedSession::new(session, asked)),
+            records: records
+                .filter_map(|(target, known)| CarriedRecord::new(target.instance(), known.as_ref()))
+                .collect(),
+        };
+        self.orders.paused.send_replace(Some(paused));
+        let mut asked = self.orders.asked.clone();
+        if asked.wait_for(|asked| *asked != Asked::Pause).await.is_err() {
+            // Nobody is left to ask.
+            std::future::pending::<()>().await;
+        }
+        self.orders.paused.send_replace(None);
+    }
+
     /// Settles records under `session` until it ends.
-    async fn serve(&mut self, session: &Session, mut leaving: watch::Receiver<Option<Instant>>) -> Ended {
+    async fn serve(&mut self, session: &Session, mut asked: watch::Receiver<Asked>) -> Ended {
         let store = Arc::clone(&self.store);
         let mut in_flight = InFlight::new();
         let mut busy = BTreeSet::new();
@@ -156,7 +236,20 @@ impl Writer {
             self.metrics.pending.set(i64::try_from(waiting).unwrap_or(i64::MAX));
             tokio::select! {
                 biased;
-                by = asked_to_leave(&mut leaving) => return Ended::Leave(by),
+                order = ordered(&mut asked) => {
+                    if let Asked::Leave(by) = order {
+                        return Ended::Leave(by);
+                    }
+                    while let Some((target, result)) = in_flight.next().await {
+                        busy.remove(&target);
+                        if let Some(ended) = self.finish(target, result, &mut refused, &mut timers) {
+                            return ended;
+                        }
+                    }
+                    self.pause(Some(session)).await;
+                    // Whoever was to go on may have written before giving up.
+                    self.queue.extend(board.targets().into_iter().map(|target| (target, true)));
+                }
                 lost = session.lost() => return Ended::Lost(lost.to_string()),
                 Some((target, result)) = in_flight.next() => {
                     busy.remove(&target);
@@ -190,7 +283,7 @@ impl Writer {
         self.queue.remove_entry(&target)
     }
 
-    fn job(&self, target: &Target, verify: bool) -> Job {
+    pub(super) fn job(&self, target: &Target, verify: bool) -> Job {
         let (path, record, first) = self.board.desired(target);
         let known = self.confirmed.get(target).cloned().flatten();
         Job { path, record, node: self.config.node.clone(), known, verify, first }
@@ -258,47 +351,6 @@ impl Writer {
         None
     }
 
-    /// Takes everything back: by ending the session, which deletes all of it in one step; where that fails, one by one.
-    async fn leave(&mut self, session: Option<Session>, by: Instant) {
-        let mut last_error = "there is no session, since the store is out of reach".to_owned();
-        let left = tokio::time::timeout_at(by, self.withdraw(session, &mut last_error)).await;
-        let done = left.map_err(|_| LeaveError { ttl: self.config.session_ttl, reason: last_error });
-        match &done {
-            Ok(()) => {
-                tracing::info!(node = %self.config.node, "everything of this node is deregistered");
-                self.board.all_withdrawn();
-            }
-            Err(error) => tracing::error!(%error, "leaving"),
-        }
-        self.metrics.pending.set(0);
-        self.leaving.done.send_replace(Some(done));
-    }
-
-    async fn withdraw(&mut self, session: Option<Session>, last_error: &mut String) {
-        if let Some(session) = session {
-            match self.store.close_session(session).await {
-                Ok(()) => return,
-                Err(error) => *last_error = error.to_string(),
-            }
-        }
-        while let Some((target, _)) = self.confirmed.last_key_value() {
-            // From the last to the first: the node goes after its instances.
-            let target = target.clone();
-            let mut job = self.job(&target, true);
-            job.record = match &target {
-                Target::Node => Record::NoNode(self.config.address),
-                Target::Instance(key) => Record::NoInstance(key.clone()),
-            };
-            match settle(&*self.store, None, job).await {
-                Ok(_) => drop(self.confirmed.remove(&target)),
-                Err(error) => {
-                    *last_error = error.to_string();
-                    tokio::time::sleep(self.backoff.pause()).await;
-                }
-            }
-        }
-    }
-
     fn tick(&self) -> Duration {
         shortened(self.config.repair_interval.get(), 20)
     }
@@ -309,11 +361,10 @@ impl Writer {
     }
 }
 
-async fn asked_to_leave(leaving: &mut watch::Receiver<Option<Instant>>) -> Instant {
-    if let Ok(by) = leaving.wait_for(Option::is_some).await
-        && let Some(by) = *by
-    {
-        return by;
+/// The next order that is not to serve.
+async fn ordered(asked: &mut watch::Receiver<Asked>) -> Asked {
+    if let Ok(order) = asked.wait_for(|asked| *asked != Asked::Serve).await {
+        return *order;
     }
     // Nobody is left to ask.
     std::future::pending().await

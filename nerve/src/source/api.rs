@@ -48,6 +48,9 @@ pub enum ApiError {
     /// The file would become too large to be read back.
     #[error("the run-time registrations would exceed {MAX_BYTES} bytes; use files in services.d")]
     Full,
+    /// Another process goes on with this node.
+    #[error("the agent is being replaced, nothing was changed; ask again in a moment")]
+    HandedOver,
     /// The file could not be written; nothing was changed.
     #[error("{path} cannot be written, nothing was changed: {source}", path = path.display())]
     Write {
@@ -94,6 +97,8 @@ struct State {
     services: Vec<(Draft, Definition)>,
     drains: Drains,
     damaged: Option<SourceProblem>,
+    /// Another process reads the file, and goes on with what is in it.
+    handed_over: bool,
 }
 
 /// The file, as it is written.
@@ -186,8 +191,16 @@ impl ApiSource {
         &self.0.local
     }
 
+    /// Whether another process goes on with the file: then nothing is changed here. Waits for a change that is under way.
+    pub async fn set_handed_over(&self, handed_over: bool) {
+        self.0.state.lock().await.handed_over = handed_over;
+    }
+
     async fn change(&self, apply: impl FnOnce(&mut State)) -> Result<(), ApiError> {
         let mut state = self.0.state.lock().await;
+        if state.handed_over {
+            return Err(ApiError::HandedOver);
+        }
         let mut next = state.clone();
         apply(&mut next);
         if let Some(path) = self.0.file.clone() {
@@ -251,7 +264,8 @@ impl State {
             Ok(InstanceKey { service: service?, id: id? })
         });
         let drains = Drains { node, instances: instances.into_iter().collect::<Result<_, _>>()? };
-        Ok(Self { services: services.into_iter().collect::<Result<_, _>>()?, drains, damaged: None })
+        let services = services.into_iter().collect::<Result<_, _>>()?;
+        Ok(Self { services, drains, damaged: None, handed_over: false })
     }
 }
 

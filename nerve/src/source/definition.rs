@@ -8,7 +8,7 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU16;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::check::CheckSpec;
 use crate::document::{Reported, Section};
@@ -22,7 +22,7 @@ const MAX_CHECKS: usize = 16;
 const MAX_LABEL: usize = 1024;
 
 /// An instance among all of the fleet: ids are unique in their service.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct InstanceKey {
     /// The service.
     pub service: ServiceName,

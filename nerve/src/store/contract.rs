@@ -41,6 +41,7 @@ pub(super) async fn every_promise<F: Future<Output = Shared>>(open: impl Fn(&'st
         the_entries_of_a_dropped_session_die_after_its_ttl,
         a_held_session_outlives_its_ttl,
         closing_a_session_deletes_at_once_and_refuses_later_writes,
+        an_adopted_session_outlives_its_first_holder,
         an_entry_moved_to_another_session_survives_the_first,
         an_entry_made_durable_survives_its_session,
         a_watch_begins_with_a_snapshot_of_its_directory_alone,
@@ -280,6 +281,25 @@ async fn closing_a_session_deletes_at_once_and_refuses_later_writes(store: Share
         assert!(!error.may_have_applied);
     }
     store.close_session(stale).await.unwrap();
+}
+
+async fn an_adopted_session_outlives_its_first_holder(store: Shared) {
+    let first = store.open_session(TTL).await.unwrap();
+    let entry = path("instances/web/a");
+    store.put(&entry, b"1".to_vec(), Some(&first)).await.unwrap();
+    let before = store.get(&entry).await.unwrap();
+    let second = store.adopt_session(first.id(), first.ttl()).await.unwrap();
+    assert_eq!(second.id(), first.id());
+    let ttl = first.ttl();
+    drop(first);
+    assert!(timeout(ttl * 5 / 2, second.lost()).await.is_err());
+    assert_eq!(store.get(&entry).await.unwrap(), before, "not even written again");
+    store.put(&path("instances/web/b"), b"1".to_vec(), Some(&second)).await.unwrap();
+    let id = second.id();
+    store.close_session(second).await.unwrap();
+    assert_eq!(store.get(&entry).await.unwrap(), None);
+    let ended = store.adopt_session(id, ttl).await.unwrap_err();
+    assert_eq!(ended.kind, ErrorKind::SessionLost, "{ended}");
 }
 
 async fn an_entry_moved_to_another_session_survives_the_first(store: Shared) {

@@ -34,7 +34,7 @@ pub use embedded::EmbeddedStore;
 pub use etcd::EtcdStore;
 pub use key::{Key, Path, PathError};
 pub use metrics::Metrics;
-pub use open::open;
+pub use open::{open, open_inherited};
 pub use session::{Session, SessionKeeper, SessionLost};
 pub use url::{Endpoint, StoreUrl, UrlError};
 
@@ -230,11 +230,27 @@ pub trait Store: fmt::Debug + Send + Sync + 'static {
     /// a writer that has fallen silent; backends may round it up.
     async fn open_session(&self, ttl: std::time::Duration) -> Result<Session>;
 
+    /// Goes on with a session that another process opened with this `ttl` and has stopped renewing, or is about to.
+    /// Nothing under it changes. [`ErrorKind::SessionLost`] when it has ended meanwhile.
+    async fn adopt_session(&self, id: u64, ttl: std::time::Duration) -> Result<Session>;
+
     /// Ends a session: every entry under it is deleted now.
     async fn close_session(&self, session: Session) -> Result<()>;
 
     /// Watches every entry below `directory`.
     fn watch(&self, directory: &Path) -> Watch;
+
+    /// Changes nothing from now on and lets go of what only one process may hold (a file); writes that are made meanwhile
+    /// are refused as [`ErrorKind::Unavailable`]. Returns what [`open_inherited`] needs in the process that goes on; `None`
+    /// for a store that lives outside of both.
+    async fn hand_over(&self) -> Result<Option<Vec<u8>>> {
+        Ok(None)
+    }
+
+    /// Ends [`Store::hand_over`]: nobody else went on, this process does.
+    async fn take_back(&self) -> Result<()> {
+        Ok(())
+    }
 
     /// Ends watches and background work. Calls made later fail with [`ErrorKind::Unavailable`].
     async fn shutdown(&self);

@@ -12,13 +12,23 @@ use super::{Metrics, OpenError, Store, StoreConfig};
 
 /// Opens the store that `config` names. Touches files, not the network; must be called within a runtime.
 pub fn open(config: &StoreConfig, metrics: &Metrics) -> Result<Arc<dyn Store>, OpenError> {
+    open_inherited(config, metrics, None)
+}
+
+/// The same with what [`Store::hand_over`] of the process before this one returned.
+pub fn open_inherited(
+    config: &StoreConfig,
+    metrics: &Metrics,
+    inherited: Option<&[u8]>,
+) -> Result<Arc<dyn Store>, OpenError> {
     if config.request_timeout.is_zero() {
         let reason = "it is zero; 2s is a good value".to_owned();
         return Err(OpenError::Config { key: "request_timeout", reason });
     }
     Ok(match &config.url {
         StoreUrl::Embedded { file } => {
-            Arc::new(EmbeddedStore::open(file.as_deref(), config.request_timeout, metrics.clone())?)
+            let (file, timeout) = (file.as_deref(), config.request_timeout);
+            Arc::new(EmbeddedStore::open_inherited(file, timeout, metrics.clone(), inherited)?)
         }
         StoreUrl::Etcd { endpoints, tls, .. } => {
             Arc::new(EtcdStore::open(config, endpoints, *tls, metrics.clone())?)

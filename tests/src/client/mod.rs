@@ -1,5 +1,6 @@
-//! What asks: single requests, a steady load, a resolver.
+//! What asks: single requests, a steady load, a resolver, steady questions.
 
 pub mod dig;
 pub mod http;
 pub mod load;
+pub mod names;

@@ -17,6 +17,12 @@ pub struct Etcd {
     members: Vec<Member>,
 }
 
+/// What has changed in the store since a moment.
+#[derive(Debug)]
+pub struct Changes {
+    process: Process,
+}
+
 /// One server of the cluster.
 #[derive(Debug)]
 pub struct Member {
@@ -130,6 +136,21 @@ impl Etcd {
         listed.lines().filter(|line| !line.is_empty()).map(str::to_owned).collect()
     }
 
+    /// Follows every change below a prefix from now on.
+    ///
+    /// # Panics
+    /// No server runs.
+    #[must_use]
+    pub fn watch(&self, prefix: &str) -> Changes {
+        let member = self.members.iter().find(|member| member.runs()).expect("an etcd server that runs");
+        // A log of its own: what is asked of it is what is in it.
+        let log = member.log.with_file_name(format!("watch-{}.log", self.revision()));
+        let endpoints = format!("--endpoints=http://{}:2379", member.namespace.address());
+        let mut command = member.namespace.command("env");
+        command.args(["ETCDCTL_API=3", "etcdctl", &endpoints, "watch", "--prefix", prefix]);
+        Changes { process: Process::start("etcdctl watch", &mut command, &log) }
+    }
+
     /// The lease of a key: `None` where there is no such key, 0 where it has no lease.
     ///
     /// # Panics
@@ -153,6 +174,20 @@ impl Etcd {
         let ran = self.ctl(&["lease", "timetolive", &format!("{lease:x}"), "-w", "json"]);
         let answer: Value = serde_json::from_str(&ran.stdout).ok()?;
         answer["ttl"].as_i64().filter(|ttl| *ttl > 0)
+    }
+}
+
+impl Changes {
+    /// The keys that were written so far, and the keys that were deleted, in their order.
+    #[must_use]
+    pub fn so_far(&self) -> (Vec<String>, Vec<String>) {
+        let output = self.process.output();
+        let after = |kind: &str| {
+            let lines = output.lines().collect::<Vec<_>>();
+            let keys = lines.windows(2).filter(|pair| pair[0] == kind).map(|pair| pair[1].to_owned());
+            keys.collect()
+        };
+        (after("PUT"), after("DELETE"))
     }
 }
 

@@ -1,10 +1,13 @@
 //! Taking an address for UDP and TCP, both or neither, and saying what to do when it cannot be had.
 
 use std::io;
-use std::net::{SocketAddr, TcpListener, UdpSocket};
+use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
+use std::os::fd::OwnedFd;
 
 use nix::sys::socket::{setsockopt, sockopt};
 use socket2::{Domain, Protocol, Socket, Type};
+
+use crate::inherited::{Inherited, Transport};
 
 /// A client's burst waits here while another answer is written; the kernel grants what its limits allow.
 const UDP_RECEIVE_BUFFER: usize = 1 << 20;
@@ -41,8 +44,19 @@ pub(super) struct Sockets {
 }
 
 impl Sockets {
-    pub(super) fn bind(wanted: SocketAddr) -> Result<Self, BindError> {
+    /// Takes the address: the sockets of it that are there already, and new ones for what is missing.
+    pub(super) fn bind(wanted: SocketAddr, inherited: &Inherited) -> Result<Self, BindError> {
         let failed = |transport| move |source| BindError { address: wanted, transport, source };
+        let tcp_given = inherited.take(Transport::Tcp, wanted).pop();
+        if let Some(given) = inherited.take(Transport::Udp, wanted).pop() {
+            let udp = adopt_udp(given, wanted).map_err(failed("UDP"))?;
+            let tcp = tcp_given.map_or_else(|| tcp(wanted), adopt_tcp).map_err(failed("TCP"))?;
+            return Ok(Self { udp, tcp, address: wanted, wildcard: wanted.ip().is_unspecified() });
+        }
+        if let Some(given) = tcp_given {
+            let (tcp, udp) = (adopt_tcp(given).map_err(failed("TCP"))?, udp(wanted).map_err(failed("UDP"))?);
+            return Ok(Self { udp, tcp, address: wanted, wildcard: wanted.ip().is_unspecified() });
+        }
         let mut attempts = if wanted.port() == 0 { PORT_ATTEMPTS } else { 1 };
         loop {
             attempts -= 1;
@@ -59,21 +73,37 @@ impl Sockets {
 
 fn udp(address: SocketAddr) -> io::Result<UdpSocket> {
     let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
-    let wildcard = address.ip().is_unspecified();
     if address.is_ipv6() {
         // Each family has its own socket, so that both wildcards can be listened on.
         socket.set_only_v6(true)?;
-        if wildcard {
-            setsockopt(&socket, sockopt::Ipv6RecvPacketInfo, &true)?;
-        }
-    } else if wildcard {
-        setsockopt(&socket, sockopt::Ipv4PacketInfo, &true)?;
+    }
+    prepare_udp(&socket, address)?;
+    socket.bind(&address.into())?;
+    Ok(socket.into())
+}
+
+/// What every UDP socket of ours is like; also one that somebody else has bound.
+fn prepare_udp(socket: &Socket, address: SocketAddr) -> io::Result<()> {
+    match address.ip() {
+        IpAddr::V6(ip) if ip.is_unspecified() => setsockopt(socket, sockopt::Ipv6RecvPacketInfo, &true)?,
+        IpAddr::V4(ip) if ip.is_unspecified() => setsockopt(socket, sockopt::Ipv4PacketInfo, &true)?,
+        _ => {}
     }
     // A smaller buffer than wished is no reason not to serve.
     let _ = socket.set_recv_buffer_size(UDP_RECEIVE_BUFFER);
-    socket.set_nonblocking(true)?;
-    socket.bind(&address.into())?;
+    socket.set_nonblocking(true)
+}
+
+fn adopt_udp(given: OwnedFd, address: SocketAddr) -> io::Result<UdpSocket> {
+    let socket = Socket::from(given);
+    prepare_udp(&socket, address)?;
     Ok(socket.into())
+}
+
+fn adopt_tcp(given: OwnedFd) -> io::Result<TcpListener> {
+    let listener = TcpListener::from(given);
+    listener.set_nonblocking(true)?;
+    Ok(listener)
 }
 
 fn tcp(address: SocketAddr) -> io::Result<TcpListener> {
@@ -114,9 +144,9 @@ mod tests {
 
     #[test]
     fn udp_and_tcp_get_the_same_port_or_none() {
-        let first = Sockets::bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let first = Sockets::bind("127.0.0.1:0".parse().unwrap(), &Inherited::default()).unwrap();
         assert_eq!(first.udp.local_addr().unwrap(), first.tcp.local_addr().unwrap());
-        let error = Sockets::bind(first.address).unwrap_err().to_string();
+        let error = Sockets::bind(first.address, &Inherited::default()).unwrap_err().to_string();
         assert!(
             error.contains("another program has it") && error.contains(&first.address.to_string()),
             "{error}"
@@ -125,8 +155,23 @@ mod tests {
 
     #[test]
     fn an_address_that_is_not_ours_is_said_to_be_so() {
-        let error = Sockets::bind("192.0.2.200:0".parse().unwrap()).unwrap_err();
+        let error = Sockets::bind("192.0.2.200:0".parse().unwrap(), &Inherited::default()).unwrap_err();
         assert!(error.to_string().contains("no interface of this host"), "{error}");
         assert!(std::error::Error::source(&error).is_some());
+    }
+
+    #[test]
+    fn sockets_that_are_there_are_taken_and_what_is_missing_is_opened() {
+        let first = Sockets::bind("127.0.0.1:0".parse().unwrap(), &Inherited::default()).unwrap();
+        let inherited = Inherited::default();
+        let (address, udp) = (first.address, first.udp);
+        inherited.add(udp.into()).unwrap();
+        drop(first.tcp);
+        let second = Sockets::bind(address, &inherited).unwrap();
+        assert_eq!((second.udp.local_addr().unwrap(), second.tcp.local_addr().unwrap()), (address, address));
+        assert!(inherited.left().is_empty());
+        inherited.add(second.tcp.into()).unwrap();
+        drop(second.udp);
+        assert_eq!(Sockets::bind(address, &inherited).unwrap().address, address);
     }
 }

@@ -7,19 +7,21 @@
 //! own limits.
 
 mod bind;
+mod open;
 mod tcp;
 mod udp;
 
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use nerve::tasks::Tasks;
 use synapse::catalog::Catalog;
-use tokio::sync::Semaphore;
 
 pub use bind::BindError;
 use bind::Sockets;
+use open::OpenSockets;
 
 use super::config::Config;
 use super::forward::{Forwarder, Servers, Source};
@@ -27,6 +29,7 @@ use super::message::Handler;
 use super::metrics::Metrics;
 use super::zone::{Explanation, Outcome, Rule, Zone};
 use crate::drain::DrainWatcher;
+use crate::inherited::Inherited;
 
 /// A configured address, and whether it is served.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,6 +46,7 @@ pub struct Handle {
     zone: Arc<Zone>,
     servers: Arc<Servers>,
     listeners: Arc<Mutex<Vec<Listener>>>,
+    open: Arc<OpenSockets>,
 }
 
 /// A DNS server whose sockets are bound, and which does not answer yet.
@@ -51,21 +55,23 @@ pub struct Bound {
     config: Config,
     metrics: Arc<Metrics>,
     handle: Handle,
+    inherited: Inherited,
     /// One a listener, in the same order; `None` where binding failed.
     sockets: Vec<Option<Sockets>>,
     failures: Vec<BindError>,
 }
 
-/// Binds every address of `config`. What fails is in [`Bound::failures`] and is tried again while it runs.
+/// Binds every address of `config`, with the sockets that are `inherited` where there are some. What fails is in
+/// [`Bound::failures`] and is tried again while it runs.
 #[must_use]
-pub fn bind(config: Config, catalog: Catalog, metrics: Arc<Metrics>) -> Bound {
+pub fn bind(config: Config, catalog: Catalog, inherited: Inherited, metrics: Arc<Metrics>) -> Bound {
     // Seconds since 1970 grow from one start to the next, as a serial has to, until they wrap as serials do.
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
     let serial = u32::try_from(now & u64::from(u32::MAX)).unwrap_or(1);
     let zone = Arc::new(Zone::new(&config, catalog, serial));
     let (mut listeners, mut sockets, mut failures) = (Vec::new(), Vec::new(), Vec::new());
     for &wanted in &config.listen {
-        match Sockets::bind(wanted) {
+        match Sockets::bind(wanted, &inherited) {
             Ok(bound) => {
                 listeners.push(Listener { wanted, state: Ok(bound.address) });
                 sockets.push(Some(bound));
@@ -78,8 +84,9 @@ pub fn bind(config: Config, catalog: Catalog, metrics: Arc<Metrics>) -> Bound {
         }
     }
     let servers = Arc::new(Servers::default());
-    let handle = Handle { zone, servers, listeners: Arc::new(Mutex::new(listeners)) };
-    let bound = Bound { config, metrics, handle, sockets, failures };
+    let open = Arc::new(OpenSockets::new(config.limits.tcp_connections));
+    let handle = Handle { zone, servers, listeners: Arc::new(Mutex::new(listeners)), open };
+    let bound = Bound { config, metrics, handle, inherited, sockets, failures };
     bound.handle.count(&bound.metrics);
     bound.read_upstreams(&mut None);
     bound
@@ -117,6 +124,22 @@ impl Handle {
     #[must_use]
     pub fn upstreams(&self) -> Vec<SocketAddr> {
         self.servers.list().to_vec()
+    }
+
+    /// Every socket that is answered on, for another process to answer on as well.
+    #[must_use]
+    pub fn sockets(&self) -> Vec<OwnedFd> {
+        self.open.copies()
+    }
+
+    /// Takes no new questions from now on but those on connections that are open, which go on as they would.
+    pub fn stop_accepting(&self) {
+        self.open.close();
+    }
+
+    /// Completes when no connection is open. Call it after [`Handle::stop_accepting`].
+    pub async fn unused(&self) {
+        self.open.unused().await;
     }
 
     fn set(&self, at: usize, state: Result<SocketAddr, String>) {
@@ -167,9 +190,7 @@ impl Bound {
             Handler::new(&self.config, Arc::clone(&self.handle.zone), forwarder, Arc::clone(&self.metrics));
         let service = Service {
             handler: Arc::new(handler),
-            connections: Arc::new(Semaphore::new(
-                self.config.limits.tcp_connections.min(Semaphore::MAX_PERMITS),
-            )),
+            open: Arc::clone(&self.handle.open),
             idle: self.config.limits.tcp_idle,
             tasks: tasks.clone(),
         };
@@ -179,13 +200,14 @@ impl Bound {
         loop {
             tokio::select! {
                 () = drain.signaled() => break,
-                _ = tick.tick() => {
+                _ = tick.tick(), if self.handle.open.accepts() => {
                     self.read_upstreams(&mut last_error);
                     self.serve_what_is_bound(&service);
                     self.bind_what_is_not(&service);
                 }
             }
         }
+        self.handle.stop_accepting();
         tasks.shutdown().await;
         // Held until here: a drain is over when the last answer is sent.
         drop(drain);
@@ -210,7 +232,7 @@ impl Bound {
     fn bind_what_is_not(&mut self, service: &Service) {
         for (at, listener) in self.handle.listeners().into_iter().enumerate() {
             let Err(before) = listener.state else { continue };
-            match Sockets::bind(listener.wanted) {
+            match Sockets::bind(listener.wanted, &self.inherited) {
                 Ok(sockets) => {
                     self.handle.set(at, Ok(sockets.address));
                     self.sockets[at] = Some(sockets);
@@ -254,19 +276,43 @@ impl Bound {
 #[derive(Debug, Clone)]
 struct Service {
     handler: Arc<Handler>,
-    connections: Arc<Semaphore>,
+    open: Arc<OpenSockets>,
     idle: std::time::Duration,
     tasks: Tasks,
 }
 
 impl Service {
+    /// A task whose socket was closed for good has nothing to be restarted for.
+    async fn wait_if_closed(&self) {
+        if !self.open.accepts() {
+            self.tasks.stop_token().cancelled().await;
+        }
+    }
+
     fn serve(&self, sockets: Sockets) -> std::io::Result<()> {
-        let udp = Arc::new(udp::Socket::new(sockets.udp, sockets.wildcard)?);
-        let tcp = Arc::new(tokio::net::TcpListener::from_std(sockets.tcp)?);
+        let udp = udp::Socket::new(sockets.udp, sockets.wildcard)?;
+        let tcp = tokio::net::TcpListener::from_std(sockets.tcp)?;
+        let at = self.open.add(udp, tcp);
         let service = self.clone();
-        self.tasks.spawn_restarted("dns udp", move || udp::serve(Arc::clone(&udp), service.clone()));
+        self.tasks.spawn_restarted("dns udp", move || {
+            let (service, socket) = (service.clone(), service.open.udp(at));
+            async move {
+                if let Some(socket) = socket {
+                    udp::serve(socket, service.clone()).await;
+                }
+                service.wait_if_closed().await;
+            }
+        });
         let service = self.clone();
-        self.tasks.spawn_restarted("dns tcp", move || tcp::serve(Arc::clone(&tcp), service.clone()));
+        self.tasks.spawn_restarted("dns tcp", move || {
+            let (service, listener) = (service.clone(), service.open.tcp(at));
+            async move {
+                if let Some(listener) = listener {
+                    tcp::serve(listener, service.clone()).await;
+                }
+                service.wait_if_closed().await;
+            }
+        });
         Ok(())
     }
 }

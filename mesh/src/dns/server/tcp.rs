@@ -37,6 +37,7 @@ pub(super) async fn serve(listener: Arc<TcpListener>, service: Service) {
     loop {
         let accepted = tokio::select! {
             () = stop.cancelled() => return,
+            () = service.open.closed() => return,
             accepted = listener.accept() => accepted,
         };
         let (stream, client) = match accepted {
@@ -48,7 +49,7 @@ pub(super) async fn serve(listener: Arc<TcpListener>, service: Service) {
                 continue;
             }
         };
-        let Ok(permit) = Arc::clone(&service.connections).try_acquire_owned() else {
+        let Ok(permit) = Arc::clone(&service.open.connections).try_acquire_owned() else {
             metrics.dropped.inc(Dropped::TcpConnectionLimit);
             continue;
         };

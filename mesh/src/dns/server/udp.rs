@@ -6,7 +6,7 @@
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::net::{IpAddr, SocketAddr, SocketAddrV4, SocketAddrV6};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
@@ -49,6 +49,7 @@ pub(super) async fn serve(socket: Arc<Socket>, service: Service) {
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
+            () = service.open.closed() => return,
             ready = socket.socket.readable() => if ready.is_err() {
                 metrics.dropped.inc(Dropped::ReceiveFailed);
                 return;
@@ -87,6 +88,12 @@ fn answer(socket: &Arc<Socket>, service: &Service, query: &[u8], peer: Peer) {
             handler.metrics.dropped.inc(Dropped::Panic);
             tracing::error!(client = %peer.client, "handling a DNS query panicked; it is dropped");
         }
+    }
+}
+
+impl AsFd for Socket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
     }
 }
 

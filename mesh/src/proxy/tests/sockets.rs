@@ -43,18 +43,43 @@ fn a_socket_of_another_process_is_used_with_what_waits_in_its_queue() {
 }
 
 #[test]
-fn a_listener_handed_on_loses_nobody_who_waits_in_its_queues() {
-    let world = world(Config::default(), &[ok()]);
-    let config = Config { threads: NonZeroUsize::new(1), ..Config::default() };
-    let successor = DataPlane::start(config, Metrics::new().unwrap()).unwrap();
-    let (address, inherited) = (world.listener.address(), world.listener.sockets());
-    assert_eq!(inherited.len(), 2);
-    let balancer = Arc::clone(&world.balancer);
-    let spec = ListenerSpec { address, balancer, sharing: Sharing::PerThread, inherited };
-    let listener = successor.open(spec).unwrap();
-    world.listener.stop_accepting();
-    assert!((0..100).all(|_| answers(address)));
-    drop(listener);
-    successor.shutdown();
-    world.end();
+fn another_plane_goes_on_with_the_sockets_and_no_client_notices() {
+    let one = world(Config::default(), &[endpoint(|mut stream| stream.write_all(b"x").unwrap())]);
+    let address = one.listener.address();
+    let stopped = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let asked = Arc::clone(&stopped);
+    let clients = std::thread::spawn(move || {
+        let mut served = 0;
+        while !asked.load(std::sync::atomic::Ordering::Relaxed) {
+            let mut stream = TcpStream::connect(address).unwrap();
+            stream.set_read_timeout(Some(PATIENCE)).unwrap();
+            stream.read_exact(&mut [0; 1]).unwrap();
+            served += 1;
+        }
+        served
+    });
+    let mut plane = one;
+    // More threads than sockets, then fewer: every socket is served.
+    for threads in [1, 3, 1, 2] {
+        // Copies, as another process has them.
+        let copies = plane.listener.sockets().into_iter().map(|socket| Arc::new(socket.try_clone().unwrap()));
+        let inherited: Vec<_> = copies.collect();
+        let sockets = inherited.len();
+        let config = Config { threads: NonZeroUsize::new(threads), ..Config::default() };
+        let next = DataPlane::start(config, plane.metrics.clone()).unwrap();
+        let balancer = Arc::clone(&plane.balancer);
+        let spec = ListenerSpec { address, balancer, sharing: Sharing::PerThread, inherited };
+        let listener = next.open(spec).unwrap();
+        assert_eq!(listener.sockets().len(), sockets.max(threads));
+        plane.listener.stop_accepting();
+        until("the old one closes its copies", || plane.listener.sockets().is_empty());
+        until("its clients are served", || plane.listener.connections() == 0);
+        let World { plane: old, listener: gone, metrics, catalog, writer, balancer } = plane;
+        drop(gone);
+        old.shutdown();
+        plane = World { plane: next, listener, metrics, catalog, writer, balancer };
+    }
+    stopped.store(true, std::sync::atomic::Ordering::Relaxed);
+    assert!(clients.join().unwrap() > 0);
+    plane.end();
 }

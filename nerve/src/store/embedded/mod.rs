@@ -7,12 +7,16 @@
 //!
 //! A session is alive for as long as its value is: its writer is in this very process and cannot fall silent
 //! otherwise. A dropped one ends after its TTL, as if the writer had been killed.
+//!
+//! Only one process has the state. It is handed over whole: this one refuses writes, closes the file and gives away an
+//! image of its memory; until the other one says that it has it, this one can take everything back.
 
 mod file;
+mod image;
 mod state;
 
 use std::fmt;
-use std::path::Path as FilePath;
+use std::path::{Path as FilePath, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -21,12 +25,16 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
 use self::file::File;
+use self::image::Image;
 use self::state::{CatchUp, Mutation, NoSuchLease, Outcome, State};
 use super::{
     Entry, Error, ErrorKind, Expect, Listing, MAX_VALUE_BYTES, Metrics, OpenError, Path, Result, Revision,
     Session, SessionKeeper, SnapshotCause, Store, Swap, WATCH_QUEUE, Watch, WatchEvent,
 };
 use crate::tasks::Tasks;
+
+/// How long the sessions of the process before this one may take to be adopted before their time to live begins to run.
+const ADOPT_WITHIN: Duration = Duration::from_secs(30);
 
 /// The in-process store. Clones of the `Arc` share it.
 pub struct EmbeddedStore {
@@ -38,6 +46,7 @@ struct Shared {
     url: String,
     timeout: Duration,
     metrics: Metrics,
+    path: Option<PathBuf>,
     state: Mutex<State>,
     /// With a file, the right to change anything: held from planning to applying. `None` inside after shutdown.
     file: Option<Arc<tokio::sync::Mutex<Option<File>>>>,
@@ -52,19 +61,53 @@ impl EmbeddedStore {
         timeout: Duration,
         metrics: Metrics,
     ) -> std::result::Result<Self, OpenError> {
-        let (file, state) = match file {
-            None => (None, State::default()),
-            Some(path) => {
-                let (file, entries, revision) = File::open(path)?;
-                (Some((path, file)), State::restored(entries, revision))
-            }
+        Self::open_inherited(file, timeout, metrics, None)
+    }
+
+    /// The same with what [`Store::hand_over`] of the process before this one returned.
+    pub fn open_inherited(
+        path: Option<&FilePath>,
+        timeout: Duration,
+        metrics: Metrics,
+        inherited: Option<&[u8]>,
+    ) -> std::result::Result<Self, OpenError> {
+        let url = path.map_or("embedded".to_owned(), |path| format!("embedded:{}", path.display()));
+        // Before the file is touched: what cannot be read is found out while the other process can still go on.
+        let unusable = |reason| OpenError::Database { file: url.clone(), reason, source: None };
+        let image = inherited.map(Image::read).transpose().map_err(unusable)?;
+        let (file, on_disk) = match path.map(File::open).transpose()? {
+            Some((file, entries, revision)) => (Some(file), Some((entries, revision))),
+            None => (None, None),
         };
-        let url =
-            file.as_ref().map_or("embedded".to_owned(), |(path, _)| format!("embedded:{}", path.display()));
+        let state = State::begin(on_disk, image).map_err(unusable)?;
+        let abandoned = state.abandoned();
         let moved = watch::Sender::new(state.revision());
-        let file = file.map(|(_, file)| Arc::new(tokio::sync::Mutex::new(Some(file))));
-        let shared = Shared { url, timeout, metrics, state: Mutex::new(state), file, moved };
-        Ok(Self { shared: Arc::new(shared), tasks: Tasks::new() })
+        let file = file.map(|file| Arc::new(tokio::sync::Mutex::new(Some(file))));
+        let path = path.map(FilePath::to_owned);
+        let shared = Arc::new(Shared { url, timeout, metrics, path, state: Mutex::new(state), file, moved });
+        let store = Self { shared, tasks: Tasks::new() };
+        for lease in abandoned {
+            store.spawn("embedded session", Arc::clone(&store.shared).expire(lease, ADOPT_WITHIN));
+        }
+        Ok(store)
+    }
+
+    /// Runs `task` until it ends or the store is shut down.
+    fn spawn(&self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
+        let stop = self.tasks.stop_token();
+        self.tasks.spawn(name, async move {
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => {}
+                () = task => {}
+            }
+        });
+    }
+
+    fn session(&self, lease: u64, ttl: Duration) -> Session {
+        let (session, keeper) = Session::new(lease, ttl);
+        self.spawn("embedded session", Arc::clone(&self.shared).outlive(lease, ttl, keeper));
+        session
     }
 
     async fn mutate(&self, operation: &'static str, target: &str, mutation: Mutation) -> Result<Outcome> {
@@ -129,8 +172,12 @@ impl Shared {
             let reason = format!("session {lease} has ended; open another");
             self.error(operation, target, ErrorKind::SessionLost, reason)
         };
+        let elsewhere = || unavailable("another process goes on with it; ask that one".to_owned(), false);
         let Some(file) = &self.file else {
             let mut state = self.state();
+            if state.is_handed_over() {
+                return Err(elsewhere());
+            }
             let plan = state.plan(mutation).map_err(lost)?;
             let outcome = state.apply(plan);
             self.announce(&state);
@@ -140,7 +187,13 @@ impl Shared {
         let mut file = tokio::time::timeout_at(deadline, Arc::clone(file).lock_owned())
             .await
             .map_err(|_| unavailable("earlier writes wait for the disk; check it".to_owned(), false))?;
-        let plan = self.state().plan(mutation).map_err(lost)?;
+        let plan = {
+            let state = self.state();
+            if state.is_handed_over() {
+                return Err(elsewhere());
+            }
+            state.plan(mutation).map_err(lost)?
+        };
         if file.as_ref().is_some_and(|file| !file.concerns(&plan)) {
             let mut state = self.state();
             let outcome = state.apply(plan);
@@ -181,15 +234,44 @@ impl Shared {
     /// Lets a session live until it is dropped, and `ttl` longer.
     async fn outlive(self: Arc<Self>, lease: u64, ttl: Duration, keeper: SessionKeeper) {
         keeper.closed().await;
-        if !self.state().has_lease(lease) {
-            return;
+        self.state().let_go(lease);
+        // Closed, or held by whoever adopted it.
+        if self.state().is_abandoned(lease) {
+            self.expire(lease, ttl).await;
         }
-        tokio::time::sleep(ttl).await;
-        tracing::info!(store = self.url, session = lease, "a session that nobody holds has ended");
-        while let Err(error) = self.mutate("expire", &lease.to_string(), Mutation::EndLease { lease }).await {
-            tracing::warn!(%error, "the entries of an ended session stay for now");
+    }
+
+    /// Ends a lease that nobody holds after `pause`.
+    async fn expire(self: Arc<Self>, lease: u64, pause: Duration) {
+        tokio::time::sleep(pause).await;
+        while self.state().is_abandoned(lease) {
+            match self.mutate("expire", &lease.to_string(), Mutation::EndLease { lease }).await {
+                Ok(_) => {
+                    tracing::info!(store = self.url, session = lease, "a session that nobody held has ended");
+                    return;
+                }
+                // It is the other process's.
+                Err(_) if self.state().is_handed_over() => {}
+                Err(error) => tracing::warn!(%error, "the entries of an ended session stay for now"),
+            }
             tokio::time::sleep(Duration::from_secs(1)).await;
         }
+    }
+
+    /// Closes the file, or opens it again.
+    async fn with_file(&self, open: bool) -> Result<()> {
+        let (Some(file), Some(path)) = (&self.file, &self.path) else { return Ok(()) };
+        let mut file = Arc::clone(file).lock_owned().await;
+        let path = path.clone();
+        let done = tokio::task::spawn_blocking(move || {
+            *file = None;
+            if open {
+                *file = Some(File::open(&path)?.0);
+            }
+            Ok::<_, OpenError>(())
+        });
+        let failed = |reason: String| self.error("hand over", "", ErrorKind::Unavailable, reason);
+        done.await.map_err(|panic| failed(panic.to_string()))?.map_err(|error| failed(error.to_string()))
     }
 
     async fn feed(self: Arc<Self>, directory: Path, events: mpsc::Sender<WatchEvent>) {
@@ -285,16 +367,16 @@ impl Store for EmbeddedStore {
     async fn open_session(&self, ttl: Duration) -> Result<Session> {
         self.check_open("open session", "")?;
         let lease = self.shared.state().grant();
-        let (session, keeper) = Session::new(lease, ttl);
-        let (shared, stop) = (Arc::clone(&self.shared), self.tasks.stop_token());
-        self.tasks.spawn("embedded session", async move {
-            tokio::select! {
-                biased;
-                () = stop.cancelled() => {}
-                () = shared.outlive(lease, ttl, keeper) => {}
-            }
-        });
-        Ok(session)
+        Ok(self.session(lease, ttl))
+    }
+
+    async fn adopt_session(&self, id: u64, ttl: Duration) -> Result<Session> {
+        self.check_open("adopt session", &id.to_string())?;
+        if self.shared.state().hold(id) {
+            return Ok(self.session(id, ttl));
+        }
+        let reason = format!("session {id} has ended; open another");
+        Err(self.shared.error("adopt session", &id.to_string(), ErrorKind::SessionLost, reason))
     }
 
     async fn close_session(&self, session: Session) -> Result<()> {
@@ -305,16 +387,30 @@ impl Store for EmbeddedStore {
 
     fn watch(&self, directory: &Path) -> Watch {
         let (sender, receiver) = mpsc::channel(WATCH_QUEUE);
-        let (shared, directory, stop) =
-            (Arc::clone(&self.shared), directory.clone(), self.tasks.stop_token());
-        self.tasks.spawn("embedded watch", async move {
-            tokio::select! {
-                biased;
-                () = stop.cancelled() => {}
-                () = shared.feed(directory, sender) => {}
-            }
-        });
+        self.spawn("embedded watch", Arc::clone(&self.shared).feed(directory.clone(), sender));
         Watch::new(receiver)
+    }
+
+    async fn hand_over(&self) -> Result<Option<Vec<u8>>> {
+        self.check_open("hand over", "")?;
+        // A write that is under way holds the file's lock and is finished first.
+        let image = {
+            let _no_write = match &self.shared.file {
+                Some(file) => Some(file.lock().await),
+                None => None,
+            };
+            let mut state = self.shared.state();
+            state.set_handed_over(true);
+            state.image()
+        };
+        self.shared.with_file(false).await?;
+        Ok(Some(image.written()))
+    }
+
+    async fn take_back(&self) -> Result<()> {
+        self.shared.with_file(true).await?;
+        self.shared.state().set_handed_over(false);
+        Ok(())
     }
 
     async fn shutdown(&self) {

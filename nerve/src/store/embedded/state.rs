@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::ops::Bound;
 
+use super::image::{Image, Imaged};
 use crate::store::{Change, Entry, Expect, Listing, Path, Revision};
 
 /// A watch that is further behind than this many changes gets a new snapshot.
@@ -86,7 +87,11 @@ pub(super) struct State {
     revision: Revision,
     entries: BTreeMap<String, Record>,
     leases: HashMap<u64, BTreeSet<String>>,
+    /// How many sessions hold each lease; one that nobody holds ends after its time to live.
+    holders: HashMap<u64, u32>,
     next_lease: u64,
+    /// Another process goes on with this state: nothing is changed here any more.
+    handed_over: bool,
     history: VecDeque<(Revision, Change)>,
     history_bytes: usize,
     /// Changes up to this revision are no longer in the history.
@@ -95,7 +100,7 @@ pub(super) struct State {
 
 impl State {
     /// What a file held: durable entries, and a revision that is later than any given out before.
-    pub(super) fn restored(entries: Vec<Entry>, revision: Revision) -> Self {
+    fn restored(entries: Vec<Entry>, revision: Revision) -> Self {
         let entries = entries
             .into_iter()
             .map(|Entry { path, value, revision }| {
@@ -103,6 +108,29 @@ impl State {
             })
             .collect();
         Self { revision, entries, forgotten: revision, ..Self::default() }
+    }
+
+    /// What a store begins with: what its file holds, and what another process handed over. With a file, only the leased entries
+    /// of that count.
+    pub(super) fn begin(
+        on_disk: Option<(Vec<Entry>, Revision)>,
+        image: Option<Image>,
+    ) -> Result<Self, String> {
+        let has_file = on_disk.is_some();
+        let (entries, revision) = on_disk.unwrap_or_default();
+        let mut state = Self::restored(entries, revision);
+        if let Some(image) = image {
+            let (floor, last_lease, leases) = (Revision(image.revision), image.last_lease, image.leases);
+            let mut handed_over = Vec::with_capacity(image.entries.len());
+            for imaged in image.entries {
+                let (entry, lease) = imaged.entry()?;
+                if lease.is_some() || !has_file {
+                    handed_over.push((entry, lease));
+                }
+            }
+            state.adopt(floor, last_lease, &leases, handed_over);
+        }
+        Ok(state)
     }
 
     pub(super) fn revision(&self) -> Revision {
@@ -123,11 +151,77 @@ impl State {
     pub(super) fn grant(&mut self) -> u64 {
         self.next_lease += 1;
         self.leases.insert(self.next_lease, BTreeSet::new());
+        self.hold(self.next_lease);
         self.next_lease
     }
 
-    pub(super) fn has_lease(&self, lease: u64) -> bool {
-        self.leases.contains_key(&lease)
+    /// One more session holds a lease; tells whether there is such a lease.
+    pub(super) fn hold(&mut self, lease: u64) -> bool {
+        let known = self.leases.contains_key(&lease);
+        if known {
+            *self.holders.entry(lease).or_default() += 1;
+        }
+        known
+    }
+
+    /// One session less holds a lease.
+    pub(super) fn let_go(&mut self, lease: u64) {
+        if let Some(holders) = self.holders.get_mut(&lease) {
+            *holders = holders.saturating_sub(1);
+        }
+    }
+
+    /// Is there such a lease, and does nobody hold it?
+    pub(super) fn is_abandoned(&self, lease: u64) -> bool {
+        self.leases.contains_key(&lease) && self.holders.get(&lease).is_none_or(|holders| *holders == 0)
+    }
+
+    /// Every lease that nobody holds.
+    pub(super) fn abandoned(&self) -> Vec<u64> {
+        self.leases.keys().copied().filter(|lease| self.is_abandoned(*lease)).collect()
+    }
+
+    /// Is it another process that goes on with this state?
+    pub(super) fn is_handed_over(&self) -> bool {
+        self.handed_over
+    }
+
+    /// Whether another process goes on with this state.
+    pub(super) fn set_handed_over(&mut self, handed_over: bool) {
+        self.handed_over = handed_over;
+    }
+
+    /// All of it, for another process.
+    pub(super) fn image(&self) -> Image {
+        let imaged = |record: &Record| Imaged {
+            path: record.path.as_str().to_owned(),
+            value: record.value.clone(),
+            revision: record.revision.0,
+            lease: record.lease,
+        };
+        let leases = self.leases.keys().copied().collect();
+        Image::new(self.revision, self.next_lease, leases, self.entries.values().map(imaged).collect())
+    }
+
+    /// Takes over what another process had in memory. Watches of this one begin with it.
+    fn adopt(
+        &mut self,
+        floor: Revision,
+        last_lease: u64,
+        leases: &[u64],
+        entries: Vec<(Entry, Option<u64>)>,
+    ) {
+        self.revision = self.revision.max(floor);
+        self.forgotten = self.revision;
+        self.next_lease = last_lease;
+        self.leases = leases.iter().map(|lease| (*lease, BTreeSet::new())).collect();
+        for (Entry { path, value, revision }, lease) in entries {
+            let key = path.as_str().to_owned();
+            if let Some(held) = lease.and_then(|lease| self.leases.get_mut(&lease)) {
+                held.insert(key.clone());
+            }
+            self.entries.insert(key, Record { path, value, revision, lease });
+        }
     }
 
     pub(super) fn plan(&self, mutation: Mutation) -> Result<Plan, NoSuchLease> {
@@ -182,6 +276,7 @@ impl State {
     pub(super) fn apply(&mut self, plan: Plan) -> Outcome {
         if let Some(lease) = plan.ended_lease {
             self.leases.remove(&lease);
+            self.holders.remove(&lease);
         }
         for write in plan.writes {
             self.write(write, plan.revision);

@@ -146,3 +146,77 @@ async fn dropping_a_watch_or_closing_a_session_ends_its_task() {
     };
     tokio::time::timeout(Duration::from_secs(5), ended).await.unwrap();
 }
+
+/// What a store in this file, or in memory, gives away; and what the one that goes on has.
+async fn handed_over(file: Option<&FilePath>) -> (EmbeddedStore, EmbeddedStore, Session) {
+    let old = open(file).unwrap();
+    let session = old.open_session(Duration::from_secs(1)).await.unwrap();
+    old.put(&path("durable"), b"1".to_vec(), None).await.unwrap();
+    old.put(&path("leased"), b"2".to_vec(), Some(&session)).await.unwrap();
+    let image = old.hand_over().await.unwrap().unwrap();
+    let new = EmbeddedStore::open_inherited(file, TIMEOUT, Metrics::default(), Some(&image)).unwrap();
+    (old, new, session)
+}
+
+#[tokio::test]
+async fn what_is_handed_over_goes_on_in_the_other_process_to_the_letter() {
+    let directory = TempDir::new().unwrap();
+    let file = directory.path().join("store.redb");
+    for file in [None, Some(file.as_path())] {
+        let (old, new, session) = handed_over(file).await;
+        let (before, after) =
+            (old.list(&Path::root()).await.unwrap(), new.list(&Path::root()).await.unwrap());
+        assert_eq!(before.entries, after.entries);
+        assert!(after.revision >= before.revision);
+        let refused = old.put(&path("late"), vec![], None).await.unwrap_err();
+        assert!(refused.to_string().contains("another process goes on with it"), "{refused}");
+        let adopted = new.adopt_session(session.id(), session.ttl()).await.unwrap();
+        drop((session, old));
+        assert!(tokio::time::timeout(adopted.ttl() * 2, adopted.lost()).await.is_err());
+        assert!(new.put(&path("late"), vec![], Some(&adopted)).await.unwrap() > after.revision);
+        new.close_session(adopted).await.unwrap();
+        assert_eq!(
+            new.list(&Path::root())
+                .await
+                .unwrap()
+                .entries
+                .iter()
+                .map(|e| e.path.as_str())
+                .collect::<Vec<_>>(),
+            ["durable"]
+        );
+        new.shutdown().await;
+    }
+}
+
+#[tokio::test]
+async fn what_is_taken_back_goes_on_where_it_was() {
+    let directory = TempDir::new().unwrap();
+    let file = directory.path().join("store.redb");
+    for file in [None, Some(file.as_path())] {
+        let (old, new, session) = handed_over(file).await;
+        new.shutdown().await;
+        drop(new);
+        old.take_back().await.unwrap();
+        old.put(&path("leased"), b"3".to_vec(), Some(&session)).await.unwrap();
+        old.put(&path("durable"), b"3".to_vec(), None).await.unwrap();
+        assert_eq!(old.list(&Path::root()).await.unwrap().entries.len(), 2);
+        old.shutdown().await;
+    }
+}
+
+#[test]
+fn what_cannot_be_read_is_refused_before_the_file_is_touched() {
+    let directory = TempDir::new().unwrap();
+    let file = directory.path().join("store.redb");
+    for (text, why) in [
+        ("{", "cannot be read"),
+        (r#"{"format":9,"revision":1,"last_lease":0,"leases":[],"entries":[]}"#, "format 9"),
+    ] {
+        let opened =
+            EmbeddedStore::open_inherited(Some(&file), TIMEOUT, Metrics::default(), Some(text.as_bytes()));
+        let error = opened.unwrap_err().to_string();
+        assert!(error.contains(why), "{error}");
+        assert!(!file.exists());
+    }
+}

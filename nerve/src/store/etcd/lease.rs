@@ -37,6 +37,22 @@ impl Shared {
         Ok((session, Arc::clone(self).renew(granted.id(), ttl, sent, keeper)))
     }
 
+    /// Renews a lease that another process granted: the session, and the future that keeps it alive.
+    pub(super) async fn adopt(
+        self: &Arc<Self>,
+        id: i64,
+        ttl: Duration,
+    ) -> Result<(Session, impl Future<Output = ()> + Send + 'static)> {
+        let renewal = |client: Client| async move {
+            let sent = Instant::now();
+            client.lease_client().keep_alive(id).await?;
+            Ok(sent)
+        };
+        let sent = self.call("adopt session", &format!("{id:x}"), Repeat::Always, renewal).await?;
+        let (session, keeper) = Session::new(id.cast_unsigned(), ttl);
+        Ok((session, Arc::clone(self).renew(id, ttl, sent, keeper)))
+    }
+
     async fn renew(self: Arc<Self>, id: i64, ttl: Duration, mut renewed: Instant, keeper: SessionKeeper) {
         let mut backoff = Backoff::new();
         let mut next = renewed + ttl / 3;

@@ -192,6 +192,12 @@ impl Store for EtcdStore {
         Ok(session)
     }
 
+    async fn adopt_session(&self, id: u64, ttl: Duration) -> Result<Session> {
+        let (session, renewal) = self.shared.adopt(id.cast_signed(), ttl).await?;
+        self.spawn("etcd session", renewal);
+        Ok(session)
+    }
+
     async fn close_session(&self, session: Session) -> Result<()> {
         let id = session.id().cast_signed();
         let revoke = |client: etcd_client::Client| async move { client.lease_client().revoke(id).await };

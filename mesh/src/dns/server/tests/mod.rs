@@ -56,7 +56,7 @@ fn start(config: Config) -> World {
         instance("web", "3", "192.0.2.3", "critical"),
     ]);
     let metrics = Arc::new(Metrics::default());
-    let bound = bind(config, catalog, Arc::clone(&metrics));
+    let bound = bind(config, catalog, Inherited::default(), Arc::clone(&metrics));
     let address = bound.addresses().first().copied().unwrap_or(([0, 0, 0, 0], 0).into());
     let (handle, (drain, watcher), tasks) = (bound.handle(), drain::channel(), Tasks::new());
     tasks.spawn("server under test", bound.run(watcher));

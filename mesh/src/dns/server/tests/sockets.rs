@@ -33,7 +33,7 @@ async fn an_address_that_is_taken_is_reported_and_served_once_it_is_free() {
     let mut config = config();
     config.listen.push(taken);
     let (catalog, _writer) = Catalog::new();
-    let bound = bind(config.clone(), catalog, Arc::default());
+    let bound = bind(config.clone(), catalog, Inherited::default(), Arc::default());
     assert_eq!((bound.addresses().len(), bound.failures().len()), (1, 1));
     assert_eq!(bound.failures()[0].address(), taken);
     drop(bound);
@@ -112,5 +112,5 @@ async fn a_drain_answers_what_waits_closes_what_idles_and_frees_the_port() {
     let (drained, answer) = tokio::join!(drained, late_answer);
     assert_eq!(drained, Drained::Completely);
     assert_eq!(answer.metadata.id, asked.metadata.id);
-    assert!(Sockets::bind(world.address).is_ok(), "the port is free");
+    assert!(Sockets::bind(world.address, &Inherited::default()).is_ok(), "the port is free");
 }

@@ -1,0 +1,352 @@
+//! Starting the rooms, in the order in which data flows.
+//!
+//! What can fail is bound and opened first; then, where this agent takes over from another one, that one stops writing; then
+//! everything runs. So an agent that cannot be leaves the one before it as it was.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use nerve::registrar;
+use nerve::source::{ApiSource, ConfigSource, FileSource, Source};
+use nerve::store::{self, Store};
+use nerve::tasks::Tasks;
+use prometheus::Registry;
+use synapse::catalog::{Catalog, Writer};
+use synapse::watch::Recalled;
+use synapse::{memory, watch as watcher};
+use tokio::sync::watch;
+
+use super::handover::{Door, Left, Outcome, SERVE_WITHIN, Taking, be_alone};
+use super::metrics::Metrics;
+use super::name_server::NameServer;
+use super::rooms::{Owners, Rooms, memory_file};
+use super::seams::Problems;
+use super::{Origin, Phase, Succession};
+use crate::api::TookOver;
+use crate::config::Config;
+use crate::drain;
+use crate::inherited::Inherited;
+use crate::proxy::DataPlane;
+use crate::readiness::Readiness;
+use crate::{admin, balance, dns, ingress, proxy};
+
+/// How long after the catalog is known a socket may wait for whoever wants it, before it is said that nobody does.
+const UNWANTED_AFTER: Duration = Duration::from_secs(5);
+
+/// What is opened before anything runs.
+struct Bound {
+    admin: admin::Bound,
+    plane: Arc<DataPlane>,
+    names: Option<dns::Bound>,
+    catalog: Catalog,
+    writer: Writer,
+}
+
+/// What an earlier life, or another process, has left.
+struct Estate {
+    shared: Option<Arc<dyn Store>>,
+    inherited: Inherited,
+    recalled: Option<Recalled>,
+    left: Left,
+}
+
+impl Rooms {
+    /// Binds what is to be bound and starts what is to run. What cannot run but need not stop the rest is a problem that
+    /// `plexus status` shows; what nothing runs without is an error.
+    pub(super) async fn start(config: Config, origin: Origin) -> anyhow::Result<Self> {
+        let Origin { shared, inherited, succession } = origin;
+        let registry = Registry::new();
+        let metrics = Metrics::register(&registry)?;
+        let (mut taking, offered) = match succession {
+            Some(Succession::TakeOver) => Taking::begin(&config, &inherited).await?.unzip(),
+            Some(Succession::Alone) => {
+                be_alone(&config.state_dir).await?;
+                (None, None)
+            }
+            None => (None, None),
+        };
+        let door = succession.map(|_| Door::make(&config.state_dir));
+        let mut bound = Bound::bind(&config, &inherited, &registry).await?;
+        let recalled = offered.flatten().or_else(|| memory::recall(&memory_file(&config)));
+        let left = match &mut taking {
+            Some(taking) => taking.prepare().await?,
+            None => Left::default(),
+        };
+        let admin = std::mem::replace(&mut bound.admin, admin::Bound::none());
+        let estate = Estate { shared, inherited: inherited.clone(), recalled, left };
+        let mut rooms = Self::compose(config, bound, estate, &registry, metrics).await?;
+        let took_over = match taking {
+            Some(taking) => Some(rooms.serve_instead(taking, &inherited).await?),
+            None => {
+                rooms.report_unwanted(inherited);
+                None
+            }
+        };
+        rooms.open_door(door);
+        rooms.start_admin(admin, took_over, registry)?;
+        Ok(rooms)
+    }
+
+    /// Everything but the admin interface.
+    async fn compose(
+        config: Config,
+        bound: Bound,
+        estate: Estate,
+        registry: &Registry,
+        metrics: Metrics,
+    ) -> anyhow::Result<Self> {
+        let Estate { shared, inherited, recalled, left } = estate;
+        let owners = Owners::default();
+        let readiness = Readiness::new();
+        let starting = readiness.block("the catalog: from the store, or from the memory of an earlier run");
+        let store_metrics = store::Metrics::default();
+        store_metrics.register(registry)?;
+        let owns_store = shared.is_none();
+        let store = match shared {
+            Some(store) => store,
+            None => store::open_inherited(&config.store(), &store_metrics, left.store.as_deref())?,
+        };
+
+        // What is known: from memory at once, then from the store.
+        let synapse_metrics = synapse::Metrics::new()?;
+        synapse_metrics.register(registry)?;
+        let watcher = watcher::store::start(
+            watcher::store::Config::default(),
+            Arc::clone(&store),
+            bound.writer,
+            recalled,
+            synapse_metrics.clone(),
+            &owners.rest,
+        );
+
+        // What is done with it: connections and names.
+        let catalog = bound.catalog;
+        let names = bound.names.map(NameServer::start).transpose();
+        let name_server = names.context("start the name server's thread")?;
+        let ingress = start_ingress(&config, &catalog, &bound.plane, inherited, registry, &owners.ingress)?;
+
+        // What this node says of itself.
+        let services = ConfigSource::new(config.services.clone());
+        let registrar =
+            start_registrar(&config, &store, &services, registry, &owners.registrar, left.registrar).await?;
+
+        let problems = Problems {
+            ingress: ingress.clone(),
+            dns: name_server.as_ref().map(|name_server| name_server.handle.clone()),
+            watcher: watcher.clone(),
+            reload: Arc::default(),
+            door: Arc::default(),
+        };
+        let mut rooms = Self {
+            config,
+            catalog,
+            registrar,
+            services,
+            plane: bound.plane,
+            ingress,
+            name_server,
+            admin: None,
+            admin_sockets: Vec::new(),
+            problems,
+            readiness,
+            owners,
+            store,
+            owns_store,
+            watcher,
+            synapse_metrics,
+            writes: true,
+            took_over: false,
+            door: None,
+            phase: watch::Sender::new(Phase::Starting),
+            phase_word: watch::Sender::new(Phase::Starting.as_str()),
+            metrics,
+            starting: Some(starting),
+        };
+        rooms.keep_memory();
+        rooms.enter(Phase::Starting);
+        Ok(rooms)
+    }
+
+    /// Lets the agent before leave, once this one answers on every socket that it is to.
+    async fn serve_instead(&mut self, taking: Taking, inherited: &Inherited) -> anyhow::Result<TookOver> {
+        let settled = tokio::time::timeout(SERVE_WITHIN, self.ingress.settled()).await;
+        settled.with_context(|| {
+            format!(
+                "take over from the agent that runs: this one did not listen on everything within {SERVE_WITHIN:?}; it gives \
+                 up, and the other one goes on"
+            )
+        })?;
+        let took_over = taking.serving().await?;
+        // What the agent before still has in the queues of these, it takes itself.
+        for socket in inherited.left() {
+            tracing::info!(%socket, "the agent before listened there, and nothing is to any more");
+        }
+        inherited.close_rest();
+        self.metrics.note_handover(Outcome::TookOver);
+        self.took_over = true;
+        tracing::info!(pid = took_over.pid, version = took_over.version, "took over");
+        Ok(took_over)
+    }
+
+    /// Says once which sockets of the service manager nothing listens on. They are kept: a port may be published later.
+    fn report_unwanted(&self, inherited: Inherited) {
+        if inherited.left().is_empty() {
+            return;
+        }
+        let (watcher, stop) = (self.watcher.clone(), self.owners.rest.stop_token());
+        self.owners.rest.spawn("unwanted sockets", async move {
+            let known = async {
+                watcher.filled().await;
+                tokio::time::sleep(UNWANTED_AFTER).await;
+            };
+            if stop.run_until_cancelled(known).await.is_none() {
+                return;
+            }
+            for socket in inherited.left() {
+                tracing::warn!(
+                    %socket,
+                    "the service manager opened a socket that nothing here listens on so far: compare ListenStream= and \
+                     ListenDatagram= of the socket unit with [dns] listen, [admin] listen and the published ports"
+                );
+            }
+        });
+    }
+
+    /// From now on the next agent finds this one.
+    fn open_door(&mut self, door: Option<std::io::Result<Door>>) {
+        let Some(door) = door else { return };
+        match door.and_then(|door| door.open().map(|()| door)) {
+            Ok(door) => self.door = Some(door),
+            Err(error) => {
+                let problem =
+                    format!("no other agent can take over from this one: {error}; restart it for an upgrade");
+                tracing::warn!("{problem}");
+                self.problems.note_door(problem);
+            }
+        }
+    }
+
+    fn start_admin(
+        &mut self,
+        bound: admin::Bound,
+        took_over: Option<TookOver>,
+        registry: Registry,
+    ) -> anyhow::Result<()> {
+        let metrics = admin::Metrics::default();
+        metrics.register(&registry)?;
+        let listed = self.problems.clone();
+        let handles = admin::Handles {
+            node: Arc::new(this_node(&self.config)),
+            started: tokio::time::Instant::now(),
+            took_over,
+            phase: self.phase_word.subscribe(),
+            readiness: self.readiness.clone(),
+            catalog: self.catalog.clone(),
+            registrar: self.registrar.clone(),
+            store: Arc::clone(&self.store),
+            registry,
+            traffic: Arc::new(self.ingress.clone()),
+            resolver: resolver(self.name_server.as_ref()),
+            problems: Arc::new(move || listed.list()),
+        };
+        self.admin_sockets = bound.sockets().into_iter().map(Arc::new).collect();
+        let (admin, drained) = drain::channel();
+        let tasks = self.owners.rest.clone();
+        self.owners.rest.spawn("admin", bound.run(handles, metrics, tasks, drained));
+        self.admin = Some(admin);
+        Ok(())
+    }
+}
+
+impl Bound {
+    async fn bind(config: &Config, inherited: &Inherited, registry: &Registry) -> anyhow::Result<Self> {
+        let admin = admin::Bound::bind(&config.admin(), inherited).await?;
+        let plane = start_data_plane(config, registry)?;
+        let (catalog, writer) = Catalog::new();
+        let names = bind_names(config, &catalog, inherited, registry)?;
+        Ok(Self { admin, plane, names, catalog, writer })
+    }
+}
+
+fn this_node(config: &Config) -> nerve::model::Node {
+    nerve::model::Node {
+        name: config.node.name.clone(),
+        address: config.node.address,
+        zone: config.node.zone.clone(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        draining: false,
+    }
+}
+
+fn start_data_plane(config: &Config, registry: &Registry) -> anyhow::Result<Arc<DataPlane>> {
+    let metrics = proxy::Metrics::new()?;
+    metrics.register(registry)?;
+    Ok(Arc::new(DataPlane::start(config.proxy(), metrics).context("start the data-plane threads")?))
+}
+
+fn start_ingress(
+    config: &Config,
+    catalog: &Catalog,
+    plane: &Arc<DataPlane>,
+    inherited: Inherited,
+    registry: &Registry,
+    tasks: &Tasks,
+) -> anyhow::Result<ingress::Handle> {
+    let metrics = ingress::Metrics::new()?;
+    metrics.register(registry)?;
+    let surroundings = balance::Surroundings {
+        place: balance::Place {
+            node: Some(config.node.name.clone()),
+            zone: config.node.zone.clone(),
+            fleet: Some(catalog.clone()),
+        },
+        metrics: balance::Metrics::new()?,
+        on_closing: plane.closer(),
+    };
+    surroundings.metrics.register(registry)?;
+    let (catalog, plane) = (catalog.clone(), Arc::clone(plane));
+    Ok(ingress::start(config.ingress(), catalog, plane, surroundings, inherited, metrics, tasks))
+}
+
+/// The name server's sockets; none where DNS is off. Addresses that cannot be bound are problems and no errors.
+fn bind_names(
+    config: &Config,
+    catalog: &Catalog,
+    inherited: &Inherited,
+    registry: &Registry,
+) -> anyhow::Result<Option<dns::Bound>> {
+    let Some(config) = config.dns() else { return Ok(None) };
+    let metrics = dns::Metrics::default();
+    metrics.register(registry)?;
+    let bound = dns::bind(config, catalog.clone(), inherited.clone(), Arc::new(metrics));
+    for address in bound.addresses() {
+        tracing::info!(%address, "answering DNS");
+    }
+    for error in bound.failures() {
+        tracing::error!(%error, "no DNS on an address; it is tried again");
+    }
+    Ok(Some(bound))
+}
+
+fn resolver(name_server: Option<&NameServer>) -> Option<Arc<dyn admin::Resolver>> {
+    name_server.map(|name_server| Arc::new(name_server.handle.clone()) as Arc<dyn admin::Resolver>)
+}
+
+async fn start_registrar(
+    config: &Config,
+    store: &Arc<dyn Store>,
+    services: &ConfigSource,
+    registry: &Registry,
+    tasks: &Tasks,
+    carried: Option<registrar::Carried>,
+) -> anyhow::Result<registrar::Handle> {
+    let metrics = registrar::Metrics::default();
+    metrics.register(registry)?;
+    let local = config.node.local();
+    let directory = config.services_dir.clone();
+    let files = FileSource::start(directory, local.clone(), tasks, metrics.sources.clone()).await;
+    let api = ApiSource::open(Some(&config.state_dir), local);
+    let sources: [&dyn Source; 2] = [services, &files];
+    Ok(registrar::start(config.registrar(), Arc::clone(store), &sources, api, tasks, metrics, carried))
+}
