@@ -4,7 +4,7 @@
 //! [`model`] is the vocabulary everyone shares, [`store`] the key-value store behind one trait,
 //! [`check`] the probes, [`source`] where the definitions come from, [`registrar`] the loop that keeps the store
 //! equal to what is well here, [`publish`] the ports that every node opens for
-//! a service. [`document`] reads configuration text; [`tasks`] owns what runs in the background.
+//! a service, [`vips`] the claims on virtual addresses. [`document`] reads configuration text; [`tasks`] owns what runs in the background.
 
 pub mod check;
 pub mod document;
@@ -15,3 +15,4 @@ pub mod registrar;
 pub mod source;
 pub mod store;
 pub mod tasks;
+pub mod vips;

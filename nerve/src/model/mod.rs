@@ -7,10 +7,14 @@ mod health;
 mod instance;
 mod name;
 mod node;
+mod prefix;
 mod settings;
+mod vip;
 
 pub use health::Health;
 pub use instance::{Instance, Weight};
 pub use name::{InstanceId, NameError, NodeName, PortName, ServiceName, Tag, Zone};
 pub use node::Node;
-pub use settings::{Protocol, PublishedPort, ServiceSettings};
+pub use prefix::Prefix;
+pub use settings::{PortRange, Protocol, PublishMode, PublishedPort, ServiceSettings, VirtualIp};
+pub use vip::VipClaim;

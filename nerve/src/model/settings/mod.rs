@@ -1,12 +1,14 @@
 //! The fleet-wide settings of a service, as they stand under `services/<service>`.
 
 mod published;
+mod virtual_ip;
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-pub use published::{Protocol, PublishedPort};
+pub use published::{PortRange, Protocol, PublishMode, PublishedPort};
+pub use virtual_ip::VirtualIp;
 
 /// What holds for a service on every node. Durable: it outlives every agent.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -14,6 +16,9 @@ pub struct ServiceSettings {
     /// Ports that every node listens on.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub published: Vec<PublishedPort>,
+    /// Whether it gets a virtual address.
+    #[serde(default, skip_serializing_if = "VirtualIp::is_default")]
+    pub vip: VirtualIp,
     /// What a newer agent wrote and this one does not know: kept, so that a change made here does not lose it.
     #[serde(flatten)]
     pub unknown: BTreeMap<String, serde_json::Value>,
