@@ -1,25 +1,37 @@
 //! The task that keeps the open listeners equal to what is wanted.
+//!
+//! Wanted are published ports (by [`Claims`]), localhost ports of the configuration, and the ports of virtual addresses.
+//! What changes is closed before anything is opened, so that a port can move from one listener to another at once.
+//!
+//! A port published on all addresses of the node takes virtual addresses along: the kernel lets no second socket of
+//! another kind stand beside it. So it goes first, and the port of a virtual address is covered by it if both lead to the
+//! same, or said to be in its way.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::num::NonZeroU16;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use nerve::model::{PortName, Protocol, ServiceName};
+use nerve::model::{NodeName, Prefix, Protocol, ServiceName, VirtualIp};
 use nerve::tasks::Tasks;
-use synapse::catalog::{Catalog, Subscription};
+use synapse::catalog::{Catalog, Service, Subscription};
 use tokio::sync::watch;
 
-use super::desired::{Claims, Holder, Port};
-use super::{Config, ListenerState, ListenerStatus, LocalPort, Metrics};
+use super::desired::{Addresses, Claims, Holder, Port, Refused, Wants, virtual_ports};
+use super::slots::{Slot, SlotKey, Slots, State};
+use super::{Config, ListenerKind, ListenerState, ListenerStatus, LocalPort, Metrics, addresses, occupant};
 use crate::balance::Balancer;
 use crate::proxy::{DataPlane, Listener, ListenerSpec};
 
-/// How often ports that could not be opened are tried again.
+/// How often ports that could not be opened are tried again, and the node's addresses are read.
 const RETRY: Duration = Duration::from_secs(5);
+/// So many services are taken at a stretch; then the rest of the control plane gets its turn.
+const STRETCH: usize = 64;
 
-/// The balancers of one service, by the named port that they lead to.
-type Balancers = HashMap<Option<PortName>, Arc<Balancer>>;
+/// The ranges of virtual addresses that are local on this node.
+pub type VirtualRanges = watch::Receiver<Arc<[Prefix]>>;
 
 /// What ingress is up to, for readers and for a reload. Clones are the same.
 #[derive(Debug, Clone)]
@@ -30,23 +42,8 @@ pub struct Handle {
 
 #[derive(Debug, Default)]
 struct Shared {
-    slots: BTreeMap<SlotKey, Slot>,
+    slots: Slots,
     conflicts: Vec<ListenerStatus>,
-    balancers: HashMap<ServiceName, Balancers>,
-}
-
-/// One address on which something is to listen.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-struct SlotKey {
-    protocol: Protocol,
-    address: SocketAddr,
-    localhost: bool,
-}
-
-#[derive(Debug)]
-struct Slot {
-    holder: Holder,
-    state: Result<Listener, String>,
 }
 
 /// Starts the task.
@@ -54,11 +51,12 @@ struct Slot {
 pub fn start(
     config: Config,
     catalog: Catalog,
+    ranges: VirtualRanges,
     plane: Arc<DataPlane>,
     metrics: Metrics,
     tasks: &Tasks,
 ) -> Handle {
-    let addresses = published_addresses(&config.listen);
+    let node = config.node.clone();
     let handle = Handle { shared: Arc::default(), config: Arc::new(watch::Sender::new(config)) };
     let run = handle.clone();
     let (owner, stop) = (tasks.clone(), tasks.stop_token());
@@ -66,13 +64,15 @@ pub fn start(
         let controller = Controller {
             handle: run.clone(),
             catalog: catalog.clone(),
+            ranges: ranges.clone(),
             plane: Arc::clone(&plane),
             metrics: metrics.clone(),
             tasks: owner.clone(),
-            addresses: addresses.clone(),
+            node: node.clone(),
+            addresses: Addresses::default(),
             claims: Claims::default(),
             local: Vec::new(),
-            touched: true,
+            virtuals: Virtuals::default(),
         };
         let stop = stop.clone();
         async move {
@@ -93,31 +93,45 @@ impl Handle {
         self.shared.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Every listener that is wanted here, in the order of transport and address.
+    fn some_listeners(&self, of: impl Fn(&ServiceName) -> bool) -> Vec<ListenerStatus> {
+        let shared = self.lock();
+        let mut listed = shared.slots.statuses(|slot| of(&slot.holder.service));
+        listed.extend(shared.conflicts.iter().filter(|conflict| of(&conflict.service)).cloned());
+        listed
+    }
+
+    /// Every listener that is wanted here, in the order of kind, transport and address; at the end what another service
+    /// stands in the way of.
     #[must_use]
     pub fn listeners(&self) -> Vec<ListenerStatus> {
+        self.some_listeners(|_| true)
+    }
+
+    /// Those of one service.
+    #[must_use]
+    pub fn listeners_of(&self, service: &ServiceName) -> Vec<ListenerStatus> {
+        self.some_listeners(|of| of == service)
+    }
+
+    /// Those that do not listen.
+    #[must_use]
+    pub fn failures(&self) -> Vec<ListenerStatus> {
         let shared = self.lock();
-        let open = shared.slots.iter().map(|(key, slot)| ListenerStatus {
-            service: slot.holder.service.clone(),
-            target: slot.holder.target.clone(),
-            address: key.address,
-            protocol: key.protocol,
-            localhost: key.localhost,
-            state: match &slot.state {
-                Ok(listener) => ListenerState::Open { connections: listener.connections() },
-                Err(error) => ListenerState::Failed { error: error.clone() },
-            },
-        });
-        open.chain(shared.conflicts.iter().cloned()).collect()
+        let mut failed = shared.slots.statuses(|slot| matches!(slot.state, State::Failed(_)));
+        failed.extend(shared.conflicts.iter().cloned());
+        failed
+    }
+
+    /// How many ports this node listens on, or has covered by another of the same service.
+    #[must_use]
+    pub fn open(&self) -> usize {
+        self.lock().slots.counts().0
     }
 
     /// The balancers of a service: one for each port of the instances that something here leads to.
     #[must_use]
     pub fn balancers(&self, service: &ServiceName) -> Vec<Arc<Balancer>> {
-        self.lock()
-            .balancers
-            .get(service)
-            .map_or_else(Vec::new, |of_service| of_service.values().cloned().collect())
+        self.lock().slots.balancers(service).into_iter().map(|(balancer, _)| balancer).collect()
     }
 
     /// Takes over what a reload of the configuration may change: localhost ports and the drain's deadline.
@@ -138,8 +152,7 @@ impl Handle {
     /// Closes every listener and waits for their connections, at most for the drain's deadline. Call it after the task
     /// was stopped. Tells how many connections were reset.
     pub async fn drain(&self) -> u32 {
-        let listeners: Vec<Listener> =
-            std::mem::take(&mut self.lock().slots).into_values().filter_map(|slot| slot.state.ok()).collect();
+        let listeners: Vec<Listener> = self.lock().slots.take_listeners();
         for listener in &listeners {
             listener.stop_accepting();
         }
@@ -152,190 +165,332 @@ impl Handle {
 struct Controller {
     handle: Handle,
     catalog: Catalog,
+    ranges: VirtualRanges,
     plane: Arc<DataPlane>,
     metrics: Metrics,
     tasks: Tasks,
-    addresses: Vec<IpAddr>,
+    node: NodeName,
+    addresses: Addresses,
     claims: Claims,
     local: Vec<LocalPort>,
-    /// A slot or a claim changed since the gauges were set.
-    touched: bool,
+    virtuals: Virtuals,
 }
+
+/// The wanted ports of virtual addresses.
+#[derive(Debug, Default)]
+struct Virtuals {
+    of_service: HashMap<ServiceName, BTreeMap<SlotKey, Holder>>,
+    by_port: HashMap<Port, BTreeMap<SlotKey, Holder>>,
+}
+
+/// What slots are to become: closed, or open for someone.
+type Changes = Vec<(SlotKey, Option<Holder>)>;
 
 impl Controller {
     async fn run(mut self) {
+        self.addresses = addresses::published(&self.handle.config.borrow().listen);
         let mut subscription: Subscription = self.catalog.subscribe();
-        let mut config = self.handle.config.subscribe();
+        let (mut config, mut ranges) = (self.handle.config.subscribe(), self.ranges.clone());
         config.mark_changed();
         let mut retry = tokio::time::interval(RETRY);
         retry.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             tokio::select! {
-                names = subscription.changed() => names.iter().for_each(|name| self.service_changed(name)),
+                names = subscription.changed() => self.services_changed(names).await,
                 Ok(()) = config.changed() => {
                     let wanted = config.borrow_and_update().localhost.clone();
                     self.local_ports_changed(wanted);
                 }
-                _ = retry.tick() => self.retry_failed(),
+                Ok(()) = ranges.changed() => {
+                    ranges.mark_unchanged();
+                    self.look_at_all().await;
+                }
+                _ = retry.tick() => {
+                    self.addresses_changed().await;
+                    self.retry_failed();
+                }
             }
-            if std::mem::take(&mut self.touched) {
-                self.note_state();
+            self.note_state();
+        }
+    }
+
+    async fn services_changed(&mut self, names: impl IntoIterator<Item = ServiceName>) {
+        for (at, name) in names.into_iter().enumerate() {
+            if at % STRETCH == STRETCH - 1 {
+                tokio::task::yield_now().await;
             }
+            self.service_changed(&name);
+        }
+    }
+
+    async fn look_at_all(&mut self) {
+        let services = self.catalog.services();
+        self.services_changed(services.iter().map(|service| service.name.clone())).await;
+    }
+
+    /// An address that the node got or lost since may be published on.
+    async fn addresses_changed(&mut self) {
+        let listen = self.handle.config.borrow().listen.clone();
+        let now = addresses::published(&listen);
+        if std::mem::replace(&mut self.addresses, now) != self.addresses {
+            self.look_at_all().await;
         }
     }
 
     fn service_changed(&mut self, name: &ServiceName) {
         let service = self.catalog.service(name.as_str());
-        for balancer in self.handle.balancers(name) {
-            balancer.update(service.as_deref());
+        for (balancer, local) in self.handle.lock().slots.balancers(name) {
+            balancer.update(seen(service.as_deref(), local, &self.node).as_deref());
         }
-        for port in self.claims.set(name, service.as_deref().map(|service| &*service.settings)) {
+        let wants = Wants::of(service.as_deref(), &self.node, &self.addresses);
+        for port in self.claims.set(name, wants) {
             self.reconcile_port(port);
         }
+        let wanted = self.virtual_slots(name, service.as_deref());
+        self.virtual_slots_changed(name, wanted);
     }
 
     fn reconcile_port(&mut self, port: Port) {
-        self.touched = true;
-        let holder = self.claims.holder(port);
-        for address in self.addresses.clone() {
-            let address = SocketAddr::new(address, port.port.get());
-            self.reconcile(SlotKey { protocol: port.protocol, address, localhost: false }, holder.clone());
+        let Port { protocol, port: number } = port;
+        let key = |ip| SlotKey { kind: ListenerKind::Published, protocol, address: SocketAddr::new(ip, number.get()) };
+        let granted: BTreeMap<SlotKey, Holder> =
+            self.claims.granted(port).map(|(ip, holder)| (key(ip), holder.clone())).collect();
+        // Any address that is published on now or was; an address that went away is found by its slot.
+        let known = self.handle.lock().slots.published_on(protocol, number);
+        let gone = known.into_iter().filter(|key| !granted.contains_key(key)).map(|key| (key, None));
+        let mut changes: Changes = gone.collect();
+        changes.extend(granted.into_iter().map(|(key, holder)| (key, Some(holder))));
+        let virtuals = self.virtuals.by_port.get(&port).cloned().unwrap_or_default();
+        if changes.iter().any(|(key, _)| key.address.ip().is_unspecified()) {
+            // They make room for a wildcard, and come back where there is none.
+            for key in virtuals.keys() {
+                self.close(*key);
+            }
         }
+        self.reconcile(changes);
+        self.reconcile(virtuals.into_iter().map(|(key, holder)| (key, Some(holder))).collect());
+    }
+
+    /// What is to be listened on for the virtual addresses of a service.
+    fn virtual_slots(&self, name: &ServiceName, service: Option<&Service>) -> BTreeMap<SlotKey, Holder> {
+        let ranges = self.ranges.borrow();
+        let usable = |ip: &&IpAddr| ranges.iter().any(|range| range.contains(**ip));
+        let wants = service.filter(|service| service.settings.vip == VirtualIp::On);
+        let Some(service) = wants.filter(|service| service.vips.iter().any(|ip| usable(&ip))) else {
+            return BTreeMap::new();
+        };
+        let ports = virtual_ports(service);
+        // All that are claimed, not the first alone: a client may know another, for as long as it is claimed.
+        let addresses = service.vips.iter().filter(usable);
+        addresses
+            .flat_map(|ip| {
+                ports.iter().map(move |(Port { protocol, port }, target)| {
+                    let address = SocketAddr::new(*ip, port.get());
+                    let key = SlotKey { kind: ListenerKind::Virtual, protocol: *protocol, address };
+                    (key, Holder { service: name.clone(), target: target.clone(), local: false })
+                })
+            })
+            .collect()
+    }
+
+    fn virtual_slots_changed(&mut self, name: &ServiceName, wanted: BTreeMap<SlotKey, Holder>) {
+        let before = self.virtuals.set(name, wanted.clone());
+        let gone = before.into_keys().filter(|key| !wanted.contains_key(key)).map(|key| (key, None));
+        let mut changes: Changes = gone.collect();
+        changes.extend(wanted.into_iter().map(|(key, holder)| (key, Some(holder))));
+        self.reconcile(changes);
     }
 
     fn local_ports_changed(&mut self, wanted: Vec<LocalPort>) {
-        let key =
-            |port: &LocalPort| SlotKey { protocol: Protocol::Tcp, address: port.listen, localhost: true };
+        let key = |port: &LocalPort| SlotKey {
+            kind: ListenerKind::Localhost,
+            protocol: Protocol::Tcp,
+            address: port.listen,
+        };
         let kept: BTreeSet<SlotKey> = wanted.iter().map(key).collect();
-        for gone in std::mem::take(&mut self.local).iter().map(key).filter(|key| !kept.contains(key)) {
-            self.reconcile(gone, None);
-        }
-        for port in &wanted {
-            let holder = Holder { service: port.service.clone(), target: port.target.clone() };
-            self.reconcile(key(port), Some(holder));
-        }
+        let gone = std::mem::take(&mut self.local);
+        let mut changes: Changes =
+            gone.iter().map(key).filter(|key| !kept.contains(key)).map(|key| (key, None)).collect();
+        changes.extend(wanted.iter().map(|port| {
+            let holder = Holder { service: port.service.clone(), target: port.target.clone(), local: false };
+            (key(port), Some(holder))
+        }));
+        self.reconcile(changes);
         self.local = wanted;
     }
 
     fn retry_failed(&mut self) {
-        let failed: Vec<(SlotKey, Holder)> = {
+        let failed = self.handle.lock().slots.failed();
+        self.reconcile(failed.into_iter().map(|(key, holder)| (key, Some(holder))).collect());
+    }
+
+    /// Makes slots what they are to be: first what goes, then what comes.
+    fn reconcile(&mut self, changes: Changes) {
+        let differs = |(key, wanted): &(SlotKey, Option<Holder>)| {
             let shared = self.handle.lock();
-            shared
-                .slots
-                .iter()
-                .filter(|(_, s)| s.state.is_err())
-                .map(|(k, s)| (*k, s.holder.clone()))
-                .collect()
+            let slot = shared.slots.get(key);
+            let listens = slot.is_some_and(|slot| matches!(slot.state, State::Open(_)));
+            slot.map(|slot| &slot.holder) != wanted.as_ref() || !listens
         };
-        for (key, holder) in failed {
-            self.reconcile(key, Some(holder));
+        let changes: Changes = changes.into_iter().filter(differs).collect();
+        let errors: Vec<Option<String>> = changes.iter().map(|(key, _)| self.close(*key)).collect();
+        for ((key, wanted), last_error) in changes.into_iter().zip(errors) {
+            if let Some(holder) = wanted {
+                self.open(key, holder, last_error);
+            }
         }
     }
 
-    /// Makes one slot what it is to be: closed, or open for `wanted`.
-    fn reconcile(&mut self, key: SlotKey, wanted: Option<Holder>) {
-        let old = self.handle.lock().slots.remove(&key);
-        let open_as_wanted =
-            old.as_ref().is_some_and(|slot| slot.state.is_ok() && Some(&slot.holder) == wanted.as_ref());
-        self.touched |= !open_as_wanted;
-        if open_as_wanted {
-            self.handle.lock().slots.extend(old.map(|slot| (key, slot)));
-            return;
-        }
-        let last_error = match old {
-            Some(Slot { state: Ok(listener), holder }) => {
-                self.close(key, holder, listener);
+    /// Takes a slot out and lets its connections finish; tells why it was not open if it was not.
+    fn close(&mut self, key: SlotKey) -> Option<String> {
+        let Slot { holder, state } = self.handle.lock().slots.remove(&key)?;
+        match state {
+            State::Failed(error) => Some(error),
+            State::Covered => None,
+            State::Open(listener) => {
+                let drain = self.handle.drain_deadline();
+                tracing::debug!(service = %holder.service, address = %key.address, protocol = %key.protocol, kind = %key.kind, "no longer listening; its connections may go on for {} s", drain.as_secs());
+                // At once, so that the port is free for whoever gets it next.
+                listener.stop_accepting();
+                let forced = self.metrics.forced.clone();
+                self.tasks.spawn("listener drain", async move {
+                    forced.inc_by(u64::from(listener.drain(drain).await));
+                });
                 None
             }
-            Some(Slot { state: Err(error), .. }) => Some(error),
-            None => None,
-        };
-        let Some(holder) = wanted else {
-            return;
-        };
-        let state = self.open(key, &holder);
+        }
+    }
+
+    fn open(&mut self, key: SlotKey, holder: Holder, last_error: Option<String>) {
+        let state = self.try_open(key, &holder, last_error.as_deref());
         match &state {
-            Ok(_) => {
+            // Ten thousand virtual addresses are no ten thousand lines.
+            State::Open(_) if key.kind == ListenerKind::Virtual => {
+                tracing::debug!(service = %holder.service, address = %key.address, protocol = %key.protocol, "listening")
+            }
+            State::Open(_) => {
                 tracing::info!(service = %holder.service, address = %key.address, protocol = %key.protocol, "listening")
             }
-            Err(error) if last_error.as_ref() != Some(error) => {
+            State::Failed(error) if last_error.as_ref() != Some(error) => {
                 tracing::error!(service = %holder.service, %error, "a port is not open; it is tried again every {} s", RETRY.as_secs());
             }
-            Err(_) => {}
+            State::Failed(_) | State::Covered => {}
         }
         self.handle.lock().slots.insert(key, Slot { holder, state });
     }
 
-    fn open(&mut self, key: SlotKey, holder: &Holder) -> Result<Listener, String> {
-        if key.protocol == Protocol::Udp {
-            return Err(format!(
-                "cannot listen on {}/udp: this version moves TCP only; unpublish it, or publish the TCP port",
-                key.address
+    fn try_open(&mut self, key: SlotKey, holder: &Holder, last_error: Option<&str>) -> State {
+        let balancer = self.balancer(holder);
+        let SlotKey { kind, protocol, address } = key;
+        if kind == ListenerKind::Virtual
+            && let Some(wildcard) = self.handle.lock().slots.wildcard_over(protocol, address)
+        {
+            return if wildcard == holder { State::Covered } else { State::Failed(in_its_way(key, wildcard)) };
+        }
+        // The one place that knows that the data plane moves no datagrams yet.
+        if protocol == Protocol::Udp {
+            return State::Failed(format!(
+                "cannot listen on {address}/udp: this version moves TCP only; unpublish it, or publish the TCP port"
             ));
         }
-        let balancer = self.balancer(holder);
-        self.plane.open(ListenerSpec { address: key.address, balancer }).map_err(|error| error.to_string())
+        match self.plane.open(ListenerSpec { address, balancer }) {
+            Ok(listener) => State::Open(listener),
+            Err(error) => {
+                let text = error.to_string();
+                // Who it is was said when it began to fail; asking again each time would cost a look at every process.
+                let known = last_error.filter(|known| known.starts_with(&text)).map(str::to_owned);
+                let taken = error.source.kind() == io::ErrorKind::AddrInUse;
+                State::Failed(known.unwrap_or_else(|| match occupant::of(protocol, address).filter(|_| taken) {
+                    Some(program) => format!("{text}; now it is {program}"),
+                    None => text,
+                }))
+            }
+        }
     }
 
     /// The one balancer that all listeners for this service and target port share.
     fn balancer(&mut self, holder: &Holder) -> Arc<Balancer> {
-        let Holder { service, target } = holder;
         let mut shared = self.handle.lock();
-        let balancers = shared.balancers.entry(service.clone()).or_default();
-        let balancer = balancers.entry(target.clone()).or_insert_with(|| {
-            let balancer = Balancer::new(service.clone(), target.clone());
-            balancer.update(self.catalog.service(service.as_str()).as_deref());
-            Arc::new(balancer)
-        });
-        Arc::clone(balancer)
-    }
-
-    fn close(&mut self, key: SlotKey, holder: Holder, listener: Listener) {
-        tracing::info!(service = %holder.service, address = %key.address, protocol = %key.protocol, "no longer listening; its connections may go on for {} s", self.handle.drain_deadline().as_secs());
-        let (deadline, forced) = (self.handle.drain_deadline(), self.metrics.forced.clone());
-        // At once, so that the port is free for whoever gets it next.
-        listener.stop_accepting();
-        self.tasks.spawn("listener drain", async move {
-            forced.inc_by(u64::from(listener.drain(deadline).await));
-        });
-        let mut shared = self.handle.lock();
-        let Shared { slots, balancers, .. } = &mut *shared;
-        if !slots.values().any(|slot| slot.holder == holder) {
-            let left = balancers.get_mut(&holder.service).is_some_and(|of_service| {
-                of_service.remove(&holder.target);
-                !of_service.is_empty()
-            });
-            if !left {
-                balancers.remove(&holder.service);
-            }
-        }
+        shared.slots.balancer(holder, || {
+            let balancer = Balancer::new(holder.service.clone(), holder.target.clone());
+            let service = self.catalog.service(holder.service.as_str());
+            balancer.update(seen(service.as_deref(), holder.local, &self.node).as_deref());
+            balancer
+        })
     }
 
     /// Conflicts and gauges follow from the claims and the slots.
     fn note_state(&self) {
         let mut shared = self.handle.lock();
-        shared.conflicts = self
-            .claims
-            .losers()
-            .flat_map(|(port, service, holder)| {
-                self.addresses.iter().map(move |address| conflict(*address, port, service, holder))
-            })
-            .collect();
-        let open = shared.slots.values().filter(|slot| slot.state.is_ok()).count();
-        let failed = shared.slots.len() - open + shared.conflicts.len();
+        shared.conflicts = self.claims.refused().map(|(port, refused)| conflict(port, refused)).collect();
+        let (open, failed) = shared.slots.counts();
         self.metrics.open.set(i64::try_from(open).unwrap_or(i64::MAX));
-        self.metrics.failed.set(i64::try_from(failed).unwrap_or(i64::MAX));
+        self.metrics.failed.set(i64::try_from(failed + shared.conflicts.len()).unwrap_or(i64::MAX));
     }
 }
 
-fn conflict(address: IpAddr, port: Port, service: &ServiceName, holder: &ServiceName) -> ListenerStatus {
+impl Virtuals {
+    /// Takes over what a service wants; returns what it wanted before.
+    fn set(&mut self, service: &ServiceName, wanted: BTreeMap<SlotKey, Holder>) -> BTreeMap<SlotKey, Holder> {
+        let before = self.of_service.remove(service).unwrap_or_default();
+        for key in before.keys() {
+            if let Some(port) = port_of(key)
+                && let Some(keys) = self.by_port.get_mut(&port)
+            {
+                keys.remove(key);
+                if keys.is_empty() {
+                    self.by_port.remove(&port);
+                }
+            }
+        }
+        for (key, holder) in &wanted {
+            if let Some(port) = port_of(key) {
+                self.by_port.entry(port).or_default().insert(*key, holder.clone());
+            }
+        }
+        if !wanted.is_empty() {
+            self.of_service.insert(service.clone(), wanted);
+        }
+        before
+    }
+}
+
+fn port_of(key: &SlotKey) -> Option<Port> {
+    Some(Port { protocol: key.protocol, port: NonZeroU16::new(key.address.port())? })
+}
+
+/// The service as a balancer is to see it: whole, or the instances of this node alone.
+fn seen<'a>(service: Option<&'a Service>, local: bool, node: &NodeName) -> Option<std::borrow::Cow<'a, Service>> {
+    use std::borrow::Cow;
+    let service = service?;
+    if !local {
+        return Some(Cow::Borrowed(service));
+    }
+    let mut of_node = service.clone();
+    of_node.endpoints.retain(|endpoint| endpoint.instance.node == *node);
+    Some(Cow::Owned(of_node))
+}
+
+fn in_its_way(key: SlotKey, wildcard: &Holder) -> String {
+    let (address, port, protocol) = (key.address.ip(), key.address.port(), key.protocol);
+    let holder = &wildcard.service;
+    format!(
+        "port {port}/{protocol} of {address} goes to {holder}, which publishes the port on every address of this node; \
+         publish it with `--address`, or give `[ingress] listen` the addresses to publish on"
+    )
+}
+
+fn conflict(port: Port, refused: &Refused) -> ListenerStatus {
     let Port { protocol, port } = port;
+    let Refused { address, wanted, holder } = refused;
+    let service = &wanted.service;
     ListenerStatus {
         service: service.clone(),
-        target: None,
-        address: SocketAddr::new(address, port.get()),
+        target: wanted.target.clone(),
+        local: wanted.local,
+        address: SocketAddr::new(*address, port.get()),
         protocol,
-        localhost: false,
+        kind: ListenerKind::Published,
         state: ListenerState::Failed {
             error: format!(
                 "port {port}/{protocol} is published by {holder} too, which has it; \
@@ -343,15 +498,6 @@ fn conflict(address: IpAddr, port: Port, service: &ServiceName, holder: &Service
             ),
         },
     }
-}
-
-/// All addresses of this host by one socket: `[::]` takes IPv4 as well; without IPv6 it is `0.0.0.0`.
-fn published_addresses(configured: &[IpAddr]) -> Vec<IpAddr> {
-    if !configured.is_empty() {
-        return configured.to_vec();
-    }
-    let has_ipv6 = socket2::Socket::new(socket2::Domain::IPV6, socket2::Type::STREAM, None).is_ok();
-    vec![if has_ipv6 { IpAddr::V6(Ipv6Addr::UNSPECIFIED) } else { IpAddr::V4(Ipv4Addr::UNSPECIFIED) }]
 }
 
 #[cfg(test)]
@@ -372,17 +518,22 @@ mod tests {
         tasks: Tasks,
     }
 
+    fn config(localhost: Vec<LocalPort>) -> Config {
+        let node = NodeName::new("a").unwrap();
+        Config { node, listen: vec![Ipv4Addr::LOCALHOST.into()], localhost, drain: Duration::from_millis(200) }
+    }
+
     fn world(localhost: Vec<LocalPort>) -> World {
         let (catalog, writer) = Catalog::new();
         let plane = DataPlane::start(
             proxy::Config { threads: NonZeroU16::new(2).map(Into::into), ..Default::default() },
             proxy::Metrics::new().unwrap(),
         );
-        let config =
-            Config { listen: vec![Ipv4Addr::LOCALHOST.into()], localhost, drain: Duration::from_millis(200) };
         let tasks = Tasks::new();
-        let handle = start(config, catalog, Arc::new(plane.unwrap()), Metrics::new().unwrap(), &tasks);
-        World { writer, handle, tasks }
+        let (ranges, local_ranges) = watch::channel(Arc::from([]));
+        let config = config(localhost);
+        let handle = start(config, catalog, local_ranges, Arc::new(plane.unwrap()), Metrics::new().unwrap(), &tasks);
+        World { writer, handle, ranges, tasks }
     }
 
     fn free_port() -> NonZeroU16 {
@@ -449,7 +600,7 @@ mod tests {
         until("open", || TcpStream::connect(listen).is_ok()).await;
         world.writer.apply([instance("web", greeter("local"))]);
         until("served", || ask(port).is_ok_and(|text| text == "local")).await;
-        world.handle.reload(&Config::default());
+        world.handle.reload(&config(Vec::new()));
         until("closed", || TcpStream::connect(listen).is_err()).await;
         world.tasks.shutdown().await;
     }

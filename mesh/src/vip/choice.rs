@@ -7,7 +7,7 @@
 
 use std::net::IpAddr;
 
-use nerve::model::{Prefix, ServiceName};
+use nerve::model::{NodeName, Prefix, ServiceName};
 
 /// The address that `service` is to try for: the first that is free, from its own place on. `None` when all are taken.
 /// `ranges` are of one family.
@@ -37,6 +37,15 @@ fn place(ranges: &[Prefix], mut at: u64) -> Option<IpAddr> {
         at -= usable(range);
     }
     None
+}
+
+/// From 0 to 1, another number for each node and service: when they do the same, they need not do it at the same moment.
+pub(super) fn moment(node: &NodeName, service: &ServiceName) -> f64 {
+    const STEPS: u64 = 1 << 20;
+    let step = hash(&format!("{node}/{service}")) % STEPS;
+    #[allow(clippy::cast_precision_loss, reason = "both have at most 21 bits")]
+    let (step, steps) = (step as f64, STEPS as f64);
+    step / steps
 }
 
 /// FNV-1a of 64 bits, mixed once more so that names that differ in their last letter lie far apart. Every agent of every
