@@ -26,6 +26,7 @@ pub(crate) const ROOMS: &[Room] = &[
     room("nerve::check", &["nerve::model", "nerve::document", "nerve::period", "nerve::tasks"]),
     room("nerve::source", &["nerve::model", "nerve::check", "nerve::document", "nerve::tasks"]),
     room("nerve::publish", &["nerve::model", "nerve::store"]),
+    room("nerve::vips", &["nerve::model", "nerve::store"]),
     room(
         "nerve::registrar",
         &["nerve::model", "nerve::store", "nerve::check", "nerve::source", "nerve::period", "nerve::tasks"],
@@ -68,6 +69,8 @@ pub(crate) const ROOMS: &[Room] = &[
             "mesh::advice",
         ],
     ),
+    // Writes claims and routes; who listens on the addresses and who answers with them is told which ranges are usable.
+    room("mesh::vip", &["nerve::model", "nerve::store", "nerve::tasks", "nerve::vips", "synapse::catalog"]),
     // Names are answered from the catalog; balancing is not its business.
     room("mesh::dns", &["nerve::model", "nerve::tasks", "synapse::catalog", "mesh::drain", "mesh::advice"]),
     // Read handles of all rooms; nobody but the agent imports it.
@@ -104,6 +107,7 @@ pub(crate) const ROOMS: &[Room] = &[
             "mesh::dns",
             "mesh::ingress",
             "mesh::proxy",
+            "mesh::vip",
         ],
     ),
     // The only place where the rooms meet.
@@ -145,8 +149,11 @@ pub(crate) const HOMES: &[Home] = &[
     home("axum", &["mesh/src/admin"]),
     home("clap", &["mesh/src/cli"]),
     home("clap_complete", &["mesh/src/cli"]),
-    home("rtnetlink", &["mesh/src/agent/demo"]),
-    home("nix", &["mesh/src/agent", "mesh/src/dns/server", "mesh/src/proxy/plane.rs"]),
+    home("rtnetlink", &["mesh/src/agent/demo", "mesh/src/vip/netlink.rs"]),
+    home(
+        "nix",
+        &["mesh/src/agent", "mesh/src/dns/server", "mesh/src/ingress/addresses.rs", "mesh/src/proxy/plane.rs"],
+    ),
     home("rand", &["mesh/src/dns"]),
     home("tempfile", &["mesh/src/agent/demo"]),
     home("socket2", &["mesh/src/proxy", "mesh/src/ingress", "mesh/src/dns"]),

@@ -30,6 +30,7 @@ pub(super) async fn leave(mut rooms: Rooms) {
         );
     }
     rooms.ingress_tasks.shutdown().await;
+    rooms.vip.withdraw().await;
     if let Some(name_server) = rooms.name_server.take() {
         name_server.end().await;
     }

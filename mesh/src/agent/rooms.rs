@@ -21,7 +21,7 @@ use crate::config::{self, Config};
 use crate::drain::{self, DrainTrigger};
 use crate::proxy::DataPlane;
 use crate::readiness::{Guard, Readiness};
-use crate::{admin, dns, ingress, proxy};
+use crate::{admin, dns, ingress, proxy, vip};
 
 /// The catalog on disk, in the state directory.
 const MEMORY_FILE: &str = "catalog.json";
@@ -34,11 +34,13 @@ pub(super) struct Rooms {
     pub(super) services: ConfigSource,
     pub(super) plane: Arc<DataPlane>,
     pub(super) ingress: ingress::Handle,
+    pub(super) vip: vip::Handle,
     pub(super) name_server: Option<NameServer>,
     pub(super) admin: DrainTrigger,
     pub(super) problems: Problems,
     pub(super) readiness: Readiness,
-    /// Ingress has tasks of its own: it stops opening ports before the other tasks end.
+    /// Ingress has tasks of its own, with the routes of virtual addresses: it stops opening ports before the other tasks
+    /// end.
     pub(super) ingress_tasks: Tasks,
     pub(super) tasks: Tasks,
     pub(super) store: Arc<dyn Store>,
@@ -87,8 +89,9 @@ impl Rooms {
 
         // What is done with it: connections and names.
         let plane = start_data_plane(&config, &registry)?;
-        let ingress = start_ingress(&config, &catalog, &plane, &registry, &ingress_tasks)?;
-        let name_server = start_name_server(&config, &catalog, &registry)?;
+        let vip = start_vip(&config, &catalog, &store, &registry, &ingress_tasks)?;
+        let ingress = start_ingress(&config, &catalog, &vip, &plane, &registry, &ingress_tasks)?;
+        let name_server = start_name_server(&config, &catalog, &vip, &registry)?;
 
         // What this node says of itself.
         let services = ConfigSource::new(config.services.clone());
@@ -96,6 +99,7 @@ impl Rooms {
 
         let problems = Problems {
             ingress: ingress.clone(),
+            vip: vip.clone(),
             dns: name_server.as_ref().map(|name_server| name_server.handle.clone()),
             watcher: watcher.clone(),
             reload: Arc::default(),
@@ -112,6 +116,7 @@ impl Rooms {
             store: Arc::clone(&store),
             registry: registry.clone(),
             traffic: Arc::new(ingress.clone()),
+            virtual_addresses: virtual_addresses(&vip),
             resolver: resolver(name_server.as_ref()),
             problems: Arc::new(move || listed.list()),
         };
@@ -127,6 +132,7 @@ impl Rooms {
             services,
             plane,
             ingress,
+            vip,
             name_server,
             admin,
             problems,
@@ -212,25 +218,49 @@ fn start_data_plane(config: &Config, registry: &Registry) -> anyhow::Result<Arc<
     Ok(Arc::new(DataPlane::start(config.proxy(), metrics).context("start the data-plane threads")?))
 }
 
+/// Claims and routes; without ranges nothing runs.
+fn start_vip(
+    config: &Config,
+    catalog: &Catalog,
+    store: &Arc<dyn Store>,
+    registry: &Registry,
+    tasks: &Tasks,
+) -> anyhow::Result<vip::Handle> {
+    let metrics = vip::Metrics::new()?;
+    metrics.register(registry)?;
+    Ok(vip::start(config.vip(), catalog.clone(), Arc::clone(store), metrics, tasks))
+}
+
+fn virtual_addresses(vip: &vip::Handle) -> admin::VirtualAddresses {
+    let vip = vip.clone();
+    Arc::new(move |service| {
+        let on = service.settings.vip == nerve::model::VirtualIp::On;
+        if on { vip.effective(&service.vips).collect() } else { Vec::new() }
+    })
+}
+
 fn start_ingress(
     config: &Config,
     catalog: &Catalog,
+    vip: &vip::Handle,
     plane: &Arc<DataPlane>,
     registry: &Registry,
     tasks: &Tasks,
 ) -> anyhow::Result<ingress::Handle> {
     let metrics = ingress::Metrics::new()?;
     metrics.register(registry)?;
-    Ok(ingress::start(config.ingress(), catalog.clone(), Arc::clone(plane), metrics, tasks))
+    Ok(ingress::start(config.ingress(), catalog.clone(), vip.usable(), Arc::clone(plane), metrics, tasks))
 }
 
 /// The name server; none where DNS is off. Addresses that cannot be bound are problems and no errors.
 fn start_name_server(
     config: &Config,
     catalog: &Catalog,
+    vip: &vip::Handle,
     registry: &Registry,
 ) -> anyhow::Result<Option<NameServer>> {
     let Some(config) = config.dns() else { return Ok(None) };
+    let config = dns::Config { virtual_ranges: vip.usable().into(), ..config };
     let metrics = dns::Metrics::default();
     metrics.register(registry)?;
     let bound = dns::bind(config, catalog.clone(), Arc::new(metrics));

@@ -11,7 +11,7 @@ pub use read::{
     Awaited, EndpointInfo, Endpoints, LocalInstance, LocalInstances, NodeInfo, Nodes, Problem, Resolution,
     ServiceSummary, Services, Stale, Status, Why, WhyEndpoint, WhyListener,
 };
-pub use write::{Changed, CheckRequest, DrainRequest, ErrorBody, PublishRequest, RegisterRequest};
+pub use write::{Changed, CheckRequest, DrainRequest, ErrorBody, PublishRequest, RegisterRequest, VipRequest};
 
 /// Where the agent answers unless told otherwise, and where the command line asks.
 pub const DEFAULT_URL: &str = "http://127.0.0.1:7070";
@@ -29,6 +29,8 @@ pub mod path {
     pub const PORTS: &str = "/v1/plexus/services/{service}/ports";
     /// `DELETE`: [`super::Changed`].
     pub const PORT: &str = "/v1/plexus/services/{service}/ports/{port}/{protocol}";
+    /// `PUT` a [`super::VipRequest`]: [`super::Changed`].
+    pub const VIP: &str = "/v1/plexus/services/{service}/vip";
     /// `GET`: [`super::Why`].
     pub const WHY: &str = "/v1/plexus/why/{service}";
     /// `GET`: [`super::Nodes`].

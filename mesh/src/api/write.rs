@@ -4,15 +4,23 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::num::NonZeroU16;
 
-use nerve::model::{InstanceId, PortName, PublishedPort, ServiceName, Tag, Weight};
+use nerve::model::{InstanceId, PortName, PublishedPort, ServiceName, Tag, VirtualIp, Weight};
 use serde::{Deserialize, Serialize};
 
 /// Publish a port.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PublishRequest {
-    /// Which port, on every node, and which port of the instances it leads to.
+    /// Which ports, on which nodes and addresses, and which port of the instances they lead to.
     pub port: PublishedPort,
+}
+
+/// Switch a service's virtual address on or off.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VipRequest {
+    /// Is it to have one?
+    pub vip: VirtualIp,
 }
 
 /// Check an instance on this node and register it: the keys that `[[service]]` has in the configuration file.

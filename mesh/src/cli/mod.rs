@@ -19,6 +19,7 @@ mod register;
 mod resolve;
 mod services;
 mod status;
+mod vip;
 mod why;
 
 use std::ffi::OsString;
@@ -61,6 +62,7 @@ enum Command {
     Resolve(resolve::Resolve),
     Publish(publish::Publish),
     Unpublish(publish::Unpublish),
+    Vip(vip::Vip),
     Register(register::Register),
     Deregister(deregister::Deregister),
     Drain(drain::Drain),
@@ -113,6 +115,7 @@ async fn execute(command: Command, out: &mut Output<'_>) -> Result {
         Command::Resolve(command) => command.run(out).await,
         Command::Publish(command) => command.run(out).await,
         Command::Unpublish(command) => command.run(out).await,
+        Command::Vip(command) => command.run(out).await,
         Command::Register(command) => command.run(out).await,
         Command::Deregister(command) => command.run(out).await,
         Command::Drain(command) => command.run(out).await,

@@ -196,7 +196,7 @@ impl Controller {
         retry.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             tokio::select! {
-                names = subscription.changed() => self.services_changed(names).await,
+                names = subscription.changed() => self.services_changed(names.into_iter().collect()).await,
                 Ok(()) = config.changed() => {
                     let wanted = config.borrow_and_update().localhost.clone();
                     self.local_ports_changed(wanted);
@@ -214,18 +214,16 @@ impl Controller {
         }
     }
 
-    async fn services_changed(&mut self, names: impl IntoIterator<Item = ServiceName>) {
-        for (at, name) in names.into_iter().enumerate() {
-            if at % STRETCH == STRETCH - 1 {
-                tokio::task::yield_now().await;
-            }
-            self.service_changed(&name);
+    async fn services_changed(&mut self, names: Vec<ServiceName>) {
+        for stretch in names.chunks(STRETCH) {
+            stretch.iter().for_each(|name| self.service_changed(name));
+            tokio::task::yield_now().await;
         }
     }
 
     async fn look_at_all(&mut self) {
         let services = self.catalog.services();
-        self.services_changed(services.iter().map(|service| service.name.clone())).await;
+        self.services_changed(services.iter().map(|service| service.name.clone()).collect()).await;
     }
 
     /// An address that the node got or lost since may be published on.
@@ -503,8 +501,7 @@ fn conflict(port: Port, refused: &Refused) -> ListenerStatus {
 #[cfg(test)]
 mod tests {
     use std::io::Read;
-    use std::net::TcpStream;
-    use std::num::NonZeroU16;
+    use std::net::{Ipv4Addr, TcpStream};
 
     use nerve::model::{Instance, ServiceSettings};
     use synapse::catalog::{Change, Writer};
@@ -515,6 +512,7 @@ mod tests {
     struct World {
         writer: Writer,
         handle: Handle,
+        ranges: watch::Sender<Arc<[Prefix]>>,
         tasks: Tasks,
     }
 

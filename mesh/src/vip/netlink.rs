@@ -6,14 +6,15 @@
 use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::pin::Pin;
 
-use futures_util::{StreamExt, TryStreamExt};
+use futures_util::{Stream, StreamExt, TryStreamExt};
 use nerve::model::Prefix;
 use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
 use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::packet_route::link::LinkAttribute;
 use rtnetlink::packet_route::route::{
-    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
+    RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteScope, RouteType,
 };
 use rtnetlink::{Handle, MulticastGroup, RouteMessageBuilder, new_multicast_connection};
 
@@ -23,11 +24,13 @@ use super::plan::{Kind, Route, destination};
 const OURS: RouteProtocol = RouteProtocol::Other(80);
 /// `lo` has this index in every network namespace (`LOOPBACK_IFINDEX` of the kernel).
 const LOOPBACK: u32 = 1;
+/// The table of what is this host's own, asked before all others (`RT_TABLE_LOCAL` of the kernel).
+const TABLE_LOCAL: u8 = 255;
 /// What may take a route away or put one in the way. Addresses come as routes of the table `local`; a link that goes down
 /// takes its routes along without a word about them.
 const GROUPS: [MulticastGroup; 3] = [MulticastGroup::Ipv4Route, MulticastGroup::Ipv6Route, MulticastGroup::Link];
 
-type Events = futures_util::stream::BoxStream<'static, NetlinkMessage<RouteNetlinkMessage>>;
+type Events = Pin<Box<dyn Stream<Item = NetlinkMessage<RouteNetlinkMessage>> + Send + Sync>>;
 
 /// An open connection to the kernel.
 pub(super) struct Netlink {
@@ -48,7 +51,7 @@ impl Netlink {
     /// Opens one; the future must be polled for as long as it is used, and ends when the kernel ends it.
     pub(super) fn open() -> io::Result<(impl Future<Output = ()> + Send, Self)> {
         let (connection, handle, events) = new_multicast_connection(&GROUPS)?;
-        Ok((connection, Self { handle, events: events.map(|(message, _)| message).boxed() }))
+        Ok((connection, Self { handle, events: Box::pin(events.map(|(message, _)| message)) }))
     }
 
     /// The next event that may matter; `None` when the connection ended. Cancel-safe.
@@ -143,7 +146,7 @@ fn ours(range: Prefix) -> RouteMessage {
         }
     };
     message.header.kind = RouteType::Local;
-    message.header.table = RouteHeader::RT_TABLE_LOCAL;
+    message.header.table = TABLE_LOCAL;
     message.header.protocol = OURS;
     message
 }

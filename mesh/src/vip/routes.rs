@@ -85,12 +85,9 @@ impl Keeper {
                     Some(_) => self.settle(netlink).await,
                     None => return,
                 },
-                _ = tick.tick(), if refused.is_empty() => {
-                    if self.all_there(netlink).await {
-                        continue;
-                    }
-                }
-                _ = tick.tick(), if !refused.is_empty() => {}
+                _ = tick.tick() => if refused.is_empty() && self.all_there(netlink).await {
+                    continue;
+                },
             }
             refused = self.reconcile(netlink).await;
         }
