@@ -108,7 +108,8 @@ mod tests {
         let (store, web, api) = (store(), name("web"), name("api"));
         let (first, second) = tokio::join!(claim(&store, ADDRESS, &web), claim(&store, ADDRESS, &api));
         let outcomes = [first.unwrap(), second.unwrap()];
-        let (winner, loser) = if outcomes[0] == Claimed::Done { (web, &outcomes[1]) } else { (api, &outcomes[0]) };
+        let (winner, loser) =
+            if outcomes[0] == Claimed::Done { (web, &outcomes[1]) } else { (api, &outcomes[0]) };
         assert_eq!(*loser, Claimed::Taken(Some(winner.clone())));
         assert_eq!(list(&store).await.unwrap(), BTreeMap::from([(ADDRESS, Some(winner))]));
     }

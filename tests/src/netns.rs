@@ -97,7 +97,9 @@ impl Namespace {
     pub fn container(&self, name: &str) -> Self {
         let (inside, cable) = (format!("{}-{name}", self.name), format!("to-{name}"));
         ip(&["netns", "add", &inside]);
-        ip(&["-n", &self.name, "link", "add", &cable, "type", "veth", "peer", "name", "eth0", "netns", &inside]);
+        ip(&[
+            "-n", &self.name, "link", "add", &cable, "type", "veth", "peer", "name", "eth0", "netns", &inside,
+        ]);
         let (host, own) = (["172.30.0.1", "fd77:30::1"], ["172.30.0.2", "fd77:30::2"]);
         for (namespace, device, addresses) in [(&self.name, cable.as_str(), host), (&inside, "eth0", own)] {
             ip(&["-n", namespace, "address", "add", &format!("{}/24", addresses[0]), "dev", device]);

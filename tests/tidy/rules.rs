@@ -152,7 +152,12 @@ pub(crate) const HOMES: &[Home] = &[
     home("rtnetlink", &["mesh/src/agent/demo", "mesh/src/vip/netlink.rs"]),
     home(
         "nix",
-        &["mesh/src/agent", "mesh/src/dns/server", "mesh/src/ingress/addresses.rs", "mesh/src/proxy/plane.rs"],
+        &[
+            "mesh/src/agent",
+            "mesh/src/dns/server",
+            "mesh/src/ingress/addresses.rs",
+            "mesh/src/proxy/plane.rs",
+        ],
     ),
     home("rand", &["mesh/src/dns"]),
     home("tempfile", &["mesh/src/agent/demo"]),

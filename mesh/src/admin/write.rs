@@ -64,8 +64,12 @@ pub(super) async fn set_vip(
     let VipRequest { vip } = body(request).await?;
     let changed = publish::set_vip(&*handles.store, &service, vip).await.map_err(publish_refusal)?;
     let message = match vip {
-        VirtualIp::On => format!("{service} gets a virtual address, on nodes that are configured with a range"),
-        VirtualIp::Off => format!("{service} has no virtual address: its name is answered with its endpoints"),
+        VirtualIp::On => {
+            format!("{service} gets a virtual address, on nodes that are configured with a range")
+        }
+        VirtualIp::Off => {
+            format!("{service} has no virtual address: its name is answered with its endpoints")
+        }
     };
     Ok(Json(Changed { message, changed, notes: unknown_service(&handles, &service).into_iter().collect() }))
 }
@@ -92,7 +96,10 @@ fn part_of_another(
     let known = handles.catalog.service(service.as_str())?;
     let overlaps = |p: &&PublishedPort| p.protocol == protocol && p.range().overlaps(ports);
     let held = known.settings.published.iter().find(overlaps)?;
-    Some(format!("{service} publishes {held}: `plexus unpublish {service} {}/{protocol}` withdraws that", held.range()))
+    Some(format!(
+        "{service} publishes {held}: `plexus unpublish {service} {}/{protocol}` withdraws that",
+        held.range()
+    ))
 }
 
 /// What a user should know about a publication that worked: it may lead nowhere yet.

@@ -11,7 +11,9 @@ pub use read::{
     Awaited, EndpointInfo, Endpoints, LocalInstance, LocalInstances, NodeInfo, Nodes, Problem, Resolution,
     ServiceSummary, Services, Stale, Status, Why, WhyEndpoint, WhyListener,
 };
-pub use write::{Changed, CheckRequest, DrainRequest, ErrorBody, PublishRequest, RegisterRequest, VipRequest};
+pub use write::{
+    Changed, CheckRequest, DrainRequest, ErrorBody, PublishRequest, RegisterRequest, VipRequest,
+};
 
 /// Where the agent answers unless told otherwise, and where the command line asks.
 pub const DEFAULT_URL: &str = "http://127.0.0.1:7070";

@@ -6,8 +6,8 @@ use clap::Args;
 use nerve::model::ServiceName;
 
 use super::endpoints::reason;
-use super::services::addresses;
 use super::output::{Cell, Output, Table, Tone};
+use super::services::addresses;
 use super::{Reach, Result, stale_banner};
 use crate::api::{self, WhyEndpoint, WhyListener};
 

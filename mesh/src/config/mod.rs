@@ -20,7 +20,8 @@ use serde::{Serialize, Serializer};
 pub use machine::Machine;
 pub use reload::{Reload, diff};
 pub use sections::{
-    Admin, Dns, Drain, Ingress, Localhost, Log, LogFormat, LogLevel, Node, Proxy, Secret, SecretFile, Store, Vip,
+    Admin, Dns, Drain, Ingress, Localhost, Log, LogFormat, LogLevel, Node, Proxy, Secret, SecretFile, Store,
+    Vip,
 };
 
 /// Everything that a node is told, with every default filled in.

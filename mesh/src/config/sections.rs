@@ -278,7 +278,8 @@ impl Vip {
         let release_after = section.or("release_after", Period::seconds(3600));
         for (at, prefix) in range.iter().enumerate() {
             let within = |v4, v6| if prefix.is_ipv4() { v4 } else { v6 };
-            let lengths = within(LARGEST_RANGE.0, LARGEST_RANGE.1)..=within(SMALLEST_RANGE.0, SMALLEST_RANGE.1);
+            let lengths =
+                within(LARGEST_RANGE.0, LARGEST_RANGE.1)..=within(SMALLEST_RANGE.0, SMALLEST_RANGE.1);
             if !lengths.contains(&prefix.length()) {
                 let expected = "from /8 to /30 for IPv4, from /16 to /126 for IPv6";
                 return Err(section.invalid("range", format!("{prefix} is no range for services"), expected));

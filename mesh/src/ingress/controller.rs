@@ -19,7 +19,7 @@ use nerve::tasks::Tasks;
 use synapse::catalog::{Catalog, Service, Subscription};
 use tokio::sync::watch;
 
-use super::desired::{Addresses, Claims, Holder, Port, Refused, Wants, virtual_ports};
+use super::desired::{self, Addresses, Claims, Holder, Port, Refused, Wants, virtual_ports};
 use super::slots::{Slot, SlotKey, Slots, State};
 use super::{Config, ListenerKind, ListenerState, ListenerStatus, LocalPort, Metrics, addresses, occupant};
 use crate::balance::Balancer;
@@ -27,6 +27,10 @@ use crate::proxy::{DataPlane, Listener, ListenerSpec};
 
 /// How often ports that could not be opened are tried again, and the node's addresses are read.
 const RETRY: Duration = Duration::from_secs(5);
+/// How often, and for how many times, after a listener was closed: the data-plane threads let go of its sockets a moment
+/// later, and whoever gets the port next should not wait for longer.
+const RETRY_SOON: Duration = Duration::from_millis(10);
+const SOON: u32 = 100;
 /// So many services are taken at a stretch; then the rest of the control plane gets its turn.
 const STRETCH: usize = 64;
 
@@ -73,6 +77,7 @@ pub fn start(
             claims: Claims::default(),
             local: Vec::new(),
             virtuals: Virtuals::default(),
+            soon: 0,
         };
         let stop = stop.clone();
         async move {
@@ -174,6 +179,8 @@ struct Controller {
     claims: Claims,
     local: Vec<LocalPort>,
     virtuals: Virtuals,
+    /// So many times more what failed is tried again soon.
+    soon: u32,
 }
 
 /// The wanted ports of virtual addresses.
@@ -181,6 +188,12 @@ struct Controller {
 struct Virtuals {
     of_service: HashMap<ServiceName, BTreeMap<SlotKey, Holder>>,
     by_port: HashMap<Port, BTreeMap<SlotKey, Holder>>,
+}
+
+/// Why a slot was not open.
+struct Failure {
+    error: String,
+    said: bool,
 }
 
 /// What slots are to become: closed, or open for someone.
@@ -204,6 +217,10 @@ impl Controller {
                 Ok(()) = ranges.changed() => {
                     ranges.mark_unchanged();
                     self.look_at_all().await;
+                }
+                () = tokio::time::sleep(RETRY_SOON), if self.soon > 0 => {
+                    self.soon -= 1;
+                    self.retry_failed();
                 }
                 _ = retry.tick() => {
                     self.addresses_changed().await;
@@ -250,7 +267,11 @@ impl Controller {
 
     fn reconcile_port(&mut self, port: Port) {
         let Port { protocol, port: number } = port;
-        let key = |ip| SlotKey { kind: ListenerKind::Published, protocol, address: SocketAddr::new(ip, number.get()) };
+        let key = |ip| SlotKey {
+            kind: ListenerKind::Published,
+            protocol,
+            address: SocketAddr::new(ip, number.get()),
+        };
         let granted: BTreeMap<SlotKey, Holder> =
             self.claims.granted(port).map(|(ip, holder)| (key(ip), holder.clone())).collect();
         // Any address that is published on now or was; an address that went away is found by its slot.
@@ -319,6 +340,9 @@ impl Controller {
 
     fn retry_failed(&mut self) {
         let failed = self.handle.lock().slots.failed();
+        if failed.is_empty() {
+            self.soon = 0;
+        }
         self.reconcile(failed.into_iter().map(|(key, holder)| (key, Some(holder))).collect());
     }
 
@@ -331,25 +355,26 @@ impl Controller {
             slot.map(|slot| &slot.holder) != wanted.as_ref() || !listens
         };
         let changes: Changes = changes.into_iter().filter(differs).collect();
-        let errors: Vec<Option<String>> = changes.iter().map(|(key, _)| self.close(*key)).collect();
-        for ((key, wanted), last_error) in changes.into_iter().zip(errors) {
+        let before: Vec<Option<Failure>> = changes.iter().map(|(key, _)| self.close(*key)).collect();
+        for ((key, wanted), failure) in changes.into_iter().zip(before) {
             if let Some(holder) = wanted {
-                self.open(key, holder, last_error);
+                self.open(key, holder, failure);
             }
         }
     }
 
     /// Takes a slot out and lets its connections finish; tells why it was not open if it was not.
-    fn close(&mut self, key: SlotKey) -> Option<String> {
-        let Slot { holder, state } = self.handle.lock().slots.remove(&key)?;
+    fn close(&mut self, key: SlotKey) -> Option<Failure> {
+        let Slot { holder, state, said } = self.handle.lock().slots.remove(&key)?;
         match state {
-            State::Failed(error) => Some(error),
+            State::Failed(error) => Some(Failure { error, said }),
             State::Covered => None,
             State::Open(listener) => {
                 let drain = self.handle.drain_deadline();
                 tracing::debug!(service = %holder.service, address = %key.address, protocol = %key.protocol, kind = %key.kind, "no longer listening; its connections may go on for {} s", drain.as_secs());
-                // At once, so that the port is free for whoever gets it next.
+                // At once, so that the port is free soon for whoever gets it next.
                 listener.stop_accepting();
+                self.soon = SOON;
                 let forced = self.metrics.forced.clone();
                 self.tasks.spawn("listener drain", async move {
                     forced.inc_by(u64::from(listener.drain(drain).await));
@@ -359,8 +384,9 @@ impl Controller {
         }
     }
 
-    fn open(&mut self, key: SlotKey, holder: Holder, last_error: Option<String>) {
-        let state = self.try_open(key, &holder, last_error.as_deref());
+    fn open(&mut self, key: SlotKey, holder: Holder, before: Option<Failure>) {
+        let state = self.try_open(key, &holder, before.as_ref().map(|before| before.error.as_str()));
+        let mut said = false;
         match &state {
             // Ten thousand virtual addresses are no ten thousand lines.
             State::Open(_) if key.kind == ListenerKind::Virtual => {
@@ -369,21 +395,26 @@ impl Controller {
             State::Open(_) => {
                 tracing::info!(service = %holder.service, address = %key.address, protocol = %key.protocol, "listening")
             }
-            State::Failed(error) if last_error.as_ref() != Some(error) => {
-                tracing::error!(service = %holder.service, %error, "a port is not open; it is tried again every {} s", RETRY.as_secs());
+            // It is said when it lasts.
+            State::Failed(_) if self.soon > 0 => {}
+            State::Failed(error) => {
+                said = true;
+                if before.is_none_or(|before| !before.said || before.error != *error) {
+                    tracing::error!(service = %holder.service, %error, "a port is not open; it is tried again every {} s", RETRY.as_secs());
+                }
             }
-            State::Failed(_) | State::Covered => {}
+            State::Covered => {}
         }
-        self.handle.lock().slots.insert(key, Slot { holder, state });
+        self.handle.lock().slots.insert(key, Slot { holder, state, said });
     }
 
     fn try_open(&mut self, key: SlotKey, holder: &Holder, last_error: Option<&str>) -> State {
         let balancer = self.balancer(holder);
         let SlotKey { kind, protocol, address } = key;
         if kind == ListenerKind::Virtual
-            && let Some(wildcard) = self.handle.lock().slots.wildcard_over(protocol, address)
+            && let Some(state) = self.covered(key, holder)
         {
-            return if wildcard == holder { State::Covered } else { State::Failed(in_its_way(key, wildcard)) };
+            return state;
         }
         // The one place that knows that the data plane moves no datagrams yet.
         if protocol == Protocol::Udp {
@@ -398,12 +429,30 @@ impl Controller {
                 // Who it is was said when it began to fail; asking again each time would cost a look at every process.
                 let known = last_error.filter(|known| known.starts_with(&text)).map(str::to_owned);
                 let taken = error.source.kind() == io::ErrorKind::AddrInUse;
-                State::Failed(known.unwrap_or_else(|| match occupant::of(protocol, address).filter(|_| taken) {
-                    Some(program) => format!("{text}; now it is {program}"),
-                    None => text,
-                }))
+                State::Failed(known.unwrap_or_else(
+                    || match occupant::of(protocol, address).filter(|_| taken) {
+                        Some(program) => format!("{text}; now it is {program}"),
+                        None => text,
+                    },
+                ))
             }
         }
+    }
+
+    /// How it stands with a port of a virtual address that is published on all addresses of this node; `None` where it is
+    /// not. That nobody listens there yet changes nothing: both must not take the port from each other in turns.
+    fn covered(&self, key: SlotKey, holder: &Holder) -> Option<State> {
+        let covers = |ip: IpAddr| ip.is_unspecified() && desired::covers(ip, key.address.ip());
+        let (ip, wildcard) = self.claims.granted(port_of(&key)?).find(|(ip, _)| covers(*ip))?;
+        if wildcard != holder {
+            return Some(State::Failed(in_its_way(key, wildcard)));
+        }
+        let address = SocketAddr::new(ip, key.address.port());
+        let wildcard = SlotKey { kind: ListenerKind::Published, address, ..key };
+        let is_open = matches!(self.handle.lock().slots.get(&wildcard)?.state, State::Open(_));
+        let waits =
+            || format!("{} waits for the published port on {address}, which is not open", key.address);
+        Some(if is_open { State::Covered } else { State::Failed(waits()) })
     }
 
     /// The one balancer that all listeners for this service and target port share.
@@ -458,7 +507,11 @@ fn port_of(key: &SlotKey) -> Option<Port> {
 }
 
 /// The service as a balancer is to see it: whole, or the instances of this node alone.
-fn seen<'a>(service: Option<&'a Service>, local: bool, node: &NodeName) -> Option<std::borrow::Cow<'a, Service>> {
+fn seen<'a>(
+    service: Option<&'a Service>,
+    local: bool,
+    node: &NodeName,
+) -> Option<std::borrow::Cow<'a, Service>> {
     use std::borrow::Cow;
     let service = service?;
     if !local {
@@ -518,7 +571,12 @@ mod tests {
 
     fn config(localhost: Vec<LocalPort>) -> Config {
         let node = NodeName::new("a").unwrap();
-        Config { node, listen: vec![Ipv4Addr::LOCALHOST.into()], localhost, drain: Duration::from_millis(200) }
+        Config {
+            node,
+            listen: vec![Ipv4Addr::LOCALHOST.into()],
+            localhost,
+            drain: Duration::from_millis(200),
+        }
     }
 
     fn world(localhost: Vec<LocalPort>) -> World {
@@ -530,7 +588,8 @@ mod tests {
         let tasks = Tasks::new();
         let (ranges, local_ranges) = watch::channel(Arc::from([]));
         let config = config(localhost);
-        let handle = start(config, catalog, local_ranges, Arc::new(plane.unwrap()), Metrics::new().unwrap(), &tasks);
+        let handle =
+            start(config, catalog, local_ranges, Arc::new(plane.unwrap()), Metrics::new().unwrap(), &tasks);
         World { writer, handle, ranges, tasks }
     }
 

@@ -108,8 +108,11 @@ impl Claims {
     pub(super) fn set(&mut self, service: &ServiceName, Wants(wants): Wants) -> BTreeSet<Port> {
         let mut touched = self.by_service.remove(service).unwrap_or_default();
         // Of a service with a thousand ports whose endpoints change, no port is touched.
-        let same = |port: &Port, want: &Want| self.by_port.get(port).and_then(|claims| claims.get(service)) == Some(want);
-        let kept: BTreeSet<Port> = wants.iter().filter(|(port, want)| same(port, want)).map(|(port, _)| *port).collect();
+        let same = |port: &Port, want: &Want| {
+            self.by_port.get(port).and_then(|claims| claims.get(service)) == Some(want)
+        };
+        let kept: BTreeSet<Port> =
+            wants.iter().filter(|(port, want)| same(port, want)).map(|(port, _)| *port).collect();
         touched.retain(|port| !kept.contains(port));
         for port in &touched {
             if let Some(claims) = self.by_port.get_mut(port) {
@@ -140,7 +143,8 @@ impl Claims {
         let (mut granted, mut refused) = (BTreeMap::<IpAddr, Holder>::new(), Vec::new());
         for keepers in [true, false] {
             for (service, want) in claims {
-                let had = |address: &IpAddr| before.get(address).is_some_and(|holder| holder.service == *service);
+                let had =
+                    |address: &IpAddr| before.get(address).is_some_and(|holder| holder.service == *service);
                 for &address in want.addresses.iter().filter(|address| had(address) == keepers) {
                     let wanted =
                         Holder { service: service.clone(), target: want.target.clone(), local: want.local };
@@ -179,14 +183,19 @@ pub(super) fn virtual_ports(service: &Service) -> BTreeMap<Port, Option<PortName
     for endpoint in &service.endpoints {
         ports.entry(tcp(endpoint.instance.port)).or_insert(None);
     }
-    let named: BTreeSet<(&PortName, NonZeroU16)> =
-        service.endpoints.iter().flat_map(|e| e.instance.ports.iter().map(|(name, port)| (name, *port))).collect();
+    let named: BTreeSet<(&PortName, NonZeroU16)> = service
+        .endpoints
+        .iter()
+        .flat_map(|e| e.instance.ports.iter().map(|(name, port)| (name, *port)))
+        .collect();
     for (name, port) in named {
         ports.entry(tcp(port)).or_insert_with(|| Some(name.clone()));
     }
     for published in service.settings.published.iter().filter(|p| p.mode == PublishMode::Ingress) {
         for port in published.range().ports() {
-            ports.entry(Port { protocol: published.protocol, port }).or_insert_with(|| published.target_of(port));
+            ports
+                .entry(Port { protocol: published.protocol, port })
+                .or_insert_with(|| published.target_of(port));
         }
     }
     ports
@@ -261,7 +270,11 @@ mod tests {
         claims.set(&name("api"), wants(&["8080"]));
         assert_eq!(holders(&claims, "8080"), [":: web"]);
         let refused: Vec<_> = claims.refused().collect();
-        assert!(refused.len() == 1 && refused[0].1.holder == name("web") && refused[0].1.wanted.service == name("api"));
+        assert!(
+            refused.len() == 1
+                && refused[0].1.holder == name("web")
+                && refused[0].1.wanted.service == name("api")
+        );
         assert_eq!(claims.set(&name("web"), Wants::default()), BTreeSet::from([at("8080")]));
         assert_eq!(holders(&claims, "8080"), [":: api"]);
         assert_eq!(claims.refused().count(), 0);
@@ -306,7 +319,8 @@ mod tests {
     #[test]
     fn virtual_addresses_have_the_ports_of_instances_and_those_published_everywhere() {
         let host = PublishedPort { mode: PublishMode::Host, ..port("7000") };
-        let service = publishes(vec![port("8000-8001"), port("80:metrics"), port("53/udp"), host], &["a", "b"]);
+        let service =
+            publishes(vec![port("8000-8001"), port("80:metrics"), port("53/udp"), host], &["a", "b"]);
         let ports = virtual_ports(&service);
         let target = |text: &str| ports.get(&at(text)).map(|target| target.as_ref().map(ToString::to_string));
         assert_eq!(target("80"), Some(None));

@@ -28,7 +28,8 @@ pub(super) fn of(protocol: Protocol, address: SocketAddr) -> Option<String> {
         return None;
     }
     let processes = fs::read_dir("/proc").ok()?.flatten().take(MOST_PROCESSES);
-    let numbered = processes.filter(|entry| entry.file_name().as_encoded_bytes().iter().all(u8::is_ascii_digit));
+    let numbered =
+        processes.filter(|entry| entry.file_name().as_encoded_bytes().iter().all(u8::is_ascii_digit));
     let holder = numbered.map(|entry| entry.path()).find(|process| has_one_of(process, &inodes))?;
     let name = fs::read_to_string(holder.join("comm")).ok()?;
     Some(format!("{} (process {})", name.trim(), holder.file_name()?.to_str()?))
@@ -60,7 +61,8 @@ fn in_the_way(table: &str, protocol: Protocol, address: SocketAddr) -> Vec<u64> 
 /// `0100007F:1F90`: words in the byte order of the host, as the kernel prints them (proc_pid_net(5)).
 fn socket_address(text: &str) -> Option<SocketAddr> {
     let (address, port) = text.split_once(':')?;
-    let word = |at: usize| u32::from_str_radix(address.get(8 * at..8 * at + 8)?, 16).ok().map(u32::to_ne_bytes);
+    let word =
+        |at: usize| u32::from_str_radix(address.get(8 * at..8 * at + 8)?, 16).ok().map(u32::to_ne_bytes);
     let ip: IpAddr = match address.len() {
         8 => word(0)?.into(),
         32 => {

@@ -3,13 +3,13 @@
 //! Counts are kept with each change, so that neither a metric nor the closing of one listener looks at ten thousand.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::num::NonZeroU16;
 use std::sync::Arc;
 
 use nerve::model::{PortName, Protocol, ServiceName};
 
-use super::desired::{Holder, covers};
+use super::desired::Holder;
 use super::{ListenerKind, ListenerState, ListenerStatus};
 use crate::balance::Balancer;
 use crate::proxy::Listener;
@@ -35,6 +35,8 @@ pub(super) enum State {
 pub(super) struct Slot {
     pub(super) holder: Holder,
     pub(super) state: State,
+    /// Its failure is in the log.
+    pub(super) said: bool,
 }
 
 /// Every slot, and every balancer that one leads to.
@@ -127,20 +129,6 @@ impl Slots {
     /// The slots of a published port, on whatever addresses.
     pub(super) fn published_on(&self, protocol: Protocol, port: NonZeroU16) -> Vec<SlotKey> {
         self.published.get(&(protocol, port.get())).into_iter().flatten().copied().collect()
-    }
-
-    /// Who listens for published ports on all addresses, that one included, if someone does.
-    pub(super) fn wildcard_over(&self, protocol: Protocol, address: SocketAddr) -> Option<&Holder> {
-        let wildcards = [IpAddr::from(Ipv6Addr::UNSPECIFIED), IpAddr::from(Ipv4Addr::UNSPECIFIED)];
-        let covering = wildcards.into_iter().filter(|wildcard| covers(*wildcard, address.ip()));
-        covering
-            .map(|ip| SlotKey {
-                kind: ListenerKind::Published,
-                protocol,
-                address: SocketAddr::new(ip, address.port()),
-            })
-            .find_map(|key| self.slots.get(&key).filter(|slot| matches!(slot.state, State::Open(_))))
-            .map(|slot| &slot.holder)
     }
 
     /// The slots that could not be opened, each with who is to have it.

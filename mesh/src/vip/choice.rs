@@ -19,7 +19,9 @@ pub(super) fn choose(
     let size = ranges.iter().map(usable).fold(0_u64, u64::saturating_add);
     let first = hash(service.as_str()).checked_rem(size)?;
     // One more than are taken is always enough; in a range that nobody could fill the loop ends by itself as well.
-    (0..size).map(|step| place(ranges, first.wrapping_add(step) % size)).find_map(|ip| ip.filter(|ip| !is_taken(*ip)))
+    (0..size)
+        .map(|step| place(ranges, first.wrapping_add(step) % size))
+        .find_map(|ip| ip.filter(|ip| !is_taken(*ip)))
 }
 
 /// How many addresses of a range services may have.
@@ -91,7 +93,9 @@ mod tests {
             let ip = choose(&name(&format!("s{number}")), &v4, |ip| taken.contains(&ip)).unwrap();
             assert!(v4.iter().any(|range| range.contains(ip)) && taken.insert(ip), "{ip}");
         }
-        assert!(!taken.contains(&"192.0.2.0".parse().unwrap()) && !taken.contains(&"192.0.2.3".parse().unwrap()));
+        assert!(
+            !taken.contains(&"192.0.2.0".parse().unwrap()) && !taken.contains(&"192.0.2.3".parse().unwrap())
+        );
         assert_eq!(choose(&name("late"), &v4, |ip| taken.contains(&ip)), None);
         assert_eq!(choose(&name("web"), &[], |_| false), None);
     }

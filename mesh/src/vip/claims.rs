@@ -133,7 +133,9 @@ impl Ledger {
     ) -> Vec<(IpAddr, ServiceName, Why)> {
         let mut before = std::mem::take(&mut self.unneeded);
         for (address, name) in claims.unwrap_or_default() {
-            let Some(why) = self.why_unneeded(address, service(&name).as_ref().map(AsRef::as_ref)) else { continue };
+            let Some(why) = self.why_unneeded(address, service(&name).as_ref().map(AsRef::as_ref)) else {
+                continue;
+            };
             let known = before.remove(&address).filter(|known| known.service == name && known.why == why);
             let until = known.map_or_else(
                 || now + self.release_after.mul_f64(1.0 + SPREAD * moment(&self.node, &name)),
@@ -252,13 +254,15 @@ mod tests {
         let (mut ledger, start) = (ledger("a"), Instant::now());
         let mut freed = |changes: Vec<Change>| {
             let (catalog, _) = web(changes);
-            let mut at = |at| ledger.unneeded(Some(catalog.vips()), |name| catalog.service(name.as_str()), at);
+            let mut at =
+                |at| ledger.unneeded(Some(catalog.vips()), |name| catalog.service(name.as_str()), at);
             at(start);
             at(start + 2 * GRACE)
         };
         let off = freed(vec![settings(r#"{"vip":false}"#), vip("10.96.0.1", "web")]);
         assert_eq!(off, [("10.96.0.1".parse().unwrap(), name("web"), Why::Off)]);
-        let second = freed(vec![on("a"), vip("10.96.0.1", "web"), vip("10.96.0.2", "web"), vip("fd00::1", "web")]);
+        let second =
+            freed(vec![on("a"), vip("10.96.0.1", "web"), vip("10.96.0.2", "web"), vip("fd00::1", "web")]);
         assert_eq!(second, [("10.96.0.2".parse().unwrap(), name("web"), Why::Surplus)]);
         // Of a range that this node does not know it can say nothing.
         assert_eq!(freed(vec![on("a"), vip("10.96.0.1", "web"), vip("10.97.0.2", "web")]), []);

@@ -121,7 +121,11 @@ impl Keeper {
 
     /// Claims for each of these services; returns those that another was faster for. The store is asked for every claim
     /// first: the watch may not have told of the newest, and a service is to have one address, not two.
-    async fn claim(&self, due: &[ServiceName], problems: &mut Vec<String>) -> store::Result<Vec<ServiceName>> {
+    async fn claim(
+        &self,
+        due: &[ServiceName],
+        problems: &mut Vec<String>,
+    ) -> store::Result<Vec<ServiceName>> {
         let mut taken = vips::list(&*self.store).await?;
         let mut held = Held::new(&taken);
         let mut jobs: Vec<Job> = Vec::new();
@@ -137,7 +141,8 @@ impl Keeper {
                 jobs.push((address, name.clone()));
             }
         }
-        let claims = futures_util::stream::iter(jobs).map(|job| self.claim_one(job)).buffer_unordered(AT_ONCE);
+        let claims =
+            futures_util::stream::iter(jobs).map(|job| self.claim_one(job)).buffer_unordered(AT_ONCE);
         let outcomes: Vec<store::Result<Option<ServiceName>>> = claims.collect().await;
         Ok(outcomes.into_iter().collect::<store::Result<Vec<_>>>()?.into_iter().flatten().collect())
     }
@@ -164,7 +169,8 @@ impl Keeper {
 
     async fn free_unneeded(&mut self) {
         let claims = self.is_live().then(|| self.catalog.vips());
-        let unneeded = self.ledger.unneeded(claims, |name| self.catalog.service(name.as_str()), Instant::now());
+        let unneeded =
+            self.ledger.unneeded(claims, |name| self.catalog.service(name.as_str()), Instant::now());
         for (address, service, why) in unneeded {
             match vips::release(&*self.store, address, &service, why != Why::Surplus).await {
                 Ok(Released::Done) => {

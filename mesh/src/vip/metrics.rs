@@ -22,7 +22,10 @@ impl Metrics {
     pub fn new() -> prometheus::Result<Self> {
         Ok(Self {
             claims: IntCounterVec::new(
-                Opts::new("plexus_vip_claims_total", "Virtual addresses that this agent tried to claim, by outcome."),
+                Opts::new(
+                    "plexus_vip_claims_total",
+                    "Virtual addresses that this agent tried to claim, by outcome.",
+                ),
                 &["outcome"],
             )?,
             released: IntCounterVec::new(
@@ -34,7 +37,10 @@ impl Metrics {
                 "plexus_vip_routes_added_total",
                 "Routes of virtual ranges that this agent made, those that had been taken away included.",
             )?,
-            ranges_local: IntGauge::new("plexus_vip_ranges_local", "Virtual ranges that are local on this node.")?,
+            ranges_local: IntGauge::new(
+                "plexus_vip_ranges_local",
+                "Virtual ranges that are local on this node.",
+            )?,
         })
     }
 

@@ -66,11 +66,7 @@ pub fn start(
     tasks: &Tasks,
 ) -> Handle {
     let (tell, usable) = watch::channel(Usable::from([]));
-    let handle = Handle {
-        ranges: config.ranges.clone().into(),
-        usable,
-        problems: Arc::default(),
-    };
+    let handle = Handle { ranges: config.ranges.clone().into(), usable, problems: Arc::default() };
     if !config.ranges.is_empty() {
         routes::start(&config, tell, handle.clone(), metrics.clone(), tasks);
         keeper::start(config, catalog, store, handle.clone(), metrics, tasks);

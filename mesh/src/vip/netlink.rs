@@ -28,7 +28,8 @@ const LOOPBACK: u32 = 1;
 const TABLE_LOCAL: u8 = 255;
 /// What may take a route away or put one in the way. Addresses come as routes of the table `local`; a link that goes down
 /// takes its routes along without a word about them.
-const GROUPS: [MulticastGroup; 3] = [MulticastGroup::Ipv4Route, MulticastGroup::Ipv6Route, MulticastGroup::Link];
+const GROUPS: [MulticastGroup; 3] =
+    [MulticastGroup::Ipv4Route, MulticastGroup::Ipv6Route, MulticastGroup::Link];
 
 type Events = Pin<Box<dyn Stream<Item = NetlinkMessage<RouteNetlinkMessage>> + Send + Sync>>;
 
@@ -154,7 +155,9 @@ fn ours(range: Prefix) -> RouteMessage {
 fn route(message: &RouteMessage, names: &HashMap<u32, String>) -> Option<Route> {
     let kind = match message.header.kind {
         RouteType::Local => Kind::Local,
-        RouteType::BlackHole | RouteType::Unreachable | RouteType::Prohibit | RouteType::Throw => Kind::Refuses,
+        RouteType::BlackHole | RouteType::Unreachable | RouteType::Prohibit | RouteType::Throw => {
+            Kind::Refuses
+        }
         _ => Kind::Forwards,
     };
     let device = message.attributes.iter().find_map(|attribute| match attribute {

@@ -50,7 +50,10 @@ pub(super) struct Collision {
 /// What to do about `range`.
 pub(super) fn step(range: Prefix, routes: &[Route]) -> Step {
     // One that somebody else made does as well: whoever may not make routes can be given it.
-    if routes.iter().any(|route| route.destination == range && route.kind == Kind::Local && !is_address(route)) {
+    if routes
+        .iter()
+        .any(|route| route.destination == range && route.kind == Kind::Local && !is_address(route))
+    {
         return Step::Nothing;
     }
     match routes.iter().find(|route| collides(range, route)) {
@@ -90,7 +93,8 @@ impl fmt::Display for Collision {
         if let Some(device) = device {
             write!(f, " on {device}")?;
         }
-        let list = if destination.is_ipv4() { "ip route show table all" } else { "ip -6 route show table all" };
+        let list =
+            if destination.is_ipv4() { "ip route show table all" } else { "ip -6 route show table all" };
         write!(f, "; take another range for [vip], or remove that (`{list}` shows it)")
     }
 }
@@ -107,7 +111,8 @@ pub(super) fn concerns(ranges: &[Prefix], destination: Prefix) -> bool {
 
 /// The prefix of a route's destination; of a default route, which has none, all of its family.
 pub(super) fn destination(address: Option<IpAddr>, length: u8, v4: bool) -> Option<Prefix> {
-    let any: IpAddr = if v4 { std::net::Ipv4Addr::UNSPECIFIED.into() } else { std::net::Ipv6Addr::UNSPECIFIED.into() };
+    let any: IpAddr =
+        if v4 { std::net::Ipv4Addr::UNSPECIFIED.into() } else { std::net::Ipv6Addr::UNSPECIFIED.into() };
     Prefix::new(address.unwrap_or(any), length)
 }
 
@@ -158,7 +163,10 @@ mod tests {
         let ours = Route { ours: true, ..route("10.96.0.0/16", Kind::Local) };
         let later = route("10.96.4.0/24", Kind::Forwards);
         assert_eq!(step(prefix("10.96.0.0/16"), &[later, ours.clone()]), Step::Nothing);
-        assert_eq!(obsolete(&[prefix("10.97.0.0/16")], std::slice::from_ref(&ours)), [prefix("10.96.0.0/16")]);
+        assert_eq!(
+            obsolete(&[prefix("10.97.0.0/16")], std::slice::from_ref(&ours)),
+            [prefix("10.96.0.0/16")]
+        );
         assert_eq!(obsolete(&[prefix("10.96.0.0/16")], &[ours]), []);
     }
 

@@ -35,8 +35,12 @@ pub(super) fn start(
 ) {
     let (ranges, tell, stop) = (Usable::from(&config.ranges[..]), Arc::new(tell), tasks.stop_token());
     tasks.spawn_restarted("virtual address routes", move || {
-        let keeper =
-            Keeper { ranges: ranges.clone(), tell: Arc::clone(&tell), handle: handle.clone(), metrics: metrics.clone() };
+        let keeper = Keeper {
+            ranges: ranges.clone(),
+            tell: Arc::clone(&tell),
+            handle: handle.clone(),
+            metrics: metrics.clone(),
+        };
         let stop = stop.clone();
         async move {
             tokio::select! {
@@ -64,7 +68,9 @@ impl Keeper {
         let (connection, mut netlink) = match opened {
             Ok(opened) => opened,
             Err(error) => {
-                let why = |range: &Prefix| (*range, off(*range, &format!("the kernel's routes cannot be read ({error})")));
+                let why = |range: &Prefix| {
+                    (*range, off(*range, &format!("the kernel's routes cannot be read ({error})")))
+                };
                 return self.publish(self.ranges.iter().map(why).collect());
             }
         };
@@ -122,8 +128,12 @@ impl Keeper {
             Ok(routes) => {
                 for gone in obsolete(&self.ranges, &routes) {
                     match netlink.remove(gone).await {
-                        Ok(()) => tracing::info!(range = %gone, "no longer local: it is not configured any more"),
-                        Err(error) => tracing::warn!(%error, "a route of an earlier configuration stays behind"),
+                        Ok(()) => {
+                            tracing::info!(range = %gone, "no longer local: it is not configured any more")
+                        }
+                        Err(error) => {
+                            tracing::warn!(%error, "a route of an earlier configuration stays behind")
+                        }
                     }
                 }
                 let mut refused = Refused::new();
@@ -134,9 +144,7 @@ impl Keeper {
                 }
                 refused
             }
-            Err(error) => {
-                self.ranges.iter().map(|range| (*range, off(*range, &error.to_string()))).collect()
-            }
+            Err(error) => self.ranges.iter().map(|range| (*range, off(*range, &error.to_string()))).collect(),
         };
         self.publish(refused.clone());
         refused
@@ -156,12 +164,18 @@ impl Keeper {
             return Ok(());
         }
         allow_nonlocal_v6(Path::new(NONLOCAL_V6)).map_err(|error| {
-            off(range, &format!("{NONLOCAL_V6} cannot be set ({error}); set net.ipv6.ip_nonlocal_bind = 1 by sysctl"))
+            off(
+                range,
+                &format!(
+                    "{NONLOCAL_V6} cannot be set ({error}); set net.ipv6.ip_nonlocal_bind = 1 by sysctl"
+                ),
+            )
         })
     }
 
     fn publish(&self, refused: Refused) {
-        let usable: Usable = self.ranges.iter().filter(|range| !refused.contains_key(range)).copied().collect();
+        let usable: Usable =
+            self.ranges.iter().filter(|range| !refused.contains_key(range)).copied().collect();
         self.metrics.ranges_local.set(i64::try_from(usable.len()).unwrap_or(i64::MAX));
         Problems::set(&self.handle.problems.routes, refused.into_values().collect());
         self.tell.send_if_modified(|known| {

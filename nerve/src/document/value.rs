@@ -9,7 +9,9 @@ use std::time::Duration;
 
 use toml::de::{DeTable, DeValue};
 
-use crate::model::{InstanceId, NodeName, PortName, Prefix, Protocol, PublishedPort, ServiceName, Tag, Weight, Zone};
+use crate::model::{
+    InstanceId, NodeName, PortName, Prefix, Protocol, PublishedPort, ServiceName, Tag, Weight, Zone,
+};
 use crate::period::Period;
 
 /// So much of a value is repeated in a message, in characters.

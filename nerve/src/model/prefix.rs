@@ -20,7 +20,9 @@ impl Prefix {
     pub fn new(address: IpAddr, length: u8) -> Option<Self> {
         let network = match address {
             IpAddr::V4(v4) if length <= 32 => IpAddr::V4(Ipv4Addr::from_bits(v4.to_bits() & mask32(length))),
-            IpAddr::V6(v6) if length <= 128 => IpAddr::V6(Ipv6Addr::from_bits(v6.to_bits() & mask128(length))),
+            IpAddr::V6(v6) if length <= 128 => {
+                IpAddr::V6(Ipv6Addr::from_bits(v6.to_bits() & mask128(length)))
+            }
             IpAddr::V4(_) | IpAddr::V6(_) => return None,
         };
         Some(Self { network, length })
@@ -107,7 +109,9 @@ impl FromStr for Prefix {
     /// than not.
     fn from_str(text: &str) -> Result<Self, String> {
         let wrong = || {
-            format!("{text:?} is no range of addresses: write ADDRESS/LENGTH such as \"10.96.0.0/16\", or an address")
+            format!(
+                "{text:?} is no range of addresses: write ADDRESS/LENGTH such as \"10.96.0.0/16\", or an address"
+            )
         };
         let Some((address, length)) = text.split_once('/') else {
             return text.parse().map(IpAddr::into).map_err(|_| wrong());

@@ -151,7 +151,15 @@ mod tests {
         ] {
             assert_eq!(Key::parse(&key.path()), Some(key));
         }
-        for unknown in ["instances/web", "instances/web/a/b", "services/Web", "networks/x", "nodes", "vips/x", "vips/fd00::0001"] {
+        for unknown in [
+            "instances/web",
+            "instances/web/a/b",
+            "services/Web",
+            "networks/x",
+            "nodes",
+            "vips/x",
+            "vips/fd00::0001",
+        ] {
             assert_eq!(Key::parse(&Path::new(unknown).unwrap()), None, "{unknown}");
         }
     }

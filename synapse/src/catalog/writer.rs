@@ -269,7 +269,10 @@ mod tests {
         let vips = |service: &str| catalog.service(service).map(|service| service.vips.clone());
         writer.apply([Change::PutVip(address, name("web"))]);
         assert_eq!((vips("web"), catalog.vips()), (None, vec![(address, name("web"))]));
-        writer.apply([Change::PutInstance(instance("web", "1", 80)), Change::PutInstance(instance("api", "1", 80))]);
+        writer.apply([
+            Change::PutInstance(instance("web", "1", 80)),
+            Change::PutInstance(instance("api", "1", 80)),
+        ]);
         assert_eq!((vips("web"), vips("api")), (Some(vec![address]), Some(vec![])));
         assert_eq!(writer.apply([Change::PutVip(address, name("web"))]), 0);
         assert_eq!(writer.apply([Change::PutVip(address, name("api"))]), 2);

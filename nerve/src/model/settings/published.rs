@@ -138,7 +138,9 @@ impl FromStr for PortRange {
     fn from_str(text: &str) -> Result<Self, String> {
         let port = |part: &str| part.parse::<NonZeroU16>().ok();
         let range = match text.split_once('-') {
-            Some((first, last)) => port(first).zip(port(last)).and_then(|(first, last)| Self::new(first, last)),
+            Some((first, last)) => {
+                port(first).zip(port(last)).and_then(|(first, last)| Self::new(first, last))
+            }
             None => port(text).map(Self::from),
         };
         range.ok_or_else(|| {
@@ -253,7 +255,8 @@ impl FromStr for PublishedPort {
             format!("{text:?} is no published port: write PORT[-LAST][:PORT-NAME][/tcp|/udp]; {why}")
         })?;
         // A range of one: whoever writes it means the same port, as in every range.
-        let same = (target.is_none() && ports.contains('-')).then(|| PortName::new(&range.first().to_string()));
+        let same =
+            (target.is_none() && ports.contains('-')).then(|| PortName::new(&range.first().to_string()));
         let target = target.or_else(|| same.filter(|_| range.first() == range.last())?.ok());
         Ok(Self { target, ..Self::new(range, protocol) })
     }
@@ -278,11 +281,20 @@ mod tests {
 
     #[test]
     fn published_ports_read_as_they_print() {
-        for text in ["8080/tcp", "53/udp", "9090:metrics/tcp", "8000-8010/tcp", "8000-8010:metrics/udp", "80:8080/tcp"] {
+        for text in [
+            "8080/tcp",
+            "53/udp",
+            "9090:metrics/tcp",
+            "8000-8010/tcp",
+            "8000-8010:metrics/udp",
+            "80:8080/tcp",
+        ] {
             assert_eq!(port(text).to_string(), text);
         }
         assert_eq!(port("8080").to_string(), "8080/tcp");
-        for bad in ["", "0", "65536", "80/sctp", "80:Bad_Name", "x", "9-8", "1-2000", "80:0", "80:70000", "80-"] {
+        for bad in
+            ["", "0", "65536", "80/sctp", "80:Bad_Name", "x", "9-8", "1-2000", "80:0", "80:70000", "80-"]
+        {
             assert!(bad.parse::<PublishedPort>().is_err(), "{bad}");
         }
     }
