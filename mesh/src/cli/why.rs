@@ -57,6 +57,7 @@ fn human(out: &mut Output<'_>, answer: &api::Why) -> io::Result<()> {
         out.table(&table)?;
     }
     if !answer.vips.is_empty() {
+        out.line("")?;
         out.line(format!("its virtual address: {}", addresses(&answer.vips)))?;
     }
     let mut table = Table::new(&["LISTENER", "ADDRESS", "LEADS TO", "STATE", "PROBLEM"]);

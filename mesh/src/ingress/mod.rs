@@ -12,6 +12,8 @@ mod metrics;
 mod occupant;
 mod slots;
 mod status;
+#[cfg(test)]
+mod tests;
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
