@@ -12,4 +12,5 @@ pub mod drain;
 pub mod ingress;
 pub mod proxy;
 pub mod readiness;
+mod sys;
 pub mod vip;

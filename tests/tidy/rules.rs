@@ -53,10 +53,11 @@ pub(crate) const ROOMS: &[Room] = &[
     room("mesh::drain", &[]),
     room("mesh::advice", &[]),
     room("mesh::readiness", &[]),
+    room("mesh::sys", &[]),
     room("mesh::api", &["nerve::model"]),
     // From an endpoint to a connection: each room knows those above it, and the proxy never the catalog.
     room("mesh::balance", &["nerve::model", "synapse::catalog"]),
-    room("mesh::proxy", &["mesh::balance", "mesh::drain", "mesh::advice", "nerve::tasks"]),
+    room("mesh::proxy", &["nerve::model", "mesh::balance", "mesh::drain", "mesh::advice", "mesh::sys"]),
     room(
         "mesh::ingress",
         &[
@@ -150,6 +151,7 @@ pub(crate) const HOMES: &[Home] = &[
     home("clap", &["mesh/src/cli"]),
     home("clap_complete", &["mesh/src/cli"]),
     home("rtnetlink", &["mesh/src/agent/demo", "mesh/src/vip/netlink.rs"]),
+    home("libc", &["mesh/src/sys", "mesh/src/dns/server"]),
     home(
         "nix",
         &[
@@ -157,9 +159,11 @@ pub(crate) const HOMES: &[Home] = &[
             "mesh/src/dns/server",
             "mesh/src/ingress/addresses.rs",
             "mesh/src/proxy/plane.rs",
+            "mesh/src/proxy/socket.rs",
         ],
     ),
     home("rand", &["mesh/src/dns"]),
+    home("rustix", &["mesh/src/proxy", "tests/src"]),
     home("tempfile", &["mesh/src/agent/demo"]),
     home("socket2", &["mesh/src/proxy", "mesh/src/ingress", "mesh/src/dns"]),
     home("tracing-subscriber", &["mesh/src/agent"]),

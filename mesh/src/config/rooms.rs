@@ -62,6 +62,15 @@ impl Config {
             connect_deadline: self.proxy.connect_deadline.get(),
             idle_timeout: self.proxy.idle_timeout.map(Period::get),
             max_connections: self.proxy.max_connections,
+            tcp: proxy::TcpOptions {
+                keepalive: self.proxy.keepalive.get(),
+                keepalive_interval: self.proxy.keepalive_interval.get(),
+                user_timeout: self.proxy.user_timeout.map(Period::get),
+                defer_accept: self.proxy.defer_accept,
+                send_buffer: self.proxy.send_buffer,
+                receive_buffer: self.proxy.receive_buffer,
+                source_addresses: self.proxy.source_addresses.clone(),
+            },
         }
     }
 

@@ -23,7 +23,7 @@ use super::desired::{self, Addresses, Claims, Holder, Port, Refused, Wants, virt
 use super::slots::{Slot, SlotKey, Slots, State};
 use super::{Config, ListenerKind, ListenerState, ListenerStatus, LocalPort, Metrics, addresses, occupant};
 use crate::balance::Balancer;
-use crate::proxy::{DataPlane, Listener, ListenerSpec};
+use crate::proxy::{DataPlane, Listener, ListenerSpec, Sharing};
 
 /// How often ports that could not be opened are tried again, and the node's addresses are read.
 const RETRY: Duration = Duration::from_secs(5);
@@ -422,7 +422,9 @@ impl Controller {
                 "cannot listen on {address}/udp: this version moves TCP only; unpublish it, or publish the TCP port"
             ));
         }
-        match self.plane.open(ListenerSpec { address, balancer }) {
+        // Virtual addresses are many: with a socket a thread they would be as many descriptors as connections may need.
+        let sharing = if kind == ListenerKind::Virtual { Sharing::One } else { Sharing::PerThread };
+        match self.plane.open(ListenerSpec { address, balancer, sharing, inherited: Vec::new() }) {
             Ok(listener) => State::Open(listener),
             Err(error) => {
                 let text = error.to_string();

@@ -26,6 +26,10 @@ pub enum Dropped {
     ConnectDeadline,
     /// As many connections are open as are allowed.
     Limit,
+    /// This process or host is out of descriptors or memory.
+    OutOfDescriptors,
+    /// Every port of this host's addresses is in use towards every endpoint.
+    OutOfPorts,
     /// Nothing moved for the idle timeout.
     Idle,
     /// The drain's deadline passed.
@@ -34,19 +38,24 @@ pub enum Dropped {
     ClientReset,
     /// The endpoint reset it.
     EndpointReset,
+    /// A mistake in this program; the log has it.
+    Panic,
 }
 
 impl Dropped {
     /// Every reason there is.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 11] = [
         Self::NoEndpoint,
         Self::ConnectFailed,
         Self::ConnectDeadline,
         Self::Limit,
+        Self::OutOfDescriptors,
+        Self::OutOfPorts,
         Self::Idle,
         Self::Drain,
         Self::ClientReset,
         Self::EndpointReset,
+        Self::Panic,
     ];
 
     /// The word for it, as in metric labels.
@@ -57,10 +66,13 @@ impl Dropped {
             Self::ConnectFailed => "connect_failed",
             Self::ConnectDeadline => "connect_deadline",
             Self::Limit => "limit",
+            Self::OutOfDescriptors => "out_of_descriptors",
+            Self::OutOfPorts => "out_of_ports",
             Self::Idle => "idle",
             Self::Drain => "drain",
             Self::ClientReset => "client_reset",
             Self::EndpointReset => "endpoint_reset",
+            Self::Panic => "panic",
         }
     }
 }

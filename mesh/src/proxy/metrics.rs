@@ -1,8 +1,16 @@
-//! What the data plane counts. The labels of a listener are looked up once, when it is opened.
+//! What the data plane counts.
+//!
+//! Each thread counts for itself, in numbers that only it writes: no locked instruction and no cache line that threads pass
+//! around. They are added up when somebody asks.
 
-use prometheus::core::Collector;
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use prometheus::core::{Collector, Desc};
+use prometheus::proto::MetricFamily;
 use prometheus::{
-    Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGaugeVec, Opts, Registry,
 };
 
 use super::Dropped;
@@ -10,32 +18,61 @@ use super::Dropped;
 /// Everything that the data plane counts.
 #[derive(Debug, Clone)]
 pub struct Metrics {
-    connections: IntCounterVec,
-    active: IntGaugeVec,
-    bytes: IntCounterVec,
-    retries: IntCounterVec,
-    dropped: IntCounterVec,
+    tallies: Tallies,
     connect: HistogramVec,
     /// Accepts that the kernel refused for want of descriptors or memory.
     pub(super) accept_errors: IntCounter,
 }
 
-/// The counters of one service's connections.
+/// A number that one thread writes and anyone reads.
+#[derive(Debug, Default)]
+pub(super) struct Count(AtomicU64);
+
+/// What one thread counts of one service.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+pub(super) struct Tally {
+    pub(super) accepted: Count,
+    pub(super) ended: Count,
+    pub(super) to_endpoint: Count,
+    pub(super) to_client: Count,
+    pub(super) retries: Count,
+    dropped: [Count; Dropped::ALL.len()],
+}
+
+/// The tallies of all services and threads, and the families that they become.
 #[derive(Debug, Clone)]
-pub(super) struct ServiceMetrics {
-    pub(super) connections: IntCounter,
-    pub(super) active: IntGauge,
-    pub(super) to_endpoint: IntCounter,
-    pub(super) to_client: IntCounter,
-    pub(super) retries: IntCounter,
-    pub(super) connect: Histogram,
-    dropped: [IntCounter; Dropped::ALL.len()],
+struct Tallies {
+    of_service: Arc<Mutex<BTreeMap<String, Vec<Arc<Tally>>>>>,
+    connections: IntCounterVec,
+    active: IntGaugeVec,
+    bytes: IntCounterVec,
+    retries: IntCounterVec,
+    dropped: IntCounterVec,
+}
+
+impl Count {
+    /// For the thread that owns it.
+    pub(super) fn add(&self, count: u64) {
+        self.0.store(self.0.load(Ordering::Relaxed) + count, Ordering::Relaxed);
+    }
+
+    pub(super) fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+impl Tally {
+    pub(super) fn dropped(&self, reason: Dropped) {
+        self.dropped[reason as usize].add(1);
+    }
 }
 
 impl Metrics {
     /// Counters at zero, not registered yet.
     pub fn new() -> prometheus::Result<Self> {
-        Ok(Self {
+        let tallies = Tallies {
+            of_service: Arc::default(),
             connections: counters("plexus_connections_total", "Client connections accepted.", &["service"])?,
             active: IntGaugeVec::new(
                 Opts::new("plexus_connections_active", "Client connections that are open."),
@@ -56,6 +93,9 @@ impl Metrics {
                 "Client connections that were not served to their end, by reason.",
                 &["service", "reason"],
             )?,
+        };
+        Ok(Self {
+            tallies,
             connect: HistogramVec::new(
                 HistogramOpts::new(
                     "plexus_connect_seconds",
@@ -73,40 +113,74 @@ impl Metrics {
 
     /// Makes them visible.
     pub fn register(&self, registry: &Registry) -> prometheus::Result<()> {
-        let all: [Box<dyn Collector>; 7] = [
-            Box::new(self.connections.clone()),
-            Box::new(self.active.clone()),
-            Box::new(self.bytes.clone()),
-            Box::new(self.retries.clone()),
-            Box::new(self.dropped.clone()),
-            Box::new(self.connect.clone()),
-            Box::new(self.accept_errors.clone()),
-        ];
-        all.into_iter().try_for_each(|collector| registry.register(collector))
+        registry.register(Box::new(self.tallies.clone()))?;
+        registry.register(Box::new(self.connect.clone()))?;
+        registry.register(Box::new(self.accept_errors.clone()))
     }
 
-    pub(super) fn of_service(&self, service: &str) -> ServiceMetrics {
-        ServiceMetrics {
-            connections: self.connections.with_label_values(&[service]),
-            active: self.active.with_label_values(&[service]),
-            to_endpoint: self.bytes.with_label_values(&[service, "endpoint"]),
-            to_client: self.bytes.with_label_values(&[service, "client"]),
-            retries: self.retries.with_label_values(&[service]),
-            connect: self.connect.with_label_values(&[service]),
-            dropped: Dropped::ALL.map(|reason| self.dropped.with_label_values(&[service, reason.as_str()])),
+    /// The tally of a service on the thread with this index.
+    pub(super) fn tally(&self, service: &str, thread: usize) -> Arc<Tally> {
+        let mut of_service = self.tallies.of_service.lock().unwrap_or_else(PoisonError::into_inner);
+        let tallies = of_service.entry(service.to_owned()).or_default();
+        while tallies.len() <= thread {
+            tallies.push(Arc::default());
         }
+        Arc::clone(&tallies[thread])
     }
-}
 
-impl ServiceMetrics {
-    pub(super) fn dropped(&self, reason: Dropped) {
-        self.dropped[reason as usize].inc();
+    pub(super) fn connect_time(&self, service: &str) -> Histogram {
+        self.connect.with_label_values(&[service])
     }
 
     #[cfg(test)]
-    pub(super) fn dropped_so_far(&self, reason: Dropped) -> u64 {
-        self.dropped[reason as usize].get()
+    pub(super) fn dropped_so_far(&self, service: &str, reason: Dropped) -> u64 {
+        let of_service = self.tallies.of_service.lock().unwrap();
+        of_service.get(service).into_iter().flatten().map(|tally| tally.dropped[reason as usize].get()).sum()
     }
+}
+
+impl Tallies {
+    /// Brings the families up to what the threads have counted.
+    fn add_up(&self) {
+        let of_service = self.of_service.lock().unwrap_or_else(PoisonError::into_inner);
+        for (service, tallies) in &*of_service {
+            let service = service.as_str();
+            let sum = |count: &dyn Fn(&Tally) -> u64| tallies.iter().map(|tally| count(tally)).sum::<u64>();
+            raise(&self.connections, &[service], sum(&|t| t.accepted.get()));
+            raise(&self.retries, &[service], sum(&|t| t.retries.get()));
+            raise(&self.bytes, &[service, "endpoint"], sum(&|t| t.to_endpoint.get()));
+            raise(&self.bytes, &[service, "client"], sum(&|t| t.to_client.get()));
+            for reason in Dropped::ALL {
+                let count = sum(&|t| t.dropped[reason as usize].get());
+                raise(&self.dropped, &[service, reason.as_str()], count);
+            }
+            // In this order, so that one that ends in between is not counted below zero.
+            let ended = sum(&|t| t.ended.get());
+            let open = sum(&|t| t.accepted.get()).saturating_sub(ended);
+            self.active.with_label_values(&[service]).set(i64::try_from(open).unwrap_or(i64::MAX));
+        }
+    }
+
+    fn families(&self) -> [&dyn Collector; 5] {
+        [&self.connections, &self.active, &self.bytes, &self.retries, &self.dropped]
+    }
+}
+
+impl Collector for Tallies {
+    fn desc(&self) -> Vec<&Desc> {
+        self.families().into_iter().flat_map(Collector::desc).collect()
+    }
+
+    fn collect(&self) -> Vec<MetricFamily> {
+        self.add_up();
+        self.families().into_iter().flat_map(Collector::collect).collect()
+    }
+}
+
+/// Raises a counter to `total`.
+fn raise(counters: &IntCounterVec, labels: &[&str], total: u64) {
+    let counter = counters.with_label_values(labels);
+    counter.inc_by(total.saturating_sub(counter.get()));
 }
 
 fn counters(name: &str, help: &str, labels: &[&str]) -> prometheus::Result<IntCounterVec> {
@@ -120,10 +194,25 @@ mod tests {
     #[test]
     fn each_reason_has_its_own_counter() {
         let metrics = Metrics::new().unwrap();
-        let service = metrics.of_service("web");
+        let threads = [metrics.tally("web", 0), metrics.tally("web", 1)];
         for reason in Dropped::ALL {
-            service.dropped(reason);
-            assert_eq!(metrics.dropped.with_label_values(&["web", reason.as_str()]).get(), 1);
+            threads[0].dropped(reason);
+            threads[1].dropped(reason);
+            metrics.tallies.add_up();
+            assert_eq!(metrics.tallies.dropped.with_label_values(&["web", reason.as_str()]).get(), 2);
         }
+    }
+
+    #[test]
+    fn what_is_open_was_accepted_and_has_not_ended() {
+        let metrics = Metrics::new().unwrap();
+        metrics.tally("web", 0).accepted.add(3);
+        metrics.tally("web", 1).accepted.add(2);
+        metrics.tally("web", 1).ended.add(1);
+        let text =
+            |families: Vec<MetricFamily>| prometheus::TextEncoder::new().encode_to_string(&families).unwrap();
+        let text = text(metrics.tallies.collect());
+        assert!(text.contains("plexus_connections_active{service=\"web\"} 4"), "{text}");
+        assert!(text.contains("plexus_connections_total{service=\"web\"} 5"), "{text}");
     }
 }

@@ -3,23 +3,21 @@
 use std::io;
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use nerve::tasks::Tasks;
-use tokio::sync::mpsc;
-use tokio_util::sync::CancellationToken;
-
-use super::listener::{Acceptor, Slots};
-use super::metrics::{Metrics, ServiceMetrics};
-use super::tcp::Route;
+use super::command::Command;
+use super::inbox::Inbox;
+use super::limit::ConnectionLimit;
+use super::metrics::Metrics;
+use super::route::{ListenerId, OpenConnections, Route};
+use super::worker::Worker;
 use super::{BindError, Config, socket};
 use crate::balance::Balancer;
 
-/// Commands that wait for a thread. Each is a listener to open; more than this means that the thread hangs.
-const COMMANDS: usize = 1024;
 /// Descriptors that are not for client connections: listeners, store, checks, DNS, files.
 const RESERVED_DESCRIPTORS: u64 = 1024;
 
@@ -30,15 +28,32 @@ pub struct ListenerSpec {
     pub address: SocketAddr,
     /// Who gets the connections.
     pub balancer: Arc<Balancer>,
+    /// How the threads come to their connections.
+    pub sharing: Sharing,
+    /// Sockets that listen there already, from an earlier process or from systemd. They are used, whatever their number: what
+    /// waits in their queues is served.
+    pub inherited: Vec<Arc<OwnedFd>>,
+}
+
+/// How the threads share a listener.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Sharing {
+    /// A socket a thread (`SO_REUSEPORT`): the kernel spreads clients, and no thread touches what another one uses.
+    #[default]
+    PerThread,
+    /// One socket that all threads watch: for thousands of listeners, of which each costs a descriptor.
+    One,
 }
 
 /// An open listener. Dropping it closes it at once, with its connections.
 #[derive(Debug)]
 pub struct Listener {
+    id: ListenerId,
     address: SocketAddr,
-    open: Arc<AtomicU32>,
-    stop: CancellationToken,
-    force: CancellationToken,
+    /// The threads hold them, and close them when they stop accepting.
+    sockets: Vec<Weak<OwnedFd>>,
+    open: Vec<Arc<OpenConnections>>,
+    threads: Vec<Arc<Inbox<Command>>>,
 }
 
 /// The data-plane threads.
@@ -46,22 +61,15 @@ pub struct Listener {
 pub struct DataPlane {
     config: Arc<Config>,
     metrics: Metrics,
-    slots: Arc<Slots>,
-    workers: Vec<Worker>,
+    limit: Arc<ConnectionLimit>,
+    threads: Vec<Thread>,
+    next_listener: AtomicU64,
 }
 
 #[derive(Debug)]
-struct Worker {
-    commands: mpsc::Sender<Open>,
-    thread: JoinHandle<()>,
-}
-
-/// One listening socket for one thread.
-struct Open {
-    listener: std::net::TcpListener,
-    route: Arc<Route>,
-    open: Arc<AtomicU32>,
-    stop: CancellationToken,
+struct Thread {
+    inbox: Arc<Inbox<Command>>,
+    handle: JoinHandle<()>,
 }
 
 impl DataPlane {
@@ -71,110 +79,121 @@ impl DataPlane {
             .threads
             .unwrap_or_else(|| std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN));
         let limit = config.max_connections.map_or_else(connections_by_descriptors, std::num::NonZeroU32::get);
-        let slots = Arc::new(Slots::new(limit));
-        let mut workers = Vec::with_capacity(threads.get());
-        for index in 0..threads.get() {
-            workers.push(Worker::start(index, Arc::clone(&slots), metrics.clone())?);
-        }
-        Ok(Self { config: Arc::new(config), metrics, slots, workers })
+        let limit = Arc::new(ConnectionLimit::new(limit));
+        let threads = (0..threads.get())
+            .map(|index| Thread::start(index, &limit, &metrics))
+            .collect::<Result<_, _>>()?;
+        Ok(Self { config: Arc::new(config), metrics, limit, threads, next_listener: AtomicU64::new(0) })
     }
 
-    /// Opens a listener on every thread. When this returns the port answers.
+    /// Opens a listener on every thread. When this returns, the port answers.
     pub fn open(&self, spec: ListenerSpec) -> Result<Listener, BindError> {
         let failed = |source| BindError { address: spec.address, source };
-        if spec.address.port() != 0 {
-            socket::probe(spec.address).map_err(failed)?;
-        }
-        let mut address = spec.address;
-        let mut sockets = Vec::with_capacity(self.workers.len());
-        for _ in &self.workers {
-            let listener = socket::listen(address).map_err(failed)?;
-            address = listener.local_addr().map_err(failed)?;
-            sockets.push(listener);
-        }
+        let sockets = self.sockets(&spec).map_err(failed)?;
+        let address = socket::local_address(&sockets[0]).map_err(failed)?;
         let listener = Listener {
+            id: ListenerId::new(self.next_listener.fetch_add(1, Ordering::Relaxed)),
             address,
-            open: Arc::default(),
-            stop: CancellationToken::new(),
-            force: CancellationToken::new(),
+            sockets: sockets.iter().map(Arc::downgrade).collect(),
+            open: self.threads.iter().map(|_| Arc::default()).collect(),
+            threads: self.threads.iter().map(|thread| Arc::clone(&thread.inbox)).collect(),
         };
-        let metrics = self.metrics.of_service(spec.balancer.service().as_str());
-        for (worker, socket) in self.workers.iter().zip(sockets) {
-            let open = Open {
-                listener: socket,
-                route: Arc::new(self.route(&spec.balancer, &metrics, &listener.force)),
-                open: Arc::clone(&listener.open),
-                stop: listener.stop.clone(),
-            };
-            worker.commands.try_send(open).map_err(|_| {
-                failed(io::Error::other(
-                    "a data-plane thread does not take it: it hangs or has ended; restart the agent",
-                ))
-            })?;
+        // With fewer sockets than threads, all of them are everyone's.
+        let is_shared = sockets.len() < self.threads.len();
+        for (index, thread) in self.threads.iter().enumerate() {
+            let own =
+                sockets.iter().enumerate().filter(|(n, _)| is_shared || n % self.threads.len() == index);
+            for (_, socket) in own {
+                let route = Box::new(self.route(&spec.balancer, &listener, index));
+                let command = Command::Open(Arc::clone(socket), route);
+                thread.inbox.send(command).map_err(|error| failed(io::Error::other(error)))?;
+            }
         }
         Ok(listener)
     }
 
-    fn route(&self, balancer: &Arc<Balancer>, metrics: &ServiceMetrics, force: &CancellationToken) -> Route {
+    /// Inherited sockets, and as many more as the way of sharing needs; at least one.
+    fn sockets(&self, spec: &ListenerSpec) -> io::Result<Vec<Arc<OwnedFd>>> {
+        let options = &self.config.tcp;
+        let wanted = match spec.sharing {
+            Sharing::PerThread => self.threads.len(),
+            Sharing::One => 1,
+        };
+        let mut sockets = spec.inherited.clone();
+        sockets.iter().try_for_each(|socket| socket::adopt(socket, options))?;
+        let mut address = match sockets.first() {
+            Some(socket) => socket::local_address(socket)?,
+            None => spec.address,
+        };
+        if sockets.is_empty() && address.port() != 0 {
+            socket::probe(address)?;
+        }
+        while sockets.len() < wanted {
+            match socket::listen(address, options) {
+                Ok(socket) => {
+                    address = socket::local_address(&socket)?;
+                    sockets.push(Arc::new(socket));
+                }
+                // Those that were inherited do not share their port: the threads share them.
+                Err(_) if !spec.inherited.is_empty() => break,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(sockets)
+    }
+
+    fn route(&self, balancer: &Arc<Balancer>, listener: &Listener, thread: usize) -> Route {
+        let service = balancer.service().as_str();
         Route {
+            listener: listener.id,
+            open: Arc::clone(&listener.open[thread]),
             balancer: Arc::clone(balancer),
             config: Arc::clone(&self.config),
-            metrics: metrics.clone(),
-            force: force.clone(),
+            tally: self.metrics.tally(service, thread),
+            connect_time: self.metrics.connect_time(service),
         }
     }
 
     /// How many client connections may be open at once.
     #[must_use]
     pub fn max_connections(&self) -> u32 {
-        self.slots.limit()
+        self.limit.limit()
     }
 
     /// Ends the threads, with what connections are left. Blocks until they have ended.
     pub fn shutdown(self) {
-        for worker in self.workers {
-            drop(worker.commands);
-            if worker.thread.join().is_err() {
+        for thread in &self.threads {
+            // One that has ended already needs no telling.
+            let _ = thread.inbox.send(Command::End);
+        }
+        for thread in self.threads {
+            if thread.handle.join().is_err() {
                 tracing::error!("a data-plane thread ended by a panic");
             }
         }
     }
 }
 
-impl Worker {
-    fn start(index: usize, slots: Arc<Slots>, metrics: Metrics) -> io::Result<Self> {
-        let (commands, inbox) = mpsc::channel(COMMANDS);
-        // Made here, so that an error is the caller's and not the thread's.
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let thread = std::thread::Builder::new()
-            .name(format!("data-{index}"))
-            .spawn(move || runtime.block_on(work(inbox, slots, metrics)))?;
-        Ok(Self { commands, thread })
-    }
-}
-
-async fn work(mut inbox: mpsc::Receiver<Open>, slots: Arc<Slots>, metrics: Metrics) {
-    let tasks = Tasks::new();
-    while let Some(open) = inbox.recv().await {
-        let listener = match tokio::net::TcpListener::from_std(open.listener) {
-            Ok(listener) => listener,
-            Err(error) => {
-                tracing::error!(%error, "a listener cannot be registered with its thread");
-                continue;
+impl Thread {
+    fn start(index: usize, limit: &Arc<ConnectionLimit>, metrics: &Metrics) -> io::Result<Self> {
+        let inbox = Arc::new(Inbox::new()?);
+        let (limit, metrics, worker_inbox) = (Arc::clone(limit), metrics.clone(), Arc::clone(&inbox));
+        // Says whether it could start, so that an error is the caller's and not the thread's.
+        let (tell, told) = std::sync::mpsc::sync_channel(1);
+        let handle = std::thread::Builder::new().name(format!("data-{index}")).spawn(move || {
+            match Worker::new(worker_inbox, limit, metrics) {
+                Ok(worker) => {
+                    let _ = tell.send(Ok(()));
+                    worker.run();
+                }
+                Err(error) => {
+                    let _ = tell.send(Err(error));
+                }
             }
-        };
-        let acceptor = Acceptor {
-            listener,
-            route: open.route,
-            slots: Arc::clone(&slots),
-            open: open.open,
-            accept_errors: metrics.accept_errors.clone(),
-            stop: open.stop,
-            tasks: tasks.clone(),
-        };
-        tasks.spawn("listener", acceptor.run());
+        })?;
+        told.recv().map_err(io::Error::other)??;
+        Ok(Self { inbox, handle })
     }
-    // The runtime ends with this function, and what is left of connections with it.
 }
 
 impl Listener {
@@ -187,12 +206,25 @@ impl Listener {
     /// Client connections that are open.
     #[must_use]
     pub fn connections(&self) -> u32 {
-        self.open.load(Ordering::Relaxed)
+        self.open.iter().map(|open| open.count()).sum()
+    }
+
+    /// The sockets that clients come from, for a process that takes over; none when it has stopped accepting.
+    #[must_use]
+    pub fn sockets(&self) -> Vec<Arc<OwnedFd>> {
+        self.sockets.iter().filter_map(Weak::upgrade).collect()
     }
 
     /// Takes no new connections from now on. What the kernel had completed already is still served.
     pub fn stop_accepting(&self) {
-        self.stop.cancel();
+        self.tell(Command::StopAccepting);
+    }
+
+    fn tell(&self, command: impl Fn(ListenerId) -> Command) {
+        for thread in &self.threads {
+            // A thread that has ended has closed everything.
+            let _ = thread.send(command(self.id));
+        }
     }
 
     /// Takes no new connections and waits until those that are open have ended, at most for `deadline`; then resets
@@ -201,10 +233,9 @@ impl Listener {
         /// How often the number of open connections is looked at; nobody waits for a drain to the millisecond.
         const LOOK: Duration = Duration::from_millis(20);
         self.stop_accepting();
+        let has_ended = || self.open.iter().all(|open| open.has_stopped()) && self.connections() == 0;
         let all_ended = async {
-            // Once more after the last accept, which the threads do when they see the stop.
-            tokio::time::sleep(LOOK).await;
-            while self.connections() > 0 {
+            while !has_ended() {
                 tokio::time::sleep(LOOK).await;
             }
         };
@@ -217,8 +248,8 @@ impl Listener {
 
 impl Drop for Listener {
     fn drop(&mut self) {
-        self.stop.cancel();
-        self.force.cancel();
+        self.tell(Command::StopAccepting);
+        self.tell(Command::Reset);
     }
 }
 

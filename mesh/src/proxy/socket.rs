@@ -1,17 +1,19 @@
 //! Socket options and the one way to make each kind of socket.
 
 use std::io;
-use std::net::{Shutdown, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
-use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
-use tokio::net::{TcpSocket, TcpStream};
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketFlags, SocketType, ipproto, sockopt};
+use socket2::{Domain, Protocol, Socket, Type};
+
+use super::TcpOptions;
+use crate::sys;
 
 /// Handshakes that the kernel completes ahead of us; it caps this at `net.core.somaxconn`.
 const BACKLOG: i32 = 4096;
-/// A peer whose host vanished is noticed by probes; the kernel's defaults would take two hours.
-const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
 
 /// Is nobody else listening there? `SO_REUSEPORT` alone would let two programs of one user share a port silently.
 pub(super) fn probe(address: SocketAddr) -> io::Result<()> {
@@ -19,12 +21,34 @@ pub(super) fn probe(address: SocketAddr) -> io::Result<()> {
 }
 
 /// A listening socket that others of ours on the same address share the connections with.
-pub(super) fn listen(address: SocketAddr) -> io::Result<std::net::TcpListener> {
+pub(super) fn listen(address: SocketAddr, options: &TcpOptions) -> io::Result<OwnedFd> {
     let socket = listening_socket(address)?;
     socket.set_reuse_port(true)?;
+    // Before the handshake, where a buffer's size decides the window's scale.
+    set_buffers(&socket, options);
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
+    adopt(&socket, options)?;
     Ok(socket.into())
+}
+
+/// Prepares a listening socket, also one that another process has opened.
+pub(super) fn adopt(socket: impl AsFd, options: &TcpOptions) -> io::Result<()> {
+    let socket = socket.as_fd();
+    rustix::io::ioctl_fionbio(socket, true)?;
+    // Accepted sockets inherit it, which saves a call for each.
+    set_nodelay(socket);
+    if options.defer_accept {
+        // The client's data must come within this; then it is accepted nevertheless.
+        const SECONDS: i32 = 5;
+        sys::sockopt::set_tcp_defer_accept(socket, SECONDS)?;
+    }
+    Ok(())
+}
+
+/// Where a listening socket listens.
+pub(super) fn local_address(socket: impl AsFd) -> io::Result<SocketAddr> {
+    Ok(SocketAddr::try_from(rustix::net::getsockname(socket)?)?)
 }
 
 fn listening_socket(address: SocketAddr) -> io::Result<Socket> {
@@ -37,34 +61,104 @@ fn listening_socket(address: SocketAddr) -> io::Result<Socket> {
     Ok(socket)
 }
 
-/// Connects; the caller bounds the time.
-pub(super) async fn connect(address: SocketAddr) -> io::Result<TcpStream> {
-    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
-    let stream = socket.connect(address).await?;
-    prepare(&stream);
-    Ok(stream)
+/// What waits in a listening socket's queue.
+pub(super) fn accept(listener: impl AsFd) -> Result<(OwnedFd, SocketAddr), Errno> {
+    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+    let (client, address) = rustix::net::acceptfrom_with(listener, flags)?;
+    let address = address.ok_or(Errno::NOTCONN)?;
+    let address = SocketAddr::try_from(address)?;
+    // A client that came to an IPv6 socket by IPv4 is an IPv4 client.
+    Ok((client, SocketAddr::new(address.ip().to_canonical(), address.port())))
 }
 
-/// What every connection gets. Failing to set an option does not make the connection worse than it is.
-pub(super) fn prepare(stream: &TcpStream) {
-    let keepalive = TcpKeepalive::new().with_time(KEEPALIVE_IDLE).with_interval(KEEPALIVE_INTERVAL);
-    let socket = SockRef::from(stream);
-    let _ = stream.set_nodelay(true);
-    let _ = socket.set_tcp_keepalive(&keepalive);
-}
-
-/// Passes on the end of one direction: FIN.
-pub(super) fn finish_writing(stream: &TcpStream) -> io::Result<()> {
-    match SockRef::from(stream).shutdown(Shutdown::Write) {
-        // The peer has gone altogether in the meantime; there is nobody to tell.
-        Err(error) if error.kind() == io::ErrorKind::NotConnected => Ok(()),
+/// Begins to connect. With `speaks_first`, bytes follow as soon as the connection stands, and they carry the
+/// acknowledgement that ends the handshake: one packet less.
+pub(super) fn connect(
+    address: SocketAddr,
+    speaks_first: bool,
+    options: &TcpOptions,
+) -> Result<OwnedFd, Errno> {
+    match connect_from(None, address, speaks_first, options) {
+        // Every port of the source address that the kernel chose is in use towards this endpoint.
+        Err(Errno::ADDRNOTAVAIL) => {
+            let usable = options.source_addresses.iter().filter(|ip| ip.is_ipv4() == address.is_ipv4());
+            let mut attempts = usable.map(|ip| connect_from(Some(*ip), address, speaks_first, options));
+            attempts
+                .find(|done| done.as_ref().err() != Some(&Errno::ADDRNOTAVAIL))
+                .unwrap_or(Err(Errno::ADDRNOTAVAIL))
+        }
         done => done,
     }
 }
 
+fn connect_from(
+    source: Option<IpAddr>,
+    address: SocketAddr,
+    speaks_first: bool,
+    options: &TcpOptions,
+) -> Result<OwnedFd, Errno> {
+    let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+    let socket = rustix::net::socket_with(family, SocketType::STREAM, flags, Some(ipproto::TCP))?;
+    if let Some(source) = source {
+        // The port is chosen when the destination is known, so that it may be one that leads elsewhere already.
+        let _ = nix::sys::socket::setsockopt(&socket, nix::sys::socket::sockopt::IpBindAddressNoPort, &true);
+        rustix::net::bind(&socket, &SocketAddr::new(source, 0))?;
+    }
+    set_buffers(&socket, options);
+    if speaks_first {
+        // Without it the handshake has one packet more and is as good.
+        let _ = sockopt::set_tcp_quickack(&socket, false);
+    }
+    match rustix::net::connect(&socket, &address) {
+        Ok(()) | Err(Errno::INPROGRESS) => Ok(socket),
+        Err(error) => Err(error),
+    }
+}
+
+/// Errors of this host, of which an endpoint knows nothing: out of descriptors, memory or ports.
+pub(super) fn is_ours(error: Errno) -> bool {
+    matches!(error, Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM | Errno::ADDRNOTAVAIL)
+}
+
+/// Why connecting failed.
+pub(super) fn error(socket: impl AsFd) -> Errno {
+    match sockopt::socket_error(socket) {
+        Ok(Err(error)) | Err(error) => error,
+        Ok(Ok(())) => Errno::CONNREFUSED,
+    }
+}
+
+/// Failing to set an option does not make a connection worse than it is; so here and below.
+pub(super) fn set_nodelay(socket: impl AsFd) {
+    let _ = sockopt::set_tcp_nodelay(socket, true);
+}
+
+/// For connections that turn out to last.
+pub(super) fn set_keepalive(socket: impl AsFd, options: &TcpOptions) {
+    let socket = socket.as_fd();
+    let _ = sockopt::set_tcp_keepidle(socket, options.keepalive);
+    let _ = sockopt::set_tcp_keepintvl(socket, options.keepalive_interval);
+    let _ = sockopt::set_socket_keepalive(socket, true);
+    if let Some(timeout) = options.user_timeout {
+        let millis = u32::try_from(timeout.as_millis()).unwrap_or(u32::MAX);
+        let _ = sockopt::set_tcp_user_timeout(socket, millis);
+    }
+}
+
+fn set_buffers(socket: impl AsFd, options: &TcpOptions) {
+    let socket = socket.as_fd();
+    if let Some(bytes) = options.send_buffer {
+        let _ = sockopt::set_socket_send_buffer_size(socket, bytes.get() as usize);
+    }
+    if let Some(bytes) = options.receive_buffer {
+        let _ = sockopt::set_socket_recv_buffer_size(socket, bytes.get() as usize);
+    }
+}
+
 /// Ends a connection by RST, as the peer on the other side did.
-pub(super) fn reset(stream: TcpStream) {
+pub(super) fn reset(socket: OwnedFd) {
     // Without the option it ends by FIN, which is the next best.
-    let _ = SockRef::from(&stream).set_linger(Some(Duration::ZERO));
-    drop(stream);
+    let _ = sockopt::set_socket_linger(&socket, Some(Duration::ZERO));
+    drop(socket);
 }

@@ -11,7 +11,7 @@ use nerve::model::{Instance, ServiceName};
 use socket2::SockRef;
 use synapse::catalog::{Catalog, Change};
 
-use super::{Config, DataPlane, Dropped, Listener, ListenerSpec, Metrics};
+use super::{Config, DataPlane, Dropped, Listener, ListenerSpec, Metrics, Sharing};
 use crate::balance::Balancer;
 
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -37,7 +37,9 @@ fn world(config: Config, endpoints: &[SocketAddr]) -> World {
     let config = Config { threads: NonZeroUsize::new(2), ..config };
     let plane = DataPlane::start(config, metrics.clone()).unwrap();
     let address = "127.0.0.1:0".parse().unwrap();
-    let listener = plane.open(ListenerSpec { address, balancer }).unwrap();
+    let listener = plane
+        .open(ListenerSpec { address, balancer, sharing: Sharing::PerThread, inherited: Vec::new() })
+        .unwrap();
     World { plane, listener, metrics }
 }
 
@@ -49,7 +51,7 @@ impl World {
     }
 
     fn dropped(&self, reason: Dropped) -> u64 {
-        self.metrics.of_service("web").dropped_so_far(reason)
+        self.metrics.dropped_so_far("web", reason)
     }
 
     fn end(self) {
@@ -263,7 +265,7 @@ async fn a_drain_lets_connections_finish_and_takes_no_new_ones() {
     });
     assert_eq!(listener.drain(PATIENCE).await, 0);
     finishing.join().unwrap();
-    assert_eq!(metrics.of_service("web").dropped_so_far(Dropped::Drain), 0);
+    assert_eq!(metrics.dropped_so_far("web", Dropped::Drain), 0);
     plane.shutdown();
 }
 
@@ -276,6 +278,6 @@ async fn a_drain_resets_what_is_open_at_its_deadline() {
     until("open", || listener.connections() == 1);
     assert_eq!(listener.drain(Duration::from_millis(100)).await, 1);
     assert_eq!(client.read(&mut [0; 1]).unwrap_err().kind(), ErrorKind::ConnectionReset);
-    until("counted", || metrics.of_service("web").dropped_so_far(Dropped::Drain) == 1);
+    until("counted", || metrics.dropped_so_far("web", Dropped::Drain) == 1);
     plane.shutdown();
 }

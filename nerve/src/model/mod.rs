@@ -16,5 +16,7 @@ pub use instance::{Instance, Weight};
 pub use name::{InstanceId, NameError, NodeName, PortName, ServiceName, Tag, Zone};
 pub use node::Node;
 pub use prefix::Prefix;
-pub use settings::{PortRange, Protocol, PublishMode, PublishedPort, ServiceSettings, VirtualIp};
+pub use settings::{
+    ClientAddress, PortRange, Protocol, ProxyVersion, PublishMode, PublishedPort, ServiceSettings, VirtualIp,
+};
 pub use vip::VipClaim;

@@ -1,5 +1,6 @@
 //! The fleet-wide settings of a service, as they stand under `services/<service>`.
 
+mod client_address;
 mod published;
 mod virtual_ip;
 
@@ -7,6 +8,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+pub use client_address::{ClientAddress, ProxyVersion};
 pub use published::{PortRange, Protocol, PublishMode, PublishedPort};
 pub use virtual_ip::VirtualIp;
 

@@ -1,0 +1,37 @@
+//! What all connections of a thread share.
+
+use std::io;
+use std::time::Instant;
+
+use super::pipe::Pipes;
+use super::poll::Poller;
+use super::timers::Timers;
+
+/// Small enough to stay in the processor's second-level cache beside the packets, large enough that a stream costs few
+/// calls; `docs/performance.md` has the measurements.
+const BUFFER_BYTES: usize = 64 * 1024;
+
+/// A thread's poller, timers, buffer, pipes and clock.
+#[derive(Debug)]
+pub(super) struct Io {
+    pub(super) poller: Poller,
+    pub(super) timers: Timers,
+    /// Holds nothing between two calls: what is not written at once is copied out of it.
+    pub(super) buffer: Box<[u8]>,
+    pub(super) pipes: Pipes,
+    /// When the thread last woke; read once for all that is done then.
+    pub(super) now: Instant,
+}
+
+impl Io {
+    pub(super) fn new() -> io::Result<Self> {
+        let now = Instant::now();
+        Ok(Self {
+            poller: Poller::new()?,
+            timers: Timers::new(now),
+            buffer: vec![0; BUFFER_BYTES].into_boxed_slice(),
+            pipes: Pipes::default(),
+            now,
+        })
+    }
+}

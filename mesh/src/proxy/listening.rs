@@ -1,0 +1,97 @@
+//! A listening socket on one thread.
+
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rustix::io::Errno;
+
+use super::arena::Key;
+use super::poll::{Poller, Subject};
+use super::route::Route;
+use super::socket;
+
+/// Out of descriptors or memory: the kernel will not have more at once.
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// A socket that clients come from, and where they go.
+pub(super) struct Listening {
+    /// Shared with other threads where there are too many listeners for a socket a thread.
+    socket: Arc<OwnedFd>,
+    pub(super) route: Rc<Route>,
+    paused_until: Option<Instant>,
+}
+
+/// What an accept brought.
+pub(super) enum Accepted {
+    Client(OwnedFd, SocketAddr),
+    Nothing,
+    /// The kernel refuses: out of descriptors or memory.
+    Failed(Errno),
+}
+
+impl Listening {
+    /// Accepts in a row before the connections of the thread get their turn.
+    pub(super) const BURST: usize = 64;
+
+    pub(super) fn new(socket: Arc<OwnedFd>, route: Route) -> Self {
+        Self { socket, route: Rc::new(route), paused_until: None }
+    }
+
+    pub(super) fn socket(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+
+    pub(super) fn accept(&self) -> Accepted {
+        loop {
+            match socket::accept(&*self.socket) {
+                Ok((client, peer)) => return Accepted::Client(client, peer),
+                Err(Errno::AGAIN) => return Accepted::Nothing,
+                // The client gave up between handshake and accept: nothing of ours is wrong (accept(2), «Error handling»).
+                Err(error) if is_the_clients(error) => {}
+                Err(error) => return Accepted::Failed(error),
+            }
+        }
+    }
+
+    /// Stops watching for a moment, so that a thread that may accept nothing does not spin. Tells until when.
+    pub(super) fn pause(&mut self, poller: &Poller, now: Instant, error: Errno) -> Instant {
+        let error = std::io::Error::from(error);
+        tracing::warn!(service = %self.route.balancer.service(), %error, "cannot accept; it is tried again (raise LimitNOFILE if descriptors ran out)");
+        let _ = poller.remove(self.socket());
+        let until = now + PAUSE;
+        self.paused_until = Some(until);
+        until
+    }
+
+    pub(super) fn is_paused(&self, now: Instant) -> bool {
+        self.paused_until.is_some_and(|until| until <= now)
+    }
+
+    pub(super) fn resume(&mut self, poller: &Poller, key: Key) {
+        self.paused_until = None;
+        if let Err(error) = poller.add_level(self.socket(), Subject::Listener(key)) {
+            tracing::error!(service = %self.route.balancer.service(), %error, "a listener cannot be watched again");
+        }
+    }
+}
+
+/// Errors of one connection that never was, not of the listener.
+fn is_the_clients(error: Errno) -> bool {
+    matches!(
+        error,
+        Errno::CONNABORTED
+            | Errno::INTR
+            | Errno::NOTCONN
+            | Errno::NETDOWN
+            | Errno::PROTO
+            | Errno::NOPROTOOPT
+            | Errno::HOSTDOWN
+            | Errno::HOSTUNREACH
+            | Errno::OPNOTSUPP
+            | Errno::NETUNREACH
+            | Errno::PERM
+    )
+}

@@ -1,0 +1,162 @@
+//! One socket of a connection, and what is known of it.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, SendFlags, Shutdown};
+
+use super::poll::{Interest, Poller, Readiness, Subject};
+use super::socket;
+
+/// The client's socket or the endpoint's.
+#[derive(Debug)]
+pub(super) struct Side {
+    fd: OwnedFd,
+    /// It may have something to read; cleared when a read found the end of it.
+    pub(super) readable: bool,
+    /// It may take bytes; cleared when it would not.
+    pub(super) writable: bool,
+    /// The peer's FIN is known to stand behind what can be read.
+    pub(super) finished: bool,
+    /// It was reported broken.
+    pub(super) failed: bool,
+    /// Reads stop short at urgent data, so that a short read does not prove that there is no more.
+    urgent: bool,
+    /// Something was sent already, and small writes do not wait for acknowledgements.
+    nodelay: Delay,
+    interest: Interest,
+}
+
+/// Whether Nagle's algorithm is off. It delays the second small write at the earliest, so many sockets never need the call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Delay {
+    /// Nothing was sent yet.
+    Untouched,
+    /// One write was made.
+    Once,
+    /// It is off.
+    Off,
+}
+
+impl Side {
+    /// A socket that is not watched yet.
+    pub(super) fn new(fd: OwnedFd, nodelay: Delay) -> Self {
+        Self {
+            fd,
+            readable: false,
+            writable: false,
+            finished: false,
+            failed: false,
+            urgent: false,
+            nodelay,
+            interest: Interest::Read,
+        }
+    }
+
+    pub(super) fn watch(&mut self, poller: &Poller, subject: Subject, interest: Interest) -> io::Result<()> {
+        self.interest = interest;
+        poller.add(&self.fd, subject, interest)
+    }
+
+    /// Makes sure that it is told when it takes bytes again.
+    pub(super) fn watch_writing(&mut self, poller: &Poller, subject: Subject) -> io::Result<()> {
+        if self.interest == Interest::ReadAndWrite {
+            return Ok(());
+        }
+        self.interest = Interest::ReadAndWrite;
+        poller.change(&self.fd, subject, Interest::ReadAndWrite)
+    }
+
+    pub(super) fn note(&mut self, readiness: Readiness) {
+        self.readable |= readiness.readable();
+        self.writable |= readiness.writable();
+        self.finished |= readiness.finished();
+        self.failed |= readiness.failed();
+        self.urgent |= readiness.urgent();
+    }
+
+    /// Reads once. `Ok(None)`: nothing now.
+    pub(super) fn read(&mut self, buffer: &mut [u8]) -> Result<Option<Read>, Errno> {
+        loop {
+            let space = buffer.len();
+            match rustix::net::recv(&self.fd, &mut *buffer, RecvFlags::empty()) {
+                Ok((_, 0)) => return Ok(Some(Read { count: 0, last: true })),
+                Ok((_, count)) => {
+                    // A short read took all there was; what comes later is told by a new edge.
+                    let all = count < space && !self.urgent;
+                    self.readable = !all;
+                    return Ok(Some(Read { count, last: all && self.finished }));
+                }
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => {
+                    self.readable = false;
+                    return Ok(None);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Writes once what it takes of `bytes`; 0 when it takes nothing now. With `last`, a FIN is to follow and goes out
+    /// with them.
+    pub(super) fn write(&mut self, bytes: &[u8], last: bool) -> Result<usize, Errno> {
+        let flags = if last { SendFlags::NOSIGNAL | SendFlags::MORE } else { SendFlags::NOSIGNAL };
+        self.before_write();
+        loop {
+            match rustix::net::send(&self.fd, bytes, flags) {
+                Ok(count) => {
+                    self.writable = count == bytes.len();
+                    return Ok(count);
+                }
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => {
+                    self.writable = false;
+                    return Ok(0);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// To be called before a write that does not go through [`Side::write`].
+    pub(super) fn before_write(&mut self) {
+        match self.nodelay {
+            Delay::Untouched => self.nodelay = Delay::Once,
+            Delay::Once => {
+                socket::set_nodelay(&self.fd);
+                self.nodelay = Delay::Off;
+            }
+            Delay::Off => {}
+        }
+    }
+
+    /// Passes on the end of one direction.
+    pub(super) fn finish_writing(&self) -> Result<(), Errno> {
+        match rustix::net::shutdown(&self.fd, Shutdown::Write) {
+            // The peer has gone altogether in the meantime; there is nobody to tell.
+            Err(Errno::NOTCONN) => Ok(()),
+            done => done,
+        }
+    }
+
+    /// Ends by RST.
+    pub(super) fn reset(self) {
+        socket::reset(self.fd);
+    }
+}
+
+impl AsFd for Side {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+/// What a read found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Read {
+    /// So many bytes.
+    pub(super) count: usize,
+    /// Nothing comes after them.
+    pub(super) last: bool,
+}

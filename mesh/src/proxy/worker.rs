@@ -1,0 +1,261 @@
+//! A data-plane thread: its sockets, its connections, and the loop that serves them.
+//!
+//! A connection lives and dies on the thread that accepted it. The thread waits for sockets and for nothing else; the
+//! control plane talks to it through its inbox.
+
+use std::collections::VecDeque;
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::arena::{Arena, Key};
+use super::command::Command;
+use super::connection::{Connection, Step};
+use super::inbox::Inbox;
+use super::io::Io;
+use super::limit::ConnectionLimit;
+use super::listening::{Accepted, Listening};
+use super::metrics::Metrics;
+use super::poll::{Events, Readiness, Subject};
+use super::route::{ListenerId, Route};
+use super::{Dropped, socket};
+
+/// A connection that has lasted so long gets what only lasting ones need.
+const SETTLED: Duration = Duration::from_secs(10);
+
+pub(super) struct Worker {
+    io: Io,
+    inbox: Arc<Inbox<Command>>,
+    listeners: Arena<Listening>,
+    connections: Arena<Connection>,
+    /// Connections that have more to do, in their order.
+    again: VecDeque<Key>,
+    /// Those that have not lasted yet, oldest first.
+    young: VecDeque<(Instant, Key)>,
+    limit: Arc<ConnectionLimit>,
+    metrics: Metrics,
+    ended: bool,
+}
+
+impl Worker {
+    pub(super) fn new(
+        inbox: Arc<Inbox<Command>>,
+        limit: Arc<ConnectionLimit>,
+        metrics: Metrics,
+    ) -> io::Result<Self> {
+        let io = Io::new()?;
+        io.poller.add_level(&*inbox, Subject::Inbox)?;
+        Ok(Self {
+            io,
+            inbox,
+            listeners: Arena::default(),
+            connections: Arena::default(),
+            again: VecDeque::new(),
+            young: VecDeque::new(),
+            limit,
+            metrics,
+            ended: false,
+        })
+    }
+
+    /// Serves until it is told to end.
+    pub(super) fn run(mut self) {
+        let (mut events, mut woken) = (Events::new(), Vec::new());
+        while !self.ended {
+            if let Err(error) = self.io.poller.wait(&mut events, self.wait_at_most()) {
+                // Only a closed descriptor of our own can bring this about.
+                tracing::error!(%error, "a data-plane thread cannot wait for its sockets and ends");
+                break;
+            }
+            self.io.now = Instant::now();
+            for (subject, readiness) in events.iter() {
+                self.dispatch(subject, readiness);
+            }
+            for _ in 0..self.again.len() {
+                if let Some(key) = self.again.pop_front() {
+                    self.step(key, |connection, io| connection.relay(key, io));
+                }
+            }
+            self.io.timers.expired(self.io.now, &mut woken);
+            for key in woken.drain(..) {
+                self.wake(key);
+            }
+            self.settle();
+        }
+        self.inbox.close();
+    }
+
+    fn wait_at_most(&self) -> Option<Duration> {
+        if !self.again.is_empty() {
+            return Some(Duration::ZERO);
+        }
+        let young = self.young.front().map(|(at, _)| (*at + SETTLED).saturating_duration_since(self.io.now));
+        let timer = self.io.timers.next(self.io.now);
+        match (young, timer) {
+            (Some(a), Some(b)) => Some(a.min(b)),
+            (a, b) => a.or(b),
+        }
+    }
+
+    fn dispatch(&mut self, subject: Subject, readiness: Readiness) {
+        match subject {
+            Subject::Client(key) => {
+                self.step(key, |connection, io| connection.client_ready(key, readiness, io));
+            }
+            Subject::Endpoint(key) => {
+                self.step(key, |connection, io| connection.endpoint_ready(key, readiness, io));
+            }
+            Subject::Listener(key) => self.accept(key),
+            Subject::Inbox => self.read_inbox(),
+        }
+    }
+
+    fn wake(&mut self, key: Key) {
+        if let Some(listening) = self.listeners.get_mut(key)
+            && listening.is_paused(self.io.now)
+        {
+            listening.resume(&self.io.poller, key);
+        }
+        self.step(key, |connection, io| connection.woken(key, io));
+    }
+
+    /// Lets a connection do something. A panic in it is its own end and nobody else's.
+    fn step(&mut self, key: Key, step: impl FnOnce(&mut Connection, &mut Io) -> Step) {
+        let Some(connection) = self.connections.get_mut(key) else { return };
+        let io = &mut self.io;
+        match catch_unwind(AssertUnwindSafe(|| step(connection, io))) {
+            Ok(Step::Wait) => {}
+            Ok(Step::Again) => self.again.push_back(key),
+            Ok(Step::Finished) => self.end(key, None),
+            Ok(Step::Dropped(reason)) => self.end(key, Some(reason)),
+            Err(_) => {
+                tracing::error!("a connection's step panicked; the connection is reset");
+                self.end(key, Some(Dropped::Panic));
+            }
+        }
+    }
+
+    fn end(&mut self, key: Key, reason: Option<Dropped>) {
+        let Some(connection) = self.connections.remove(key) else { return };
+        connection.route.tally.ended.add(1);
+        connection.route.open.sub();
+        self.limit.give_back();
+        if let Some(reason) = reason {
+            connection.route.tally.dropped(reason);
+            connection.reset();
+        }
+    }
+
+    fn settle(&mut self) {
+        while let Some((began, key)) = self.young.front().copied()
+            && self.io.now >= began + SETTLED
+        {
+            self.young.pop_front();
+            if let Some(connection) = self.connections.get_mut(key) {
+                connection.settle();
+            }
+        }
+    }
+
+    fn accept(&mut self, key: Key) {
+        for _ in 0..Listening::BURST {
+            let Some(listening) = self.listeners.get_mut(key) else { return };
+            match listening.accept() {
+                Accepted::Client(client, peer) => {
+                    let route = Rc::clone(&listening.route);
+                    self.begin(client, peer, &route);
+                }
+                Accepted::Nothing => return,
+                Accepted::Failed(error) => {
+                    self.metrics.accept_errors.inc();
+                    let until = listening.pause(&self.io.poller, self.io.now, error);
+                    self.io.timers.set(until, key);
+                    return;
+                }
+            }
+        }
+    }
+
+    fn begin(&mut self, client: OwnedFd, peer: SocketAddr, route: &Rc<Route>) {
+        route.tally.accepted.add(1);
+        if !self.limit.take() {
+            route.tally.ended.add(1);
+            route.tally.dropped(Dropped::Limit);
+            socket::reset(client);
+            return;
+        }
+        let connection = Connection::new(client, peer, route, self.io.now);
+        let Some(key) = self.connections.insert(connection) else {
+            self.limit.give_back();
+            return;
+        };
+        route.open.add();
+        self.young.push_back((self.io.now, key));
+        self.step(key, |connection, io| connection.begin(key, io));
+    }
+
+    fn read_inbox(&mut self) {
+        for command in self.inbox.take() {
+            match command {
+                Command::Open(socket, route) => self.open(Listening::new(socket, *route)),
+                Command::StopAccepting(listener) => self.stop_accepting(listener),
+                Command::Reset(listener) => self.reset(listener),
+                Command::End => self.ended = true,
+            }
+        }
+    }
+
+    fn open(&mut self, listening: Listening) {
+        let Some(key) = self.listeners.insert(listening) else { return };
+        let Some(listening) = self.listeners.get_mut(key) else { return };
+        if let Err(error) = self.io.poller.add_level(listening.socket(), Subject::Listener(key)) {
+            tracing::error!(service = %listening.route.balancer.service(), %error, "a listener cannot be watched");
+            self.listeners.remove(key);
+        }
+    }
+
+    /// Takes what the kernel has completed already, so that closing the socket resets no client that believes itself
+    /// connected, and then closes it.
+    fn stop_accepting(&mut self, listener: ListenerId) {
+        let keys: Vec<Key> =
+            self.listeners.iter().filter(|(_, l)| l.route.listener == listener).map(|(key, _)| key).collect();
+        for key in keys {
+            while let Some(listening) = self.listeners.get_mut(key)
+                && let Accepted::Client(client, peer) = listening.accept()
+            {
+                let route = Rc::clone(&listening.route);
+                self.begin(client, peer, &route);
+            }
+            if let Some(listening) = self.listeners.remove(key) {
+                // It may be another thread's as well, whose copy keeps it open.
+                let _ = self.io.poller.remove(listening.socket());
+                listening.route.open.stop();
+            }
+        }
+    }
+
+    fn reset(&mut self, listener: ListenerId) {
+        let keys: Vec<Key> = self
+            .connections
+            .iter()
+            .filter(|(_, c)| c.route.listener == listener)
+            .map(|(key, _)| key)
+            .collect();
+        for key in keys {
+            self.end(key, Some(Dropped::Drain));
+        }
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        let keys: Vec<Key> = self.connections.iter().map(|(key, _)| key).collect();
+        for key in keys {
+            self.end(key, Some(Dropped::Drain));
+        }
+    }
+}
