@@ -87,6 +87,9 @@ impl Keeper {
                 () = sleep_until(self.ledger.next_due()) => self.claim_due().await,
             }
             self.metrics.lacking.set(i64::try_from(self.ledger.lacking()).unwrap_or(i64::MAX));
+            if self.ledger.lacking() == 0 {
+                Problems::set(&self.handle.problems.claims, Vec::new());
+            }
         }
     }
 

@@ -14,6 +14,8 @@ mod metrics;
 mod netlink;
 mod plan;
 mod routes;
+#[cfg(test)]
+mod tests;
 
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};

@@ -64,19 +64,18 @@ type Refused = BTreeMap<Prefix, String>;
 
 impl Keeper {
     async fn run(self) {
-        let opened = Netlink::open();
-        let (connection, mut netlink) = match opened {
-            Ok(opened) => opened,
-            Err(error) => {
-                let why = |range: &Prefix| {
-                    (*range, off(*range, &format!("the kernel's routes cannot be read ({error})")))
-                };
-                return self.publish(self.ranges.iter().map(why).collect());
+        loop {
+            match Netlink::open() {
+                Ok((connection, mut netlink)) => tokio::select! {
+                    () = connection => tracing::warn!("the kernel ended the netlink connection; it is opened again"),
+                    () = self.follow(&mut netlink) => {}
+                },
+                Err(error) => {
+                    let why = format!("the kernel's routes cannot be read ({error})");
+                    self.publish(self.ranges.iter().map(|range| (*range, off(*range, &why))).collect());
+                }
             }
-        };
-        tokio::select! {
-            () = connection => tracing::warn!("the kernel ended the netlink connection; it is opened again"),
-            () = self.follow(&mut netlink) => {}
+            tokio::time::sleep(TICK).await;
         }
     }
 
