@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
 use futures_util::{StreamExt, TryStreamExt};
-use nerve::store::{Key, Store};
+use nerve::store::Key;
 use plexus_benches::{etcd, fleet};
 use serde_json::Value;
 

@@ -59,14 +59,14 @@ async fn remove(store: &dyn Store, service: u8, node: &str) {
 async fn settled(store: &dyn Store, services: &BTreeSet<u8>) -> BTreeMap<ServiceName, IpAddr> {
     let wanted: BTreeSet<ServiceName> = services.iter().map(|number| name(*number)).collect();
     let mut last = BTreeMap::new();
+    let is_settled = |claims: &BTreeMap<IpAddr, Option<ServiceName>>| {
+        let holders: Vec<ServiceName> = claims.values().flatten().cloned().collect();
+        holders.len() == wanted.len() && holders.into_iter().collect::<BTreeSet<_>>() == wanted
+    };
     let look = async {
-        loop {
-            last = vips::list(store).await.unwrap();
-            let holders: Vec<ServiceName> = last.values().flatten().cloned().collect();
-            if holders.len() == wanted.len() && holders.into_iter().collect::<BTreeSet<_>>() == wanted {
-                break;
-            }
+        while !is_settled(&last) {
             tokio::time::sleep(Duration::from_millis(10)).await;
+            last = vips::list(store).await.unwrap();
         }
     };
     let in_time = tokio::time::timeout(Duration::from_secs(20), look).await;
