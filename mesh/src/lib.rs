@@ -14,3 +14,4 @@ pub mod inherited;
 pub mod proxy;
 pub mod readiness;
 mod sys;
+pub mod vip;

@@ -4,7 +4,8 @@
 //! [`model`] is the vocabulary everyone shares, [`store`] the key-value store behind one trait,
 //! [`check`] the probes, [`source`] where the definitions come from, [`registrar`] the loop that keeps the store
 //! equal to what is well here, [`settings`] and [`publish`] what an operator
-//! changes of a service. [`document`] reads configuration text; [`tasks`] owns what runs in the background.
+//! changes of a service, [`vips`] the claims on virtual addresses. [`document`] reads configuration text; [`tasks`] owns
+//! what runs in the background.
 
 pub mod check;
 pub mod document;
@@ -16,3 +17,4 @@ pub mod settings;
 pub mod source;
 pub mod store;
 pub mod tasks;
+pub mod vips;

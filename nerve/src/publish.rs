@@ -1,11 +1,10 @@
 //! Publishing: a port that every node listens on for a service, written into the service's settings.
 //!
-//! A port belongs to one service: the others' settings are read before the write and
-//! once more after it, and of two publications that raced the later one takes itself back. Never touches instances.
+//! A port of an address belongs to one service: the others' settings are read before the write and once more after it, and
+//! of two publications that raced the later one takes itself back. That holds for ports of mode `host` too, whose services
+//! may well run on the same nodes tomorrow. Never touches instances.
 
-use std::num::NonZeroU16;
-
-use crate::model::{Protocol, PublishedPort, ServiceName, ServiceSettings};
+use crate::model::{PortRange, Protocol, PublishedPort, ServiceName, ServiceSettings, VirtualIp};
 use crate::settings::{self, update};
 use crate::store::{self, Key, Revision, Store};
 
@@ -34,18 +33,31 @@ pub enum Unpublished {
 pub enum Error {
     /// Another service has the port.
     #[error(
-        "port {port}/{protocol} cannot be published for {service}: service {holder} publishes it; \
-         take another port, or run `plexus unpublish {holder} {port}/{protocol}` first"
+        "port {port} cannot be published for {service}: service {holder} publishes {held}; \
+         take another port, or run `plexus unpublish {holder} {}/{}` first", held.range(), held.protocol
     )]
     Taken {
         /// The service that was to have it.
         service: ServiceName,
         /// The port.
-        port: NonZeroU16,
-        /// Its transport.
-        protocol: Protocol,
+        port: Box<PublishedPort>,
         /// The service that has it.
         holder: ServiceName,
+        /// What that one publishes.
+        held: Box<PublishedPort>,
+    },
+    /// The service itself publishes some of the ports in another way.
+    #[error(
+        "port {port} cannot be published for {service}: it publishes {held} already, which has some of the same ports; \
+         run `plexus unpublish {service} {}/{}` first", held.range(), held.protocol
+    )]
+    Overlaps {
+        /// The service.
+        service: ServiceName,
+        /// The port.
+        port: Box<PublishedPort>,
+        /// What it publishes.
+        held: Box<PublishedPort>,
     },
     /// The service's settings were not changed.
     #[error(transparent)]
@@ -55,62 +67,80 @@ pub enum Error {
     Store(#[from] store::Error),
 }
 
-/// Publishes `port` for `service`. Idempotent; a port that the service already publishes for another target is changed.
+/// Publishes `port` for `service`. Idempotent; what the service already publishes on just these ports is changed.
 pub async fn publish(
     store: &dyn Store,
     service: &ServiceName,
     port: PublishedPort,
 ) -> Result<Published, Error> {
     refuse_if_taken(store, service, &port, None).await?;
-    let mut done = Published::Unchanged;
+    let mut done = Ok(Published::Unchanged);
     let written = update(store, service, |settings| {
         done = put_port(settings, &port);
-        done != Published::Unchanged
+        !matches!(done, Ok(Published::Unchanged) | Err(_))
     })
     .await?;
+    let done = done.map_err(|held| Error::Overlaps {
+        service: service.clone(),
+        port: Box::new(port.clone()),
+        held: Box::new(held),
+    })?;
     if let Some(revision) = written
         && let Err(taken) = refuse_if_taken(store, service, &port, Some(revision)).await
     {
-        unpublish(store, service, port.port, port.protocol).await?;
+        unpublish(store, service, port.range(), port.protocol).await?;
         return Err(taken);
     }
     Ok(done)
 }
 
-/// Withdraws a published port of `service`. Idempotent. Settings that are as good as none afterwards are deleted.
+/// Switches the virtual address of `service` on or off. Tells whether that changed anything.
+pub async fn set_vip(store: &dyn Store, service: &ServiceName, vip: VirtualIp) -> Result<bool, Error> {
+    let written = update(store, service, |settings| std::mem::replace(&mut settings.vip, vip) != vip).await?;
+    Ok(written.is_some())
+}
+
+/// Withdraws a published port or range of `service`, as a whole. Idempotent. Settings that are as good as none afterwards
+/// are deleted.
 pub async fn unpublish(
     store: &dyn Store,
     service: &ServiceName,
-    port: NonZeroU16,
+    ports: PortRange,
     protocol: Protocol,
 ) -> Result<Unpublished, Error> {
     let mut done = Unpublished::Unchanged;
     update(store, service, |settings| {
-        done = match settings.published.iter().find(|p| p.port == port && p.protocol == protocol) {
+        done = match settings.published.iter().find(|p| p.is_about(ports, protocol)) {
             Some(published) => Unpublished::Removed(published.clone()),
             None => Unpublished::Unchanged,
         };
-        settings.published.retain(|p| p.port != port || p.protocol != protocol);
+        settings.published.retain(|p| !p.is_about(ports, protocol));
         done != Unpublished::Unchanged
     })
     .await?;
     Ok(done)
 }
 
-/// Makes `settings` publish `port` and nothing else on the same port and transport.
-fn put_port(settings: &mut ServiceSettings, port: &PublishedPort) -> Published {
-    let same_listener = |p: &PublishedPort| p.port == port.port && p.protocol == port.protocol;
-    let before = settings.published.iter().find(|p| same_listener(p)).cloned();
-    if before.as_ref() == Some(port) {
-        return Published::Unchanged;
+/// Makes `settings` publish `port` and nothing else on just these ports; or tells what has some of them, which whoever
+/// wrote it may not mean to lose.
+fn put_port(settings: &mut ServiceSettings, port: &PublishedPort) -> Result<Published, PublishedPort> {
+    let same_ports = |p: &PublishedPort| p.is_about(port.range(), port.protocol);
+    // Addresses do not matter here: on one service, two ways for one port would depend on the node's addresses.
+    let overlaps = |p: &PublishedPort| p.protocol == port.protocol && p.range().overlaps(port.range());
+    if let Some(held) = settings.published.iter().find(|p| overlaps(p) && !same_ports(p)) {
+        return Err(held.clone());
     }
-    settings.published.retain(|p| !same_listener(p));
+    let before = settings.published.iter().find(|p| same_ports(p)).cloned();
+    if before.as_ref() == Some(port) {
+        return Ok(Published::Unchanged);
+    }
+    settings.published.retain(|p| !same_ports(p));
     settings.published.push(port.clone());
     settings.published.sort_unstable();
-    before.map_or(Published::Added, Published::Changed)
+    Ok(before.map_or(Published::Added, Published::Changed))
 }
 
-/// An error if a service other than `service` publishes the listener of `port`. With `ours`, the revision of our own
+/// An error if a service other than `service` publishes what collides with `port`. With `ours`, the revision of our own
 /// publication, only a service that had it before counts, so that of two that raced exactly one stays.
 async fn refuse_if_taken(
     store: &dyn Store,
@@ -125,12 +155,12 @@ async fn refuse_if_taken(
         }
         // Settings that cannot be read hold nothing: the agents do not listen for them either.
         let Ok(settings) = serde_json::from_slice::<ServiceSettings>(&entry.value) else { continue };
-        if settings.published.iter().any(|p| p.port == port.port && p.protocol == port.protocol) {
+        if let Some(held) = settings.published.iter().find(|p| p.collides(port)) {
             return Err(Error::Taken {
                 service: service.clone(),
-                port: port.port,
-                protocol: port.protocol,
+                port: Box::new(port.clone()),
                 holder,
+                held: Box::new(held.clone()),
             });
         }
     }
@@ -168,10 +198,10 @@ mod tests {
         assert_eq!(publish(&store, &web, port("8080")).await.unwrap(), Published::Unchanged);
         let moved = publish(&store, &web, port("8080:metrics")).await.unwrap();
         assert_eq!(moved, Published::Changed(port("8080")));
-        let removed = unpublish(&store, &web, port("8080").port, Protocol::Tcp).await.unwrap();
+        let removed = unpublish(&store, &web, port("8080").range(), Protocol::Tcp).await.unwrap();
         assert_eq!(removed, Unpublished::Removed(port("8080:metrics")));
         assert_eq!(settings(&store, "web").await, None);
-        let again = unpublish(&store, &web, port("8080").port, Protocol::Tcp).await.unwrap();
+        let again = unpublish(&store, &web, port("8080").range(), Protocol::Tcp).await.unwrap();
         assert_eq!(again, Unpublished::Unchanged);
     }
 
@@ -187,13 +217,42 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn ranges_and_addresses_that_overlap_are_refused() {
+        let (store, web, api) = (store(), name("web"), name("api"));
+        publish(&store, &web, port("8000-8010")).await.unwrap();
+        let error = publish(&store, &api, port("8010")).await.unwrap_err().to_string();
+        assert!(error.contains("service web publishes 8000-8010/tcp"), "{error}");
+        let error = publish(&store, &web, port("8005")).await.unwrap_err().to_string();
+        assert!(error.contains("plexus unpublish web 8000-8010/tcp"), "{error}");
+        let on = |address: &str| PublishedPort { addresses: vec![address.parse().unwrap()], ..port("53") };
+        publish(&store, &web, on("192.0.2.0/24")).await.unwrap();
+        publish(&store, &api, on("198.51.100.1")).await.unwrap();
+        let error = publish(&store, &name("dns"), on("192.0.2.53")).await.unwrap_err();
+        assert!(matches!(error, Error::Taken { holder, .. } if holder == web));
+        assert_eq!(
+            publish(&store, &web, port("53")).await.unwrap_err().to_string().matches("service api").count(),
+            1
+        );
+    }
+
+    #[tokio::test]
+    async fn a_virtual_address_is_switched_off_and_on_and_leaves_nothing() {
+        let (store, web) = (store(), name("web"));
+        assert!(!set_vip(&store, &web, VirtualIp::On).await.unwrap());
+        assert!(set_vip(&store, &web, VirtualIp::Off).await.unwrap());
+        assert_eq!(settings(&store, "web").await.unwrap(), r#"{"vip":false}"#);
+        assert!(set_vip(&store, &web, VirtualIp::On).await.unwrap());
+        assert_eq!(settings(&store, "web").await, None);
+    }
+
+    #[tokio::test]
     async fn what_a_newer_agent_wrote_is_kept() {
         let (store, web) = (store(), name("web"));
         let path = Key::Service(web.clone()).path();
         store.put(&path, br#"{"colour":"red"}"#.to_vec(), None).await.unwrap();
         publish(&store, &web, port("8080")).await.unwrap();
         assert!(settings(&store, "web").await.unwrap().contains("red"));
-        unpublish(&store, &web, port("8080").port, Protocol::Tcp).await.unwrap();
+        unpublish(&store, &web, port("8080").range(), Protocol::Tcp).await.unwrap();
         assert_eq!(settings(&store, "web").await.unwrap(), r#"{"colour":"red"}"#);
     }
 

@@ -8,13 +8,14 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufWriter, Read, Seek, Write};
+use std::net::IpAddr;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use nerve::model::{Instance, Node, ServiceName, ServiceSettings};
-use nerve::store::Revision;
+use nerve::model::{Instance, Node, ServiceName, ServiceSettings, VipClaim};
+use nerve::store::{Key, Revision};
 use nerve::tasks::Tasks;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
@@ -42,6 +43,9 @@ struct Saved {
     nodes: Vec<Arc<Node>>,
     /// JSON within JSON: as it stood in the store, to the letter.
     settings: BTreeMap<ServiceName, Arc<str>>,
+    /// As the settings.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    vips: BTreeMap<IpAddr, Arc<str>>,
     instances: Vec<Arc<Instance>>,
 }
 
@@ -96,6 +100,10 @@ fn read_image(file: &mut File) -> io::Result<Recalled> {
         let settings: ServiceSettings = serde_json::from_str(text)?;
         changes.push(Change::PutSettings(service.clone(), Arc::new(settings)));
     }
+    for (address, text) in &saved.vips {
+        let claim: VipClaim = serde_json::from_str(text)?;
+        changes.push(Change::PutVip(*address, claim.service));
+    }
     let mut names = Names::default();
     changes.extend(saved.instances.into_iter().map(|mut instance| {
         if let Some(instance) = Arc::get_mut(&mut instance) {
@@ -106,7 +114,9 @@ fn read_image(file: &mut File) -> io::Result<Recalled> {
     Ok(Recalled {
         store: saved.store,
         changes,
-        settings: saved.settings,
+        durable: (saved.settings.into_iter().map(|(service, text)| (Key::Service(service), text)))
+            .chain(saved.vips.into_iter().map(|(address, text)| (Key::Vip(address), text)))
+            .collect(),
         revision: Revision(saved.revision),
         as_of: saved.as_of,
     })
@@ -202,6 +212,14 @@ fn image(catalog: &Catalog, watcher: &Watcher) -> Saved {
         Freshness::Stale { since, .. } => *since,
         Freshness::Live | Freshness::Awaiting => SystemTime::now(),
     };
+    let (mut settings, mut vips) = (BTreeMap::new(), BTreeMap::new());
+    for (key, text) in notes.durable {
+        match key {
+            Key::Service(service) => drop(settings.insert(service, text)),
+            Key::Vip(address) => drop(vips.insert(address, text)),
+            Key::Instance(..) | Key::Node(_) => {}
+        }
+    }
     let services = catalog.services();
     Saved {
         format: FORMAT,
@@ -209,7 +227,8 @@ fn image(catalog: &Catalog, watcher: &Watcher) -> Saved {
         as_of,
         revision: notes.revision.0,
         nodes: catalog.nodes(),
-        settings: notes.settings,
+        settings,
+        vips,
         instances: services
             .iter()
             .flat_map(|s| s.endpoints.iter().map(|e| Arc::clone(&e.instance)))
@@ -270,6 +289,7 @@ mod tests {
             revision: 7,
             nodes: vec![serde_json::from_str(node).unwrap()],
             settings,
+            vips: BTreeMap::from([("10.96.0.1".parse().unwrap(), r#"{"service":"web","newer":1}"#.into())]),
             instances: instances.into_iter().map(Arc::new).collect(),
         }
     }
@@ -315,7 +335,12 @@ mod tests {
             prop_assert_eq!(&recall_from(&mut passed).unwrap(), &recalled);
             prop_assert_eq!(recalled.revision, Revision(7));
             prop_assert_eq!(recalled.as_of, SystemTime::UNIX_EPOCH + Duration::from_millis(1_234_567));
-            prop_assert_eq!(&recalled.settings, &settings);
+            let claim: Key = Key::Vip("10.96.0.1".parse().unwrap());
+            let of_service = |(service, text): (&ServiceName, &Arc<str>)| (Key::Service(service.clone()), Arc::clone(text));
+            let mut durable: BTreeMap<Key, Arc<str>> = settings.iter().map(of_service).collect();
+            durable.insert(claim, r#"{"service":"web","newer":1}"#.into());
+            prop_assert_eq!(&recalled.durable, &durable);
+            prop_assert!(recalled.changes.iter().any(|change| matches!(change, Change::PutVip(_, service) if service.as_str() == "web")));
             let found: Vec<Instance> = recalled.changes.iter().filter_map(|change| match change {
                 Change::PutInstance(instance) => Some((**instance).clone()),
                 _ => None,

@@ -101,6 +101,32 @@ impl Namespace {
         thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     }
 
+    /// A namespace behind this machine, as a container is behind its host: a cable of its own, and a default route
+    /// through the machine. It goes with the world.
+    ///
+    /// # Panics
+    /// It cannot be made.
+    #[must_use]
+    pub fn container(&self, name: &str) -> Self {
+        let (inside, cable) = (format!("{}-{name}", self.name), format!("to-{name}"));
+        ip(&["netns", "add", &inside]);
+        ip(&[
+            "-n", &self.name, "link", "add", &cable, "type", "veth", "peer", "name", "eth0", "netns", &inside,
+        ]);
+        let (host, own) = (["172.30.0.1", "fd77:30::1"], ["172.30.0.2", "fd77:30::2"]);
+        for (namespace, device, addresses) in [(&self.name, cable.as_str(), host), (&inside, "eth0", own)] {
+            ip(&["-n", namespace, "address", "add", &format!("{}/24", addresses[0]), "dev", device]);
+            // Without duplicate address detection: the address can be used at once.
+            ip(&["-n", namespace, "address", "add", &format!("{}/64", addresses[1]), "dev", device, "nodad"]);
+            ip(&["-n", namespace, "link", "set", device, "up"]);
+        }
+        ip(&["-n", &inside, "link", "set", "lo", "up"]);
+        for gateway in host {
+            ip(&["-n", &inside, "route", "add", "default", "via", gateway]);
+        }
+        Self { name: inside, address: own[0].parse().expect("an address") }
+    }
+
     fn path(&self) -> PathBuf {
         PathBuf::from(DIRECTORY).join(&self.name)
     }

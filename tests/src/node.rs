@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fmt::Write as _;
 use std::fs;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -462,6 +462,14 @@ impl Node {
     pub fn known_nodes(&self) -> Vec<String> {
         let nodes = self.admin_json("/v1/plexus/nodes")["nodes"].as_array().cloned().unwrap_or_default();
         nodes.iter().filter_map(|node| Some(node["name"].as_str()?.to_owned())).collect()
+    }
+
+    /// The virtual addresses of a service, as this node can use them.
+    #[must_use]
+    pub fn vips(&self, service: &str) -> Vec<IpAddr> {
+        let answer = self.admin_json(&format!("/v1/plexus/services/{service}"));
+        let vips = answer["vips"].as_array().cloned().unwrap_or_default();
+        vips.iter().filter_map(|ip| ip.as_str()?.parse().ok()).collect()
     }
 
     /// Asks this node's name server, from this node.

@@ -27,6 +27,7 @@ pub(crate) const ROOMS: &[Room] = &[
     room("nerve::source", &["nerve::model", "nerve::check", "nerve::document", "nerve::tasks"]),
     room("nerve::settings", &["nerve::model", "nerve::store"]),
     room("nerve::publish", &["nerve::model", "nerve::settings", "nerve::store"]),
+    room("nerve::vips", &["nerve::model", "nerve::store"]),
     room(
         "nerve::registrar",
         &["nerve::model", "nerve::store", "nerve::check", "nerve::source", "nerve::period", "nerve::tasks"],
@@ -72,6 +73,8 @@ pub(crate) const ROOMS: &[Room] = &[
             "mesh::advice",
         ],
     ),
+    // Writes claims and routes; who listens on the addresses and who answers with them is told which ranges are usable.
+    room("mesh::vip", &["nerve::model", "nerve::store", "nerve::tasks", "nerve::vips", "synapse::catalog"]),
     // Names are answered from the catalog; balancing is not its business.
     room(
         "mesh::dns",
@@ -120,6 +123,7 @@ pub(crate) const ROOMS: &[Room] = &[
             "mesh::dns",
             "mesh::ingress",
             "mesh::proxy",
+            "mesh::vip",
         ],
     ),
     // The only place where the rooms meet.
@@ -161,11 +165,17 @@ pub(crate) const HOMES: &[Home] = &[
     home("axum", &["mesh/src/admin"]),
     home("clap", &["mesh/src/cli"]),
     home("clap_complete", &["mesh/src/cli"]),
-    home("rtnetlink", &["mesh/src/agent/demo"]),
+    home("rtnetlink", &["mesh/src/agent/demo", "mesh/src/vip/netlink.rs"]),
     home("libc", &["mesh/src/sys", "mesh/src/dns/server"]),
     home(
         "nix",
-        &["mesh/src/agent", "mesh/src/dns/server", "mesh/src/proxy/plane.rs", "mesh/src/proxy/socket.rs"],
+        &[
+            "mesh/src/agent",
+            "mesh/src/dns/server",
+            "mesh/src/ingress/addresses.rs",
+            "mesh/src/proxy/plane.rs",
+            "mesh/src/proxy/socket.rs",
+        ],
     ),
     home("rand", &["mesh/src/dns"]),
     home(

@@ -20,13 +20,13 @@ mod write;
 use std::collections::HashMap;
 use std::fmt;
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 use nerve::model::{InstanceId, Node, ServiceName};
 use nerve::store::Store;
 use serde::Serialize;
-use synapse::catalog::Catalog;
+use synapse::catalog::{Catalog, Service};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
@@ -72,11 +72,16 @@ pub struct Handles {
     pub registry: prometheus::Registry,
     /// What the data plane does for a service.
     pub traffic: Arc<dyn Traffic>,
+    /// The virtual addresses of a service that lead to it on this node.
+    pub virtual_addresses: VirtualAddresses,
     /// What DNS answers here; `None` where it does not run.
     pub resolver: Option<Arc<dyn Resolver>>,
     /// What only the agent knows to fail: a refused reload, a missing privilege.
     pub problems: Arc<dyn Fn() -> Vec<Problem> + Send + Sync>,
 }
+
+/// The virtual addresses of a service that count on this node, of those that are claimed for it.
+pub type VirtualAddresses = Arc<dyn Fn(&Service) -> Vec<IpAddr> + Send + Sync>;
 
 /// The handles, as every answer gets them.
 type Shared = axum::extract::State<Arc<Handles>>;

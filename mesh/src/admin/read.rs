@@ -40,7 +40,7 @@ pub(super) async fn metrics(State(handles): Shared) -> Result<Response, Refusal>
 }
 
 pub(super) async fn services(State(handles): Shared) -> Json<Services> {
-    let services = handles.catalog.services().iter().map(|service| summary(service)).collect();
+    let services = handles.catalog.services().iter().map(|service| summary(&handles, service)).collect();
     Json(Services { stale: stale(&handles), services })
 }
 
@@ -49,6 +49,7 @@ pub(super) async fn service(State(handles): Shared, Path(name): Path<String>) ->
     Ok(Json(Endpoints {
         stale: stale(&handles),
         service: service.name.clone(),
+        vips: (handles.virtual_addresses)(&service),
         published: service.settings.published.clone(),
         endpoints: service.endpoints.iter().map(endpoint).collect(),
     }))
@@ -120,6 +121,7 @@ pub(super) async fn why(State(handles): Shared, Path(name): Path<String>) -> Ans
         stale: stale(&handles),
         service: service.name.clone(),
         seen_from: handles.node.name.clone(),
+        vips: (handles.virtual_addresses)(&service),
         endpoints: endpoints.collect(),
         balance,
         listeners: handles.traffic.listeners(&service.name),
@@ -192,12 +194,13 @@ pub(super) fn stale(handles: &Handles) -> Option<Stale> {
     }
 }
 
-fn summary(service: &Service) -> ServiceSummary {
+fn summary(handles: &Handles, service: &Service) -> ServiceSummary {
     ServiceSummary {
         name: service.name.clone(),
         serving: service.serving().count(),
         endpoints: service.endpoints.len(),
         unconfirmed: service.endpoints.iter().filter(|e| e.unconfirmed).count(),
+        vips: (handles.virtual_addresses)(service),
         published: service.settings.published.clone(),
     }
 }

@@ -57,6 +57,7 @@ fn routes(handles: Arc<Handles>) -> Router {
         .route(path::SETTINGS, get(settings::read).put(settings::write))
         .route(path::PORTS, put(write::publish))
         .route(path::PORT, delete(write::unpublish))
+        .route(path::VIP, put(write::set_vip))
         .fallback(no_such_path)
         .method_not_allowed_fallback(no_such_method)
         .with_state(handles)

@@ -4,7 +4,7 @@ use axum::Json;
 use axum::body::{Body, HttpBody};
 use axum::extract::{Path, Request, State};
 use hyper::StatusCode;
-use nerve::model::{PublishedPort, ServiceName, SettingKey};
+use nerve::model::{PortRange, Protocol, PublishMode, PublishedPort, ServiceName, SettingKey, VirtualIp};
 use nerve::publish::{self, Published, Unpublished};
 use nerve::settings;
 use nerve::store::ErrorKind;
@@ -12,7 +12,7 @@ use serde::de::DeserializeOwned;
 
 use super::refusal::{Answer, Refusal, nearest};
 use super::{Handles, Shared};
-use crate::api::{Changed, PublishRequest};
+use crate::api::{Changed, PublishRequest, VipRequest};
 
 /// The largest request body. The longest that is meant is one definition of an instance.
 const MAX_BODY_BYTES: usize = 64 * 1024;
@@ -25,7 +25,7 @@ pub(super) async fn publish(
     let PublishRequest { port } = body(request).await?;
     let done = publish::publish(&*handles.store, &service, port.clone()).await.map_err(publish_refusal)?;
     let message = match &done {
-        Published::Added => format!("{port} is published for {service}: every node opens it"),
+        Published::Added => format!("{port} is published for {service}: {}", opens_where(&port)),
         Published::Changed(before) => format!("{port} is published for {service}; it was {before} before"),
         Published::Unchanged => format!("{port} is already published for {service}"),
     };
@@ -38,21 +38,69 @@ pub(super) async fn unpublish(
     Path((service, port, protocol)): Path<(String, String, String)>,
 ) -> Answer<Changed> {
     let service = service_name(&service)?;
-    let port: PublishedPort = format!("{port}/{protocol}").parse().map_err(Refusal::bad_request)?;
-    let PublishedPort { port, protocol, .. } = port;
+    let port: PortRange = port.parse().map_err(Refusal::bad_request)?;
+    let protocol: Protocol = protocol.parse().map_err(Refusal::bad_request)?;
     let done =
         publish::unpublish(&*handles.store, &service, port, protocol).await.map_err(publish_refusal)?;
     let mut notes = Vec::new();
     let (message, changed) = match &done {
         Unpublished::Removed(port) => {
-            (format!("{port} is no longer published for {service}: every node closes it"), true)
+            (format!("{port} is no longer published for {service}: nodes close it"), true)
         }
         Unpublished::Unchanged => {
             notes.extend(unknown_service(&handles, &service));
+            notes.extend(part_of_another(&handles, &service, port, protocol));
             (format!("{port}/{protocol} was not published for {service}"), false)
         }
     };
     Ok(Json(Changed { message, changed, notes }))
+}
+
+pub(super) async fn set_vip(
+    State(handles): Shared,
+    Path(service): Path<String>,
+    request: Request,
+) -> Answer<Changed> {
+    let service = service_name(&service)?;
+    let VipRequest { vip } = body(request).await?;
+    let changed = publish::set_vip(&*handles.store, &service, vip).await.map_err(publish_refusal)?;
+    let message = match vip {
+        VirtualIp::On => {
+            format!("{service} gets a virtual address, on nodes that are configured with a range")
+        }
+        VirtualIp::Off => {
+            format!("{service} has no virtual address: its name is answered with its endpoints")
+        }
+    };
+    Ok(Json(Changed { message, changed, notes: unknown_service(&handles, &service).into_iter().collect() }))
+}
+
+fn opens_where(port: &PublishedPort) -> String {
+    let nodes = match port.mode {
+        PublishMode::Ingress => "every node",
+        PublishMode::Host => "each node that runs an instance",
+    };
+    if port.addresses.is_empty() {
+        return format!("{nodes} opens it");
+    }
+    let addresses: Vec<String> = port.addresses.iter().map(ToString::to_string).collect();
+    format!("{nodes} with an address in {} opens it", addresses.join(" or "))
+}
+
+/// A range is withdrawn as a whole: of whoever names a part of one the rest may be needed.
+fn part_of_another(
+    handles: &Handles,
+    service: &ServiceName,
+    ports: PortRange,
+    protocol: Protocol,
+) -> Option<String> {
+    let known = handles.catalog.service(service.as_str())?;
+    let overlaps = |p: &&PublishedPort| p.protocol == protocol && p.range().overlaps(ports);
+    let held = known.settings.published.iter().find(overlaps)?;
+    Some(format!(
+        "{service} publishes {held}: `plexus unpublish {service} {}/{protocol}` withdraws that",
+        held.range()
+    ))
 }
 
 /// What a user should know about a publication that worked: it may lead nowhere yet.
@@ -64,7 +112,7 @@ fn publication_notes(handles: &Handles, service: &ServiceName, port: &PublishedP
         })];
     };
     let Some(target) = &port.target else { return Vec::new() };
-    if known.endpoints.iter().any(|e| e.instance.ports.contains_key(target)) {
+    if known.endpoints.iter().any(|e| e.instance.port_number(target).is_some()) {
         return Vec::new();
     }
     vec![format!("no endpoint of {service} has a port named {target}: connections are refused until one has")]
@@ -83,7 +131,7 @@ pub(super) fn unknown_service(handles: &Handles, service: &ServiceName) -> Optio
 
 fn publish_refusal(error: publish::Error) -> Refusal {
     match error {
-        publish::Error::Taken { .. } => Refusal::conflict(error),
+        publish::Error::Taken { .. } | publish::Error::Overlaps { .. } => Refusal::conflict(error),
         publish::Error::Settings(error) => settings_refusal(error),
         publish::Error::Store(error) => store_refusal(&error),
     }

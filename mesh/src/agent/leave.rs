@@ -25,6 +25,8 @@ pub(super) async fn leave(rooms: Rooms) {
     rooms.owners.ingress.stop_token().cancel();
     let deadline = rooms.config.drain.deadline.get();
     note_forced(rooms.ingress.drain(deadline).await);
+    rooms.owners.vip.shutdown().await;
+    rooms.vip.withdraw().await;
     end(rooms).await;
 }
 
@@ -36,6 +38,7 @@ pub(super) async fn to(successor: Successor, mut rooms: Rooms) {
     rooms.enter(Phase::Draining);
     // At once: the session is renewed by whoever goes on, or it ends with it.
     rooms.owners.registrar.shutdown().await;
+    rooms.owners.vip.shutdown().await;
     rooms.stop_admin().await;
     if let Some(name_server) = &rooms.name_server {
         name_server.handle.stop_accepting();

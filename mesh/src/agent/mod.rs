@@ -158,15 +158,11 @@ impl Agent {
 
     /// Completes when so many endpoints serve here and so many ports of services are open.
     pub async fn wait_until_serving(&self, endpoints: usize, ports: usize) {
-        let open =
-            |status: &ingress::ListenerStatus| matches!(status.state, ingress::ListenerState::Open { .. });
         let mut changes = self.catalog.subscribe();
         loop {
             let serving: usize =
                 self.catalog.services().iter().map(|service| service.serving().count()).sum();
-            if serving >= endpoints
-                && self.ingress.listeners().iter().filter(|status| open(status)).count() >= ports
-            {
+            if serving >= endpoints && self.ingress.open() >= ports {
                 return;
             }
             // A port opens a moment after the catalog has changed, without a change of its own.

@@ -20,9 +20,9 @@ use super::seams::Problems;
 use super::{Phase, Started};
 use crate::config::{self, Config};
 use crate::drain::DrainTrigger;
-use crate::ingress;
 use crate::proxy::DataPlane;
 use crate::readiness::{Guard, Readiness};
+use crate::{ingress, vip};
 
 /// The catalog on disk, in the state directory.
 const MEMORY_FILE: &str = "catalog.json";
@@ -35,6 +35,7 @@ pub(super) struct Rooms {
     pub(super) services: ConfigSource,
     pub(super) plane: Arc<DataPlane>,
     pub(super) ingress: ingress::Handle,
+    pub(super) vip: vip::Handle,
     pub(super) name_server: Option<NameServer>,
     /// `None` until it answers, which is the last thing that an agent starts with.
     pub(super) admin: Option<DrainTrigger>,
@@ -67,6 +68,8 @@ pub(super) struct Owners {
     pub(super) rest: Tasks,
     /// Ingress stops opening ports first.
     pub(super) ingress: Tasks,
+    /// Claims and routes of virtual addresses: another agent goes on with them at once.
+    pub(super) vip: Tasks,
     /// Another agent may go on with the session while connections here are finished.
     pub(super) registrar: Tasks,
     /// Only one agent saves the catalog.
@@ -101,8 +104,9 @@ impl Rooms {
 
     pub(super) fn enter(&self, phase: Phase) {
         self.metrics.enter(phase);
-        let Owners { rest, ingress, registrar, memory } = &self.owners;
-        self.metrics.note_panics([rest, ingress, registrar, memory].iter().map(|tasks| tasks.panics()).sum());
+        let Owners { rest, ingress, vip, registrar, memory } = &self.owners;
+        self.metrics
+            .note_panics([rest, ingress, vip, registrar, memory].iter().map(|tasks| tasks.panics()).sum());
         self.phase_word.send_replace(phase.as_str());
         self.phase.send_replace(phase);
         tracing::info!(node = %self.config.node.name, %phase, "agent");

@@ -9,7 +9,7 @@ use synapse::watch::store::Handle as Watcher;
 use crate::admin::{Counts, Resolver, Traffic};
 use crate::api::{Problem, Resolution, WhyBalance, WhyListener, WhyPick};
 use crate::balance::EndpointReport;
-use crate::{dns, ingress};
+use crate::{dns, ingress, vip};
 
 impl Traffic for ingress::Handle {
     fn endpoint(&self, service: &ServiceName, endpoint: &InstanceId) -> Counts {
@@ -42,14 +42,16 @@ impl Traffic for ingress::Handle {
     }
 
     fn listeners(&self, service: &ServiceName) -> Vec<WhyListener> {
-        let own = self.listeners().into_iter().filter(|listener| listener.service == *service);
+        let own = self.listeners_of(service).into_iter();
         own.map(|listener| WhyListener {
-            kind: if listener.localhost { "localhost" } else { "published" }.to_owned(),
+            kind: listener.kind.to_string(),
             address: listener.address.to_string(),
             protocol: listener.protocol.to_string(),
-            listening: matches!(listener.state, ingress::ListenerState::Open { .. }),
+            target: listener.target,
+            this_node_only: listener.local,
+            listening: !matches!(listener.state, ingress::ListenerState::Failed { .. }),
             problem: match listener.state {
-                ingress::ListenerState::Open { .. } => None,
+                ingress::ListenerState::Open { .. } | ingress::ListenerState::Covered => None,
                 ingress::ListenerState::Failed { error } => Some(error),
             },
         })
@@ -110,6 +112,7 @@ impl Resolver for dns::Handle {
 #[derive(Debug, Clone)]
 pub(super) struct Problems {
     pub(super) ingress: ingress::Handle,
+    pub(super) vip: vip::Handle,
     pub(super) dns: Option<dns::Handle>,
     pub(super) watcher: Watcher,
     /// What of a reload could not be applied.
@@ -130,12 +133,13 @@ impl Problems {
     /// One entry each.
     pub(super) fn list(&self) -> Vec<Problem> {
         let problem = |what: &str, message: String| Problem { what: what.to_owned(), message };
-        let listeners = self.ingress.listeners().into_iter().filter_map(|listener| match listener.state {
+        let listeners = self.ingress.failures().into_iter().filter_map(|listener| match listener.state {
             ingress::ListenerState::Failed { error } => {
                 Some(problem("ingress", format!("{}: {error}", listener.service)))
             }
-            ingress::ListenerState::Open { .. } => None,
+            ingress::ListenerState::Open { .. } | ingress::ListenerState::Covered => None,
         });
+        let virtuals = self.vip.problems().into_iter().map(|message| problem("vip", message));
         let addresses = self.dns.iter().flat_map(dns::Handle::listeners);
         let addresses =
             addresses.filter_map(|listener| listener.state.err().map(|error| problem("dns", error)));
@@ -145,6 +149,7 @@ impl Problems {
         let reload = self.reload.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let door = self.door.lock().unwrap_or_else(PoisonError::into_inner).clone();
         listeners
+            .chain(virtuals)
             .chain(addresses)
             .chain(door.map(|message| problem("handover", message)))
             .chain(records)

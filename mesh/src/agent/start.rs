@@ -29,7 +29,7 @@ use crate::drain;
 use crate::inherited::Inherited;
 use crate::proxy::DataPlane;
 use crate::readiness::Readiness;
-use crate::{admin, balance, dns, ingress, proxy};
+use crate::{admin, balance, dns, ingress, proxy, vip};
 
 /// How long after the catalog is known a socket may wait for whoever wants it, before it is said that nobody does.
 const UNWANTED_AFTER: Duration = Duration::from_secs(5);
@@ -39,6 +39,7 @@ struct Bound {
     admin: admin::Bound,
     plane: Arc<DataPlane>,
     names: Option<dns::Bound>,
+    vip: vip::Prepared,
     catalog: Catalog,
     writer: Writer,
 }
@@ -124,7 +125,11 @@ impl Rooms {
         let catalog = bound.catalog;
         let names = bound.names.map(NameServer::start).transpose();
         let name_server = names.context("start the name server's thread")?;
-        let ingress = start_ingress(&config, &catalog, &bound.plane, inherited, registry, &owners.ingress)?;
+        let vip_metrics = vip::Metrics::new()?;
+        vip_metrics.register(registry)?;
+        let vip = bound.vip.start(catalog.clone(), Arc::clone(&store), vip_metrics, &owners.vip);
+        let ingress =
+            start_ingress(&config, &catalog, &vip, &bound.plane, inherited, registry, &owners.ingress)?;
 
         // What this node says of itself.
         let services = ConfigSource::new(config.services.clone());
@@ -133,6 +138,7 @@ impl Rooms {
 
         let problems = Problems {
             ingress: ingress.clone(),
+            vip: vip.clone(),
             dns: name_server.as_ref().map(|name_server| name_server.handle.clone()),
             watcher: watcher.clone(),
             reload: Arc::default(),
@@ -145,6 +151,7 @@ impl Rooms {
             services,
             plane: bound.plane,
             ingress,
+            vip,
             name_server,
             admin: None,
             admin_sockets: Vec::new(),
@@ -247,6 +254,7 @@ impl Rooms {
             store: Arc::clone(&self.store),
             registry,
             traffic: Arc::new(self.ingress.clone()),
+            virtual_addresses: virtual_addresses(&self.vip),
             resolver: resolver(self.name_server.as_ref()),
             problems: Arc::new(move || listed.list()),
         };
@@ -264,8 +272,9 @@ impl Bound {
         let admin = admin::Bound::bind(&config.admin(), inherited).await?;
         let plane = start_data_plane(config, registry)?;
         let (catalog, writer) = Catalog::new();
-        let names = bind_names(config, &catalog, inherited, registry)?;
-        Ok(Self { admin, plane, names, catalog, writer })
+        let vip = vip::Prepared::new(config.vip());
+        let names = bind_names(config, &catalog, vip.handle(), inherited, registry)?;
+        Ok(Self { admin, plane, names, vip, catalog, writer })
     }
 }
 
@@ -288,6 +297,7 @@ fn start_data_plane(config: &Config, registry: &Registry) -> anyhow::Result<Arc<
 fn start_ingress(
     config: &Config,
     catalog: &Catalog,
+    vip: &vip::Handle,
     plane: &Arc<DataPlane>,
     inherited: Inherited,
     registry: &Registry,
@@ -306,17 +316,28 @@ fn start_ingress(
     };
     surroundings.metrics.register(registry)?;
     let (catalog, plane) = (catalog.clone(), Arc::clone(plane));
-    Ok(ingress::start(config.ingress(), catalog, plane, surroundings, inherited, metrics, tasks))
+    Ok(ingress::start(
+        config.ingress(),
+        catalog,
+        vip.usable(),
+        plane,
+        surroundings,
+        inherited,
+        metrics,
+        tasks,
+    ))
 }
 
 /// The name server's sockets; none where DNS is off. Addresses that cannot be bound are problems and no errors.
 fn bind_names(
     config: &Config,
     catalog: &Catalog,
+    vip: &vip::Handle,
     inherited: &Inherited,
     registry: &Registry,
 ) -> anyhow::Result<Option<dns::Bound>> {
     let Some(config) = config.dns() else { return Ok(None) };
+    let config = dns::Config { virtual_ranges: vip.usable().into(), ..config };
     let metrics = dns::Metrics::default();
     metrics.register(registry)?;
     let bound = dns::bind(config, catalog.clone(), inherited.clone(), Arc::new(metrics));
@@ -327,6 +348,14 @@ fn bind_names(
         tracing::error!(%error, "no DNS on an address; it is tried again");
     }
     Ok(Some(bound))
+}
+
+fn virtual_addresses(vip: &vip::Handle) -> admin::VirtualAddresses {
+    let vip = vip.clone();
+    Arc::new(move |service| {
+        let on = service.settings.vip == nerve::model::VirtualIp::On;
+        if on { vip.effective(&service.vips).collect() } else { Vec::new() }
+    })
 }
 
 fn resolver(name_server: Option<&NameServer>) -> Option<Arc<dyn admin::Resolver>> {

@@ -34,6 +34,8 @@ pub mod path {
     pub const PORT: &str = "/v1/plexus/services/{service}/ports/{port}/{protocol}";
     /// `GET`: [`super::Settings`]; `PUT` a [`super::SettingsRequest`]: [`super::Changed`].
     pub const SETTINGS: &str = "/v1/plexus/services/{service}/settings";
+    /// `PUT` a [`super::VipRequest`]: [`super::Changed`].
+    pub const VIP: &str = "/v1/plexus/services/{service}/vip";
     /// `GET`: [`super::Why`].
     pub const WHY: &str = "/v1/plexus/why/{service}";
     /// `GET`: [`super::Nodes`].

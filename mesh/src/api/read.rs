@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
-use nerve::model::{Health, InstanceId, NodeName, PublishedPort, ServiceName, Tag, Weight, Zone};
+use nerve::model::{Health, InstanceId, NodeName, PortName, PublishedPort, ServiceName, Tag, Weight, Zone};
 use serde::{Deserialize, Serialize};
 
 /// The catalog is the last known good: the store does not confirm it now.
@@ -37,7 +37,10 @@ pub struct ServiceSummary {
     /// Endpoints that the store no longer confirms.
     #[serde(default)]
     pub unconfirmed: usize,
-    /// Ports that every node listens on for it.
+    /// Its virtual addresses, as the node that answers can use them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub vips: Vec<IpAddr>,
+    /// Ports that nodes listen on for it.
     #[serde(default)]
     pub published: Vec<PublishedPort>,
 }
@@ -50,7 +53,10 @@ pub struct Endpoints {
     pub stale: Option<Stale>,
     /// Which service.
     pub service: ServiceName,
-    /// Ports that every node listens on for it.
+    /// Its virtual addresses, as the node that answers can use them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub vips: Vec<IpAddr>,
+    /// Ports that nodes listen on for it.
     #[serde(default)]
     pub published: Vec<PublishedPort>,
     /// In the order of their ids.
@@ -108,6 +114,9 @@ pub struct Why {
     /// How that balancer stands; none where the node has no listener for the service.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub balance: Option<WhyBalance>,
+    /// Its virtual addresses, as the node that answers can use them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub vips: Vec<IpAddr>,
     /// In the order of their ids.
     pub endpoints: Vec<WhyEndpoint>,
     /// What this node listens on for it.
@@ -212,12 +221,18 @@ pub struct WhyEndpoint {
 /// One listener of this node for a service.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WhyListener {
-    /// `published` or `localhost`.
+    /// `published`, `localhost` or `virtual`.
     pub kind: String,
     /// Where it listens, or would.
     pub address: String,
     /// Its transport.
     pub protocol: String,
+    /// The port of the instances that it leads to, by name or number; their main port where there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target: Option<PortName>,
+    /// It leads to the instances of this node only.
+    #[serde(default)]
+    pub this_node_only: bool,
     /// Is it open?
     pub listening: bool,
     /// Why it is not, and what to do.

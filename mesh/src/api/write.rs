@@ -4,14 +4,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::num::NonZeroU16;
 
-use nerve::model::{InstanceId, PortName, PublishedPort, ServiceName, Tag, Weight};
+use nerve::model::{InstanceId, PortName, PublishedPort, ServiceName, Tag, VirtualIp, Weight};
 use serde::{Deserialize, Serialize};
 
 /// Publish a port.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PublishRequest {
-    /// Which port, on every node, and which port of the instances it leads to.
+    /// Which ports, on which nodes and addresses, and which port of the instances they lead to.
     pub port: PublishedPort,
 }
 
@@ -25,6 +25,14 @@ pub struct SettingsRequest {
     /// Names of settings that are to have their default again.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub unset: BTreeSet<String>,
+}
+
+/// Switch a service's virtual address on or off.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VipRequest {
+    /// Is it to have one?
+    pub vip: VirtualIp,
 }
 
 /// Check an instance on this node and register it: the keys that `[[service]]` has in the configuration file.

@@ -21,6 +21,7 @@ mod services;
 mod settings;
 mod split;
 mod status;
+mod vip;
 mod why;
 
 use std::ffi::OsString;
@@ -68,6 +69,7 @@ enum Command {
     Set(settings::Set),
     Unset(settings::Unset),
     Split(split::Split),
+    Vip(vip::Vip),
     Register(register::Register),
     Deregister(deregister::Deregister),
     Drain(drain::Drain),
@@ -124,6 +126,7 @@ async fn execute(command: Command, out: &mut Output<'_>) -> Result {
         Command::Set(command) => command.run(out).await,
         Command::Unset(command) => command.run(out).await,
         Command::Split(command) => command.run(out).await,
+        Command::Vip(command) => command.run(out).await,
         Command::Register(command) => command.run(out).await,
         Command::Deregister(command) => command.run(out).await,
         Command::Drain(command) => command.run(out).await,

@@ -8,7 +8,7 @@ use crate::api::{self, ServiceSummary};
 
 const AFTER_HELP: &str = "\
 SERVING is how many endpoints get traffic, of how many there are. UNCONFIRMED ones are kept from before the store was
-lost, and get traffic.
+lost, and get traffic. VIRTUAL are the addresses that lead to the service from the asked node.
 
 Examples:
   plexus services
@@ -28,7 +28,7 @@ impl Services {
         out.as_json(self.reach.json);
         out.answer(&answer, |out, answer| {
             stale_banner(out, answer.stale.as_ref())?;
-            let mut table = Table::new(&["NAME", "SERVING", "UNCONFIRMED", "PUBLISHED"]);
+            let mut table = Table::new(&["NAME", "SERVING", "UNCONFIRMED", "VIRTUAL", "PUBLISHED"]);
             answer.services.iter().for_each(|service| table.row(row(service)));
             if table.is_empty() {
                 return out.line("no service is registered yet: see `plexus register --help`");
@@ -39,7 +39,7 @@ impl Services {
     }
 }
 
-fn row(service: &ServiceSummary) -> [Cell; 4] {
+fn row(service: &ServiceSummary) -> [Cell; 5] {
     let tone = match (service.serving, service.endpoints) {
         (0, _) => Tone::Bad,
         (serving, endpoints) if serving < endpoints => Tone::Warning,
@@ -50,8 +50,14 @@ fn row(service: &ServiceSummary) -> [Cell; 4] {
         Cell::from(&service.name),
         Cell::new(format!("{}/{}", service.serving, service.endpoints), tone),
         Cell::new(service.unconfirmed, unconfirmed),
+        Cell::from(addresses(&service.vips)),
         Cell::from(ports(&service.published)),
     ]
+}
+
+/// Virtual addresses in one cell.
+pub(super) fn addresses(vips: &[std::net::IpAddr]) -> String {
+    vips.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
 }
 
 /// Published ports in one cell.

@@ -77,6 +77,8 @@ impl Traffic for Busy {
             kind: "published".to_owned(),
             address: format!("0.0.0.0:{port}"),
             protocol: "tcp".to_owned(),
+            target: None,
+            this_node_only: port == 80,
             listening: problem.is_none(),
             problem: problem.map(str::to_owned),
         };
@@ -154,6 +156,7 @@ impl World {
             store: Arc::clone(&store),
             registry,
             traffic: Arc::new(Busy),
+            virtual_addresses: Arc::new(|service| service.vips.clone()),
             resolver: Some(Arc::new(Busy)),
             problems: Arc::new(|| {
                 let message =
@@ -185,6 +188,7 @@ impl World {
             Change::PutInstance(Arc::new(instance("web-2", "b", "192.0.2.2"))),
             Change::PutInstance(Arc::new(critical)),
             Change::PutSettings(ServiceName::new("web").unwrap(), Arc::new(published)),
+            Change::PutVip("10.96.0.1".parse().unwrap(), ServiceName::new("web").unwrap()),
         ]);
         world
     }
@@ -213,8 +217,8 @@ impl World {
 async fn services_shows_how_much_of_each_serves() {
     let world = World::filled().await;
     let expected = "\
-NAME  SERVING  UNCONFIRMED  PUBLISHED
-web   2/3      0            8080/tcp
+NAME  SERVING  UNCONFIRMED  VIRTUAL    PUBLISHED
+web   2/3      0            10.96.0.1  8080/tcp
 ";
     assert_eq!(world.prints("services").await, expected);
     let json: serde_json::Value = serde_json::from_str(&world.prints("services --json").await).unwrap();
@@ -256,9 +260,11 @@ web-1  a     192.0.2.1:8080  no: ejected   0.0%    0          0            0    
 web-2  b     192.0.2.2:8080  yes           100.0%  3          7            2         2.345ms  at its limit; slow start, 40%
 web-3  b     192.0.2.2:8080  no: critical  -       0          0            0         -        http GET /healthz: status 503
 
-LISTENER   ADDRESS           STATE      PROBLEM
-published  0.0.0.0:8080/tcp  listening  -
-published  0.0.0.0:80/tcp    closed     address in use
+its virtual address: 10.96.0.1
+
+LISTENER   ADDRESS           LEADS TO              STATE      PROBLEM
+published  0.0.0.0:8080/tcp  main port             listening  -
+published  0.0.0.0:80/tcp    main port, this node  closed     address in use
 ";
     assert_eq!(world.prints("why web").await, expected);
 }
@@ -306,7 +312,7 @@ async fn publishing_writes_the_store_and_tells_what_the_user_should_know() {
     assert!(printed.contains("note: service wbe has no endpoint yet; did you mean \"web\"?"), "{printed}");
     let error = world.fails("publish api 8080").await;
     assert!(
-        error.contains("service web publishes it") && error.contains("plexus unpublish web 8080/tcp"),
+        error.contains("service web publishes 8080/tcp") && error.contains("plexus unpublish web 8080/tcp"),
         "{error}"
     );
 
@@ -315,6 +321,41 @@ async fn publishing_writes_the_store_and_tells_what_the_user_should_know() {
     assert_eq!(world.prints("unpublish web 9090").await, "9090/tcp was not published for web\n");
     let path = Key::Service(ServiceName::new("web").unwrap()).path();
     assert_eq!(world.store.get(&path).await.unwrap(), None);
+}
+
+#[tokio::test]
+async fn ranges_addresses_and_modes_are_published_and_shown() {
+    let world = World::filled().await;
+    let printed = world.prints("publish web 8000-8010").await;
+    assert_eq!(printed, "8000-8010/tcp is published for web: every node opens it\n");
+    let printed = world.prints("publish web 53:5353/udp --address 192.0.2.0/24 --address ::1").await;
+    assert_eq!(
+        printed,
+        "53:5353/udp@192.0.2.0/24+::1 is published for web: every node with an address in 192.0.2.0/24 or ::1 opens it\n"
+    );
+    let printed = world.prints("publish web 9100 --mode host").await;
+    assert_eq!(printed, "9100/tcp (host) is published for web: each node that runs an instance opens it\n");
+    let error = world.fails("publish api 8010-8020 --mode host").await;
+    assert!(error.contains("service web publishes 8000-8010/tcp"), "{error}");
+    assert!(world.prints("unpublish web 8000-8010").await.contains("8000-8010/tcp is no longer published"));
+    for wrong in ["publish web 9-8", "publish web 80 --address 192.0.2.1/24", "publish web 80 --mode swarm"] {
+        assert_eq!(world.run(wrong).await.expect_err(wrong).exit_code(), 2);
+    }
+}
+
+#[tokio::test]
+async fn a_virtual_address_is_switched_off_and_on() {
+    let world = World::filled().await;
+    let printed = world.prints("vip web off").await;
+    assert!(
+        printed.contains("web has no virtual address: its name is answered with its endpoints"),
+        "{printed}"
+    );
+    let path = Key::Service(ServiceName::new("web").unwrap()).path();
+    let stored = world.store.get(&path).await.unwrap().unwrap().value;
+    assert_eq!(String::from_utf8(stored).unwrap(), r#"{"vip":false}"#);
+    assert!(world.prints("vip web on --json").await.contains("\"changed\": true"));
+    assert!(world.prints("vip wbe off").await.contains("did you mean \"web\"?"));
 }
 
 #[tokio::test]

@@ -7,6 +7,7 @@ use nerve::model::ServiceName;
 
 use super::endpoints::reason;
 use super::output::{Cell, Output, Table, Tone};
+use super::services::addresses;
 use super::{Reach, Result, stale_banner};
 use crate::api::{self, WhyBalance, WhyEndpoint, WhyListener, WhyPick};
 
@@ -69,7 +70,11 @@ fn human(out: &mut Output<'_>, answer: &api::Why) -> io::Result<()> {
         out.line("")?;
         out.table(&table)?;
     }
-    let mut table = Table::new(&["LISTENER", "ADDRESS", "STATE", "PROBLEM"]);
+    if !answer.vips.is_empty() {
+        out.line("")?;
+        out.line(format!("its virtual address: {}", addresses(&answer.vips)))?;
+    }
+    let mut table = Table::new(&["LISTENER", "ADDRESS", "LEADS TO", "STATE", "PROBLEM"]);
     answer.listeners.iter().for_each(|listener| table.row(listener_row(listener)));
     out.line("")?;
     if table.is_empty() {
@@ -138,12 +143,15 @@ fn reasons(check: String, pick: &WhyPick) -> String {
     said.into_iter().flatten().collect::<Vec<_>>().join("; ")
 }
 
-fn listener_row(listener: &WhyListener) -> [Cell; 4] {
+fn listener_row(listener: &WhyListener) -> [Cell; 5] {
     let state =
         if listener.listening { Cell::new("listening", Tone::Good) } else { Cell::new("closed", Tone::Bad) };
+    let port = listener.target.as_ref().map_or_else(|| "main port".to_owned(), |port| format!("port {port}"));
+    let leads_to = if listener.this_node_only { format!("{port}, this node") } else { port };
     [
         Cell::from(&listener.kind),
         Cell::from(format!("{}/{}", listener.address, listener.protocol)),
+        Cell::from(leads_to),
         state,
         Cell::from(listener.problem.as_deref().unwrap_or_default()),
     ]

@@ -21,6 +21,7 @@ pub use machine::Machine;
 pub use reload::{Reload, diff};
 pub use sections::{
     Admin, Dns, Drain, Ingress, Localhost, Log, LogFormat, LogLevel, Node, Proxy, Secret, SecretFile, Store,
+    Vip,
 };
 
 /// Everything that a node is told, with every default filled in.
@@ -36,6 +37,8 @@ pub struct Config {
     pub store: Store,
     /// `[ingress]`.
     pub ingress: Ingress,
+    /// `[vip]`.
+    pub vip: Vip,
     /// `[proxy]`.
     pub proxy: Proxy,
     /// `[dns]`.
@@ -87,6 +90,7 @@ impl Config {
         let node = root.section_or_empty("node", |section| Node::read(section, machine));
         let store = root.section_or_empty("store", |section| Store::read(section, base));
         let ingress = root.section_or_empty("ingress", Ingress::read);
+        let vip = root.section_or_empty("vip", Vip::read);
         let proxy = root.section_or_empty("proxy", Proxy::read);
         let dns = root.section_or_empty("dns", Dns::read);
         let admin = root.section_or_empty("admin", Admin::read);
@@ -110,6 +114,7 @@ impl Config {
             node: node?,
             store: store?,
             ingress: ingress?,
+            vip: vip?,
             proxy,
             dns,
             admin,

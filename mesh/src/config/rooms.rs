@@ -9,7 +9,7 @@ use nerve::source::Local;
 use nerve::store::StoreConfig;
 
 use super::{Config, Node};
-use crate::{dns, ingress, proxy};
+use crate::{dns, ingress, proxy, vip};
 
 impl Node {
     /// What definitions of instances take from the node.
@@ -81,12 +81,23 @@ impl Config {
         let localhost = self.ingress.localhost.iter().map(|port| ingress::LocalPort {
             service: port.service.clone(),
             listen: SocketAddr::new(port.address, port.port.get()),
-            target: None,
+            target: port.target.clone(),
         });
         ingress::Config {
+            node: self.node.name.clone(),
             listen: self.ingress.listen.clone(),
             localhost: localhost.collect(),
             drain: self.drain.deadline.get(),
+        }
+    }
+
+    /// What virtual addresses are told.
+    #[must_use]
+    pub fn vip(&self) -> vip::Config {
+        vip::Config {
+            node: self.node.name.clone(),
+            ranges: self.vip.range.clone(),
+            release_after: self.vip.release_after.get(),
         }
     }
 

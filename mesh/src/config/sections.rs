@@ -11,7 +11,7 @@ use std::str::FromStr;
 
 use crate::dns::Domain;
 use nerve::document::{FromValue, Reported, Section, Text};
-use nerve::model::{NodeName, Prefix, ServiceName, Zone};
+use nerve::model::{NodeName, PortName, Prefix, ServiceName, Zone};
 use nerve::period::Period;
 use nerve::store::{StoreConfig, StoreUrl};
 use serde::{Serialize, Serializer};
@@ -94,6 +94,18 @@ pub struct Localhost {
     pub port: NonZeroU16,
     /// The address, on loopback.
     pub address: IpAddr,
+    /// The port of the instances that it leads to, by name or number; without it, their main port.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub target: Option<PortName>,
+}
+
+/// `[vip]`: virtual addresses.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Vip {
+    /// The ranges that services get their addresses from, the same on every node; none: no virtual addresses.
+    pub range: Vec<Prefix>,
+    /// How long the address of a service that is gone stays its own.
+    pub release_after: Period,
 }
 
 /// `[proxy]`: how connections are carried.
@@ -271,7 +283,33 @@ impl Localhost {
             "a loopback address; `plexus publish` opens ports for other machines",
             IpAddr::is_loopback,
         );
-        Ok(Self { service: service?, port: port?, address })
+        let target = section.optional("target");
+        Ok(Self { service: service?, port: port?, address, target })
+    }
+}
+
+/// The longest prefix of a range: a service or two are not worth a route.
+const SMALLEST_RANGE: (u8, u8) = (30, 126);
+/// The shortest: a whole family, or a large part of it, is never free on a host.
+const LARGEST_RANGE: (u8, u8) = (8, 16);
+
+impl Vip {
+    pub(super) fn read(section: &mut Section<'_>) -> Result<Self, Reported> {
+        let range: Vec<Prefix> = section.or("range", Vec::new());
+        let release_after = section.or("release_after", Period::seconds(3600));
+        for (at, prefix) in range.iter().enumerate() {
+            let within = |v4, v6| if prefix.is_ipv4() { v4 } else { v6 };
+            let lengths =
+                within(LARGEST_RANGE.0, LARGEST_RANGE.1)..=within(SMALLEST_RANGE.0, SMALLEST_RANGE.1);
+            if !lengths.contains(&prefix.length()) {
+                let expected = "from /8 to /30 for IPv4, from /16 to /126 for IPv6";
+                return Err(section.invalid("range", format!("{prefix} is no range for services"), expected));
+            }
+            if let Some(other) = range[..at].iter().find(|other| other.overlaps(prefix)) {
+                return Err(section.invalid("range", format!("{prefix} overlaps {other}"), "ranges apart"));
+            }
+        }
+        Ok(Self { range, release_after })
     }
 }
 

@@ -163,6 +163,21 @@ fn every_mistake_is_told_at_once_with_its_line() {
 }
 
 #[test]
+fn ranges_that_cannot_be_services_are_refused() {
+    let with = |ranges: &str| format!("[store]\nurl = \"embedded\"\n[vip]\nrange = [{ranges}]");
+    assert_eq!(read(&with("\"10.96.0.0/16\", \"fd00:96::/112\"")).unwrap().vip().ranges.len(), 2);
+    for (ranges, why) in [
+        ("\"10.96.0.1/16\"", "the range is 10.96.0.0/16"),
+        ("\"0.0.0.0/0\"", "0.0.0.0/0 is no range for services"),
+        ("\"10.96.0.1\"", "10.96.0.1 is no range for services"),
+        ("\"10.96.0.0/16\", \"10.96.4.0/24\"", "10.96.4.0/24 overlaps 10.96.0.0/16"),
+    ] {
+        let shown = errors(&with(ranges));
+        assert!(shown.contains("plexus.toml:4:") && shown.contains(why), "{shown}");
+    }
+}
+
+#[test]
 fn rooms_on_one_address_are_refused() {
     let shown = errors("store.url = \"embedded\"\nadmin.listen = [\"127.0.0.1:53\"]");
     assert!(

@@ -6,7 +6,11 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
+
+use nerve::model::Prefix;
+use tokio::sync::watch;
 
 /// Longest domain: leaves room for the longest label that is put in front of it (RFC 1035 allows 255 octets a name).
 const LONGEST_DOMAIN: usize = 120;
@@ -29,7 +33,40 @@ pub struct Config {
     pub recursion: RecursionFor,
     /// Bounds of everything that could grow.
     pub limits: Limits,
+    /// The ranges whose virtual addresses lead somewhere on this node. Default: none, so no answer names any.
+    pub virtual_ranges: VirtualRanges,
 }
+
+/// Ranges of addresses that change while the server runs.
+#[derive(Debug, Clone)]
+pub struct VirtualRanges(watch::Receiver<Arc<[Prefix]>>);
+
+impl VirtualRanges {
+    pub(super) fn contains(&self, address: IpAddr) -> bool {
+        self.0.borrow().iter().any(|range| range.contains(address))
+    }
+}
+
+impl From<watch::Receiver<Arc<[Prefix]>>> for VirtualRanges {
+    fn from(ranges: watch::Receiver<Arc<[Prefix]>>) -> Self {
+        Self(ranges)
+    }
+}
+
+impl Default for VirtualRanges {
+    fn default() -> Self {
+        // Without a sender it stays what it is.
+        Self(watch::channel(Arc::from([])).1)
+    }
+}
+
+impl PartialEq for VirtualRanges {
+    fn eq(&self, other: &Self) -> bool {
+        *self.0.borrow() == *other.0.borrow()
+    }
+}
+
+impl Eq for VirtualRanges {}
 
 /// Who answers names outside the domain.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -95,6 +132,7 @@ impl Default for Config {
             upstreams: Upstreams::default(),
             recursion: RecursionFor::PrivateClients,
             limits: Limits::default(),
+            virtual_ranges: VirtualRanges::default(),
         }
     }
 }

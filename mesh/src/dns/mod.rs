@@ -17,7 +17,7 @@ mod server;
 mod wire;
 mod zone;
 
-pub use config::{Config, Domain, DomainError, Limits, RecursionFor, Upstreams};
+pub use config::{Config, Domain, DomainError, Limits, RecursionFor, Upstreams, VirtualRanges};
 pub use metrics::Metrics;
 pub use server::{BindError, Bound, Handle, Listener, bind};
 pub use zone::{Excluded, Explanation, Outcome, Rule};

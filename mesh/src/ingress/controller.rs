@@ -1,30 +1,46 @@
 //! The task that keeps the open listeners equal to what is wanted.
+//!
+//! Wanted are published ports (by [`Claims`]), localhost ports of the configuration, and the ports of virtual addresses.
+//! What changes is closed before anything is opened, so that a port can move from one listener to another at once.
+//!
+//! A port published on all addresses of the node takes virtual addresses along: the kernel lets no second socket of
+//! another kind stand beside it. So it goes first, and the port of a virtual address is covered by it if both lead to the
+//! same, or said to be in its way.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::num::NonZeroU16;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use nerve::model::{PortName, Protocol, ServiceName};
+use nerve::model::{NodeName, Prefix, Protocol, ServiceName, VirtualIp};
 use nerve::tasks::Tasks;
-use synapse::catalog::{Catalog, Subscription};
+use synapse::catalog::{Catalog, Service, Subscription};
 use tokio::sync::watch;
 
-use super::desired::{Claims, Holder, Port};
+use super::desired::{self, Addresses, Claims, Holder, Port, Refused, Wants, virtual_ports};
 use super::handover::Handover;
-use super::{Config, ListenerState, ListenerStatus, LocalPort, Metrics};
+use super::slots::{Slot, SlotKey, Slots, State};
+use super::{Config, ListenerKind, ListenerState, ListenerStatus, LocalPort, Metrics, addresses, occupant};
 use crate::balance::{Balancer, Surroundings};
 use crate::inherited::{Inherited, Transport};
 use crate::proxy::{DataPlane, Listener, ListenerSpec, Sharing};
 
-/// How often ports that could not be opened are tried again.
+/// How often ports that could not be opened are tried again, and the node's addresses are read.
 const RETRY: Duration = Duration::from_secs(5);
 /// How often balancers look at what no connection notices.
 const TICK: Duration = Duration::from_secs(1);
+/// How often, and for how many times, after a listener was closed: the data-plane threads let go of its sockets a moment
+/// later, and whoever gets the port next should not wait for longer.
+const RETRY_SOON: Duration = Duration::from_millis(10);
+const SOON: u32 = 100;
+/// So many services are taken at a stretch; then the rest of the control plane gets its turn.
+const STRETCH: usize = 64;
 
-/// The balancers of one service, by the named port that they lead to.
-type Balancers = HashMap<Option<PortName>, Arc<Balancer>>;
+/// The ranges of virtual addresses that are local on this node.
+pub type VirtualRanges = watch::Receiver<Arc<[Prefix]>>;
 
 /// What ingress is up to, for readers and for a reload. Clones are the same.
 #[derive(Debug, Clone)]
@@ -36,23 +52,8 @@ pub struct Handle {
 
 #[derive(Debug, Default)]
 struct Shared {
-    slots: BTreeMap<SlotKey, Slot>,
+    slots: Slots,
     conflicts: Vec<ListenerStatus>,
-    balancers: HashMap<ServiceName, Balancers>,
-}
-
-/// One address on which something is to listen.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-struct SlotKey {
-    protocol: Protocol,
-    address: SocketAddr,
-    localhost: bool,
-}
-
-#[derive(Debug)]
-struct Slot {
-    holder: Holder,
-    state: Result<Listener, String>,
 }
 
 /// Starts the task. Of the `inherited` sockets it takes those of addresses that it is to listen on, now or later.
@@ -60,13 +61,14 @@ struct Slot {
 pub fn start(
     config: Config,
     catalog: Catalog,
+    ranges: VirtualRanges,
     plane: Arc<DataPlane>,
     surroundings: Surroundings,
     inherited: Inherited,
     metrics: Metrics,
     tasks: &Tasks,
 ) -> Handle {
-    let addresses = published_addresses(&config.listen);
+    let node = config.node.clone();
     let config = Arc::new(watch::Sender::new(config));
     let handle = Handle { shared: Arc::default(), config, handover: Handover::default() };
     let run = handle.clone();
@@ -75,16 +77,19 @@ pub fn start(
         let controller = Controller {
             handle: run.clone(),
             catalog: catalog.clone(),
+            ranges: ranges.clone(),
             plane: Arc::clone(&plane),
             surroundings: surroundings.clone(),
             inherited: inherited.clone(),
             held: BTreeSet::new(),
             metrics: metrics.clone(),
             tasks: owner.clone(),
-            addresses: addresses.clone(),
+            node: node.clone(),
+            addresses: Addresses::default(),
             claims: Claims::default(),
             local: Vec::new(),
-            touched: true,
+            virtuals: Virtuals::default(),
+            soon: 0,
         };
         let stop = stop.clone();
         async move {
@@ -105,35 +110,49 @@ impl Handle {
         self.shared.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Every listener that is wanted here, in the order of transport and address.
+    fn some_listeners(&self, of: impl Fn(&ServiceName) -> bool) -> Vec<ListenerStatus> {
+        let shared = self.lock();
+        let mut listed = shared.slots.statuses(|slot| of(&slot.holder.service));
+        listed.extend(shared.conflicts.iter().filter(|conflict| of(&conflict.service)).cloned());
+        listed
+    }
+
+    /// Every listener that is wanted here, in the order of kind, transport and address; at the end what another service
+    /// stands in the way of.
     #[must_use]
     pub fn listeners(&self) -> Vec<ListenerStatus> {
+        self.some_listeners(|_| true)
+    }
+
+    /// Those of one service.
+    #[must_use]
+    pub fn listeners_of(&self, service: &ServiceName) -> Vec<ListenerStatus> {
+        self.some_listeners(|of| of == service)
+    }
+
+    /// Those that do not listen.
+    #[must_use]
+    pub fn failures(&self) -> Vec<ListenerStatus> {
         let shared = self.lock();
-        let open = shared.slots.iter().map(|(key, slot)| ListenerStatus {
-            service: slot.holder.service.clone(),
-            target: slot.holder.target.clone(),
-            address: key.address,
-            protocol: key.protocol,
-            localhost: key.localhost,
-            state: match &slot.state {
-                Ok(listener) => ListenerState::Open { connections: listener.connections() },
-                Err(error) => ListenerState::Failed { error: error.clone() },
-            },
-        });
-        open.chain(shared.conflicts.iter().cloned()).collect()
+        let mut failed = shared.slots.statuses(|slot| matches!(slot.state, State::Failed(_)));
+        failed.extend(shared.conflicts.iter().cloned());
+        failed
+    }
+
+    /// How many ports this node listens on, or has covered by another of the same service.
+    #[must_use]
+    pub fn open(&self) -> usize {
+        self.lock().slots.counts().0
     }
 
     /// The balancers of a service: one for each port of the instances that something here leads to.
     #[must_use]
     pub fn balancers(&self, service: &ServiceName) -> Vec<Arc<Balancer>> {
-        self.lock()
-            .balancers
-            .get(service)
-            .map_or_else(Vec::new, |of_service| of_service.values().cloned().collect())
+        self.lock().slots.balancers(service).into_iter().map(|(balancer, _)| balancer).collect()
     }
 
     fn all_balancers(&self) -> Vec<Arc<Balancer>> {
-        self.lock().balancers.values().flat_map(HashMap::values).cloned().collect()
+        self.lock().slots.all_balancers()
     }
 
     /// Takes over what a reload of the configuration may change: localhost ports and the drain's deadline.
@@ -165,16 +184,13 @@ impl Handle {
     /// Every socket that is listened on.
     #[must_use]
     pub fn sockets(&self) -> Vec<Arc<OwnedFd>> {
-        let shared = self.lock();
-        let open = shared.slots.values().filter_map(|slot| slot.state.as_ref().ok());
-        open.flat_map(Listener::sockets).collect()
+        self.lock().slots.listeners().flat_map(Listener::sockets).collect()
     }
 
     /// Closes every listener and waits for their connections, at most for `deadline`. Call it after the task was stopped or
     /// frozen. Tells how many connections were reset.
     pub async fn drain(&self, deadline: Duration) -> u32 {
-        let listeners: Vec<Listener> =
-            std::mem::take(&mut self.lock().slots).into_values().filter_map(|slot| slot.state.ok()).collect();
+        let listeners: Vec<Listener> = self.lock().slots.take_listeners();
         for listener in &listeners {
             listener.stop_accepting();
         }
@@ -186,6 +202,7 @@ impl Handle {
 struct Controller {
     handle: Handle,
     catalog: Catalog,
+    ranges: VirtualRanges,
     plane: Arc<DataPlane>,
     surroundings: Surroundings,
     inherited: Inherited,
@@ -193,23 +210,41 @@ struct Controller {
     held: BTreeSet<ServiceName>,
     metrics: Metrics,
     tasks: Tasks,
-    addresses: Vec<IpAddr>,
+    node: NodeName,
+    addresses: Addresses,
     claims: Claims,
     local: Vec<LocalPort>,
-    /// A slot or a claim changed since the gauges were set.
-    touched: bool,
+    virtuals: Virtuals,
+    /// So many times more what failed is tried again soon.
+    soon: u32,
 }
+
+/// The wanted ports of virtual addresses.
+#[derive(Debug, Default)]
+struct Virtuals {
+    of_service: HashMap<ServiceName, BTreeMap<SlotKey, Holder>>,
+    by_port: HashMap<Port, BTreeMap<SlotKey, Holder>>,
+}
+
+/// Why a slot was not open.
+struct Failure {
+    error: String,
+    said: bool,
+}
+
+/// What slots are to become: closed, or open for someone.
+type Changes = Vec<(SlotKey, Option<Holder>)>;
 
 impl Controller {
     async fn run(mut self) {
+        self.addresses = addresses::published(&self.handle.config.borrow().listen);
         let mut subscription: Subscription = self.catalog.subscribe();
-        let mut config = self.handle.config.subscribe();
+        let (mut config, mut ranges) = (self.handle.config.subscribe(), self.ranges.clone());
         let mut frozen = self.handle.handover.changes();
         let wanted = config.borrow_and_update().localhost.clone();
         self.local_ports_changed(wanted);
-        for service in self.catalog.services() {
-            self.service_changed(&service.name);
-        }
+        ranges.mark_unchanged();
+        self.look_at_all().await;
         self.note_state();
         self.handle.handover.settle();
         let mut retry = tokio::time::interval(RETRY);
@@ -218,35 +253,69 @@ impl Controller {
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             tokio::select! {
-                names = subscription.changed() => names.iter().for_each(|name| self.service_changed(name)),
+                names = subscription.changed() => self.services_changed(names.into_iter().collect()).await,
                 Ok(()) = frozen.changed() => {
-                    std::mem::take(&mut self.held).iter().for_each(|name| self.service_changed(name));
+                    let held = std::mem::take(&mut self.held);
+                    self.services_changed(held.into_iter().collect()).await;
                 }
                 Ok(()) = config.changed(), if !self.is_frozen() => {
                     let wanted = config.borrow_and_update().localhost.clone();
                     self.local_ports_changed(wanted);
                 }
-                _ = retry.tick(), if !self.is_frozen() => self.retry_failed(),
+                Ok(()) = ranges.changed(), if !self.is_frozen() => {
+                    ranges.mark_unchanged();
+                    self.look_at_all().await;
+                }
+                () = tokio::time::sleep(RETRY_SOON), if self.soon > 0 && !self.is_frozen() => {
+                    self.soon -= 1;
+                    self.retry_failed();
+                }
+                _ = retry.tick(), if !self.is_frozen() => {
+                    self.addresses_changed().await;
+                    self.retry_failed();
+                }
                 _ = tick.tick() => self.handle.all_balancers().iter().for_each(|balancer| balancer.tick()),
             }
-            if std::mem::take(&mut self.touched) {
-                self.note_state();
-            }
+            self.note_state();
+        }
+    }
+
+    async fn services_changed(&mut self, names: Vec<ServiceName>) {
+        for stretch in names.chunks(STRETCH) {
+            stretch.iter().for_each(|name| self.service_changed(name));
+            tokio::task::yield_now().await;
+        }
+    }
+
+    async fn look_at_all(&mut self) {
+        let services = self.catalog.services();
+        self.services_changed(services.iter().map(|service| service.name.clone()).collect()).await;
+    }
+
+    /// An address that the node got or lost since may be published on.
+    async fn addresses_changed(&mut self) {
+        let listen = self.handle.config.borrow().listen.clone();
+        let now = addresses::published(&listen);
+        if std::mem::replace(&mut self.addresses, now) != self.addresses {
+            self.look_at_all().await;
         }
     }
 
     fn service_changed(&mut self, name: &ServiceName) {
         let service = self.catalog.service(name.as_str());
-        for balancer in self.handle.balancers(name) {
-            balancer.update(service.as_deref());
+        for (balancer, local) in self.handle.lock().slots.balancers(name) {
+            balancer.update(seen(service.as_deref(), local, &self.node).as_deref());
         }
         if self.is_frozen() {
             self.held.insert(name.clone());
             return;
         }
-        for port in self.claims.set(name, service.as_deref().map(|service| &*service.settings)) {
+        let wants = Wants::of(service.as_deref(), &self.node, &self.addresses);
+        for port in self.claims.set(name, wants) {
             self.reconcile_port(port);
         }
+        let wanted = self.virtual_slots(name, service.as_deref());
+        self.virtual_slots_changed(name, wanted);
     }
 
     fn is_frozen(&self) -> bool {
@@ -254,307 +323,290 @@ impl Controller {
     }
 
     fn reconcile_port(&mut self, port: Port) {
-        self.touched = true;
-        let holder = self.claims.holder(port);
-        for address in self.addresses.clone() {
-            let address = SocketAddr::new(address, port.port.get());
-            self.reconcile(SlotKey { protocol: port.protocol, address, localhost: false }, holder.clone());
+        let Port { protocol, port: number } = port;
+        let key = |ip| SlotKey {
+            kind: ListenerKind::Published,
+            protocol,
+            address: SocketAddr::new(ip, number.get()),
+        };
+        let granted: BTreeMap<SlotKey, Holder> =
+            self.claims.granted(port).map(|(ip, holder)| (key(ip), holder.clone())).collect();
+        // Any address that is published on now or was; an address that went away is found by its slot.
+        let known = self.handle.lock().slots.published_on(protocol, number);
+        let gone = known.into_iter().filter(|key| !granted.contains_key(key)).map(|key| (key, None));
+        let mut changes: Changes = gone.collect();
+        changes.extend(granted.into_iter().map(|(key, holder)| (key, Some(holder))));
+        let virtuals = self.virtuals.by_port.get(&port).cloned().unwrap_or_default();
+        if changes.iter().any(|(key, _)| key.address.ip().is_unspecified()) {
+            // They make room for a wildcard, and come back where there is none.
+            for key in virtuals.keys() {
+                self.close(*key);
+            }
         }
+        self.reconcile(changes);
+        self.reconcile(virtuals.into_iter().map(|(key, holder)| (key, Some(holder))).collect());
+    }
+
+    /// What is to be listened on for the virtual addresses of a service.
+    fn virtual_slots(&self, name: &ServiceName, service: Option<&Service>) -> BTreeMap<SlotKey, Holder> {
+        let ranges = self.ranges.borrow();
+        let usable = |ip: &&IpAddr| ranges.iter().any(|range| range.contains(**ip));
+        let wants = service.filter(|service| service.settings.vip == VirtualIp::On);
+        let Some(service) = wants.filter(|service| service.vips.iter().any(|ip| usable(&ip))) else {
+            return BTreeMap::new();
+        };
+        let ports = virtual_ports(service);
+        // All that are claimed, not the first alone: a client may know another, for as long as it is claimed.
+        let addresses = service.vips.iter().filter(usable);
+        addresses
+            .flat_map(|ip| {
+                ports.iter().map(move |(Port { protocol, port }, target)| {
+                    let address = SocketAddr::new(*ip, port.get());
+                    let key = SlotKey { kind: ListenerKind::Virtual, protocol: *protocol, address };
+                    (key, Holder { service: name.clone(), target: target.clone(), local: false })
+                })
+            })
+            .collect()
+    }
+
+    fn virtual_slots_changed(&mut self, name: &ServiceName, wanted: BTreeMap<SlotKey, Holder>) {
+        let before = self.virtuals.set(name, wanted.clone());
+        let gone = before.into_keys().filter(|key| !wanted.contains_key(key)).map(|key| (key, None));
+        let mut changes: Changes = gone.collect();
+        changes.extend(wanted.into_iter().map(|(key, holder)| (key, Some(holder))));
+        self.reconcile(changes);
     }
 
     fn local_ports_changed(&mut self, wanted: Vec<LocalPort>) {
-        let key =
-            |port: &LocalPort| SlotKey { protocol: Protocol::Tcp, address: port.listen, localhost: true };
+        let key = |port: &LocalPort| SlotKey {
+            kind: ListenerKind::Localhost,
+            protocol: Protocol::Tcp,
+            address: port.listen,
+        };
         let kept: BTreeSet<SlotKey> = wanted.iter().map(key).collect();
-        for gone in std::mem::take(&mut self.local).iter().map(key).filter(|key| !kept.contains(key)) {
-            self.reconcile(gone, None);
-        }
-        for port in &wanted {
-            let holder = Holder { service: port.service.clone(), target: port.target.clone() };
-            self.reconcile(key(port), Some(holder));
-        }
+        let gone = std::mem::take(&mut self.local);
+        let mut changes: Changes =
+            gone.iter().map(key).filter(|key| !kept.contains(key)).map(|key| (key, None)).collect();
+        changes.extend(wanted.iter().map(|port| {
+            let holder = Holder { service: port.service.clone(), target: port.target.clone(), local: false };
+            (key(port), Some(holder))
+        }));
+        self.reconcile(changes);
         self.local = wanted;
     }
 
     fn retry_failed(&mut self) {
-        let failed: Vec<(SlotKey, Holder)> = {
+        let failed = self.handle.lock().slots.failed();
+        if failed.is_empty() {
+            self.soon = 0;
+        }
+        self.reconcile(failed.into_iter().map(|(key, holder)| (key, Some(holder))).collect());
+    }
+
+    /// Makes slots what they are to be: first what goes, then what comes.
+    fn reconcile(&mut self, changes: Changes) {
+        let differs = |(key, wanted): &(SlotKey, Option<Holder>)| {
             let shared = self.handle.lock();
-            shared
-                .slots
-                .iter()
-                .filter(|(_, s)| s.state.is_err())
-                .map(|(k, s)| (*k, s.holder.clone()))
-                .collect()
+            let slot = shared.slots.get(key);
+            let listens = slot.is_some_and(|slot| matches!(slot.state, State::Open(_)));
+            slot.map(|slot| &slot.holder) != wanted.as_ref() || !listens
         };
-        for (key, holder) in failed {
-            self.reconcile(key, Some(holder));
+        let changes: Changes = changes.into_iter().filter(differs).collect();
+        let before: Vec<Option<Failure>> = changes.iter().map(|(key, _)| self.close(*key)).collect();
+        for ((key, wanted), failure) in changes.into_iter().zip(before) {
+            if let Some(holder) = wanted {
+                self.open(key, holder, failure);
+            }
         }
     }
 
-    /// Makes one slot what it is to be: closed, or open for `wanted`.
-    fn reconcile(&mut self, key: SlotKey, wanted: Option<Holder>) {
-        let old = self.handle.lock().slots.remove(&key);
-        let open_as_wanted =
-            old.as_ref().is_some_and(|slot| slot.state.is_ok() && Some(&slot.holder) == wanted.as_ref());
-        self.touched |= !open_as_wanted;
-        if open_as_wanted {
-            self.handle.lock().slots.extend(old.map(|slot| (key, slot)));
-            return;
-        }
-        let last_error = match old {
-            Some(Slot { state: Ok(listener), holder }) => {
-                self.close(key, holder, listener);
+    /// Takes a slot out and lets its connections finish; tells why it was not open if it was not.
+    fn close(&mut self, key: SlotKey) -> Option<Failure> {
+        let Slot { holder, state, said } = self.handle.lock().slots.remove(&key)?;
+        match state {
+            State::Failed(error) => Some(Failure { error, said }),
+            State::Covered => None,
+            State::Open(listener) => {
+                let drain = self.handle.drain_deadline();
+                tracing::debug!(service = %holder.service, address = %key.address, protocol = %key.protocol, kind = %key.kind, "no longer listening; its connections may go on for {} s", drain.as_secs());
+                // At once, so that the port is free soon for whoever gets it next.
+                listener.stop_accepting();
+                self.soon = SOON;
+                let forced = self.metrics.forced.clone();
+                self.tasks.spawn("listener drain", async move {
+                    forced.inc_by(u64::from(listener.drain(drain).await));
+                });
                 None
             }
-            Some(Slot { state: Err(error), .. }) => Some(error),
-            None => None,
-        };
-        let Some(holder) = wanted else {
-            return;
-        };
-        let state = self.open(key, &holder);
-        match &state {
-            Ok(_) => {
-                tracing::info!(service = %holder.service, address = %key.address, protocol = %key.protocol, "listening")
-            }
-            Err(error) if last_error.as_ref() != Some(error) => {
-                tracing::error!(service = %holder.service, %error, "a port is not open; it is tried again every {} s", RETRY.as_secs());
-            }
-            Err(_) => {}
         }
-        self.handle.lock().slots.insert(key, Slot { holder, state });
     }
 
-    fn open(&mut self, key: SlotKey, holder: &Holder) -> Result<Listener, String> {
-        if key.protocol == Protocol::Udp {
-            return Err(format!(
-                "cannot listen on {}/udp: this version moves TCP only; unpublish it, or publish the TCP port",
-                key.address
+    fn open(&mut self, key: SlotKey, holder: Holder, before: Option<Failure>) {
+        let state = self.try_open(key, &holder, before.as_ref().map(|before| before.error.as_str()));
+        let mut said = false;
+        match &state {
+            // Ten thousand virtual addresses are no ten thousand lines.
+            State::Open(_) if key.kind == ListenerKind::Virtual => {
+                tracing::debug!(service = %holder.service, address = %key.address, protocol = %key.protocol, "listening")
+            }
+            State::Open(_) => {
+                tracing::info!(service = %holder.service, address = %key.address, protocol = %key.protocol, "listening")
+            }
+            // It is said when it lasts.
+            State::Failed(_) if self.soon > 0 => {}
+            State::Failed(error) => {
+                said = true;
+                if before.is_none_or(|before| !before.said || before.error != *error) {
+                    tracing::error!(service = %holder.service, %error, "a port is not open; it is tried again every {} s", RETRY.as_secs());
+                }
+            }
+            State::Covered => {}
+        }
+        self.handle.lock().slots.insert(key, Slot { holder, state, said });
+    }
+
+    fn try_open(&mut self, key: SlotKey, holder: &Holder, last_error: Option<&str>) -> State {
+        let balancer = self.balancer(holder);
+        let SlotKey { kind, protocol, address } = key;
+        if kind == ListenerKind::Virtual
+            && let Some(state) = self.covered(key, holder)
+        {
+            return state;
+        }
+        // The one place that knows that the data plane moves no datagrams yet.
+        if protocol == Protocol::Udp {
+            return State::Failed(format!(
+                "cannot listen on {address}/udp: this version moves TCP only; unpublish it, or publish the TCP port"
             ));
         }
-        let balancer = self.balancer(holder);
-        let inherited = self.inherited.take(Transport::Tcp, key.address).into_iter().map(Arc::new).collect();
-        self.plane
-            .open(ListenerSpec { address: key.address, balancer, sharing: Sharing::PerThread, inherited })
-            .map_err(|error| error.to_string())
+        // Virtual addresses are many: with a socket a thread they would be as many descriptors as connections may need.
+        let sharing = if kind == ListenerKind::Virtual { Sharing::One } else { Sharing::PerThread };
+        let inherited = self.inherited.take(Transport::Tcp, address).into_iter().map(Arc::new).collect();
+        match self.plane.open(ListenerSpec { address, balancer, sharing, inherited }) {
+            Ok(listener) => State::Open(listener),
+            Err(error) => {
+                let text = error.to_string();
+                // Who it is was said when it began to fail; asking again each time would cost a look at every process.
+                let known = last_error.filter(|known| known.starts_with(&text)).map(str::to_owned);
+                let taken = error.source.kind() == io::ErrorKind::AddrInUse;
+                State::Failed(known.unwrap_or_else(
+                    || match occupant::of(protocol, address).filter(|_| taken) {
+                        Some(program) => format!("{text}; now it is {program}"),
+                        None => text,
+                    },
+                ))
+            }
+        }
+    }
+
+    /// How it stands with a port of a virtual address that is published on all addresses of this node; `None` where it is
+    /// not. That nobody listens there yet changes nothing: both must not take the port from each other in turns.
+    fn covered(&self, key: SlotKey, holder: &Holder) -> Option<State> {
+        let covers = |ip: IpAddr| ip.is_unspecified() && desired::covers(ip, key.address.ip());
+        let (ip, wildcard) = self.claims.granted(port_of(&key)?).find(|(ip, _)| covers(*ip))?;
+        if wildcard != holder {
+            return Some(State::Failed(in_its_way(key, wildcard)));
+        }
+        let address = SocketAddr::new(ip, key.address.port());
+        let wildcard = SlotKey { kind: ListenerKind::Published, address, ..key };
+        let is_open = matches!(self.handle.lock().slots.get(&wildcard)?.state, State::Open(_));
+        let waits =
+            || format!("{} waits for the published port on {address}, which is not open", key.address);
+        Some(if is_open { State::Covered } else { State::Failed(waits()) })
     }
 
     /// The one balancer that all listeners for this service and target port share.
     fn balancer(&mut self, holder: &Holder) -> Arc<Balancer> {
-        let Holder { service, target } = holder;
         let mut shared = self.handle.lock();
-        let balancers = shared.balancers.entry(service.clone()).or_default();
-        let balancer = balancers.entry(target.clone()).or_insert_with(|| {
-            let balancer = Balancer::new(service.clone(), target.clone(), &self.surroundings);
-            balancer.update(self.catalog.service(service.as_str()).as_deref());
-            Arc::new(balancer)
-        });
-        Arc::clone(balancer)
-    }
-
-    fn close(&mut self, key: SlotKey, holder: Holder, listener: Listener) {
-        tracing::info!(service = %holder.service, address = %key.address, protocol = %key.protocol, "no longer listening; its connections may go on for {} s", self.handle.drain_deadline().as_secs());
-        let (deadline, forced) = (self.handle.drain_deadline(), self.metrics.forced.clone());
-        // At once, so that the port is free for whoever gets it next.
-        listener.stop_accepting();
-        self.tasks.spawn("listener drain", async move {
-            forced.inc_by(u64::from(listener.drain(deadline).await));
-        });
-        let mut shared = self.handle.lock();
-        let Shared { slots, balancers, .. } = &mut *shared;
-        if !slots.values().any(|slot| slot.holder == holder) {
-            let left = balancers.get_mut(&holder.service).is_some_and(|of_service| {
-                of_service.remove(&holder.target);
-                !of_service.is_empty()
-            });
-            if !left {
-                balancers.remove(&holder.service);
-            }
-        }
+        shared.slots.balancer(holder, || {
+            let balancer = Balancer::new(holder.service.clone(), holder.target.clone(), &self.surroundings);
+            let service = self.catalog.service(holder.service.as_str());
+            balancer.update(seen(service.as_deref(), holder.local, &self.node).as_deref());
+            balancer
+        })
     }
 
     /// Conflicts and gauges follow from the claims and the slots.
     fn note_state(&self) {
         let mut shared = self.handle.lock();
-        shared.conflicts = self
-            .claims
-            .losers()
-            .flat_map(|(port, service, holder)| {
-                self.addresses.iter().map(move |address| conflict(*address, port, service, holder))
-            })
-            .collect();
-        let open = shared.slots.values().filter(|slot| slot.state.is_ok()).count();
-        let failed = shared.slots.len() - open + shared.conflicts.len();
+        shared.conflicts = self.claims.refused().map(|(port, refused)| conflict(port, refused)).collect();
+        let (open, failed) = shared.slots.counts();
         self.metrics.open.set(i64::try_from(open).unwrap_or(i64::MAX));
-        self.metrics.failed.set(i64::try_from(failed).unwrap_or(i64::MAX));
+        self.metrics.failed.set(i64::try_from(failed + shared.conflicts.len()).unwrap_or(i64::MAX));
     }
 }
 
-fn conflict(address: IpAddr, port: Port, service: &ServiceName, holder: &ServiceName) -> ListenerStatus {
+impl Virtuals {
+    /// Takes over what a service wants; returns what it wanted before.
+    fn set(&mut self, service: &ServiceName, wanted: BTreeMap<SlotKey, Holder>) -> BTreeMap<SlotKey, Holder> {
+        let before = self.of_service.remove(service).unwrap_or_default();
+        for key in before.keys() {
+            if let Some(port) = port_of(key)
+                && let Some(keys) = self.by_port.get_mut(&port)
+            {
+                keys.remove(key);
+                if keys.is_empty() {
+                    self.by_port.remove(&port);
+                }
+            }
+        }
+        for (key, holder) in &wanted {
+            if let Some(port) = port_of(key) {
+                self.by_port.entry(port).or_default().insert(*key, holder.clone());
+            }
+        }
+        if !wanted.is_empty() {
+            self.of_service.insert(service.clone(), wanted);
+        }
+        before
+    }
+}
+
+fn port_of(key: &SlotKey) -> Option<Port> {
+    Some(Port { protocol: key.protocol, port: NonZeroU16::new(key.address.port())? })
+}
+
+/// The service as a balancer is to see it: whole, or the instances of this node alone.
+fn seen<'a>(
+    service: Option<&'a Service>,
+    local: bool,
+    node: &NodeName,
+) -> Option<std::borrow::Cow<'a, Service>> {
+    use std::borrow::Cow;
+    let service = service?;
+    if !local {
+        return Some(Cow::Borrowed(service));
+    }
+    let mut of_node = service.clone();
+    of_node.endpoints.retain(|endpoint| endpoint.instance.node == *node);
+    Some(Cow::Owned(of_node))
+}
+
+fn in_its_way(key: SlotKey, wildcard: &Holder) -> String {
+    let (address, port, protocol) = (key.address.ip(), key.address.port(), key.protocol);
+    let holder = &wildcard.service;
+    format!(
+        "port {port}/{protocol} of {address} goes to {holder}, which publishes the port on every address of this node; \
+         publish it with `--address`, or give `[ingress] listen` the addresses to publish on"
+    )
+}
+
+fn conflict(port: Port, refused: &Refused) -> ListenerStatus {
     let Port { protocol, port } = port;
+    let Refused { address, wanted, holder } = refused;
+    let service = &wanted.service;
     ListenerStatus {
         service: service.clone(),
-        target: None,
-        address: SocketAddr::new(address, port.get()),
+        target: wanted.target.clone(),
+        local: wanted.local,
+        address: SocketAddr::new(*address, port.get()),
         protocol,
-        localhost: false,
+        kind: ListenerKind::Published,
         state: ListenerState::Failed {
             error: format!(
                 "port {port}/{protocol} is published by {holder} too, which has it; \
                  `plexus unpublish {holder} {port}/{protocol}` or `plexus unpublish {service} {port}/{protocol}`"
             ),
         },
-    }
-}
-
-/// All addresses of this host by one socket: `[::]` takes IPv4 as well; without IPv6 it is `0.0.0.0`.
-fn published_addresses(configured: &[IpAddr]) -> Vec<IpAddr> {
-    if !configured.is_empty() {
-        return configured.to_vec();
-    }
-    let has_ipv6 = socket2::Socket::new(socket2::Domain::IPV6, socket2::Type::STREAM, None).is_ok();
-    vec![if has_ipv6 { IpAddr::V6(Ipv6Addr::UNSPECIFIED) } else { IpAddr::V4(Ipv4Addr::UNSPECIFIED) }]
-}
-
-#[cfg(test)]
-mod tests {
-    use std::io::Read;
-    use std::net::TcpStream;
-    use std::num::NonZeroU16;
-
-    use nerve::model::{Instance, ServiceSettings};
-    use synapse::catalog::{Change, Writer};
-
-    use super::*;
-    use crate::balance::{self, Place};
-    use crate::proxy;
-
-    struct World {
-        writer: Writer,
-        handle: Handle,
-        tasks: Tasks,
-    }
-
-    fn world(localhost: Vec<LocalPort>) -> World {
-        let (catalog, writer) = Catalog::new();
-        let plane = DataPlane::start(
-            proxy::Config { threads: NonZeroU16::new(2).map(Into::into), ..Default::default() },
-            proxy::Metrics::new().unwrap(),
-        );
-        let config =
-            Config { listen: vec![Ipv4Addr::LOCALHOST.into()], localhost, drain: Duration::from_millis(200) };
-        let tasks = Tasks::new();
-        let surroundings = Surroundings {
-            place: Place::default(),
-            metrics: balance::Metrics::new().unwrap(),
-            on_closing: Arc::new(|_, _| {}),
-        };
-        let (plane, metrics) = (Arc::new(plane.unwrap()), Metrics::new().unwrap());
-        let handle = start(config, catalog, plane, surroundings, Inherited::default(), metrics, &tasks);
-        World { writer, handle, tasks }
-    }
-
-    fn free_port() -> NonZeroU16 {
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        NonZeroU16::new(listener.local_addr().unwrap().port()).unwrap()
-    }
-
-    fn publish(service: &str, ports: &[NonZeroU16]) -> Change {
-        let published = ports.iter().map(|port| port.to_string().parse().unwrap()).collect();
-        let settings = ServiceSettings { published, ..Default::default() };
-        Change::PutSettings(ServiceName::new(service).unwrap(), Arc::new(settings))
-    }
-
-    async fn until(what: &str, mut holds: impl FnMut() -> bool) {
-        let waiting = async {
-            while !holds() {
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
-        };
-        // Twice what the slow tick takes.
-        tokio::time::timeout(2 * RETRY, waiting).await.unwrap_or_else(|_| panic!("never: {what}"));
-    }
-
-    fn greeter(text: &'static str) -> SocketAddr {
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = listener.local_addr().unwrap();
-        std::thread::spawn(move || {
-            for mut stream in listener.incoming().flatten() {
-                let _ = std::io::Write::write_all(&mut stream, text.as_bytes());
-            }
-        });
-        address
-    }
-
-    fn instance(service: &str, address: SocketAddr) -> Change {
-        let json = serde_json::json!({"service": service, "id": "1", "node": "a", "address": address.ip(), "port": address.port()});
-        Change::PutInstance(Arc::new(serde_json::from_value::<Instance>(json).unwrap()))
-    }
-
-    fn ask(port: NonZeroU16) -> std::io::Result<String> {
-        let mut text = String::new();
-        TcpStream::connect((Ipv4Addr::LOCALHOST, port.get()))?.read_to_string(&mut text)?;
-        Ok(text)
-    }
-
-    #[tokio::test]
-    async fn a_published_port_opens_serves_and_closes() {
-        let mut world = world(Vec::new());
-        let port = free_port();
-        world.writer.apply([instance("web", greeter("hello")), publish("web", &[port])]);
-        until("open", || ask(port).is_ok_and(|text| text == "hello")).await;
-        world.writer.apply([publish("web", &[])]);
-        until("closed", || TcpStream::connect((Ipv4Addr::LOCALHOST, port.get())).is_err()).await;
-        assert!(world.handle.listeners().is_empty());
-        world.tasks.shutdown().await;
-    }
-
-    #[tokio::test]
-    async fn a_localhost_port_is_open_before_its_service_is_known() {
-        let (service, port) = (ServiceName::new("web").unwrap(), free_port());
-        let listen = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), port.get());
-        let mut world = world(vec![LocalPort { service, listen, target: None }]);
-        until("open", || TcpStream::connect(listen).is_ok()).await;
-        world.writer.apply([instance("web", greeter("local"))]);
-        until("served", || ask(port).is_ok_and(|text| text == "local")).await;
-        world.handle.reload(&Config::default());
-        until("closed", || TcpStream::connect(listen).is_err()).await;
-        world.tasks.shutdown().await;
-    }
-
-    #[tokio::test]
-    async fn a_port_that_is_taken_is_said_and_tried_again() {
-        let mut world = world(Vec::new());
-        let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let port = NonZeroU16::new(taken.local_addr().unwrap().port()).unwrap();
-        world.writer.apply([publish("web", &[port])]);
-        until("said", || {
-            world.handle.listeners().iter().any(|l| {
-                matches!(&l.state, ListenerState::Failed { error } if error.contains("another program listens there"))
-            })
-        })
-        .await;
-        drop(taken);
-        let opened = async {
-            until("open", || matches!(world.handle.listeners()[0].state, ListenerState::Open { .. })).await;
-        };
-        tokio::join!(opened);
-        world.tasks.shutdown().await;
-    }
-
-    #[tokio::test]
-    async fn of_two_services_on_one_port_the_loser_is_told() {
-        let mut world = world(Vec::new());
-        let port = free_port();
-        world.writer.apply([publish("web", &[port])]);
-        until("open", || world.handle.listeners().len() == 1).await;
-        world.writer.apply([publish("api", &[port])]);
-        until("told", || world.handle.listeners().len() == 2).await;
-        let loser = &world.handle.listeners()[1];
-        assert_eq!(loser.service.as_str(), "api");
-        assert!(
-            matches!(&loser.state, ListenerState::Failed { error } if error.contains("is published by web too"))
-        );
-        world.tasks.shutdown().await;
     }
 }

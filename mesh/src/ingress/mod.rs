@@ -1,23 +1,29 @@
 //! Ingress: which ports this node listens on, for which service.
 //!
-//! Desired are the published ports of every service in the catalog and the localhost ports of the configuration; actual
-//! are the open listeners. One task compares the two for the services that changed, and for those that could not be
-//! opened again on a slow tick. Two services that ask for one port: whoever has it keeps it, else the first by name.
+//! Desired are the published ports of every service in the catalog, the ports of their virtual addresses where this node
+//! has the range, and the localhost ports of the configuration; actual are the open listeners. One task compares the two
+//! for the services that changed, and for those that could not be opened again on a slow tick. Two services that ask for
+//! one port: whoever has it keeps it, else the first by name.
 
+mod addresses;
 mod controller;
 mod desired;
 mod handover;
 mod metrics;
+mod occupant;
+mod slots;
 mod status;
+#[cfg(test)]
+mod tests;
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use nerve::model::{PortName, ServiceName};
+use nerve::model::{NodeName, PortName, ServiceName};
 
-pub use controller::{Handle, start};
+pub use controller::{Handle, VirtualRanges, start};
 pub use metrics::Metrics;
-pub use status::{ListenerState, ListenerStatus};
+pub use status::{ListenerKind, ListenerState, ListenerStatus};
 
 /// A port of this host alone that leads to a service, as SmartStack's users have them.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -26,23 +32,19 @@ pub struct LocalPort {
     pub service: ServiceName,
     /// Where to listen; loopback unless said.
     pub listen: SocketAddr,
-    /// The named port of the instances; their main port unless said.
+    /// The port of the instances, by name or number; their main port unless said.
     pub target: Option<PortName>,
 }
 
 /// What this node listens on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
+    /// This node: ports of mode `host` are opened where an instance is, and lead to it.
+    pub node: NodeName,
     /// The addresses that published ports are opened on. Empty: all of this host, IPv6 included where there is IPv6.
     pub listen: Vec<IpAddr>,
     /// Localhost ports.
     pub localhost: Vec<LocalPort>,
     /// How long connections of a port that is closed may go on.
     pub drain: Duration,
-}
-
-impl Default for Config {
-    fn default() -> Self {
-        Self { listen: Vec::new(), localhost: Vec::new(), drain: Duration::from_secs(30) }
-    }
 }

@@ -1,8 +1,30 @@
 //! What a listener of ingress is up to, for `plexus why` and the API.
 
+use std::fmt;
 use std::net::SocketAddr;
 
 use nerve::model::{PortName, Protocol, ServiceName};
+
+/// Why there is a listener.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum ListenerKind {
+    /// A published port.
+    Published,
+    /// A localhost port of the configuration.
+    Localhost,
+    /// A port of a virtual address.
+    Virtual,
+}
+
+impl fmt::Display for ListenerKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Published => "published",
+            Self::Localhost => "localhost",
+            Self::Virtual => "virtual",
+        })
+    }
+}
 
 /// How it stands with a listener.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -12,6 +34,8 @@ pub enum ListenerState {
         /// Client connections.
         connections: u32,
     },
+    /// The port is published for the same service on every address of this node, this one included: that listener has it.
+    Covered,
     /// It could not be opened; it is tried again.
     Failed {
         /// What was tried, why it failed, what to do.
@@ -24,14 +48,16 @@ pub enum ListenerState {
 pub struct ListenerStatus {
     /// Where it leads.
     pub service: ServiceName,
-    /// The named port of the instances that it leads to.
+    /// The port of the instances that it leads to, by name or number; their main port where there is none.
     pub target: Option<PortName>,
+    /// It leads to instances of this node only.
+    pub local: bool,
     /// Where it listens, or is to.
     pub address: SocketAddr,
     /// Its transport.
     pub protocol: Protocol,
-    /// A localhost port of the configuration; otherwise a published port.
-    pub localhost: bool,
+    /// Why it is there.
+    pub kind: ListenerKind,
     /// How it stands.
     pub state: ListenerState,
 }

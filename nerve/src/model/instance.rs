@@ -66,9 +66,16 @@ impl Instance {
         SocketAddr::new(self.address, self.port.get())
     }
 
-    /// The address of a named port, if it has one of that name.
+    /// The number of a port: of one that it has by that name, or where the name is a number, that number. (RFC 6335
+    /// wants a letter in every name of a port, so the two are never confused.)
+    #[must_use]
+    pub fn port_number(&self, port: &PortName) -> Option<NonZeroU16> {
+        self.ports.get(port).copied().or_else(|| port.as_str().parse().ok())
+    }
+
+    /// The address of the port that [`Instance::port_number`] finds.
     #[must_use]
     pub fn named_socket_addr(&self, port: &PortName) -> Option<SocketAddr> {
-        self.ports.get(port).map(|p| SocketAddr::new(self.address, p.get()))
+        self.port_number(port).map(|p| SocketAddr::new(self.address, p.get()))
     }
 }

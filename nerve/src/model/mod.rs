@@ -10,6 +10,7 @@ mod name;
 mod node;
 mod prefix;
 mod settings;
+mod vip;
 
 pub use health::Health;
 pub use instance::{Instance, Weight};
@@ -18,6 +19,7 @@ pub use node::Node;
 pub use prefix::Prefix;
 pub use settings::{
     AtLimit, BalanceSettings, ClientAddress, Count, Factor, HashOn, Key as SettingKey, LimitSettings,
-    Locality, OutlierSettings, Percent, Policy, Protocol, ProxyVersion, PublishedPort, RetrySettings,
-    Selector, ServiceSettings, Split,
+    Locality, OutlierSettings, Percent, Policy, PortRange, Protocol, ProxyVersion, PublishMode,
+    PublishedPort, RetrySettings, Selector, ServiceSettings, Split, VirtualIp,
 };
+pub use vip::VipClaim;

@@ -4,11 +4,13 @@
 //! instances/<service>/<instance>   leased    one Instance, JSON
 //! services/<service>               durable   ServiceSettings, JSON
 //! nodes/<node>                     leased    one Node, JSON
+//! vips/<ip>                        durable   one VipClaim, JSON: which service has the virtual address
 //! ```
 //!
 //! All of it stands below the store's prefix (`/plexus/v1` unless configured), which only the backends know.
 
 use std::fmt;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::model::{InstanceId, NodeName, ServiceName};
@@ -81,6 +83,8 @@ pub enum Key {
     Service(ServiceName),
     /// A node.
     Node(NodeName),
+    /// A virtual address.
+    Vip(IpAddr),
 }
 
 impl Key {
@@ -91,7 +95,20 @@ impl Key {
             Self::Instance(service, id) => format!("instances/{service}/{id}").into(),
             Self::Service(service) => format!("services/{service}").into(),
             Self::Node(node) => format!("nodes/{node}").into(),
+            Self::Vip(address) => format!("vips/{address}").into(),
         })
+    }
+
+    /// The directory that holds the claims on all virtual addresses.
+    #[must_use]
+    pub fn vips() -> Path {
+        Path("vips".into())
+    }
+
+    /// The directory that holds the instances of a service.
+    #[must_use]
+    pub fn instances_of(service: &ServiceName) -> Path {
+        Path(format!("instances/{service}").into())
     }
 
     /// The directory that holds the settings of every service.
@@ -110,6 +127,8 @@ impl Key {
             }
             ("services", service) => Self::Service(ServiceName::new(service).ok()?),
             ("nodes", node) => Self::Node(NodeName::new(node).ok()?),
+            // One spelling an address: `vips/::0001` parses, and is not written by anyone.
+            ("vips", text) => Self::Vip(text.parse().ok().filter(|ip: &IpAddr| ip.to_string() == text)?),
             _ => return None,
         };
         segments.next().is_none().then_some(key)
@@ -127,10 +146,20 @@ mod tests {
             Key::Instance(service.clone(), InstanceId::new("a:8080").unwrap()),
             Key::Service(service),
             Key::Node(NodeName::new("a").unwrap()),
+            Key::Vip("10.96.0.1".parse().unwrap()),
+            Key::Vip("fd00::1".parse().unwrap()),
         ] {
             assert_eq!(Key::parse(&key.path()), Some(key));
         }
-        for unknown in ["instances/web", "instances/web/a/b", "services/Web", "networks/x", "nodes"] {
+        for unknown in [
+            "instances/web",
+            "instances/web/a/b",
+            "services/Web",
+            "networks/x",
+            "nodes",
+            "vips/x",
+            "vips/fd00::0001",
+        ] {
             assert_eq!(Key::parse(&Path::new(unknown).unwrap()), None, "{unknown}");
         }
     }

@@ -13,6 +13,7 @@ mod service;
 mod subscription;
 mod writer;
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -32,6 +33,8 @@ use subscription::Subscribers;
 struct Inner {
     services: papaya::HashMap<ServiceName, Arc<Service>>,
     nodes: papaya::HashMap<NodeName, Arc<Node>>,
+    /// Claims on virtual addresses, also of services that are no more.
+    vips: papaya::HashMap<IpAddr, ServiceName>,
     /// Kept with each change, so that a metric need not count a hundred thousand.
     endpoints: AtomicUsize,
     freshness: ArcSwap<Freshness>,
@@ -49,6 +52,7 @@ impl Catalog {
         let inner = Arc::new(Inner {
             services: papaya::HashMap::new(),
             nodes: papaya::HashMap::new(),
+            vips: papaya::HashMap::new(),
             endpoints: AtomicUsize::new(0),
             freshness: ArcSwap::from_pointee(Freshness::Awaiting),
             subscribers: Subscribers::default(),
@@ -100,6 +104,12 @@ impl Catalog {
         let mut nodes: Vec<_> = self.0.nodes.pin().values().cloned().collect();
         nodes.sort_unstable_by(|a, b| a.name.cmp(&b.name));
         nodes
+    }
+
+    /// Every virtual address that a service has or had, in no order: one may be claimed for a service that is gone.
+    #[must_use]
+    pub fn vips(&self) -> Vec<(IpAddr, ServiceName)> {
+        self.0.vips.pin().iter().map(|(address, service)| (*address, service.clone())).collect()
     }
 
     /// How far what is read here can be trusted to be current.

@@ -28,6 +28,12 @@ impl Names {
             share(&mut self.zones, zone);
         }
     }
+
+    /// An equal name that others hold already.
+    pub(crate) fn shared_service(&mut self, mut service: ServiceName) -> ServiceName {
+        share(&mut self.services, &mut service);
+        service
+    }
 }
 
 fn share<T: Clone + Eq + Hash>(known: &mut HashSet<T>, name: &mut T) {

@@ -1,5 +1,6 @@
 //! One service as it is at one moment: immutable, so that a reader never sees half a change.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use nerve::model::{InstanceId, ServiceName, ServiceSettings};
@@ -15,6 +16,9 @@ pub struct Service {
     pub settings: Arc<ServiceSettings>,
     /// Its endpoints in the order of their ids, those without traffic included.
     pub endpoints: Vec<Endpoint>,
+    /// The virtual addresses that are claimed for it, in ascending order: of one family usually one, after a race or a
+    /// change of the ranges for a while more. The first that a node can use is the one that counts there.
+    pub vips: Vec<IpAddr>,
     /// Grows with each change of this service, also over its disappearance; for waiting on one and for telling
     /// snapshots apart. Not without gaps.
     pub generation: u64,
@@ -22,7 +26,7 @@ pub struct Service {
 
 impl Service {
     pub(super) fn empty(name: ServiceName) -> Self {
-        Self { name, settings: Arc::default(), endpoints: Vec::new(), generation: 0 }
+        Self { name, settings: Arc::default(), endpoints: Vec::new(), vips: Vec::new(), generation: 0 }
     }
 
     /// The endpoints that get traffic.
@@ -47,7 +51,7 @@ impl Service {
         *self.settings == ServiceSettings::default()
     }
 
-    /// Is there nothing to say about it?
+    /// Is there nothing to say about it? An address that is still claimed for it does not make a service.
     pub(super) fn is_void(&self) -> bool {
         self.endpoints.is_empty() && self.has_default_settings()
     }

@@ -1,6 +1,7 @@
 //! Changing the catalog: one writer, batches, one publication a service and batch.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -26,19 +27,25 @@ pub enum Change {
     PutNode(Arc<Node>),
     /// A node is gone.
     RemoveNode(NodeName),
+    /// A virtual address is claimed for a service.
+    PutVip(IpAddr, ServiceName),
+    /// A virtual address is nobody's.
+    RemoveVip(IpAddr),
 }
 
 /// The one handle that changes the catalog.
 #[derive(Debug)]
 pub struct Writer {
     inner: Arc<Inner>,
+    /// The addresses of each service, those of services that are gone too: one that comes back has them at once.
+    vips: HashMap<ServiceName, BTreeSet<IpAddr>>,
     /// The last one given out, of whatever service: one that vanishes and comes back does not start over.
     generation: u64,
 }
 
 impl Writer {
     pub(super) fn new(inner: Arc<Inner>) -> Self {
-        Self { inner, generation: 0 }
+        Self { inner, vips: HashMap::new(), generation: 0 }
     }
 
     /// A read handle.
@@ -69,6 +76,18 @@ impl Writer {
                 | Change::RemoveSettings(ref name) => {
                     by_service.entry(name.clone()).or_default().push(change)
                 }
+                Change::PutVip(address, service) => {
+                    let before = self.move_vip(address, Some(&service));
+                    // No change of the service's own: that it is looked at again is enough.
+                    for name in before.into_iter().chain([service]) {
+                        by_service.entry(name).or_default();
+                    }
+                }
+                Change::RemoveVip(address) => {
+                    if let Some(name) = self.move_vip(address, None) {
+                        by_service.entry(name).or_default();
+                    }
+                }
             }
         }
         let different =
@@ -78,15 +97,42 @@ impl Writer {
         different
     }
 
+    /// Gives an address to a service, or to nobody; tells whose it was.
+    fn move_vip(&mut self, address: IpAddr, service: Option<&ServiceName>) -> Option<ServiceName> {
+        let vips = self.inner.vips.pin();
+        let before = match service {
+            Some(service) => vips.insert(address, service.clone()).cloned(),
+            None => vips.remove(&address).cloned(),
+        };
+        if let Some(before) = &before
+            && let Some(addresses) = self.vips.get_mut(before)
+        {
+            addresses.remove(&address);
+            if addresses.is_empty() {
+                self.vips.remove(before);
+            }
+        }
+        if let Some(service) = service {
+            self.vips.entry(service.clone()).or_default().insert(address);
+        }
+        before
+    }
+
     fn apply_to_service(&mut self, name: &ServiceName, changes: &[Change]) -> bool {
         let services = self.inner.services.pin();
         let old = services.get(name).cloned();
         let mut new = old.as_deref().cloned().unwrap_or_else(|| Service::empty(name.clone()));
         let changed = match changes {
+            [] => false,
             [change] => apply_one(&mut new, change),
             many => apply_many(&mut new, many),
         };
-        if !changed {
+        let vips = self.vips.get(name);
+        let same_vips = new.vips.iter().eq(vips.into_iter().flatten());
+        if !same_vips {
+            new.vips = vips.into_iter().flatten().copied().collect();
+        }
+        if !changed && same_vips {
             return false;
         }
         let before = old.as_ref().map_or(0, |service| service.endpoints.len());
@@ -136,7 +182,7 @@ fn apply_one(service: &mut Service, change: &Change) -> bool {
             service.settings = Arc::default();
             changed
         }
-        Change::PutNode(_) | Change::RemoveNode(_) => false,
+        Change::PutNode(_) | Change::RemoveNode(_) | Change::PutVip(..) | Change::RemoveVip(_) => false,
     }
 }
 
@@ -161,7 +207,9 @@ fn apply_many(service: &mut Service, changes: &[Change]) -> bool {
             Change::PutSettings(..)
             | Change::RemoveSettings(_)
             | Change::PutNode(_)
-            | Change::RemoveNode(_) => {
+            | Change::RemoveNode(_)
+            | Change::PutVip(..)
+            | Change::RemoveVip(_) => {
                 changed |= apply_one(service, change);
             }
         }
@@ -212,6 +260,27 @@ mod tests {
         writer.apply([Change::PutInstance(instance("web", "1", 80))]);
         writer.apply([Change::RemoveInstance(name("web"), InstanceId::new("1").unwrap())]);
         assert!(catalog.service("web").is_none());
+    }
+
+    #[test]
+    fn an_address_waits_for_its_service_and_moves_with_its_claim() {
+        let (catalog, mut writer) = Catalog::new();
+        let address: IpAddr = "10.96.0.1".parse().unwrap();
+        let vips = |service: &str| catalog.service(service).map(|service| service.vips.clone());
+        writer.apply([Change::PutVip(address, name("web"))]);
+        assert_eq!((vips("web"), catalog.vips()), (None, vec![(address, name("web"))]));
+        writer.apply([
+            Change::PutInstance(instance("web", "1", 80)),
+            Change::PutInstance(instance("api", "1", 80)),
+        ]);
+        assert_eq!((vips("web"), vips("api")), (Some(vec![address]), Some(vec![])));
+        assert_eq!(writer.apply([Change::PutVip(address, name("web"))]), 0);
+        assert_eq!(writer.apply([Change::PutVip(address, name("api"))]), 2);
+        assert_eq!((vips("web"), vips("api")), (Some(vec![]), Some(vec![address])));
+        writer.apply([Change::RemoveInstance(name("api"), InstanceId::new("1").unwrap())]);
+        assert_eq!((vips("api"), catalog.vips().len()), (None, 1));
+        writer.apply([Change::RemoveVip(address)]);
+        assert!(catalog.vips().is_empty());
     }
 
     #[test]

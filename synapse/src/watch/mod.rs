@@ -8,8 +8,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use nerve::model::ServiceName;
-use nerve::store::Revision;
+use nerve::store::{Key, Revision};
 
 use crate::catalog::Change;
 
@@ -20,8 +19,8 @@ pub struct Recalled {
     pub store: String,
     /// What fills an empty catalog.
     pub changes: Vec<Change>,
-    /// The settings of services as they stood in the store.
-    pub settings: BTreeMap<ServiceName, Arc<str>>,
+    /// Durable records (settings of services, claims on virtual addresses) as they stood in the store.
+    pub durable: BTreeMap<Key, Arc<str>>,
     /// The revision of the store that it was true at.
     pub revision: Revision,
     /// When the store last confirmed it.

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use nerve::model::{Instance, Node, ServiceSettings};
+use nerve::model::{Instance, Node, ServiceSettings, VipClaim};
 use nerve::store::Key;
 
 use crate::catalog::{Change, Names};
@@ -32,7 +32,7 @@ impl Refused {
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Decoded {
     pub(super) change: Change,
-    /// The text of a service's settings: what this version does not understand of it must survive a restoration.
+    /// The text of a durable record: what this version does not understand of it must survive a restoration.
     pub(super) text: Option<Arc<str>>,
 }
 
@@ -56,9 +56,13 @@ pub(super) fn decode(key: &Key, value: &[u8], names: &mut Names) -> Result<Decod
         }
         Key::Service(service) => {
             let settings: ServiceSettings = json(value)?;
-            let text = std::str::from_utf8(value).map_err(|error| Refused::Undecodable(error.to_string()))?;
             let change = Change::PutSettings(service.clone(), Arc::new(settings));
-            return Ok(Decoded { change, text: Some(text.into()) });
+            return Ok(Decoded { change, text: Some(text(value)?) });
+        }
+        Key::Vip(address) => {
+            let claim: VipClaim = json(value)?;
+            let change = Change::PutVip(*address, names.shared_service(claim.service));
+            return Ok(Decoded { change, text: Some(text(value)?) });
         }
     };
     Ok(Decoded { change, text: None })
@@ -70,7 +74,12 @@ pub(super) fn removal(key: &Key) -> Change {
         Key::Instance(service, id) => Change::RemoveInstance(service.clone(), id.clone()),
         Key::Service(service) => Change::RemoveSettings(service.clone()),
         Key::Node(node) => Change::RemoveNode(node.clone()),
+        Key::Vip(address) => Change::RemoveVip(*address),
     }
+}
+
+fn text(value: &[u8]) -> Result<Arc<str>, Refused> {
+    std::str::from_utf8(value).map(Arc::from).map_err(|error| Refused::Undecodable(error.to_string()))
 }
 
 fn json<T: serde::de::DeserializeOwned>(value: &[u8]) -> Result<T, Refused> {
@@ -105,6 +114,15 @@ mod tests {
     fn the_text_of_settings_is_kept_as_it_was_written() {
         let text = r#"{ "published": [{"port": 8080, "of_a_newer_agent": 1}] }"#;
         assert_eq!(read("services/web", text).unwrap().text.as_deref(), Some(text));
+    }
+
+    #[test]
+    fn a_claim_names_its_service() {
+        let decoded = read("vips/10.96.0.1", r#"{"service":"web"}"#).unwrap();
+        let (address, web) = ("10.96.0.1".parse().unwrap(), nerve::model::ServiceName::new("web").unwrap());
+        assert_eq!(decoded.change, Change::PutVip(address, web));
+        assert!(decoded.text.is_some());
+        assert!(matches!(read("vips/10.96.0.1", "{}"), Err(Refused::Undecodable(_))));
     }
 
     proptest! {

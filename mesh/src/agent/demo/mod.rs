@@ -156,7 +156,7 @@ impl Demo {
                 Ok(None) | Err(_) => bail!("only {} of {expected} instances started", self.running.len()),
             }
         }
-        let port = PublishedPort { port: self.plan.published, protocol: Protocol::Tcp, target: None };
+        let port = PublishedPort::new(self.plan.published.into(), Protocol::Tcp);
         nerve::publish::publish(&*self.store, &ServiceName::new("web")?, port)
             .await
             .context("publish the demo's service")?;

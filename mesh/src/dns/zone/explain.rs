@@ -173,6 +173,19 @@ impl Zone {
             Found::Service { service, .. } | Found::Targets { service, .. } => {
                 let all = service.endpoints.len();
                 let serving = service.serving().count();
+                let vips: Vec<String> = match found {
+                    Found::Service { service, tasks: false } => {
+                        self.virtual_addresses(service).map(|ip| ip.to_string()).collect()
+                    }
+                    _ => Vec::new(),
+                };
+                if !vips.is_empty() {
+                    let (name, vips) = (&service.name, vips.join(" and "));
+                    return format!(
+                        "the virtual address of service {name}, {vips}: every node takes it for its own; \
+                         {serving} of {all} endpoints serve behind it"
+                    );
+                }
                 match none_serves(service) {
                     Some(note) => format!("{}: NODATA, since the name exists", note.text),
                     None => format!("{serving} of {all} endpoints of service {} serve", service.name),

@@ -2,8 +2,8 @@
 //!
 //! ```text
 //! (apex)                         the domain: SOA, NS
-//! <service>                      its endpoints
-//! tasks.<service>                its endpoints, also where <service> is answered by a virtual IP
+//! <service>                      its virtual addresses where it has some that lead somewhere here, else its endpoints
+//! tasks.<service>                its endpoints, always
 //! _<service>._tcp                its endpoints' main ports (SRV; _udp likewise)
 //! _<port>._tcp.<service>         their ports of that name (SRV; _udp likewise)
 //! <node>.node                    a node

@@ -10,11 +10,14 @@ mod lookup;
 mod pick;
 mod records;
 
+use std::net::IpAddr;
+
 use hickory_proto::rr::{Name, Record, RecordType};
+use nerve::model::VirtualIp;
 use rand::Rng;
 use synapse::catalog::{Catalog, Freshness, Service};
 
-use super::config::Config;
+use super::config::{Config, VirtualRanges};
 pub use explain::{Excluded, Explanation, Outcome, Rule};
 use lookup::Found;
 use records::Records;
@@ -25,6 +28,7 @@ pub(super) struct Zone {
     catalog: Catalog,
     records: Records,
     most_tcp: usize,
+    virtual_ranges: VirtualRanges,
 }
 
 /// What is said about one name and type.
@@ -79,7 +83,12 @@ impl Note {
 impl Zone {
     /// `serial` is the SOA's: anything that grows from one start to the next.
     pub(super) fn new(config: &Config, catalog: Catalog, serial: u32) -> Self {
-        Self { catalog, records: Records::new(config, serial), most_tcp: config.limits.answers_tcp.max(1) }
+        Self {
+            catalog,
+            records: Records::new(config, serial),
+            most_tcp: config.limits.answers_tcp.max(1),
+            virtual_ranges: config.virtual_ranges.clone(),
+        }
     }
 
     /// Is this name ours to answer? Never forwarded if so.
@@ -142,6 +151,13 @@ impl Zone {
                 addresses.iter_mut().for_each(|record| record.name = name.clone());
                 addresses
             }
+            (Found::Service { service, tasks: false }, RecordType::A | RecordType::AAAA)
+                if self.virtual_addresses(service).next().is_some() =>
+            {
+                // Of both families or of one: a client that is given an endpoint's address as well may prefer that.
+                let of_kind = |ip| self.records.address_of_kind(name, ip, kind);
+                self.virtual_addresses(service).filter_map(of_kind).collect()
+            }
             (Found::Service { service, .. }, RecordType::A | RecordType::AAAA) => {
                 pick::addresses(&service.endpoints, kind, most, rng)
                     .into_iter()
@@ -166,6 +182,15 @@ impl Zone {
             return self.negative(Kind::NoData, found.service().and_then(none_serves));
         }
         Answer { kind: Kind::Records, answers, additionals, ..Answer::default() }
+    }
+
+    /// The virtual addresses of a service that lead to it on this node: of each family the first, which is the one that
+    /// stays where two are claimed.
+    fn virtual_addresses<'a>(&'a self, service: &'a Service) -> impl Iterator<Item = IpAddr> + 'a {
+        let on = service.settings.vip == VirtualIp::On;
+        let usable = move |ip: &IpAddr| on && self.virtual_ranges.contains(*ip);
+        let first = move |v4: bool| service.vips.iter().copied().find(|ip| ip.is_ipv4() == v4 && usable(ip));
+        [true, false].into_iter().filter_map(first)
     }
 
     fn negative(&self, kind: Kind, note: Option<Note>) -> Answer {

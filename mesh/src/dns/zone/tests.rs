@@ -71,6 +71,43 @@ fn set(addresses: &[&str]) -> BTreeSet<IpAddr> {
 }
 
 #[test]
+fn a_virtual_address_is_answered_where_it_leads_somewhere() {
+    let (catalog, mut writer) = Catalog::new();
+    let (ranges, usable) = tokio::sync::watch::channel(Arc::from([]));
+    let config = Config { virtual_ranges: usable.into(), ..Config::default() };
+    let zone = Zone::new(&config, catalog, 7);
+    writer.set_freshness(Freshness::Live);
+    let web = || nerve::model::ServiceName::new("web").unwrap();
+    let vip = |address: &str| Change::PutVip(address.parse().unwrap(), web());
+    writer.apply([
+        node("a", "192.0.2.1"),
+        instance("web", "1", "192.0.2.1", "critical"),
+        instance("web", "2", "192.0.2.2", "passing"),
+        instance("web", "3", "2001:db8::3", "passing"),
+        vip("10.96.0.2"),
+        vip("10.96.0.1"),
+        vip("10.97.0.1"),
+    ]);
+    let a = |name: &str| ips(&ask(&zone, name, RecordType::A).answers);
+    assert_eq!(a("web.mesh.internal."), set(&["192.0.2.2"]));
+    ranges.send_replace(Arc::from(["10.96.0.0/16".parse().unwrap()]));
+    assert_eq!(a("web.mesh.internal."), set(&["10.96.0.1"]));
+    assert_eq!(a("tasks.web.mesh.internal."), set(&["192.0.2.2"]));
+    let six = ask(&zone, "web.mesh.internal.", RecordType::AAAA);
+    assert!(six.kind == Kind::NoData && six.authority.len() == 1, "no endpoint beside the address: {six:?}");
+    let srv = ask(&zone, "web.mesh.internal.", RecordType::SRV);
+    assert_eq!(srv.answers.len(), 2);
+    let why = zone.explain("web.mesh.internal.").why;
+    assert!(
+        why.starts_with("the virtual address of service web, 10.96.0.1:") && why.contains("2 of 3"),
+        "{why}"
+    );
+    let off = nerve::model::ServiceSettings { vip: VirtualIp::Off, ..Default::default() };
+    writer.apply([Change::PutSettings(web(), Arc::new(off))]);
+    assert_eq!(a("web.mesh.internal."), set(&["192.0.2.2"]));
+}
+
+#[test]
 fn a_service_is_answered_with_its_serving_addresses_of_the_asked_family() {
     let (zone, _writer) = zone();
     for name in ["web.mesh.internal.", "tasks.web.mesh.internal.", "WeB.Mesh.INTERNAL."] {

@@ -6,6 +6,7 @@ mod key;
 mod limits;
 mod published;
 mod value;
+mod virtual_ip;
 
 use std::collections::BTreeMap;
 
@@ -17,8 +18,9 @@ pub use balance::{
 pub use client_address::{ClientAddress, ProxyVersion};
 pub use key::Key;
 pub use limits::{AtLimit, LimitSettings};
-pub use published::{Protocol, PublishedPort};
+pub use published::{PortRange, Protocol, PublishMode, PublishedPort};
 pub use value::{Count, Factor, Percent};
+pub use virtual_ip::VirtualIp;
 
 /// The settings that an operator names, a group a file.
 const GROUPS: &[&[Key]] = &[balance::KEYS, limits::KEYS, client_address::KEYS];
@@ -38,6 +40,9 @@ pub struct ServiceSettings {
     /// How endpoints learn who the client is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub client_address: Option<ClientAddress>,
+    /// Whether it gets a virtual address.
+    #[serde(default, skip_serializing_if = "VirtualIp::is_default")]
+    pub vip: VirtualIp,
     /// What a newer agent wrote and this one does not know: kept, so that a change made here does not lose it.
     #[serde(flatten)]
     pub unknown: BTreeMap<String, serde_json::Value>,

@@ -5,16 +5,16 @@
 //! from one that ended because its node died, nor from a deregistration, and the nodes need a moment to come back; a
 //! connection to an instance that really is gone fails at once and is made elsewhere. What gets no traffic anyway
 //! (draining, failing) is deleted at once: an agent that leaves in such a moment is obeyed if it drains first.
-//! Settings are durable: their delete is someone's will, except where a whole store lost its data. Those are kept and
-//! written back.
+//! Settings and claims on virtual addresses are durable: their delete is someone's will, except where a whole store lost
+//! its data. Those are kept and written back.
 //!
-//! The catalog itself is the model of what is known; beside it stand only the settings' texts and what is doomed.
+//! The catalog itself is the model of what is known; beside it stand only the texts of durable records and what is
+//! doomed.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use nerve::model::ServiceName;
 use nerve::store::{self, Entry, Key, Path, Revision, SnapshotCause, Swap, WatchEvent};
 use tokio::time::Instant;
 
@@ -113,7 +113,7 @@ impl Follower {
         self.revision = Some(recalled.revision);
         self.recalled = Some(recalled.as_of);
         let mut notes = self.shared.notes();
-        (notes.revision, notes.settings) = (recalled.revision, recalled.settings);
+        (notes.revision, notes.durable) = (recalled.revision, recalled.durable);
         drop(notes);
         self.note_size();
         self.shared.filled.send_replace(true);
@@ -220,8 +220,8 @@ impl Follower {
         let (count, mut changes, mut lost) = (missing.len(), Vec::new(), Vec::new());
         for key in missing {
             match key {
-                Key::Service(name) if judgement.cause == SnapshotCause::Reset => lost.push(name),
-                Key::Service(name) if self.restoration.protects(&name, revision) => {}
+                key if key_is_durable(&key) && judgement.cause == SnapshotCause::Reset => lost.push(key),
+                key if self.restoration.protects(&key, revision) => {}
                 key if judgement.keep_missing => self.delete(key, true, &mut changes),
                 key => self.delete(key, false, &mut changes),
             }
@@ -274,8 +274,8 @@ impl Follower {
         });
         let nodes = self.catalog.nodes().into_iter().map(|node| Key::Node(node.name.clone()));
         let notes = self.shared.notes();
-        let settings = notes.settings.keys().cloned().map(Key::Service);
-        instances.chain(nodes).chain(settings).filter(|key| !listed.contains(key)).collect()
+        let durable = notes.durable.keys().cloned();
+        instances.chain(nodes).chain(durable).filter(|key| !listed.contains(key)).collect()
     }
 
     fn changes(&mut self, changes: Vec<store::Change>) {
@@ -314,7 +314,7 @@ impl Follower {
                 service.endpoint(id).is_some_and(crate::catalog::Endpoint::is_serving)
             }),
             Key::Node(name) => self.catalog.node(name.as_str()).is_some_and(|node| !node.draining),
-            Key::Service(_) => false,
+            Key::Service(_) | Key::Vip(_) => false,
         }
     }
 
@@ -330,9 +330,9 @@ impl Follower {
             (key @ Key::Node(_), true) => self.grace.doom(key, Instant::now()),
             (key, _) => {
                 self.grace.forget(&key);
-                if let Key::Service(name) = &key {
-                    self.restoration.seen(name);
-                    self.shared.notes().settings.remove(name);
+                if key_is_durable(&key) {
+                    self.restoration.seen(&key);
+                    self.shared.notes().durable.remove(&key);
                 }
                 changes.push(record::removal(&key));
             }
@@ -354,9 +354,9 @@ impl Follower {
         }
         match record::decode(&key, &entry.value, &mut self.names) {
             Ok(decoded) => {
-                if let Key::Service(name) = &key {
-                    self.restoration.seen(name);
-                    self.shared.notes().settings.extend(decoded.text.map(|text| (name.clone(), text)));
+                if let Some(text) = decoded.text {
+                    self.restoration.seen(&key);
+                    self.shared.notes().durable.insert(key.clone(), text);
                 }
                 self.refused_changed |= self.refused.remove(&entry.path).is_some();
                 changes.push(decoded.change);
@@ -379,57 +379,57 @@ impl Follower {
         self.refused_changed = true;
     }
 
-    fn lose(&mut self, services: Vec<ServiceName>) {
-        if !services.is_empty() {
-            let services = services.len();
+    fn lose(&mut self, records: Vec<Key>) {
+        if !records.is_empty() {
+            let records = records.len();
             tracing::warn!(
-                services,
-                "the store lost its data; the settings of services are kept and written back"
+                records,
+                "the store lost its data; settings of services and claims on virtual addresses are kept and written back"
             );
         }
-        self.restoration.begin(services, Instant::now());
+        self.restoration.begin(records, Instant::now());
     }
 
-    /// Settings to be written back now.
-    pub(super) fn next_lost(&mut self) -> Option<(ServiceName, Arc<str>)> {
+    /// A record to be written back now.
+    pub(super) fn next_lost(&mut self) -> Option<(Key, Arc<str>)> {
         loop {
-            let service = self.restoration.next(Instant::now())?;
-            let text = self.shared.notes().settings.get(&service).cloned();
+            let key = self.restoration.next(Instant::now())?;
+            let text = self.shared.notes().durable.get(&key).cloned();
             match text {
-                Some(text) => return Some((service, text)),
-                None => self.restoration.seen(&service),
+                Some(text) => return Some((key, text)),
+                None => self.restoration.seen(&key),
             }
         }
     }
 
     /// A write of [`Follower::next_lost`] ended.
-    pub(super) fn written_back(&mut self, service: ServiceName, result: store::Result<Swap>) {
+    pub(super) fn written_back(&mut self, key: Key, result: store::Result<Swap>) {
         let word = match result {
             Ok(Swap::Done(revision)) => {
-                self.restoration.wrote(&service, revision);
+                self.restoration.wrote(&key, revision);
                 "written"
             }
             Ok(Swap::Conflict(Some(found))) => {
-                self.restoration.wrote(&service, found.revision);
+                self.restoration.wrote(&key, found.revision);
                 "found"
             }
             Ok(Swap::Conflict(None)) => {
-                self.restoration.again(service, Instant::now());
+                self.restoration.again(key, Instant::now());
                 "failed"
             }
             Err(error) => {
-                tracing::warn!(%service, %error, "cannot write back the settings of a service");
+                tracing::warn!(path = %key.path(), %error, "cannot write back a record that the store lost");
                 if error.is_retryable() {
-                    self.restoration.again(service, Instant::now());
+                    self.restoration.again(key, Instant::now());
                 } else {
-                    self.restoration.seen(&service);
+                    self.restoration.seen(&key);
                 }
                 "failed"
             }
         };
         self.metrics.restored.with_label_values(&[word]).inc();
         if self.restoration.is_done() {
-            tracing::info!("every setting that the store lost is written back or given up");
+            tracing::info!("every record that the store lost is written back or given up");
             self.note_revision();
             self.shared.changed.send_replace(());
         }
@@ -476,14 +476,22 @@ impl Follower {
 
     fn note_size(&mut self) {
         self.metrics.note_size(&self.catalog, self.grace.len());
-        let settings = self.shared.notes().settings.len();
+        let durable = self.shared.notes().durable.len();
         let mut status = self.shared.status();
-        status.entries = self.catalog.endpoint_count() + self.catalog.node_count() + settings;
+        status.entries = self.catalog.endpoint_count() + self.catalog.node_count() + durable;
         status.unconfirmed = self.grace.len();
         if std::mem::take(&mut self.refused_changed) {
             let shown = self.refused.iter().map(|(path, (_, why))| (path.to_string(), why.to_string()));
             status.refused = shown.collect();
             status.refused.sort();
         }
+    }
+}
+
+/// Does what stands at `key` outlive its writer?
+fn key_is_durable(key: &Key) -> bool {
+    match key {
+        Key::Service(_) | Key::Vip(_) => true,
+        Key::Instance(..) | Key::Node(_) => false,
     }
 }

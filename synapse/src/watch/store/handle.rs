@@ -4,8 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
-use nerve::model::ServiceName;
-use nerve::store::Revision;
+use nerve::store::{Key, Revision};
 use tokio::sync::watch as signal;
 
 /// How it stands with the watcher.
@@ -19,7 +18,7 @@ pub struct Status {
     pub last_change: Option<SystemTime>,
     /// The revision up to which the catalog is true.
     pub revision: Revision,
-    /// Records of the store that the catalog holds: instances, nodes and settings.
+    /// Records of the store that the catalog holds: instances, nodes, settings and claims on virtual addresses.
     pub entries: usize,
     /// Instances and nodes that the store lists no more and that are kept for the reconnect grace.
     pub unconfirmed: usize,
@@ -32,11 +31,12 @@ pub struct Status {
 /// What the store said that the catalog has no place for, but a later life of this agent needs.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Notes {
-    /// The revision that a later life is to compare the store's with. Not that of a store that has lost settings which
-    /// are not written back yet: a restart must find the loss again.
+    /// The revision that a later life is to compare the store's with. Not that of a store that has lost durable records
+    /// which are not written back yet: a restart must find the loss again.
     pub(crate) revision: Revision,
-    /// The settings of services as they were written, with what this version does not understand of them.
-    pub(crate) settings: BTreeMap<ServiceName, Arc<str>>,
+    /// Durable records (settings of services, claims on virtual addresses) as they were written, with what this version
+    /// does not understand of them.
+    pub(crate) durable: BTreeMap<Key, Arc<str>>,
 }
 
 /// What the watcher shares with its handles.

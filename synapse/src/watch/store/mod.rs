@@ -5,7 +5,7 @@
 //! counted and left out.
 //!
 //! What an event does to the catalog is [`follow`]'s; here are the waiting and the writing. It never blocks on the store:
-//! lost settings are written back beside the watch.
+//! lost durable records are written back beside the watch.
 
 mod follow;
 mod grace;
@@ -19,7 +19,6 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
-use nerve::model::ServiceName;
 use nerve::store::{self, Expect, Key, Path, Store, Swap};
 use nerve::tasks::Tasks;
 use tokio::time::Instant;
@@ -31,7 +30,7 @@ use crate::watch::Recalled;
 use follow::Follower;
 pub use handle::{Handle, Status};
 
-/// So many settings are written back at a time.
+/// So many durable records are written back at a time.
 const WRITES_AT_ONCE: usize = 16;
 
 /// How the watcher judges.
@@ -82,9 +81,9 @@ async fn run(follower: &mut Follower, store: &Arc<dyn Store>) {
     follower.restart();
     loop {
         while writes.len() < WRITES_AT_ONCE
-            && let Some((service, value)) = follower.next_lost()
+            && let Some((key, value)) = follower.next_lost()
         {
-            writes.push(write_back(Arc::clone(store), service, value));
+            writes.push(write_back(Arc::clone(store), key, value));
         }
         let idle = writes.len() < WRITES_AT_ONCE;
         tokio::select! {
@@ -97,21 +96,16 @@ async fn run(follower: &mut Follower, store: &Arc<dyn Store>) {
             },
             () = sleep_until(follower.next_doom()) => follower.drop_doomed(),
             () = sleep_until(follower.next_write()), if idle => {}
-            Some((service, result)) = writes.next() => follower.written_back(service, result),
+            Some((key, result)) = writes.next() => follower.written_back(key, result),
         }
     }
 }
 
-/// Writes lost settings, unless someone else has.
-async fn write_back(
-    store: Arc<dyn Store>,
-    service: ServiceName,
-    value: Arc<str>,
-) -> (ServiceName, store::Result<Swap>) {
-    let path = Key::Service(service.clone()).path();
+/// Writes a lost record, unless someone else has.
+async fn write_back(store: Arc<dyn Store>, key: Key, value: Arc<str>) -> (Key, store::Result<Swap>) {
     let value = Some(value.as_bytes().to_vec());
-    let swap = store.compare_and_swap(&path, Expect::Absent, value, None).await;
-    (service, swap)
+    let swap = store.compare_and_swap(&key.path(), Expect::Absent, value, None).await;
+    (key, swap)
 }
 
 async fn sleep_until(deadline: Option<Instant>) {

@@ -1,16 +1,15 @@
-//! Settings that a store lost with its data, and that this node writes back (pure: the writes are the caller's).
+//! Settings and claims that a store lost with its data, and that this node writes back (pure: the writes are the caller's).
 //!
-//! Every agent of the fleet has the same to write. Each begins at a moment and a name of its own and leaves out what it
+//! Every agent of the fleet has the same to write. Each begins at a moment and a place of its own and leaves out what it
 //! hears of as written meanwhile, so that the fleet shares the work; a write expects to find nothing, so that whoever
-//! comes second changes nothing. A setting is open until the watch tells of it: a snapshot that is older than the write
+//! comes second changes nothing. A record is open until the watch tells of it: a snapshot that is older than the write
 //! must not take it away.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::hash::{BuildHasher, RandomState};
 use std::time::Duration;
 
-use nerve::model::ServiceName;
-use nerve::store::Revision;
+use nerve::store::{Key, Revision};
 use tokio::time::Instant;
 
 /// Agents begin within this.
@@ -18,21 +17,21 @@ const BEGIN_WITHIN: Duration = Duration::from_secs(1);
 /// Pause after a write that failed.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// The settings that are open.
+/// What is open: keys of durable records.
 #[derive(Debug, Default)]
 pub(super) struct Restoration {
-    due: BTreeSet<ServiceName>,
+    due: BTreeSet<Key>,
     /// Where to go on in `due`, which is a ring.
-    at: Option<ServiceName>,
+    at: Option<Key>,
     not_before: Option<Instant>,
-    under_way: HashSet<ServiceName>,
+    under_way: HashSet<Key>,
     /// Known to stand in the store at this revision; the watch has not told yet.
-    written: HashMap<ServiceName, Revision>,
+    written: HashMap<Key, Revision>,
 }
 
 impl Restoration {
     /// These were lost.
-    pub(super) fn begin(&mut self, lost: Vec<ServiceName>, now: Instant) {
+    pub(super) fn begin(&mut self, lost: Vec<Key>, now: Instant) {
         if lost.is_empty() {
             return;
         }
@@ -41,39 +40,39 @@ impl Restoration {
         self.at = lost.get(start).cloned();
         let share = u32::try_from(random >> 32).unwrap_or_default();
         self.not_before = Some(now + BEGIN_WITHIN.mul_f64(f64::from(share) / f64::from(u32::MAX)));
-        for name in lost {
-            self.written.remove(&name);
-            if !self.under_way.contains(&name) {
-                self.due.insert(name);
+        for key in lost {
+            self.written.remove(&key);
+            if !self.under_way.contains(&key) {
+                self.due.insert(key);
             }
         }
     }
 
     /// The watch told of it: there it is, or someone deleted it.
-    pub(super) fn seen(&mut self, name: &ServiceName) {
-        self.due.remove(name);
-        self.under_way.remove(name);
-        self.written.remove(name);
+    pub(super) fn seen(&mut self, key: &Key) {
+        self.due.remove(key);
+        self.under_way.remove(key);
+        self.written.remove(key);
     }
 
     /// Must a snapshot of `revision` that does not list it be ignored?
-    pub(super) fn protects(&self, name: &ServiceName, revision: Revision) -> bool {
-        self.due.contains(name)
-            || self.under_way.contains(name)
-            || self.written.get(name).is_some_and(|written| *written > revision)
+    pub(super) fn protects(&self, key: &Key, revision: Revision) -> bool {
+        self.due.contains(key)
+            || self.under_way.contains(key)
+            || self.written.get(key).is_some_and(|written| *written > revision)
     }
 
     /// The next to be written, if it is time.
-    pub(super) fn next(&mut self, now: Instant) -> Option<ServiceName> {
+    pub(super) fn next(&mut self, now: Instant) -> Option<Key> {
         if self.not_before.is_some_and(|moment| now < moment) {
             return None;
         }
         let after = self.at.as_ref().and_then(|at| self.due.range(at.clone()..).next());
-        let name = after.or_else(|| self.due.first())?.clone();
-        self.due.remove(&name);
-        self.under_way.insert(name.clone());
-        self.at = Some(name.clone());
-        Some(name)
+        let key = after.or_else(|| self.due.first())?.clone();
+        self.due.remove(&key);
+        self.under_way.insert(key.clone());
+        self.at = Some(key.clone());
+        Some(key)
     }
 
     /// When [`Restoration::next`] is worth a call.
@@ -82,16 +81,16 @@ impl Restoration {
     }
 
     /// It stands in the store.
-    pub(super) fn wrote(&mut self, name: &ServiceName, revision: Revision) {
-        if self.under_way.remove(name) {
-            self.written.insert(name.clone(), revision);
+    pub(super) fn wrote(&mut self, key: &Key, revision: Revision) {
+        if self.under_way.remove(key) {
+            self.written.insert(key.clone(), revision);
         }
     }
 
     /// The write failed and is worth another try.
-    pub(super) fn again(&mut self, name: ServiceName, now: Instant) {
-        if self.under_way.remove(&name) {
-            self.due.insert(name);
+    pub(super) fn again(&mut self, key: Key, now: Instant) {
+        if self.under_way.remove(&key) {
+            self.due.insert(key);
             self.not_before = Some(now + PAUSE);
         }
     }
@@ -109,10 +108,12 @@ impl Restoration {
 
 #[cfg(test)]
 mod tests {
+    use nerve::model::ServiceName;
+
     use super::*;
 
-    fn name(text: &str) -> ServiceName {
-        ServiceName::new(text).unwrap()
+    fn name(text: &str) -> Key {
+        Key::Service(ServiceName::new(text).unwrap())
     }
 
     #[tokio::test(start_paused = true)]

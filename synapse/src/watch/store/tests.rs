@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::time::SystemTime;
 
-use nerve::model::ServiceSettings;
+use nerve::model::{ServiceName, ServiceSettings};
 use nerve::store::{Change, EmbeddedStore, Entry, Error, ErrorKind, Revision, SnapshotCause, WatchEvent};
 use proptest::prelude::*;
 
@@ -93,7 +93,7 @@ fn recalled(as_of: SystemTime) -> Recalled {
             CatalogChange::PutInstance(Arc::new(old)),
             CatalogChange::PutSettings(web.clone(), Arc::new(decoded)),
         ],
-        settings: BTreeMap::from([(web, text.into())]),
+        durable: BTreeMap::from([(Key::Service(web), text.into())]),
         revision: Revision(50),
         as_of,
     }
@@ -222,7 +222,7 @@ async fn settings_that_someone_deleted_are_gone_at_once() {
     world.after([snapshot(&[instance("1")], SnapshotCause::Resync)]).await;
     assert!(!world.has_settings());
     world.after([put(settings()), deleted("services/web")]).await;
-    assert!(!world.has_settings() && world.handle.notes().settings.is_empty());
+    assert!(!world.has_settings() && world.handle.notes().durable.is_empty());
 }
 
 #[tokio::test(start_paused = true)]

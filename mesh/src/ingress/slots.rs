@@ -1,0 +1,193 @@
+//! The listeners that are wanted, each open or not, and the balancers that they share.
+//!
+//! Counts are kept with each change, so that neither a metric nor the closing of one listener looks at ten thousand.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::SocketAddr;
+use std::num::NonZeroU16;
+use std::sync::Arc;
+
+use nerve::model::{PortName, Protocol, ServiceName};
+
+use super::desired::Holder;
+use super::{ListenerKind, ListenerState, ListenerStatus};
+use crate::balance::Balancer;
+use crate::proxy::Listener;
+
+/// One address on which something is to listen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(super) struct SlotKey {
+    pub(super) kind: ListenerKind,
+    pub(super) protocol: Protocol,
+    pub(super) address: SocketAddr,
+}
+
+/// How it stands with a slot.
+#[derive(Debug)]
+pub(super) enum State {
+    Open(Listener),
+    /// A published port of the same service on all addresses has it.
+    Covered,
+    Failed(String),
+}
+
+#[derive(Debug)]
+pub(super) struct Slot {
+    pub(super) holder: Holder,
+    pub(super) state: State,
+    /// Its failure is in the log.
+    pub(super) said: bool,
+}
+
+/// Every slot, and every balancer that one leads to.
+#[derive(Debug, Default)]
+pub(super) struct Slots {
+    slots: BTreeMap<SlotKey, Slot>,
+    published: HashMap<(Protocol, u16), BTreeSet<SlotKey>>,
+    open: usize,
+    failed: usize,
+    balancers: HashMap<ServiceName, BTreeMap<Route, InUse>>,
+}
+
+/// Which balancer of a service: by target, and whether for the instances of this node only.
+type Route = (Option<PortName>, bool);
+
+#[derive(Debug)]
+struct InUse {
+    balancer: Arc<Balancer>,
+    slots: usize,
+}
+
+impl Slots {
+    pub(super) fn get(&self, key: &SlotKey) -> Option<&Slot> {
+        self.slots.get(key)
+    }
+
+    /// Puts a slot where none is; its [balancer](Self::balancer) was asked for before.
+    pub(super) fn insert(&mut self, key: SlotKey, slot: Slot) {
+        match slot.state {
+            State::Open(_) | State::Covered => self.open += 1,
+            State::Failed(_) => self.failed += 1,
+        }
+        let route = (slot.holder.target.clone(), slot.holder.local);
+        if let Some(used) = self.balancers.get_mut(&slot.holder.service).and_then(|of| of.get_mut(&route)) {
+            used.slots += 1;
+        }
+        if key.kind == ListenerKind::Published {
+            self.published.entry((key.protocol, key.address.port())).or_default().insert(key);
+        }
+        self.slots.insert(key, slot);
+    }
+
+    /// Takes a slot out, and its balancer if no other slot leads to it.
+    pub(super) fn remove(&mut self, key: &SlotKey) -> Option<Slot> {
+        let slot = self.slots.remove(key)?;
+        match slot.state {
+            State::Open(_) | State::Covered => self.open -= 1,
+            State::Failed(_) => self.failed -= 1,
+        }
+        let port = (key.protocol, key.address.port());
+        if key.kind == ListenerKind::Published
+            && let Some(keys) = self.published.get_mut(&port)
+        {
+            keys.remove(key);
+            if keys.is_empty() {
+                self.published.remove(&port);
+            }
+        }
+        let Holder { service, target, local } = &slot.holder;
+        let left = self.balancers.get_mut(service).is_some_and(|of_service| {
+            let route = (target.clone(), *local);
+            if let Some(used) = of_service.get_mut(&route) {
+                used.slots = used.slots.saturating_sub(1);
+                if used.slots == 0 {
+                    of_service.remove(&route);
+                }
+            }
+            !of_service.is_empty()
+        });
+        if !left {
+            self.balancers.remove(service);
+        }
+        Some(slot)
+    }
+
+    /// The one balancer that all slots of this holder share; `make` makes it where there is none.
+    pub(super) fn balancer(&mut self, holder: &Holder, make: impl FnOnce() -> Balancer) -> Arc<Balancer> {
+        let of_service = self.balancers.entry(holder.service.clone()).or_default();
+        let route = (holder.target.clone(), holder.local);
+        let used = of_service.entry(route).or_insert_with(|| InUse { balancer: Arc::new(make()), slots: 0 });
+        Arc::clone(&used.balancer)
+    }
+
+    /// The balancers of a service; `true`: for the instances of this node only.
+    pub(super) fn balancers(&self, service: &ServiceName) -> Vec<(Arc<Balancer>, bool)> {
+        let of_service = self.balancers.get(service).into_iter().flatten();
+        of_service.map(|((_, local), used)| (Arc::clone(&used.balancer), *local)).collect()
+    }
+
+    /// Every balancer.
+    pub(super) fn all_balancers(&self) -> Vec<Arc<Balancer>> {
+        self.balancers.values().flat_map(BTreeMap::values).map(|used| Arc::clone(&used.balancer)).collect()
+    }
+
+    /// The slots of a published port, on whatever addresses.
+    pub(super) fn published_on(&self, protocol: Protocol, port: NonZeroU16) -> Vec<SlotKey> {
+        self.published.get(&(protocol, port.get())).into_iter().flatten().copied().collect()
+    }
+
+    /// The slots that could not be opened, each with who is to have it.
+    pub(super) fn failed(&self) -> Vec<(SlotKey, Holder)> {
+        if self.failed == 0 {
+            return Vec::new();
+        }
+        let failed = self.slots.iter().filter(|(_, slot)| matches!(slot.state, State::Failed(_)));
+        failed.map(|(key, slot)| (*key, slot.holder.clone())).collect()
+    }
+
+    /// How many listen, and how many are to and cannot.
+    pub(super) fn counts(&self) -> (usize, usize) {
+        (self.open, self.failed)
+    }
+
+    /// What each slot is up to, in the order of kind, transport and address.
+    pub(super) fn statuses(&self, of: impl Fn(&Slot) -> bool) -> Vec<ListenerStatus> {
+        self.slots.iter().filter(|(_, slot)| of(slot)).map(|(key, slot)| status(key, slot)).collect()
+    }
+
+    /// Every listener that is open.
+    pub(super) fn listeners(&self) -> impl Iterator<Item = &Listener> {
+        self.slots.values().filter_map(|slot| match &slot.state {
+            State::Open(listener) => Some(listener),
+            State::Covered | State::Failed(_) => None,
+        })
+    }
+
+    /// Takes every listener out. The balancers stay: connections that are open may need them still.
+    pub(super) fn take_listeners(&mut self) -> Vec<Listener> {
+        (self.open, self.failed) = (0, 0);
+        self.published.clear();
+        let slots = std::mem::take(&mut self.slots);
+        let open = slots.into_values().filter_map(|slot| match slot.state {
+            State::Open(listener) => Some(listener),
+            State::Covered | State::Failed(_) => None,
+        });
+        open.collect()
+    }
+}
+
+fn status(key: &SlotKey, slot: &Slot) -> ListenerStatus {
+    ListenerStatus {
+        service: slot.holder.service.clone(),
+        target: slot.holder.target.clone(),
+        local: slot.holder.local,
+        address: key.address,
+        protocol: key.protocol,
+        kind: key.kind,
+        state: match &slot.state {
+            State::Open(listener) => ListenerState::Open { connections: listener.connections() },
+            State::Covered => ListenerState::Covered,
+            State::Failed(error) => ListenerState::Failed { error: error.clone() },
+        },
+    }
+}
