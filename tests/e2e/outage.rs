@@ -112,7 +112,8 @@ fn an_agent_that_leaves_right_after_an_outage_is_believed_at_once() {
     let _backend = a.serve("web", INSTANCE);
     cluster.wait_serving("web", &IDS[..1]);
     cluster.cut_store();
-    // Long enough that the others doubt what they hear afterwards.
+    eventually!(Duration::from_secs(20), b.plexus_json(["status"])["catalog"] == "stale", |stale| *stale);
+    // From here on it counts, and long enough that the others doubt what they hear afterwards.
     throughout!(Duration::from_secs(4), b.serving("web"), |ids| *ids == IDS[..1]);
     cluster.heal_store();
     eventually!(Duration::from_secs(10), b.plexus_json(["status"])["catalog"] == "live", |live| *live);
