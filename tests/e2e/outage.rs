@@ -103,3 +103,23 @@ fn registered(etcd: &Etcd) -> Vec<String> {
     let keys = etcd.keys(prefix).into_iter().filter(alive);
     keys.map(|key| key[prefix.len()..].to_owned()).collect()
 }
+
+#[test]
+fn an_agent_that_leaves_right_after_an_outage_is_believed_at_once() {
+    needs!("etcd", "etcdctl");
+    let cluster = Cluster::new(2);
+    let [a, b] = cluster.nodes();
+    let _backend = a.serve("web", INSTANCE);
+    cluster.wait_serving("web", &IDS[..1]);
+    cluster.cut_store();
+    eventually!(Duration::from_secs(20), b.plexus_json(["status"])["catalog"] == "stale", |stale| *stale);
+    // From here on it counts, and long enough that the others doubt what they hear afterwards.
+    throughout!(Duration::from_secs(4), b.serving("web"), |ids| *ids == IDS[..1]);
+    cluster.heal_store();
+    eventually!(Duration::from_secs(10), b.plexus_json(["status"])["catalog"] == "live", |live| *live);
+    eventually!(Duration::from_secs(10), registered(cluster.etcd()), |ids| *ids == IDS[..1]);
+    a.terminate_agent();
+    // Much sooner than the 15 s for which a delete that was not announced is doubted.
+    eventually!(Duration::from_secs(5), b.known("web"), Vec::is_empty);
+    assert!(a.wait_agent_end(Duration::from_secs(10)).success());
+}
