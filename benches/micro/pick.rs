@@ -60,10 +60,25 @@ fn update(criterion: &mut Criterion) -> anyhow::Result<()> {
         let mut group = criterion.benchmark_group(format!("balance_update/{policy}"));
         group.sample_size(10);
         for endpoints in ENDPOINTS {
-            let service = service(endpoints, policy)?;
-            let balancer = balancer(&service)?;
+            // Another weight of one endpoint: what a change of the service comes to at least.
+            let (catalog, mut writer) = fleet::catalog(1, endpoints)?;
+            let name = fleet::service_name(0)?;
+            let mut settings = ServiceSettings::default();
+            settings.balance.policy = Some(policy);
+            writer.apply([Change::PutSettings(name.clone(), Arc::new(settings))]);
+            let mut states = Vec::new();
+            for weight in [101, 102] {
+                let instance = fleet::instance(&name, endpoints / 2, weight)?;
+                writer.apply([Change::PutInstance(Arc::new(instance))]);
+                states.push(catalog.service(name.as_str()).context("a service")?);
+            }
+            let balancer = balancer(&states[0])?;
+            let mut turn = 0;
             group.bench_function(BenchmarkId::from_parameter(endpoints), |bencher| {
-                bencher.iter(|| balancer.update(Some(&service)));
+                bencher.iter(|| {
+                    turn += 1;
+                    balancer.update(Some(&states[turn % 2]));
+                });
             });
         }
         group.finish();

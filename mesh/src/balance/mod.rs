@@ -278,7 +278,9 @@ impl Balancer {
                     control.leaving.push((Arc::clone(endpoint), now));
                 }
             }
-            control.rank = self.place.rank();
+            if self.pool.load().settings.subset > 0 {
+                control.rank = self.place.rank();
+            }
         }
         for change in changes {
             if let Change::Died(endpoint) = change

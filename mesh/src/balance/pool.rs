@@ -262,13 +262,17 @@ fn group(
     } else {
         near_share(name.as_deref(), &sets[Tier::Near as usize], settings, all, place)
     };
-    let turn = |tier: Tier| before.map_or(0, |group| group.sets[tier as usize].turn());
     let build = |tier: Tier| {
+        let old = before.map(|group| &group.sets[tier as usize]);
         let members = sets[tier as usize].iter().map(|entry| Member {
             endpoint: Arc::clone(&entry.endpoint),
             weight: entry.instance.weight.0.get().into(),
         });
-        Set::new(settings.policy, members.collect(), turn(tier))
+        let members: Vec<Member> = members.collect();
+        match old {
+            Some(old) if old.is_of(settings.policy, &members) => Arc::clone(old),
+            old => Arc::new(Set::new(settings.policy, members, old.map_or(0, |old| old.turn()))),
+        }
     };
     Group {
         name,

@@ -59,7 +59,7 @@ pub(super) struct Group {
     pub(super) near: u32,
     pub(super) turn: AtomicU64,
     /// Own zone, other zones, outside of the subset.
-    pub(super) sets: [Set; Tier::ALL.len()],
+    pub(super) sets: [Arc<Set>; Tier::ALL.len()],
 }
 
 /// Which set of a group.
@@ -78,6 +78,7 @@ impl Tier {
 #[derive(Debug)]
 pub(super) struct Set {
     pub(super) members: Box<[Member]>,
+    name: Name,
     policy: Box<dyn Policy>,
 }
 
@@ -92,7 +93,15 @@ pub(super) enum Found<'a> {
 impl Set {
     pub(super) fn new(name: Name, members: Vec<Member>, turn: u64) -> Self {
         let policy = policy::build(name, &members, turn);
-        Self { members: members.into(), policy }
+        Self { members: members.into(), name, policy }
+    }
+
+    /// Is it what would be built of these? Its tables are good then, and need not be made again.
+    pub(super) fn is_of(&self, name: Name, members: &[Member]) -> bool {
+        let same = |(one, other): (&Member, &Member)| {
+            one.weight == other.weight && Arc::ptr_eq(&one.endpoint, &other.endpoint)
+        };
+        self.name == name && self.members.len() == members.len() && self.members.iter().zip(members).all(same)
     }
 
     pub(super) fn turn(&self) -> u64 {

@@ -424,6 +424,20 @@ fn retries_end_with_their_budget_and_are_counted() {
 }
 
 #[test]
+fn tables_are_made_again_only_where_endpoints_or_weights_are_others() {
+    let maglev = || serde_json::json!({"balance": {"policy": "maglev"}});
+    let balancer = balancer(&plain(&["1", "2"]), maglev());
+    let table = || Arc::clone(&balancer.pool.load().groups[0].sets[0]);
+    let before = table();
+    let tagged = [serde_json::json!({"id": "1", "tags": ["new"]}), serde_json::json!({"id": "2"})];
+    balancer.update(Some(&service(&tagged, maglev())));
+    assert!(Arc::ptr_eq(&before, &table()));
+    let heavier = [serde_json::json!({"id": "1", "weight": 101}), serde_json::json!({"id": "2"})];
+    balancer.update(Some(&service(&heavier, maglev())));
+    assert!(!Arc::ptr_eq(&before, &table()));
+}
+
+#[test]
 fn a_policy_changes_at_run_time() {
     let balancer = default(&["1", "2", "3"]);
     assert_eq!(balancer.shares(30).len(), 3);

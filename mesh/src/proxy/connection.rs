@@ -264,12 +264,11 @@ impl Connection {
             ticket.again(io.waker(key));
             return Step::Wait;
         }
-        let Some(timeout) = self.route.balancer.queue_timeout() else {
-            return Step::Dropped(Dropped::AtLimit);
-        };
+        // Asked even where nobody may wait: the balancer counts why.
         let Ok(ticket) = self.route.balancer.wait(io.waker(key)) else {
             return Step::Dropped(Dropped::AtLimit);
         };
+        let timeout = self.route.balancer.queue_timeout().unwrap_or_default();
         search.ticket = Some(ticket);
         self.stage = Stage::Queued;
         self.active = io.now;

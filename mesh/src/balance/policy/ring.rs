@@ -6,13 +6,16 @@
 //! one endpoint does not move the points of all others: only where the mean weight or the number of endpoints crosses a
 //! power of two are they laid out anew.
 
-use super::{Ask, Choice, Member, Policy, Standing};
+use super::{Ask, Choice, Member, Policy, any};
 use crate::balance::hash;
 
 /// The least points an endpoint of mean weight has; the most are twice as many.
 const POINTS: f64 = 100.0;
 /// The most points of a ring: 12 MiB.
 const MAX_POINTS: f64 = 1_048_576.0;
+
+/// Points that are passed at most before all endpoints are looked at in turn.
+const WALK: usize = 256;
 
 /// Points in the order of their places.
 #[derive(Debug)]
@@ -59,25 +62,17 @@ fn scale(sum: f64, count: usize) -> f64 {
 impl Policy for Ring {
     fn choose(&self, members: &[Member], ask: &Ask<'_>) -> Choice {
         let start = self.places.partition_point(|place| *place < ask.client);
-        let mut none = Choice::Nobody;
-        let mut cold = None;
-        // Each point that is passed over is of an endpoint that cannot be had; they come in no order, so after a few
-        // times their number all others have been seen. Bounded all the same by going round once.
-        for point in (start..self.members.len()).chain(0..start.min(self.members.len())) {
-            let at = self.members[point] as usize;
-            let Some(Member { endpoint, .. }) = members.get(at) else { continue };
-            match ask.standing(endpoint) {
-                Standing::Out => {}
-                Standing::Full => none = Choice::Full,
-                Standing::Free if !ask.is_warm_for_client(endpoint) => cold = cold.or(Some(at)),
-                Standing::Free if ask.take(endpoint) => return Choice::Taken(at),
-                Standing::Free => {}
+        let round = (start..self.members.len()).chain(0..start.min(self.members.len()));
+        let mut last = 0;
+        for point in round.take(WALK) {
+            last = self.members[point] as usize;
+            let Some(Member { endpoint, .. }) = members.get(last) else { continue };
+            if ask.is_warm_for_client(endpoint) && ask.take(endpoint) {
+                return Choice::Taken(last);
             }
         }
-        match cold {
-            Some(at) if ask.take(&members[at].endpoint) => Choice::Taken(at),
-            _ => none,
-        }
+        // Nearly nobody can be had: whoever is left gets the client.
+        any(members, ask, last)
     }
 }
 
