@@ -12,3 +12,4 @@ pub mod drain;
 pub mod ingress;
 pub mod proxy;
 pub mod readiness;
+mod sys;

@@ -52,10 +52,11 @@ pub(crate) const ROOMS: &[Room] = &[
     room("mesh::drain", &[]),
     room("mesh::advice", &[]),
     room("mesh::readiness", &[]),
+    room("mesh::sys", &[]),
     room("mesh::api", &["nerve::model"]),
     // From an endpoint to a connection: each room knows those above it, and the proxy never the catalog.
     room("mesh::balance", &["nerve::model", "synapse::catalog"]),
-    room("mesh::proxy", &["mesh::balance", "mesh::drain", "mesh::advice", "nerve::tasks"]),
+    room("mesh::proxy", &["mesh::balance", "mesh::drain", "mesh::advice", "mesh::sys", "nerve::tasks"]),
     room(
         "mesh::ingress",
         &[
@@ -146,7 +147,12 @@ pub(crate) const HOMES: &[Home] = &[
     home("clap", &["mesh/src/cli"]),
     home("clap_complete", &["mesh/src/cli"]),
     home("rtnetlink", &["mesh/src/agent/demo"]),
-    home("nix", &["mesh/src/agent", "mesh/src/dns/server", "mesh/src/proxy/plane.rs"]),
+    home(
+        "nix",
+        &["mesh/src/agent", "mesh/src/dns/server", "mesh/src/proxy/plane.rs", "mesh/src/proxy/udp/socket.rs"],
+    ),
+    home("libc", &["mesh/src/sys", "mesh/src/dns/server"]),
+    home("rustix", &["mesh/src/proxy", "mesh/src/sys"]),
     home("rand", &["mesh/src/dns"]),
     home("tempfile", &["mesh/src/agent/demo"]),
     home("socket2", &["mesh/src/proxy", "mesh/src/ingress", "mesh/src/dns"]),

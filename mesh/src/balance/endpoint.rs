@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
@@ -53,6 +53,7 @@ pub struct Endpoint {
     failures_in_a_row: AtomicU32,
     /// Milliseconds on our clock; 0 when it is not passed over, so that the usual pick does not read the time.
     avoided_until: AtomicU64,
+    gone: AtomicBool,
 }
 
 impl Endpoint {
@@ -66,6 +67,7 @@ impl Endpoint {
             connect_failures: AtomicU64::new(0),
             failures_in_a_row: AtomicU32::new(0),
             avoided_until: AtomicU64::new(0),
+            gone: AtomicBool::new(false),
         }
     }
 
@@ -111,6 +113,16 @@ impl Endpoint {
         let until = self.avoided_until.load(Ordering::Relaxed);
         let left = until.checked_sub(now_millis()).filter(|left| *left > 0)?;
         (until != 0).then(|| Duration::from_millis(left))
+    }
+
+    /// Has it left the catalog, or does it fail its checks? Not while it is being drained.
+    #[must_use]
+    pub fn is_gone(&self) -> bool {
+        self.gone.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn set_gone(&self, gone: bool) {
+        self.gone.store(gone, Ordering::Relaxed);
     }
 
     pub(super) fn is_avoided(&self) -> bool {

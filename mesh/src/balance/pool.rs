@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use arc_swap::{ArcSwap, Guard};
 use nerve::model::{InstanceId, PortName};
-use synapse::catalog::Service;
+use synapse::catalog::{Reason, Service};
 
 use super::endpoint::{Endpoint, Excluded};
 
@@ -62,11 +62,15 @@ impl Pool {
                 || Arc::new(Endpoint::new(instance.id.clone(), instance.node.clone(), address)),
                 |held| Arc::clone(held),
             );
+            held.set_gone(endpoint.excluded() == Some(Reason::Critical));
             match endpoint.excluded() {
                 None => serving.push(Arc::clone(&held)),
                 Some(reason) => *excluded.entry(Excluded::ByCatalog(reason)).or_default() += 1,
             }
             known.push(held);
+        }
+        for endpoint in old.known.iter().filter(|old| !known.iter().any(|new| Arc::ptr_eq(old, new))) {
+            endpoint.set_gone(true);
         }
         self.0.store(Arc::new(Snapshot { known: known.into(), serving: serving.into(), excluded }));
     }

@@ -111,6 +111,11 @@ pub struct Proxy {
     /// Connections at the same time, over all ports; without it, as many as the file limit allows.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_connections: Option<NonZeroU32>,
+    /// A UDP session on which nothing moved for so long has ended.
+    pub udp_idle_timeout: Period,
+    /// UDP sessions at the same time, over all ports; without it, a quarter of the connections.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_udp_sessions: Option<NonZeroU32>,
 }
 
 /// `[dns]`: the name server of this node.
@@ -262,6 +267,8 @@ impl Proxy {
             connect_deadline: section.or("connect_deadline", Period::seconds(5)),
             idle_timeout: section.optional("idle_timeout"),
             max_connections: section.optional("max_connections"),
+            udp_idle_timeout: section.or("udp_idle_timeout", Period::seconds(60)),
+            max_udp_sessions: section.optional("max_udp_sessions"),
         }
     }
 }

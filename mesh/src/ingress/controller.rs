@@ -267,16 +267,13 @@ impl Controller {
     }
 
     fn open(&mut self, key: SlotKey, holder: &Holder) -> Result<Listener, String> {
-        if key.protocol == Protocol::Udp {
-            return Err(format!(
-                "cannot listen on {}/udp: this version moves TCP only; unpublish it, or publish the TCP port",
-                key.address
-            ));
-        }
         let balancer = self.balancer(holder);
-        self.plane
-            .open(ListenerSpec { address: key.address, balancer, sharing: Sharing::PerThread })
-            .map_err(|error| error.to_string())
+        let spec = ListenerSpec { address: key.address, balancer, sharing: Sharing::PerThread };
+        let opened = match key.protocol {
+            Protocol::Tcp => self.plane.open(spec),
+            Protocol::Udp => self.plane.open_udp(spec),
+        };
+        opened.map_err(|error| error.to_string())
     }
 
     /// The one balancer that all listeners for this service and target port share.

@@ -8,6 +8,7 @@
 
 mod arena;
 mod connection;
+mod count;
 mod error;
 mod flow;
 mod inbox;
@@ -24,14 +25,16 @@ mod socket;
 #[cfg(test)]
 mod tests;
 mod timers;
+mod udp;
 mod worker;
 
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::time::Duration;
 
-pub use error::{BindError, Dropped};
+pub use error::{BindError, Dropped, Transport};
 pub use metrics::Metrics;
 pub use plane::{DataPlane, Listener, ListenerSpec, Sharing};
+pub use udp::Lost;
 
 /// How connections are moved; the same for every listener.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,6 +49,24 @@ pub struct Config {
     pub idle_timeout: Option<Duration>,
     /// Open client connections over all listeners; `None`: what the file limit allows (two descriptors each).
     pub max_connections: Option<NonZeroU32>,
+    /// What is different for datagrams.
+    pub udp: UdpOptions,
+}
+
+/// How sessions of UDP are kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UdpOptions {
+    /// A session on which nothing moved for this long has ended.
+    pub idle_timeout: Duration,
+    /// Sessions over all listeners; each counts as a connection too. `None`: a quarter of the connections, as far as there are
+    /// ports.
+    pub max_sessions: Option<NonZeroU32>,
+}
+
+impl Default for UdpOptions {
+    fn default() -> Self {
+        Self { idle_timeout: Duration::from_secs(60), max_sessions: None }
+    }
 }
 
 impl Default for Config {
@@ -56,6 +77,7 @@ impl Default for Config {
             connect_deadline: Duration::from_secs(5),
             idle_timeout: None,
             max_connections: None,
+            udp: UdpOptions::default(),
         }
     }
 }

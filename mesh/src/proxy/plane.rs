@@ -1,11 +1,12 @@
 //! The data plane: its threads, and the control plane's handle on them.
 
+use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
-use std::num::NonZeroUsize;
+use std::num::{NonZeroU32, NonZeroUsize};
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -14,7 +15,7 @@ use super::limit::ConnectionLimit;
 use super::metrics::Metrics;
 use super::route::Route;
 use super::worker::Worker;
-use super::{BindError, Config, socket};
+use super::{BindError, Config, Transport, socket, udp};
 use crate::balance::Balancer;
 
 /// Descriptors that are not for client connections: listeners, store, checks, DNS, files.
@@ -48,6 +49,7 @@ pub struct Listener {
     address: SocketAddr,
     open: Vec<Arc<OpenConnections>>,
     threads: Vec<Arc<Inbox<Command>>>,
+    is_leaving: Arc<AtomicBool>,
 }
 
 /// The data-plane threads.
@@ -58,6 +60,8 @@ pub struct DataPlane {
     limit: Arc<ConnectionLimit>,
     threads: Vec<Thread>,
     next_listener: AtomicU64,
+    /// UDP listeners by address, also those that have stopped and still have sessions.
+    udp: Mutex<HashMap<SocketAddr, (ListenerId, Weak<AtomicBool>)>>,
 }
 
 #[derive(Debug)]
@@ -70,11 +74,21 @@ struct Thread {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct ListenerId(u64);
 
+impl ListenerId {
+    /// One of `count` places: those after one another get different ones.
+    #[allow(clippy::cast_possible_truncation, reason = "less than `count`")]
+    fn spread(self, count: usize) -> usize {
+        (self.0 % count.max(1) as u64) as usize
+    }
+}
+
 /// What the control plane tells a thread.
 #[derive(Debug)]
 pub(super) enum Command {
     /// Listen on the socket.
     Open(Arc<OwnedFd>, Box<Route>),
+    /// Take datagrams from the socket.
+    OpenUdp(Arc<OwnedFd>, Box<udp::Route>),
     /// Take what waits, then nothing more.
     StopAccepting(ListenerId),
     /// Reset the listener's connections.
@@ -111,17 +125,28 @@ impl DataPlane {
         let threads = config
             .threads
             .unwrap_or_else(|| std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN));
-        let limit = config.max_connections.map_or_else(connections_by_descriptors, std::num::NonZeroU32::get);
+        let limit = config.max_connections.map_or_else(connections_by_descriptors, NonZeroU32::get);
         let limit = Arc::new(ConnectionLimit::new(limit));
+        let max_sessions =
+            config.udp.max_sessions.map_or_else(|| udp::max_sessions(limit.limit()), NonZeroU32::get);
+        let sessions = usize::try_from(max_sessions).unwrap_or(usize::MAX).div_ceil(threads.get());
+        let udp = udp::Limits { sessions, idle_timeout: config.udp.idle_timeout };
         let threads = (0..threads.get())
-            .map(|index| Thread::start(index, &limit, &metrics))
+            .map(|index| Thread::start(index, &limit, udp, &metrics))
             .collect::<Result<_, _>>()?;
-        Ok(Self { config: Arc::new(config), metrics, limit, threads, next_listener: AtomicU64::new(0) })
+        Ok(Self {
+            config: Arc::new(config),
+            metrics,
+            limit,
+            threads,
+            next_listener: AtomicU64::new(0),
+            udp: Mutex::default(),
+        })
     }
 
     /// Opens a listener on every thread. When this returns, the port answers.
     pub fn open(&self, spec: ListenerSpec) -> Result<Listener, BindError> {
-        let failed = |source| BindError { address: spec.address, source };
+        let failed = |source| BindError { address: spec.address, transport: Transport::Tcp, source };
         if spec.address.port() != 0 {
             socket::probe(spec.address).map_err(failed)?;
         }
@@ -136,12 +161,7 @@ impl DataPlane {
             address = socket::local_address(&socket).map_err(failed)?;
             sockets.push(Arc::new(socket));
         }
-        let listener = Listener {
-            id: ListenerId(self.next_listener.fetch_add(1, Ordering::Relaxed)),
-            address,
-            open: self.threads.iter().map(|_| Arc::default()).collect(),
-            threads: self.threads.iter().map(|thread| Arc::clone(&thread.inbox)).collect(),
-        };
+        let listener = self.listener(address);
         for (index, thread) in self.threads.iter().enumerate() {
             let socket = Arc::clone(&sockets[index % count]);
             let route = Box::new(self.route(&spec.balancer, &listener, index));
@@ -151,6 +171,80 @@ impl DataPlane {
                 .map_err(|error| failed(io::Error::other(error)))?;
         }
         Ok(listener)
+    }
+
+    /// Opens a listener for datagrams: a socket a thread, or with [`Sharing::One`] one socket on one thread, since a client's
+    /// sessions must not be on several. When this returns, the port answers. A listener on the same address that has stopped
+    /// gives way, with what sessions it has left: its clients are better off with whoever has the port now.
+    pub fn open_udp(&self, spec: ListenerSpec) -> Result<Listener, BindError> {
+        let failed = |source| BindError { address: spec.address, transport: Transport::Udp, source };
+        let mut known = self.udp.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = known.get(&spec.address).and_then(|(id, leaving)| Some((*id, leaving.upgrade()?)));
+        match before.filter(|(_, leaving)| leaving.load(Ordering::Acquire)) {
+            Some((id, _)) => self.tell(|| Command::Reset(id)),
+            None if spec.address.port() != 0 => udp::probe(spec.address).map_err(failed)?,
+            None => {}
+        }
+        let count = match spec.sharing {
+            Sharing::PerThread => self.threads.len(),
+            Sharing::One => 1,
+        };
+        let mut address = spec.address;
+        let mut sockets = Vec::with_capacity(count);
+        for _ in 0..count {
+            let socket = udp::listen(address).map_err(failed)?;
+            address = socket::local_address(&socket).map_err(failed)?;
+            sockets.push(Arc::new(socket));
+        }
+        let listener = self.listener(address);
+        let first = match spec.sharing {
+            Sharing::PerThread => 0,
+            Sharing::One => listener.id.spread(self.threads.len()),
+        };
+        for (offset, socket) in sockets.into_iter().enumerate() {
+            let route = Box::new(self.udp_route(&spec.balancer, &listener, first + offset));
+            self.threads[first + offset]
+                .inbox
+                .send(Command::OpenUdp(socket, route))
+                .map_err(|error| failed(io::Error::other(error)))?;
+        }
+        // A thread that has no part in it has nothing to stop.
+        listener
+            .open
+            .iter()
+            .enumerate()
+            .filter(|(n, _)| !(first..first + count).contains(n))
+            .for_each(|(_, o)| o.stop());
+        known.retain(|_, (_, leaving)| leaving.strong_count() > 0);
+        known.insert(address, (listener.id, Arc::downgrade(&listener.is_leaving)));
+        Ok(listener)
+    }
+
+    fn listener(&self, address: SocketAddr) -> Listener {
+        Listener {
+            id: ListenerId(self.next_listener.fetch_add(1, Ordering::Relaxed)),
+            address,
+            open: self.threads.iter().map(|_| Arc::default()).collect(),
+            threads: self.threads.iter().map(|thread| Arc::clone(&thread.inbox)).collect(),
+            is_leaving: Arc::default(),
+        }
+    }
+
+    fn tell(&self, command: impl Fn() -> Command) {
+        for thread in &self.threads {
+            // A thread that has ended has closed everything.
+            let _ = thread.inbox.send(command());
+        }
+    }
+
+    fn udp_route(&self, balancer: &Arc<Balancer>, listener: &Listener, thread: usize) -> udp::Route {
+        udp::Route {
+            listener: listener.id,
+            open: Arc::clone(&listener.open[thread]),
+            balancer: Arc::clone(balancer),
+            config: Arc::clone(&self.config),
+            tally: self.metrics.udp.tally(balancer.service().as_str(), thread),
+        }
     }
 
     fn route(&self, balancer: &Arc<Balancer>, listener: &Listener, thread: usize) -> Route {
@@ -173,10 +267,7 @@ impl DataPlane {
 
     /// Ends the threads, with what connections are left. Blocks until they have ended.
     pub fn shutdown(self) {
-        for thread in &self.threads {
-            // One that has ended already needs no telling.
-            let _ = thread.inbox.send(Command::End);
-        }
+        self.tell(|| Command::End);
         for thread in self.threads {
             if thread.handle.join().is_err() {
                 tracing::error!("a data-plane thread ended by a panic");
@@ -186,13 +277,18 @@ impl DataPlane {
 }
 
 impl Thread {
-    fn start(index: usize, limit: &Arc<ConnectionLimit>, metrics: &Metrics) -> io::Result<Self> {
+    fn start(
+        index: usize,
+        limit: &Arc<ConnectionLimit>,
+        udp: udp::Limits,
+        metrics: &Metrics,
+    ) -> io::Result<Self> {
         let inbox = Arc::new(Inbox::new()?);
         let (limit, metrics, worker_inbox) = (Arc::clone(limit), metrics.clone(), Arc::clone(&inbox));
         // Says whether it could start, so that an error is the caller's and not the thread's.
         let (tell, told) = std::sync::mpsc::sync_channel(1);
         let handle = std::thread::Builder::new().name(format!("data-{index}")).spawn(move || {
-            match Worker::new(worker_inbox, limit, metrics) {
+            match Worker::new(worker_inbox, limit, udp, metrics) {
                 Ok(worker) => {
                     let _ = tell.send(Ok(()));
                     worker.run();
@@ -222,6 +318,7 @@ impl Listener {
 
     /// Takes no new connections from now on. What the kernel had completed already is still served.
     pub fn stop_accepting(&self) {
+        self.is_leaving.store(true, Ordering::Release);
         self.tell(Command::StopAccepting);
     }
 
