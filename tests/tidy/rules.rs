@@ -56,7 +56,7 @@ pub(crate) const ROOMS: &[Room] = &[
     room("mesh::api", &["nerve::model"]),
     // From an endpoint to a connection: each room knows those above it, and the proxy never the catalog.
     room("mesh::balance", &["nerve::model", "synapse::catalog"]),
-    room("mesh::proxy", &["mesh::balance", "mesh::drain", "mesh::advice", "mesh::sys", "nerve::tasks"]),
+    room("mesh::proxy", &["nerve::model", "mesh::balance", "mesh::drain", "mesh::advice", "mesh::sys"]),
     room(
         "mesh::ingress",
         &[
@@ -147,13 +147,10 @@ pub(crate) const HOMES: &[Home] = &[
     home("clap", &["mesh/src/cli"]),
     home("clap_complete", &["mesh/src/cli"]),
     home("rtnetlink", &["mesh/src/agent/demo"]),
-    home(
-        "nix",
-        &["mesh/src/agent", "mesh/src/dns/server", "mesh/src/proxy/plane.rs", "mesh/src/proxy/udp/socket.rs"],
-    ),
     home("libc", &["mesh/src/sys", "mesh/src/dns/server"]),
-    home("rustix", &["mesh/src/proxy", "mesh/src/sys"]),
+    home("nix", &["mesh/src/agent", "mesh/src/dns/server", "mesh/src/proxy"]),
     home("rand", &["mesh/src/dns"]),
+    home("rustix", &["mesh/src/proxy", "mesh/src/sys", "tests/src"]),
     home("tempfile", &["mesh/src/agent/demo"]),
     home("socket2", &["mesh/src/proxy", "mesh/src/ingress", "mesh/src/dns"]),
     home("tracing-subscriber", &["mesh/src/agent"]),

@@ -66,6 +66,15 @@ impl Config {
                 idle_timeout: self.proxy.udp_idle_timeout.get(),
                 max_sessions: self.proxy.max_udp_sessions,
             },
+            tcp: proxy::TcpOptions {
+                keepalive: self.proxy.keepalive.get(),
+                keepalive_interval: self.proxy.keepalive_interval.get(),
+                user_timeout: self.proxy.user_timeout.map(Period::get),
+                defer_accept: self.proxy.defer_accept,
+                send_buffer: self.proxy.send_buffer,
+                receive_buffer: self.proxy.receive_buffer,
+                source_addresses: self.proxy.source_addresses.clone(),
+            },
         }
     }
 

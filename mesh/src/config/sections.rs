@@ -111,6 +111,23 @@ pub struct Proxy {
     /// Connections at the same time, over all ports; without it, as many as the file limit allows.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_connections: Option<NonZeroU32>,
+    /// When a silent peer is probed.
+    pub keepalive: Period,
+    /// Time between probes that are not answered.
+    pub keepalive_interval: Period,
+    /// How long what was sent may stay unacknowledged; without it, as long as the kernel sends it again.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub user_timeout: Option<Period>,
+    /// Accept a client only when it has said something.
+    pub defer_accept: bool,
+    /// The kernel's buffer for sending, in bytes; without it, the kernel adapts it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub send_buffer: Option<NonZeroU32>,
+    /// The kernel's buffer for receiving, in bytes; without it, the kernel adapts it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub receive_buffer: Option<NonZeroU32>,
+    /// Further addresses of this host to connect from, when the ports of one are used up.
+    pub source_addresses: Vec<IpAddr>,
     /// A UDP session on which nothing moved for so long has ended.
     pub udp_idle_timeout: Period,
     /// UDP sessions at the same time, over all ports; without it, a quarter of the connections.
@@ -267,6 +284,13 @@ impl Proxy {
             connect_deadline: section.or("connect_deadline", Period::seconds(5)),
             idle_timeout: section.optional("idle_timeout"),
             max_connections: section.optional("max_connections"),
+            keepalive: section.or("keepalive", Period::seconds(60)),
+            keepalive_interval: section.or("keepalive_interval", Period::seconds(15)),
+            user_timeout: section.optional("user_timeout"),
+            defer_accept: section.or("defer_accept", false),
+            send_buffer: section.optional("send_buffer"),
+            receive_buffer: section.optional("receive_buffer"),
+            source_addresses: section.or("source_addresses", Vec::new()),
             udp_idle_timeout: section.or("udp_idle_timeout", Period::seconds(60)),
             max_udp_sessions: section.optional("max_udp_sessions"),
         }

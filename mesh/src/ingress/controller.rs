@@ -268,7 +268,12 @@ impl Controller {
 
     fn open(&mut self, key: SlotKey, holder: &Holder) -> Result<Listener, String> {
         let balancer = self.balancer(holder);
-        let spec = ListenerSpec { address: key.address, balancer, sharing: Sharing::PerThread };
+        let spec = ListenerSpec {
+            address: key.address,
+            balancer,
+            sharing: Sharing::PerThread,
+            inherited: Vec::new(),
+        };
         let opened = match key.protocol {
             Protocol::Tcp => self.plane.open(spec),
             Protocol::Udp => self.plane.open_udp(spec),

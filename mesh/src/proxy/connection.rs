@@ -123,6 +123,7 @@ impl Connection {
                     io.timers.set(self.attempt_ends(), key);
                     return Step::Wait;
                 }
+                Err(error) if socket::is_ours(error) => return self.out_of(error),
                 Err(error) => {
                     if early > 0 {
                         self.to_endpoint.hold(&io.buffer[..early], false);
@@ -137,8 +138,10 @@ impl Connection {
     /// One attempt: connected at once (endpoints on this machine), or to be waited for.
     fn attempt(&mut self, key: Key, io: &mut Io, lease: &Lease, early: usize) -> Result<Stage, Errno> {
         let speaks_first = early > 0 || self.to_endpoint.holds();
-        let mut endpoint =
-            Side::new(socket::connect(lease.endpoint().address(), speaks_first)?, Delay::Untouched);
+        let mut endpoint = Side::new(
+            socket::connect(lease.endpoint().address(), speaks_first, &self.route.config.tcp)?,
+            Delay::Untouched,
+        );
         let (stage, interest) = match early {
             0 => (Stage::Connecting, Interest::ReadAndWrite),
             early => match endpoint.write(&io.buffer[..early], false)? {
@@ -155,6 +158,17 @@ impl Connection {
         endpoint.watch(&io.poller, Subject::Endpoint(key), interest).map_err(|_| Errno::NOSPC)?;
         self.endpoint = Some(endpoint);
         Ok(stage)
+    }
+
+    /// Nothing that another endpoint could do better, nor any endpoint's fault.
+    fn out_of(&self, error: Errno) -> Step {
+        let service = self.route.balancer.service();
+        let error_text = std::io::Error::from(error);
+        tracing::debug!(%service, error = %error_text, "a client is refused: no socket to connect with");
+        match error {
+            Errno::ADDRNOTAVAIL => Step::Dropped(Dropped::OutOfPorts),
+            _ => Step::Dropped(Dropped::OutOfDescriptors),
+        }
     }
 
     fn attempt_failed(&mut self, error: Errno) {
@@ -279,9 +293,10 @@ impl Connection {
 
     /// It has lasted: peers that vanish without a word are to be noticed.
     pub(super) fn settle(&self) {
-        socket::set_keepalive(&self.client);
+        let options = &self.route.config.tcp;
+        socket::set_keepalive(&self.client, options);
         if let Some(endpoint) = &self.endpoint {
-            socket::set_keepalive(endpoint);
+            socket::set_keepalive(endpoint, options);
         }
     }
 

@@ -37,6 +37,10 @@ pub enum Dropped {
     ConnectDeadline,
     /// As many connections are open as are allowed.
     Limit,
+    /// This process or host is out of descriptors or memory.
+    OutOfDescriptors,
+    /// Every port of this host's addresses is in use towards every endpoint.
+    OutOfPorts,
     /// Nothing moved for the idle timeout.
     Idle,
     /// The drain's deadline passed.
@@ -51,11 +55,13 @@ pub enum Dropped {
 
 impl Dropped {
     /// Every reason there is.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 11] = [
         Self::NoEndpoint,
         Self::ConnectFailed,
         Self::ConnectDeadline,
         Self::Limit,
+        Self::OutOfDescriptors,
+        Self::OutOfPorts,
         Self::Idle,
         Self::Drain,
         Self::ClientReset,
@@ -71,6 +77,8 @@ impl Dropped {
             Self::ConnectFailed => "connect_failed",
             Self::ConnectDeadline => "connect_deadline",
             Self::Limit => "limit",
+            Self::OutOfDescriptors => "out_of_descriptors",
+            Self::OutOfPorts => "out_of_ports",
             Self::Idle => "idle",
             Self::Drain => "drain",
             Self::ClientReset => "client_reset",

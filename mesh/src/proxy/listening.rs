@@ -12,7 +12,6 @@ use super::arena::Key;
 use super::poll::{Poller, Subject};
 use super::route::Route;
 use super::socket;
-use super::worker::is_the_clients;
 
 /// Out of descriptors or memory: the kernel will not have more at once.
 const PAUSE: Duration = Duration::from_millis(50);
@@ -77,4 +76,22 @@ impl Listening {
             tracing::error!(service = %self.route.balancer.service(), %error, "a listener cannot be watched again");
         }
     }
+}
+
+/// Errors of one connection that never was, not of the listener.
+fn is_the_clients(error: Errno) -> bool {
+    matches!(
+        error,
+        Errno::CONNABORTED
+            | Errno::INTR
+            | Errno::NOTCONN
+            | Errno::NETDOWN
+            | Errno::PROTO
+            | Errno::NOPROTOOPT
+            | Errno::HOSTDOWN
+            | Errno::HOSTUNREACH
+            | Errno::OPNOTSUPP
+            | Errno::NETUNREACH
+            | Errno::PERM
+    )
 }

@@ -13,13 +13,13 @@ use prometheus::{
 };
 
 use super::count::{Count, counters, raise};
-use super::{Dropped, udp};
+use super::{Dropped, udp_metrics};
 
 /// Everything that the data plane counts.
 #[derive(Debug, Clone)]
 pub struct Metrics {
     tallies: Tallies,
-    pub(super) udp: udp::Tallies,
+    pub(super) udp: udp_metrics::Tallies,
     connect: HistogramVec,
     /// Accepts that the kernel refused for want of descriptors or memory.
     pub(super) accept_errors: IntCounter,
@@ -82,7 +82,7 @@ impl Metrics {
         };
         Ok(Self {
             tallies,
-            udp: udp::Tallies::new()?,
+            udp: udp_metrics::Tallies::new()?,
             connect: HistogramVec::new(
                 HistogramOpts::new(
                     "plexus_connect_seconds",

@@ -7,8 +7,10 @@
 //! service is, its balancer says. `docs/performance.md` has the alternatives that were measured.
 
 mod arena;
+mod command;
 mod connection;
 mod count;
+mod datagrams;
 mod error;
 mod flow;
 mod inbox;
@@ -19,6 +21,7 @@ mod metrics;
 mod pipe;
 mod plane;
 mod poll;
+
 mod route;
 mod side;
 mod socket;
@@ -26,15 +29,17 @@ mod socket;
 mod tests;
 mod timers;
 mod udp;
+mod udp_metrics;
 mod worker;
 
+use std::net::IpAddr;
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::time::Duration;
 
 pub use error::{BindError, Dropped, Transport};
 pub use metrics::Metrics;
 pub use plane::{DataPlane, Listener, ListenerSpec, Sharing};
-pub use udp::Lost;
+pub use udp_metrics::Lost;
 
 /// How connections are moved; the same for every listener.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -49,6 +54,8 @@ pub struct Config {
     pub idle_timeout: Option<Duration>,
     /// Open client connections over all listeners; `None`: what the file limit allows (two descriptors each).
     pub max_connections: Option<NonZeroU32>,
+    /// Options of the sockets.
+    pub tcp: TcpOptions,
     /// What is different for datagrams.
     pub udp: UdpOptions,
 }
@@ -69,6 +76,41 @@ impl Default for UdpOptions {
     }
 }
 
+/// Options of the sockets of connections, on both sides.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TcpOptions {
+    /// Probe a peer that has been silent for so long; a host that vanished is noticed so.
+    pub keepalive: Duration,
+    /// Time between probes that are not answered, of which the kernel makes `net.ipv4.tcp_keepalive_probes`.
+    pub keepalive_interval: Duration,
+    /// Give a connection up when what was sent is not acknowledged for so long (`TCP_USER_TIMEOUT`); `None`: what the
+    /// kernel's retransmissions take, about a quarter of an hour.
+    pub user_timeout: Option<Duration>,
+    /// Accept a client only when it has said something (`TCP_DEFER_ACCEPT`). Not for protocols in which the server speaks first.
+    pub defer_accept: bool,
+    /// The kernel's buffer for what a socket is to send, in bytes; `None`: the kernel adapts it.
+    pub send_buffer: Option<NonZeroU32>,
+    /// The kernel's buffer for what a socket has received, in bytes; `None`: the kernel adapts it.
+    pub receive_buffer: Option<NonZeroU32>,
+    /// Further addresses of this host to connect from, when the ports of the one that the kernel chooses are used up: each gives
+    /// some 28,000 more connections to one endpoint.
+    pub source_addresses: Vec<IpAddr>,
+}
+
+impl Default for TcpOptions {
+    fn default() -> Self {
+        Self {
+            keepalive: Duration::from_secs(60),
+            keepalive_interval: Duration::from_secs(15),
+            user_timeout: None,
+            defer_accept: false,
+            send_buffer: None,
+            receive_buffer: None,
+            source_addresses: Vec::new(),
+        }
+    }
+}
+
 impl Default for Config {
     fn default() -> Self {
         Self {
@@ -77,6 +119,7 @@ impl Default for Config {
             connect_deadline: Duration::from_secs(5),
             idle_timeout: None,
             max_connections: None,
+            tcp: TcpOptions::default(),
             udp: UdpOptions::default(),
         }
     }

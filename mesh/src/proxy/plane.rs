@@ -5,15 +5,16 @@ use std::io;
 use std::net::SocketAddr;
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, Weak};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use super::command::Command;
 use super::inbox::Inbox;
 use super::limit::ConnectionLimit;
 use super::metrics::Metrics;
-use super::route::Route;
+use super::route::{ListenerId, OpenConnections, Route};
 use super::worker::Worker;
 use super::{BindError, Config, Transport, socket, udp};
 use crate::balance::Balancer;
@@ -30,6 +31,9 @@ pub struct ListenerSpec {
     pub balancer: Arc<Balancer>,
     /// How the threads come to their connections.
     pub sharing: Sharing,
+    /// Sockets that listen there already, from an earlier process or from systemd. They are used, whatever their number: what
+    /// waits in their queues is served.
+    pub inherited: Vec<Arc<OwnedFd>>,
 }
 
 /// How the threads share a listener.
@@ -45,78 +49,32 @@ pub enum Sharing {
 /// An open listener. Dropping it closes it at once, with its connections.
 #[derive(Debug)]
 pub struct Listener {
-    id: ListenerId,
-    address: SocketAddr,
-    open: Vec<Arc<OpenConnections>>,
+    pub(super) id: ListenerId,
+    pub(super) address: SocketAddr,
+    /// The threads hold them, and close them when they stop accepting.
+    sockets: Vec<Weak<OwnedFd>>,
+    pub(super) open: Vec<Arc<OpenConnections>>,
     threads: Vec<Arc<Inbox<Command>>>,
-    is_leaving: Arc<AtomicBool>,
+    /// It was told to accept no more.
+    pub(super) is_leaving: Arc<AtomicBool>,
 }
 
 /// The data-plane threads.
 #[derive(Debug)]
 pub struct DataPlane {
-    config: Arc<Config>,
-    metrics: Metrics,
+    pub(super) config: Arc<Config>,
+    pub(super) metrics: Metrics,
     limit: Arc<ConnectionLimit>,
-    threads: Vec<Thread>,
+    pub(super) threads: Vec<Thread>,
     next_listener: AtomicU64,
-    /// UDP listeners by address, also those that have stopped and still have sessions.
-    udp: Mutex<HashMap<SocketAddr, (ListenerId, Weak<AtomicBool>)>>,
+    /// UDP listeners by address, those too that have stopped and still have sessions.
+    pub(super) udp: Mutex<HashMap<SocketAddr, (ListenerId, Weak<AtomicBool>)>>,
 }
 
 #[derive(Debug)]
-struct Thread {
-    inbox: Arc<Inbox<Command>>,
+pub(super) struct Thread {
+    pub(super) inbox: Arc<Inbox<Command>>,
     handle: JoinHandle<()>,
-}
-
-/// Which listener.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct ListenerId(u64);
-
-impl ListenerId {
-    /// One of `count` places: those after one another get different ones.
-    #[allow(clippy::cast_possible_truncation, reason = "less than `count`")]
-    fn spread(self, count: usize) -> usize {
-        (self.0 % count.max(1) as u64) as usize
-    }
-}
-
-/// What the control plane tells a thread.
-#[derive(Debug)]
-pub(super) enum Command {
-    /// Listen on the socket.
-    Open(Arc<OwnedFd>, Box<Route>),
-    /// Take datagrams from the socket.
-    OpenUdp(Arc<OwnedFd>, Box<udp::Route>),
-    /// Take what waits, then nothing more.
-    StopAccepting(ListenerId),
-    /// Reset the listener's connections.
-    Reset(ListenerId),
-    /// End, with what connections there are.
-    End,
-}
-
-/// What one thread has open of one listener. Written by that thread alone.
-#[derive(Debug, Default)]
-pub(super) struct OpenConnections {
-    count: AtomicU32,
-    /// It accepts no more.
-    stopped: AtomicBool,
-}
-
-impl OpenConnections {
-    pub(super) fn add(&self) {
-        self.count.store(self.count.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
-    }
-
-    pub(super) fn sub(&self) {
-        self.count.store(self.count.load(Ordering::Relaxed) - 1, Ordering::Relaxed);
-    }
-
-    pub(super) fn stop(&self) {
-        self.stopped.store(true, Ordering::Release);
-    }
 }
 
 impl DataPlane {
@@ -127,9 +85,9 @@ impl DataPlane {
             .unwrap_or_else(|| std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN));
         let limit = config.max_connections.map_or_else(connections_by_descriptors, NonZeroU32::get);
         let limit = Arc::new(ConnectionLimit::new(limit));
-        let max_sessions =
+        let sessions =
             config.udp.max_sessions.map_or_else(|| udp::max_sessions(limit.limit()), NonZeroU32::get);
-        let sessions = usize::try_from(max_sessions).unwrap_or(usize::MAX).div_ceil(threads.get());
+        let sessions = usize::try_from(sessions).unwrap_or(usize::MAX).div_ceil(threads.get());
         let udp = udp::Limits { sessions, idle_timeout: config.udp.idle_timeout };
         let threads = (0..threads.get())
             .map(|index| Thread::start(index, &limit, udp, &metrics))
@@ -147,104 +105,62 @@ impl DataPlane {
     /// Opens a listener on every thread. When this returns, the port answers.
     pub fn open(&self, spec: ListenerSpec) -> Result<Listener, BindError> {
         let failed = |source| BindError { address: spec.address, transport: Transport::Tcp, source };
-        if spec.address.port() != 0 {
-            socket::probe(spec.address).map_err(failed)?;
-        }
-        let count = match spec.sharing {
-            Sharing::PerThread => self.threads.len(),
-            Sharing::One => 1,
-        };
-        let mut address = spec.address;
-        let mut sockets = Vec::with_capacity(count);
-        for _ in 0..count {
-            let socket = socket::listen(address).map_err(failed)?;
-            address = socket::local_address(&socket).map_err(failed)?;
-            sockets.push(Arc::new(socket));
-        }
-        let listener = self.listener(address);
+        let sockets = self.sockets(&spec).map_err(failed)?;
+        let listener = self.listener(&sockets).map_err(failed)?;
+        // With fewer sockets than threads, all of them are everyone's.
+        let is_shared = sockets.len() < self.threads.len();
         for (index, thread) in self.threads.iter().enumerate() {
-            let socket = Arc::clone(&sockets[index % count]);
-            let route = Box::new(self.route(&spec.balancer, &listener, index));
-            thread
-                .inbox
-                .send(Command::Open(socket, route))
-                .map_err(|error| failed(io::Error::other(error)))?;
+            let own =
+                sockets.iter().enumerate().filter(|(n, _)| is_shared || n % self.threads.len() == index);
+            for (_, socket) in own {
+                let route = Box::new(self.route(&spec.balancer, &listener, index));
+                let command = Command::Open(Arc::clone(socket), route);
+                thread.inbox.send(command).map_err(|error| failed(io::Error::other(error)))?;
+            }
         }
         Ok(listener)
     }
 
-    /// Opens a listener for datagrams: a socket a thread, or with [`Sharing::One`] one socket on one thread, since a client's
-    /// sessions must not be on several. When this returns, the port answers. A listener on the same address that has stopped
-    /// gives way, with what sessions it has left: its clients are better off with whoever has the port now.
-    pub fn open_udp(&self, spec: ListenerSpec) -> Result<Listener, BindError> {
-        let failed = |source| BindError { address: spec.address, transport: Transport::Udp, source };
-        let mut known = self.udp.lock().unwrap_or_else(PoisonError::into_inner);
-        let before = known.get(&spec.address).and_then(|(id, leaving)| Some((*id, leaving.upgrade()?)));
-        match before.filter(|(_, leaving)| leaving.load(Ordering::Acquire)) {
-            Some((id, _)) => self.tell(|| Command::Reset(id)),
-            None if spec.address.port() != 0 => udp::probe(spec.address).map_err(failed)?,
-            None => {}
-        }
-        let count = match spec.sharing {
-            Sharing::PerThread => self.threads.len(),
-            Sharing::One => 1,
-        };
-        let mut address = spec.address;
-        let mut sockets = Vec::with_capacity(count);
-        for _ in 0..count {
-            let socket = udp::listen(address).map_err(failed)?;
-            address = socket::local_address(&socket).map_err(failed)?;
-            sockets.push(Arc::new(socket));
-        }
-        let listener = self.listener(address);
-        let first = match spec.sharing {
-            Sharing::PerThread => 0,
-            Sharing::One => listener.id.spread(self.threads.len()),
-        };
-        for (offset, socket) in sockets.into_iter().enumerate() {
-            let route = Box::new(self.udp_route(&spec.balancer, &listener, first + offset));
-            self.threads[first + offset]
-                .inbox
-                .send(Command::OpenUdp(socket, route))
-                .map_err(|error| failed(io::Error::other(error)))?;
-        }
-        // A thread that has no part in it has nothing to stop.
-        listener
-            .open
-            .iter()
-            .enumerate()
-            .filter(|(n, _)| !(first..first + count).contains(n))
-            .for_each(|(_, o)| o.stop());
-        known.retain(|_, (_, leaving)| leaving.strong_count() > 0);
-        known.insert(address, (listener.id, Arc::downgrade(&listener.is_leaving)));
-        Ok(listener)
-    }
-
-    fn listener(&self, address: SocketAddr) -> Listener {
-        Listener {
-            id: ListenerId(self.next_listener.fetch_add(1, Ordering::Relaxed)),
-            address,
+    /// The handle on a listener with these sockets, of which there is one at least.
+    pub(super) fn listener(&self, sockets: &[Arc<OwnedFd>]) -> io::Result<Listener> {
+        Ok(Listener {
+            id: ListenerId::new(self.next_listener.fetch_add(1, Ordering::Relaxed)),
+            address: socket::local_address(&sockets[0])?,
+            sockets: sockets.iter().map(Arc::downgrade).collect(),
             open: self.threads.iter().map(|_| Arc::default()).collect(),
             threads: self.threads.iter().map(|thread| Arc::clone(&thread.inbox)).collect(),
             is_leaving: Arc::default(),
-        }
+        })
     }
 
-    fn tell(&self, command: impl Fn() -> Command) {
-        for thread in &self.threads {
-            // A thread that has ended has closed everything.
-            let _ = thread.inbox.send(command());
+    /// Inherited sockets, and as many more as the way of sharing needs; at least one.
+    fn sockets(&self, spec: &ListenerSpec) -> io::Result<Vec<Arc<OwnedFd>>> {
+        let options = &self.config.tcp;
+        let wanted = match spec.sharing {
+            Sharing::PerThread => self.threads.len(),
+            Sharing::One => 1,
+        };
+        let mut sockets = spec.inherited.clone();
+        sockets.iter().try_for_each(|socket| socket::adopt(socket, options))?;
+        let mut address = match sockets.first() {
+            Some(socket) => socket::local_address(socket)?,
+            None => spec.address,
+        };
+        if sockets.is_empty() && address.port() != 0 {
+            socket::probe(address)?;
         }
-    }
-
-    fn udp_route(&self, balancer: &Arc<Balancer>, listener: &Listener, thread: usize) -> udp::Route {
-        udp::Route {
-            listener: listener.id,
-            open: Arc::clone(&listener.open[thread]),
-            balancer: Arc::clone(balancer),
-            config: Arc::clone(&self.config),
-            tally: self.metrics.udp.tally(balancer.service().as_str(), thread),
+        while sockets.len() < wanted {
+            match socket::listen(address, options) {
+                Ok(socket) => {
+                    address = socket::local_address(&socket)?;
+                    sockets.push(Arc::new(socket));
+                }
+                // Those that were inherited do not share their port: the threads share them.
+                Err(_) if !spec.inherited.is_empty() => break,
+                Err(error) => return Err(error),
+            }
         }
+        Ok(sockets)
     }
 
     fn route(&self, balancer: &Arc<Balancer>, listener: &Listener, thread: usize) -> Route {
@@ -267,7 +183,10 @@ impl DataPlane {
 
     /// Ends the threads, with what connections are left. Blocks until they have ended.
     pub fn shutdown(self) {
-        self.tell(|| Command::End);
+        for thread in &self.threads {
+            // One that has ended already needs no telling.
+            let _ = thread.inbox.send(Command::End);
+        }
         for thread in self.threads {
             if thread.handle.join().is_err() {
                 tracing::error!("a data-plane thread ended by a panic");
@@ -313,7 +232,13 @@ impl Listener {
     /// Client connections that are open.
     #[must_use]
     pub fn connections(&self) -> u32 {
-        self.open.iter().map(|open| open.count.load(Ordering::Relaxed)).sum()
+        self.open.iter().map(|open| open.count()).sum()
+    }
+
+    /// The sockets that clients come from, for a process that takes over; none when it has stopped accepting.
+    #[must_use]
+    pub fn sockets(&self) -> Vec<Arc<OwnedFd>> {
+        self.sockets.iter().filter_map(Weak::upgrade).collect()
     }
 
     /// Takes no new connections from now on. What the kernel had completed already is still served.
@@ -335,8 +260,7 @@ impl Listener {
         /// How often the number of open connections is looked at; nobody waits for a drain to the millisecond.
         const LOOK: Duration = Duration::from_millis(20);
         self.stop_accepting();
-        let has_ended =
-            || self.open.iter().all(|open| open.stopped.load(Ordering::Acquire)) && self.connections() == 0;
+        let has_ended = || self.open.iter().all(|open| open.has_stopped()) && self.connections() == 0;
         let all_ended = async {
             while !has_ended() {
                 tokio::time::sleep(LOOK).await;

@@ -1,12 +1,12 @@
 //! What all connections of one listener on one thread share.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use prometheus::Histogram;
 
 use super::Config;
 use super::metrics::Tally;
-use super::plane::{ListenerId, OpenConnections};
 use crate::balance::Balancer;
 
 /// Where a listener's connections go, and what counts them.
@@ -18,4 +18,50 @@ pub(super) struct Route {
     pub(super) config: Arc<Config>,
     pub(super) tally: Arc<Tally>,
     pub(super) connect_time: Histogram,
+}
+
+/// Which listener.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct ListenerId(u64);
+
+impl ListenerId {
+    /// The number must not have been given to another one.
+    pub(super) fn new(number: u64) -> Self {
+        Self(number)
+    }
+
+    /// One of `count` places: those after one another get different ones.
+    pub(super) fn place(self, count: usize) -> usize {
+        usize::try_from(self.0).unwrap_or_default() % count.max(1)
+    }
+}
+
+/// What one thread has open of one listener. Written by that thread alone.
+#[derive(Debug, Default)]
+pub(super) struct OpenConnections {
+    count: AtomicU32,
+    /// It accepts no more.
+    stopped: AtomicBool,
+}
+
+impl OpenConnections {
+    pub(super) fn add(&self) {
+        self.count.store(self.count() + 1, Ordering::Relaxed);
+    }
+
+    pub(super) fn sub(&self) {
+        self.count.store(self.count() - 1, Ordering::Relaxed);
+    }
+
+    pub(super) fn stop(&self) {
+        self.stopped.store(true, Ordering::Release);
+    }
+
+    pub(super) fn count(&self) -> u32 {
+        self.count.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn has_stopped(&self) -> bool {
+        self.stopped.load(Ordering::Acquire)
+    }
 }

@@ -1,7 +1,7 @@
 //! Socket options and the one way to make each kind of socket.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
@@ -9,11 +9,11 @@ use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, ipproto, sockopt};
 use socket2::{Domain, Protocol, Socket, Type};
 
+use super::TcpOptions;
+use crate::sys;
+
 /// Handshakes that the kernel completes ahead of us; it caps this at `net.core.somaxconn`.
 const BACKLOG: i32 = 4096;
-/// A peer whose host vanished is noticed by probes; the kernel's defaults would take two hours.
-const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
 
 /// Is nobody else listening there? `SO_REUSEPORT` alone would let two programs of one user share a port silently.
 pub(super) fn probe(address: SocketAddr) -> io::Result<()> {
@@ -21,14 +21,29 @@ pub(super) fn probe(address: SocketAddr) -> io::Result<()> {
 }
 
 /// A listening socket that others of ours on the same address share the connections with.
-pub(super) fn listen(address: SocketAddr) -> io::Result<OwnedFd> {
+pub(super) fn listen(address: SocketAddr, options: &TcpOptions) -> io::Result<OwnedFd> {
     let socket = listening_socket(address)?;
     socket.set_reuse_port(true)?;
-    // Accepted sockets inherit it, which saves a call for each.
-    socket.set_tcp_nodelay(true)?;
+    // Before the handshake, where a buffer's size decides the window's scale.
+    set_buffers(&socket, options);
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
+    adopt(&socket, options)?;
     Ok(socket.into())
+}
+
+/// Prepares a listening socket, also one that another process has opened.
+pub(super) fn adopt(socket: impl AsFd, options: &TcpOptions) -> io::Result<()> {
+    let socket = socket.as_fd();
+    rustix::io::ioctl_fionbio(socket, true)?;
+    // Accepted sockets inherit it, which saves a call for each.
+    set_nodelay(socket);
+    if options.defer_accept {
+        // The client's data must come within this; then it is accepted nevertheless.
+        const SECONDS: i32 = 5;
+        sys::sockopt::set_tcp_defer_accept(socket, SECONDS)?;
+    }
+    Ok(())
 }
 
 /// Where a listening socket listens.
@@ -51,15 +66,46 @@ pub(super) fn accept(listener: impl AsFd) -> Result<(OwnedFd, SocketAddr), Errno
     let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
     let (client, address) = rustix::net::acceptfrom_with(listener, flags)?;
     let address = address.ok_or(Errno::NOTCONN)?;
-    Ok((client, SocketAddr::try_from(address)?))
+    let address = SocketAddr::try_from(address)?;
+    // A client that came to an IPv6 socket by IPv4 is an IPv4 client.
+    Ok((client, SocketAddr::new(address.ip().to_canonical(), address.port())))
 }
 
 /// Begins to connect. With `speaks_first`, bytes follow as soon as the connection stands, and they carry the
 /// acknowledgement that ends the handshake: one packet less.
-pub(super) fn connect(address: SocketAddr, speaks_first: bool) -> Result<OwnedFd, Errno> {
+pub(super) fn connect(
+    address: SocketAddr,
+    speaks_first: bool,
+    options: &TcpOptions,
+) -> Result<OwnedFd, Errno> {
+    match connect_from(None, address, speaks_first, options) {
+        // Every port of the source address that the kernel chose is in use towards this endpoint.
+        Err(Errno::ADDRNOTAVAIL) => {
+            let usable = options.source_addresses.iter().filter(|ip| ip.is_ipv4() == address.is_ipv4());
+            let mut attempts = usable.map(|ip| connect_from(Some(*ip), address, speaks_first, options));
+            attempts
+                .find(|done| done.as_ref().err() != Some(&Errno::ADDRNOTAVAIL))
+                .unwrap_or(Err(Errno::ADDRNOTAVAIL))
+        }
+        done => done,
+    }
+}
+
+fn connect_from(
+    source: Option<IpAddr>,
+    address: SocketAddr,
+    speaks_first: bool,
+    options: &TcpOptions,
+) -> Result<OwnedFd, Errno> {
     let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
     let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
     let socket = rustix::net::socket_with(family, SocketType::STREAM, flags, Some(ipproto::TCP))?;
+    if let Some(source) = source {
+        // The port is chosen when the destination is known, so that it may be one that leads elsewhere already.
+        let _ = nix::sys::socket::setsockopt(&socket, nix::sys::socket::sockopt::IpBindAddressNoPort, &true);
+        rustix::net::bind(&socket, &SocketAddr::new(source, 0))?;
+    }
+    set_buffers(&socket, options);
     if speaks_first {
         // Without it the handshake has one packet more and is as good.
         let _ = sockopt::set_tcp_quickack(&socket, false);
@@ -68,6 +114,11 @@ pub(super) fn connect(address: SocketAddr, speaks_first: bool) -> Result<OwnedFd
         Ok(()) | Err(Errno::INPROGRESS) => Ok(socket),
         Err(error) => Err(error),
     }
+}
+
+/// Errors of this host, of which an endpoint knows nothing: out of descriptors, memory or ports.
+pub(super) fn is_ours(error: Errno) -> bool {
+    matches!(error, Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM | Errno::ADDRNOTAVAIL)
 }
 
 /// Why connecting failed.
@@ -84,11 +135,25 @@ pub(super) fn set_nodelay(socket: impl AsFd) {
 }
 
 /// For connections that turn out to last.
-pub(super) fn set_keepalive(socket: impl AsFd) {
+pub(super) fn set_keepalive(socket: impl AsFd, options: &TcpOptions) {
     let socket = socket.as_fd();
-    let _ = sockopt::set_tcp_keepidle(socket, KEEPALIVE_IDLE);
-    let _ = sockopt::set_tcp_keepintvl(socket, KEEPALIVE_INTERVAL);
+    let _ = sockopt::set_tcp_keepidle(socket, options.keepalive);
+    let _ = sockopt::set_tcp_keepintvl(socket, options.keepalive_interval);
     let _ = sockopt::set_socket_keepalive(socket, true);
+    if let Some(timeout) = options.user_timeout {
+        let millis = u32::try_from(timeout.as_millis()).unwrap_or(u32::MAX);
+        let _ = sockopt::set_tcp_user_timeout(socket, millis);
+    }
+}
+
+fn set_buffers(socket: impl AsFd, options: &TcpOptions) {
+    let socket = socket.as_fd();
+    if let Some(bytes) = options.send_buffer {
+        let _ = sockopt::set_socket_send_buffer_size(socket, bytes.get() as usize);
+    }
+    if let Some(bytes) = options.receive_buffer {
+        let _ = sockopt::set_socket_recv_buffer_size(socket, bytes.get() as usize);
+    }
 }
 
 /// Ends a connection by RST, as the peer on the other side did.

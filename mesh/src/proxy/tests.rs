@@ -37,7 +37,9 @@ fn world(config: Config, endpoints: &[SocketAddr]) -> World {
     let config = Config { threads: NonZeroUsize::new(2), ..config };
     let plane = DataPlane::start(config, metrics.clone()).unwrap();
     let address = "127.0.0.1:0".parse().unwrap();
-    let listener = plane.open(ListenerSpec { address, balancer, sharing: Sharing::PerThread }).unwrap();
+    let listener = plane
+        .open(ListenerSpec { address, balancer, sharing: Sharing::PerThread, inherited: Vec::new() })
+        .unwrap();
     World { plane, listener, metrics }
 }
 

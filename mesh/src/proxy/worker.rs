@@ -12,18 +12,16 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rustix::io::Errno;
-
 use super::arena::{Arena, Key};
+use super::command::Command;
 use super::connection::{Connection, Step};
 use super::inbox::Inbox;
 use super::io::Io;
 use super::limit::ConnectionLimit;
 use super::listening::{Accepted, Listening};
 use super::metrics::Metrics;
-use super::plane::{Command, ListenerId};
 use super::poll::{Events, Readiness, Subject};
-use super::route::Route;
+use super::route::{ListenerId, Route};
 use super::udp::{Limits, Udp};
 use super::{Dropped, socket};
 
@@ -282,22 +280,4 @@ impl Drop for Worker {
             self.end(key, Some(Dropped::Drain));
         }
     }
-}
-
-/// Errors of one connection that never was, not of the listener.
-pub(super) fn is_the_clients(error: Errno) -> bool {
-    matches!(
-        error,
-        Errno::CONNABORTED
-            | Errno::INTR
-            | Errno::NOTCONN
-            | Errno::NETDOWN
-            | Errno::PROTO
-            | Errno::NOPROTOOPT
-            | Errno::HOSTDOWN
-            | Errno::HOSTUNREACH
-            | Errno::OPNOTSUPP
-            | Errno::NETUNREACH
-            | Errno::PERM
-    )
 }

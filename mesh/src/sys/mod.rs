@@ -6,3 +6,4 @@
 
 pub(crate) mod control;
 pub(crate) mod datagrams;
+pub(crate) mod sockopt;

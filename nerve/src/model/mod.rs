@@ -13,4 +13,4 @@ pub use health::Health;
 pub use instance::{Instance, Weight};
 pub use name::{InstanceId, NameError, NodeName, PortName, ServiceName, Tag, Zone};
 pub use node::Node;
-pub use settings::{Protocol, PublishedPort, ServiceSettings};
+pub use settings::{ClientAddress, Protocol, ProxyVersion, PublishedPort, ServiceSettings};

@@ -10,8 +10,8 @@ use std::os::fd::{AsFd, BorrowedFd};
 use rustix::io::Errno;
 use smallvec::SmallVec;
 
-use super::metrics::{Lost, Tally, Traffic};
 use super::socket::is_unreachable;
+use crate::proxy::udp_metrics::{Lost, Tally, Traffic};
 use crate::sys::control::Local;
 use crate::sys::datagrams::{self, BATCH, Outgoing};
 

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use super::Route;
 use super::batch::{Piece, Position, Way};
-use super::metrics::Lost;
+use crate::proxy::udp_metrics::Lost;
 
 pub(super) struct Listening {
     socket: Arc<OwnedFd>,

@@ -9,7 +9,6 @@
 
 mod batch;
 mod listening;
-mod metrics;
 mod route;
 mod session;
 mod socket;
@@ -29,18 +28,17 @@ use smallvec::SmallVec;
 use super::arena::{Arena, Key};
 use super::io::Io;
 use super::limit::ConnectionLimit;
-use super::plane::ListenerId;
 use super::poll::Subject;
+use super::route::ListenerId;
+use super::udp_metrics::Lost;
 use crate::sys::datagrams::{BATCH, Datagrams};
 use batch::Piece;
 use listening::{Listening, canonical};
 use session::{Session, Upstream};
 use table::{Flow, Table};
 
-pub use metrics::Lost;
-pub(super) use metrics::Tallies;
 pub(super) use route::Route;
-pub(super) use socket::{listen, probe};
+pub(super) use socket::{adopt, listen, probe};
 
 /// What is asked of an endpoint's socket first: most have one datagram.
 const FEW: usize = 8;

@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use super::metrics::Tally;
 use crate::balance::Balancer;
 use crate::proxy::Config;
-use crate::proxy::plane::{ListenerId, OpenConnections};
+use crate::proxy::route::{ListenerId, OpenConnections};
+use crate::proxy::udp_metrics::Tally;
 
 /// Where a listener's sessions go, and what counts them.
 #[derive(Debug)]

@@ -17,12 +17,12 @@ use smallvec::SmallVec;
 
 use super::Route;
 use super::batch::{Piece, Position, Way, left};
-use super::metrics::Lost;
 use super::socket;
 use crate::balance::{Lease, Tried};
 use crate::proxy::arena::Key;
 use crate::proxy::io::Io;
 use crate::proxy::poll::{Interest, Subject};
+use crate::proxy::udp_metrics::Lost;
 use crate::sys::datagrams::{BATCH, Datagrams};
 
 /// The largest first datagram of which a copy is kept: any question to a name server, and QUIC's first flight.

@@ -24,19 +24,25 @@ pub(in crate::proxy) fn probe(address: SocketAddr) -> io::Result<()> {
 pub(in crate::proxy) fn listen(address: SocketAddr) -> io::Result<OwnedFd> {
     let socket = listening_socket(address)?;
     socket.set_reuse_port(true)?;
-    match address {
-        SocketAddr::V4(_) => setsockopt(&socket, option::Ipv4PacketInfo, &true)?,
-        // On a socket for both families it tells of IPv4 too, as mapped addresses (ipv6(7)).
-        SocketAddr::V6(_) => setsockopt(&socket, option::Ipv6RecvPacketInfo, &true)?,
-    }
-    // What these do not do is not worth the listener: bursts are shorter, losses uncounted, bulk dearer.
-    if sockopt::set_socket_recv_buffer_size_force(&socket, RECEIVE_BUFFER).is_err() {
-        let _ = sockopt::set_socket_recv_buffer_size(&socket, RECEIVE_BUFFER);
-    }
-    let _ = setsockopt(&socket, option::RxqOvfl, &1);
-    let _ = setsockopt(&socket, option::UdpGroSegment, &true);
+    adopt(&socket, address)?;
     socket.bind(&address.into())?;
     Ok(socket.into())
+}
+
+/// Makes a socket what [`listen`] makes, wherever it comes from.
+pub(in crate::proxy) fn adopt(socket: &impl AsFd, address: SocketAddr) -> io::Result<()> {
+    match address {
+        SocketAddr::V4(_) => setsockopt(socket, option::Ipv4PacketInfo, &true)?,
+        // On a socket for both families it tells of IPv4 too, as mapped addresses (ipv6(7)).
+        SocketAddr::V6(_) => setsockopt(socket, option::Ipv6RecvPacketInfo, &true)?,
+    }
+    // What these do not do is not worth the listener: bursts are shorter, losses uncounted, bulk dearer.
+    if sockopt::set_socket_recv_buffer_size_force(socket, RECEIVE_BUFFER).is_err() {
+        let _ = sockopt::set_socket_recv_buffer_size(socket, RECEIVE_BUFFER);
+    }
+    let _ = setsockopt(socket, option::RxqOvfl, &1);
+    let _ = setsockopt(socket, option::UdpGroSegment, &true);
+    Ok(())
 }
 
 fn listening_socket(address: SocketAddr) -> io::Result<Socket> {

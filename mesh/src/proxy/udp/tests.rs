@@ -10,8 +10,8 @@ use nerve::model::{Instance, ServiceName};
 use serde_json::json;
 use synapse::catalog::{Catalog, Change, Writer};
 
-use super::Lost;
 use crate::balance::Balancer;
+use crate::proxy::Lost;
 use crate::proxy::{Config, DataPlane, Listener, ListenerSpec, Metrics, Sharing, UdpOptions};
 
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -62,7 +62,12 @@ fn world(config: Config, endpoints: &[SocketAddr]) -> World {
 }
 
 fn spec(address: SocketAddr, balancer: &Arc<Balancer>) -> ListenerSpec {
-    ListenerSpec { address, balancer: Arc::clone(balancer), sharing: Sharing::PerThread }
+    ListenerSpec {
+        address,
+        balancer: Arc::clone(balancer),
+        sharing: Sharing::PerThread,
+        inherited: Vec::new(),
+    }
 }
 
 impl World {
@@ -335,7 +340,7 @@ fn ten_thousand_datagrams_of_64_clients_arrive_unharmed() {
             scope.spawn(move || work(number));
         }
     });
-    let sum = |count: fn(&super::metrics::Tally) -> u64| world.metrics.udp.sum("dns", count);
+    let sum = |count: fn(&crate::proxy::udp_metrics::Tally) -> u64| world.metrics.udp.sum("dns", count);
     until("counted", || sum(|t| t.to_client.datagrams.get()) == (CLIENTS * EACH) as u64);
     assert_eq!(sum(|t| t.to_endpoint.datagrams.get()), (CLIENTS * EACH) as u64);
     assert_eq!(sum(|t| t.begun.get()), CLIENTS as u64);

@@ -1,11 +1,13 @@
 //! The fleet-wide settings of a service, as they stand under `services/<service>`.
 
+mod client_address;
 mod published;
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+pub use client_address::{ClientAddress, ProxyVersion};
 pub use published::{Protocol, PublishedPort};
 
 /// What holds for a service on every node. Durable: it outlives every agent.

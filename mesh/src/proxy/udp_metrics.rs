@@ -7,7 +7,7 @@ use prometheus::core::{Collector, Desc};
 use prometheus::proto::MetricFamily;
 use prometheus::{IntCounterVec, IntGaugeVec, Opts};
 
-use crate::proxy::count::{Count, counters, raise};
+use super::count::{Count, counters, raise};
 
 /// Why datagrams were lost, or sessions: the closed set behind `plexus_udp_dropped_total`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -65,7 +65,7 @@ impl Lost {
 
 /// What went one way.
 #[derive(Debug, Default)]
-pub(in crate::proxy) struct Traffic {
+pub(super) struct Traffic {
     pub(super) datagrams: Count,
     pub(super) bytes: Count,
 }
@@ -73,7 +73,7 @@ pub(in crate::proxy) struct Traffic {
 /// What one thread counts of one service.
 #[derive(Debug, Default)]
 #[repr(align(128))]
-pub(in crate::proxy) struct Tally {
+pub(super) struct Tally {
     pub(super) begun: Count,
     pub(super) ended: Count,
     pub(super) moved: Count,
@@ -90,7 +90,7 @@ impl Tally {
 
 /// The tallies of all services and threads, and the families that they become.
 #[derive(Debug, Clone)]
-pub(in crate::proxy) struct Tallies {
+pub(super) struct Tallies {
     of_service: Arc<Mutex<BTreeMap<String, Vec<Arc<Tally>>>>>,
     sessions: IntCounterVec,
     active: IntGaugeVec,
@@ -101,7 +101,7 @@ pub(in crate::proxy) struct Tallies {
 }
 
 impl Tallies {
-    pub(in crate::proxy) fn new() -> prometheus::Result<Self> {
+    pub(super) fn new() -> prometheus::Result<Self> {
         Ok(Self {
             of_service: Arc::default(),
             sessions: counters("plexus_udp_sessions_total", "UDP sessions begun.", &["service"])?,
@@ -133,7 +133,7 @@ impl Tallies {
     }
 
     /// The tally of a service on the thread with this index.
-    pub(in crate::proxy) fn tally(&self, service: &str, thread: usize) -> Arc<Tally> {
+    pub(super) fn tally(&self, service: &str, thread: usize) -> Arc<Tally> {
         let mut of_service = self.of_service.lock().unwrap_or_else(PoisonError::into_inner);
         let tallies = of_service.entry(service.to_owned()).or_default();
         while tallies.len() <= thread {
