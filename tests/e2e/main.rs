@@ -16,6 +16,7 @@ mod ingress;
 mod mistakes;
 mod outage;
 mod reload;
+mod udp;
 
 /// The port that instances of `web` listen on.
 const INSTANCE: u16 = 9000;

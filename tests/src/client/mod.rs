@@ -3,3 +3,4 @@
 pub mod dig;
 pub mod http;
 pub mod load;
+pub mod udp;
