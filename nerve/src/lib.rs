@@ -3,8 +3,8 @@
 //! Read the modules in the order in which data flows through them:
 //! [`model`] is the vocabulary everyone shares, [`store`] the key-value store behind one trait,
 //! [`check`] the probes, [`source`] where the definitions come from, [`registrar`] the loop that keeps the store
-//! equal to what is well here, [`publish`] the ports that every node opens for
-//! a service. [`document`] reads configuration text; [`tasks`] owns what runs in the background.
+//! equal to what is well here, [`settings`] and [`publish`] what an operator
+//! changes of a service. [`document`] reads configuration text; [`tasks`] owns what runs in the background.
 
 pub mod check;
 pub mod document;
@@ -12,6 +12,7 @@ pub mod model;
 pub mod period;
 pub mod publish;
 pub mod registrar;
+pub mod settings;
 pub mod source;
 pub mod store;
 pub mod tasks;

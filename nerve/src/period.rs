@@ -3,9 +3,10 @@
 //! Intervals, timeouts and lease times are of this type, so that no timer can spin. A leaf: imports nothing of ours.
 
 use std::fmt;
+use std::str::FromStr;
 use std::time::Duration;
 
-use serde::{Serialize, Serializer};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// A duration from one millisecond to one day.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -60,6 +61,23 @@ impl Serialize for Period {
     }
 }
 
+impl FromStr for Period {
+    type Err = String;
+
+    /// Reads `500ms`, `30s`, `1h 30m`.
+    fn from_str(text: &str) -> Result<Self, String> {
+        let duration =
+            humantime::parse_duration(text).map_err(|wrong| format!("{text:?} is no duration ({wrong})"))?;
+        Self::new(duration).map_err(|wrong| wrong.to_string())
+    }
+}
+
+impl<'de> Deserialize<'de> for Period {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -69,5 +87,8 @@ mod tests {
         assert!(Period::new(Duration::ZERO).is_err());
         assert!(Period::new(Period::MAX + Duration::from_millis(1)).is_err());
         assert_eq!(Period::new(Duration::from_millis(1500)).unwrap().to_string(), "1s 500ms");
+        let read: Period = serde_json::from_str("\"1s 500ms\"").unwrap();
+        assert_eq!(read.get(), Duration::from_millis(1500));
+        assert!("0s".parse::<Period>().is_err() && "soon".parse::<Period>().is_err());
     }
 }

@@ -1,16 +1,13 @@
 //! Publishing: a port that every node listens on for a service, written into the service's settings.
 //!
-//! Settings are durable and shared, so each change is read, modified and compare-and-swapped, and what a newer agent
-//! wrote beside the ports is kept. A port belongs to one service: the others' settings are read before the write and
+//! A port belongs to one service: the others' settings are read before the write and
 //! once more after it, and of two publications that raced the later one takes itself back. Never touches instances.
 
 use std::num::NonZeroU16;
 
 use crate::model::{Protocol, PublishedPort, ServiceName, ServiceSettings};
-use crate::store::{self, Expect, Key, Path, Revision, Store, Swap};
-
-/// How often a compare-and-swap that met another writer is tried before giving up.
-const ATTEMPTS: usize = 16;
+use crate::settings::{self, update};
+use crate::store::{self, Key, Revision, Store};
 
 /// What a publication changed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -50,28 +47,9 @@ pub enum Error {
         /// The service that has it.
         holder: ServiceName,
     },
-    /// The settings in the store are not what any version of this program writes.
-    #[error(
-        "the settings of service {service} cannot be changed: what stands at {path} in the store is unreadable \
-         ({source}); repair or delete that key"
-    )]
-    Unreadable {
-        /// The service.
-        service: ServiceName,
-        /// The key in the store, below its prefix.
-        path: Path,
-        /// What the parser says.
-        source: serde_json::Error,
-    },
-    /// Other writers were always faster.
-    #[error(
-        "the settings of service {service} were changed by others {ATTEMPTS} times in a row; nothing was written, \
-         try again"
-    )]
-    Contended {
-        /// The service.
-        service: ServiceName,
-    },
+    /// The service's settings were not changed.
+    #[error(transparent)]
+    Settings(#[from] settings::Error),
     /// The store did not do it.
     #[error(transparent)]
     Store(#[from] store::Error),
@@ -159,48 +137,6 @@ async fn refuse_if_taken(
     Ok(())
 }
 
-/// Reads the settings, lets `change` modify them, and writes them back unless it says that nothing changed; anew when
-/// another writer came in between. The revision of the write, if there was one.
-async fn update(
-    store: &dyn Store,
-    service: &ServiceName,
-    mut change: impl FnMut(&mut ServiceSettings) -> bool + Send,
-) -> Result<Option<Revision>, Error> {
-    let path = Key::Service(service.clone()).path();
-    let mut entry = store.get(&path).await?;
-    for _ in 0..ATTEMPTS {
-        let (expect, mut settings) =
-            match &entry {
-                None => (Expect::Absent, ServiceSettings::default()),
-                Some(entry) => {
-                    let settings = serde_json::from_slice(&entry.value).map_err(|source| {
-                        Error::Unreadable { service: service.clone(), path: path.clone(), source }
-                    })?;
-                    (Expect::Unchanged(entry.revision), settings)
-                }
-            };
-        if !change(&mut settings) {
-            return Ok(None);
-        }
-        let value = (settings != ServiceSettings::default())
-            .then(|| encode(&settings, service, &path))
-            .transpose()?;
-        match store.compare_and_swap(&path, expect, value, None).await? {
-            Swap::Done(revision) => return Ok(Some(revision)),
-            Swap::Conflict(current) => entry = current,
-        }
-    }
-    Err(Error::Contended { service: service.clone() })
-}
-
-fn encode(settings: &ServiceSettings, service: &ServiceName, path: &Path) -> Result<Vec<u8>, Error> {
-    serde_json::to_vec(settings).map_err(|source| Error::Unreadable {
-        service: service.clone(),
-        path: path.clone(),
-        source,
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
@@ -254,11 +190,11 @@ mod tests {
     async fn what_a_newer_agent_wrote_is_kept() {
         let (store, web) = (store(), name("web"));
         let path = Key::Service(web.clone()).path();
-        store.put(&path, br#"{"policy":"maglev"}"#.to_vec(), None).await.unwrap();
+        store.put(&path, br#"{"colour":"red"}"#.to_vec(), None).await.unwrap();
         publish(&store, &web, port("8080")).await.unwrap();
-        assert!(settings(&store, "web").await.unwrap().contains("maglev"));
+        assert!(settings(&store, "web").await.unwrap().contains("red"));
         unpublish(&store, &web, port("8080").port, Protocol::Tcp).await.unwrap();
-        assert_eq!(settings(&store, "web").await.unwrap(), r#"{"policy":"maglev"}"#);
+        assert_eq!(settings(&store, "web").await.unwrap(), r#"{"colour":"red"}"#);
     }
 
     #[tokio::test]

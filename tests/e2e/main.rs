@@ -9,6 +9,7 @@ mod cli;
 mod demo;
 mod discover;
 mod dns;
+mod exhaustion;
 mod faults;
 mod harness;
 mod health;
@@ -16,6 +17,7 @@ mod ingress;
 mod mistakes;
 mod outage;
 mod reload;
+mod settings;
 mod udp;
 
 /// The port that instances of `web` listen on.

@@ -31,6 +31,19 @@ pub struct Namespace {
 }
 
 impl Namespace {
+    /// A new one, empty but for `lo`. `address` is what it will be known by; giving it an interface is the caller's.
+    /// It is removed with the world if its name begins with the world's.
+    ///
+    /// # Panics
+    /// Namespaces cannot be made here: see [`crate::can_make_namespaces`].
+    #[track_caller]
+    #[must_use]
+    pub fn add(name: String, address: Ipv4Addr) -> Self {
+        ip(&["netns", "add", &name]);
+        ip(&["-n", &name, "link", "set", "lo", "up"]);
+        Self { name, address }
+    }
+
     /// Its name, as `ip netns` lists it.
     #[must_use]
     pub fn name(&self) -> &str {
@@ -138,9 +151,8 @@ impl Fabric {
         let mut machines = self.machines.lock().expect("no machine panics while being made");
         let host = u8::try_from(machines.len() + 1).expect("fewer than 255 machines");
         let address = Ipv4Addr::new(NETWORK[0], NETWORK[1], 0, host);
-        let namespace = Namespace { name: format!("{}-{name}", self.world), address };
+        let namespace = Namespace::add(format!("{}-{name}", self.world), address);
         let (ns, port) = (namespace.name.clone(), format!("to-{name}"));
-        ip(&["netns", "add", &ns]);
         ip(&[
             "link",
             "add",
@@ -156,7 +168,6 @@ impl Fabric {
             &self.switch,
         ]);
         ip(&["-n", &ns, "address", "add", &format!("{address}/24"), "dev", "eth0"]);
-        ip(&["-n", &ns, "link", "set", "lo", "up"]);
         ip(&["-n", &ns, "link", "set", "eth0", "up"]);
         // A default route, as machines have; nothing answers there.
         let gateway = Ipv4Addr::new(NETWORK[0], NETWORK[1], 0, 254).to_string();

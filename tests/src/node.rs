@@ -298,6 +298,16 @@ impl Node {
         self.agent().as_mut().expect("an agent was started").wait(within)
     }
 
+    /// The process id of its agent.
+    ///
+    /// # Panics
+    /// None was started.
+    #[track_caller]
+    #[must_use]
+    pub fn agent_pid(&self) -> u32 {
+        self.agent().as_ref().expect("an agent was started").id()
+    }
+
     /// Has its agent ended (or never been started)?
     #[must_use]
     pub fn agent_has_ended(&self) -> bool {

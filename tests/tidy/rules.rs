@@ -14,8 +14,8 @@ const fn room(name: &'static str, may_import: &'static [&'static str]) -> Room {
 
 /// One row for each room. The order is that of the data: nerve, then synapse, then mesh; nobody imports backwards.
 pub(crate) const ROOMS: &[Room] = &[
-    // The vocabulary is everyone's, so it knows nobody.
-    room("nerve::model", &[]),
+    // The vocabulary is everyone's, so it knows nobody but a leaf.
+    room("nerve::model", &["nerve::period"]),
     // Leaves: they know nothing of the mesh.
     room("nerve::tasks", &[]),
     // Text → values of the vocabulary.
@@ -25,7 +25,8 @@ pub(crate) const ROOMS: &[Room] = &[
     room("nerve::store", &["nerve::model", "nerve::tasks"]),
     room("nerve::check", &["nerve::model", "nerve::document", "nerve::period", "nerve::tasks"]),
     room("nerve::source", &["nerve::model", "nerve::check", "nerve::document", "nerve::tasks"]),
-    room("nerve::publish", &["nerve::model", "nerve::store"]),
+    room("nerve::settings", &["nerve::model", "nerve::store"]),
+    room("nerve::publish", &["nerve::model", "nerve::settings", "nerve::store"]),
     room(
         "nerve::registrar",
         &["nerve::model", "nerve::store", "nerve::check", "nerve::source", "nerve::period", "nerve::tasks"],
@@ -78,6 +79,7 @@ pub(crate) const ROOMS: &[Room] = &[
             "nerve::model",
             "nerve::document",
             "nerve::publish",
+            "nerve::settings",
             "nerve::registrar",
             "nerve::source",
             "nerve::store",

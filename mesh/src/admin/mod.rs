@@ -14,8 +14,10 @@ mod read;
 mod refusal;
 mod routes;
 mod server;
+mod settings;
 mod write;
 
+use std::collections::HashMap;
 use std::fmt;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -28,7 +30,7 @@ use synapse::catalog::Catalog;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use crate::api::{Problem, Resolution, WhyListener};
+use crate::api::{Problem, Resolution, WhyBalance, WhyListener, WhyPick};
 use crate::readiness::Readiness;
 
 pub use metrics::Metrics;
@@ -82,6 +84,9 @@ type Shared = axum::extract::State<Arc<Handles>>;
 pub trait Traffic: Send + Sync {
     /// What was sent from here to an endpoint, over all listeners.
     fn endpoint(&self, service: &ServiceName, endpoint: &InstanceId) -> Counts;
+
+    /// How the balancer of a service stands, and what it makes of each endpoint; `None` where nothing here leads to it.
+    fn balance(&self, service: &ServiceName) -> Option<(WhyBalance, HashMap<InstanceId, WhyPick>)>;
 
     /// What this node listens on, or should, for a service.
     fn listeners(&self, service: &ServiceName) -> Vec<WhyListener>;

@@ -107,16 +107,20 @@ pub(super) async fn status(State(handles): Shared) -> Json<Status> {
 
 pub(super) async fn why(State(handles): Shared, Path(name): Path<String>) -> Answer<Why> {
     let service = find(&handles, &name)?;
+    let (balance, mut picks) =
+        handles.traffic.balance(&service.name).map_or_else(Default::default, |(b, picks)| (Some(b), picks));
     let endpoints = service.endpoints.iter().map(|known| {
+        let pick = picks.remove(&known.instance.id);
         let Counts { in_flight, connections, connect_failures } =
             handles.traffic.endpoint(&service.name, &known.instance.id);
-        WhyEndpoint { endpoint: endpoint(known), in_flight, connections, connect_failures }
+        WhyEndpoint { endpoint: endpoint(known), in_flight, connections, connect_failures, pick }
     });
     Ok(Json(Why {
         stale: stale(&handles),
         service: service.name.clone(),
         seen_from: handles.node.name.clone(),
         endpoints: endpoints.collect(),
+        balance,
         listeners: handles.traffic.listeners(&service.name),
     }))
 }

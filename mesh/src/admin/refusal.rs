@@ -46,6 +46,14 @@ impl Refusal {
     }
 }
 
+impl Refusal {
+    /// With this hint, if it has none yet.
+    #[must_use]
+    pub(super) fn or_hint(self, hint: impl Into<String>) -> Self {
+        if self.body.hint.is_some() { self } else { self.hint(hint) }
+    }
+}
+
 impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
         (self.status, Json(self.body)).into_response()

@@ -11,7 +11,7 @@ use axum::routing::{delete, get, put};
 use hyper::{StatusCode, header};
 
 use super::refusal::Refusal;
-use super::{Handles, Metrics, guard, local, read, write};
+use super::{Handles, Metrics, guard, local, read, settings, write};
 use crate::api::path;
 
 /// How long a request may take: longer than any call to the store does.
@@ -54,6 +54,7 @@ fn routes(handles: Arc<Handles>) -> Router {
         .route(path::INSTANCES, get(local::instances).post(local::register))
         .route(path::INSTANCE, delete(local::deregister))
         .route(path::DRAIN, put(local::drain))
+        .route(path::SETTINGS, get(settings::read).put(settings::write))
         .route(path::PORTS, put(write::publish))
         .route(path::PORT, delete(write::unpublish))
         .fallback(no_such_path)

@@ -4,8 +4,9 @@ use axum::Json;
 use axum::body::{Body, HttpBody};
 use axum::extract::{Path, Request, State};
 use hyper::StatusCode;
-use nerve::model::{PublishedPort, ServiceName};
+use nerve::model::{PublishedPort, ServiceName, SettingKey};
 use nerve::publish::{self, Published, Unpublished};
+use nerve::settings;
 use nerve::store::ErrorKind;
 use serde::de::DeserializeOwned;
 
@@ -70,7 +71,7 @@ fn publication_notes(handles: &Handles, service: &ServiceName, port: &PublishedP
 }
 
 /// A hint at the service that was probably meant, where none is known by this name.
-fn unknown_service(handles: &Handles, service: &ServiceName) -> Option<String> {
+pub(super) fn unknown_service(handles: &Handles, service: &ServiceName) -> Option<String> {
     if handles.catalog.service(service.as_str()).is_some_and(|known| !known.endpoints.is_empty()) {
         return None;
     }
@@ -82,9 +83,23 @@ fn unknown_service(handles: &Handles, service: &ServiceName) -> Option<String> {
 
 fn publish_refusal(error: publish::Error) -> Refusal {
     match error {
-        publish::Error::Taken { .. } | publish::Error::Contended { .. } => Refusal::conflict(error),
-        publish::Error::Unreadable { .. } => Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, error),
+        publish::Error::Taken { .. } => Refusal::conflict(error),
+        publish::Error::Settings(error) => settings_refusal(error),
         publish::Error::Store(error) => store_refusal(&error),
+    }
+}
+
+pub(super) fn settings_refusal(error: settings::Error) -> Refusal {
+    match error {
+        settings::Error::Unknown { name } => {
+            let known = SettingKey::all().map(|key| key.name);
+            let refusal = Refusal::unknown("setting", &name, known);
+            refusal.or_hint("`plexus settings SERVICE` lists them")
+        }
+        settings::Error::Value(_) => Refusal::bad_request(error),
+        settings::Error::Contended { .. } => Refusal::conflict(error),
+        settings::Error::Unreadable { .. } => Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, error),
+        settings::Error::Store(error) => store_refusal(&error),
     }
 }
 
@@ -98,7 +113,7 @@ fn store_refusal(error: &nerve::store::Error) -> Refusal {
     let refusal = Refusal::new(status, error);
     if error.is_retryable() {
         refusal
-            .hint("published ports are kept in the store: try again when it is reachable (`plexus status`)")
+            .hint("the settings of services are kept in the store: try again when it is reachable (`plexus status`)")
     } else {
         refusal
     }

@@ -21,7 +21,7 @@ use crate::config::{self, Config};
 use crate::drain::{self, DrainTrigger};
 use crate::proxy::DataPlane;
 use crate::readiness::{Guard, Readiness};
-use crate::{admin, dns, ingress, proxy};
+use crate::{admin, balance, dns, ingress, proxy};
 
 /// The catalog on disk, in the state directory.
 const MEMORY_FILE: &str = "catalog.json";
@@ -221,7 +221,18 @@ fn start_ingress(
 ) -> anyhow::Result<ingress::Handle> {
     let metrics = ingress::Metrics::new()?;
     metrics.register(registry)?;
-    Ok(ingress::start(config.ingress(), catalog.clone(), Arc::clone(plane), metrics, tasks))
+    let surroundings = balance::Surroundings {
+        place: balance::Place {
+            node: Some(config.node.name.clone()),
+            zone: config.node.zone.clone(),
+            fleet: Some(catalog.clone()),
+        },
+        metrics: balance::Metrics::new()?,
+        on_closing: plane.closer(),
+    };
+    surroundings.metrics.register(registry)?;
+    let (catalog, plane) = (catalog.clone(), Arc::clone(plane));
+    Ok(ingress::start(config.ingress(), catalog, plane, surroundings, metrics, tasks))
 }
 
 /// The name server; none where DNS is off. Addresses that cannot be bound are problems and no errors.

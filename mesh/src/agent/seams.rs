@@ -1,12 +1,14 @@
 //! What the admin interface asks of rooms that it does not know: their types turned into its own.
 
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use nerve::model::{InstanceId, ServiceName};
 use synapse::watch::store::Handle as Watcher;
 
 use crate::admin::{Counts, Resolver, Traffic};
-use crate::api::{Problem, Resolution, WhyListener};
+use crate::api::{Problem, Resolution, WhyBalance, WhyListener, WhyPick};
+use crate::balance::EndpointReport;
 use crate::{dns, ingress};
 
 impl Traffic for ingress::Handle {
@@ -22,6 +24,23 @@ impl Traffic for ingress::Handle {
         counts
     }
 
+    fn balance(&self, service: &ServiceName) -> Option<(WhyBalance, HashMap<InstanceId, WhyPick>)> {
+        let balancers = self.balancers(service);
+        // Listeners may lead to several ports of the instances; the main port speaks for the service.
+        let balancer = balancers.iter().min_by_key(|balancer| balancer.target().cloned())?;
+        let report = balancer.report();
+        let picks = report.endpoints.into_iter().map(|endpoint| (endpoint.id.clone(), pick(&endpoint)));
+        let whole = WhyBalance {
+            policy: report.policy.to_string(),
+            panic: report.panic,
+            connections: report.connections.into(),
+            queue: report.queue as u64,
+            serving: report.serving.into(),
+            ejected: report.ejected.into(),
+        };
+        Some((whole, picks.collect()))
+    }
+
     fn listeners(&self, service: &ServiceName) -> Vec<WhyListener> {
         let own = self.listeners().into_iter().filter(|listener| listener.service == *service);
         own.map(|listener| WhyListener {
@@ -35,6 +54,23 @@ impl Traffic for ingress::Handle {
             },
         })
         .collect()
+    }
+}
+
+fn pick(endpoint: &EndpointReport) -> WhyPick {
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a share is from 0 to 1")]
+    let share_permille = (endpoint.share * 1000.0).round() as u32;
+    let whole = |number: u128| u64::try_from(number).unwrap_or(u64::MAX);
+    WhyPick {
+        share_permille,
+        slow_start_percent: endpoint.slow_start,
+        ejected: endpoint.ejected.map(|(reason, _)| reason.to_string()),
+        ejected_for_ms: endpoint.ejected.map(|(_, left)| whole(left.as_millis())),
+        at_limit: endpoint.at_limit,
+        group: endpoint.group.clone(),
+        other_zone: endpoint.other_zone,
+        outside_subset: endpoint.outside_subset,
+        latency_us: endpoint.latency.map(|latency| whole(latency.as_micros())),
     }
 }
 

@@ -9,9 +9,12 @@ mod write;
 
 pub use read::{
     Awaited, EndpointInfo, Endpoints, LocalInstance, LocalInstances, NodeInfo, Nodes, Problem, Resolution,
-    ServiceSummary, Services, Stale, Status, Why, WhyEndpoint, WhyListener,
+    ServiceSummary, Services, Setting, Settings, Stale, Status, Why, WhyBalance, WhyEndpoint, WhyListener,
+    WhyPick,
 };
-pub use write::{Changed, CheckRequest, DrainRequest, ErrorBody, PublishRequest, RegisterRequest};
+pub use write::{
+    Changed, CheckRequest, DrainRequest, ErrorBody, PublishRequest, RegisterRequest, SettingsRequest,
+};
 
 /// Where the agent answers unless told otherwise, and where the command line asks.
 pub const DEFAULT_URL: &str = "http://127.0.0.1:7070";
@@ -29,6 +32,8 @@ pub mod path {
     pub const PORTS: &str = "/v1/plexus/services/{service}/ports";
     /// `DELETE`: [`super::Changed`].
     pub const PORT: &str = "/v1/plexus/services/{service}/ports/{port}/{protocol}";
+    /// `GET`: [`super::Settings`]; `PUT` a [`super::SettingsRequest`]: [`super::Changed`].
+    pub const SETTINGS: &str = "/v1/plexus/services/{service}/settings";
     /// `GET`: [`super::Why`].
     pub const WHY: &str = "/v1/plexus/why/{service}";
     /// `GET`: [`super::Nodes`].

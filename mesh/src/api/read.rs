@@ -105,10 +105,88 @@ pub struct Why {
     pub service: ServiceName,
     /// The node whose balancer was asked.
     pub seen_from: NodeName,
+    /// How that balancer stands; none where the node has no listener for the service.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub balance: Option<WhyBalance>,
     /// In the order of their ids.
     pub endpoints: Vec<WhyEndpoint>,
     /// What this node listens on for it.
     pub listeners: Vec<WhyListener>,
+}
+
+/// How a node's balancer for a service stands.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WhyBalance {
+    /// The balance policy.
+    pub policy: String,
+    /// So few endpoints are available that all are balanced over, the unwell too.
+    pub panic: bool,
+    /// Client connections that are open.
+    pub connections: u64,
+    /// Connections that wait for a place.
+    pub queue: u64,
+    /// Endpoints that the catalog gives traffic to.
+    pub serving: u64,
+    /// Of these, those that are ejected.
+    pub ejected: u64,
+}
+
+/// What a node's balancer makes of an endpoint.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct WhyPick {
+    /// Its share of new connections by weight, in thousandths.
+    pub share_permille: u32,
+    /// How much of its weight counts while it is new, in percent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slow_start_percent: Option<u8>,
+    /// The word for why it is ejected.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ejected: Option<String>,
+    /// For how long still; 0: the next connection tries it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ejected_for_ms: Option<u64>,
+    /// It has as many connections as it may have.
+    #[serde(default)]
+    pub at_limit: bool,
+    /// The group of the split that it is in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group: Option<String>,
+    /// It is in another zone, and the own one is preferred.
+    #[serde(default)]
+    pub other_zone: bool,
+    /// It is not in the node's subset.
+    #[serde(default)]
+    pub outside_subset: bool,
+    /// Its latency as peak EWMA, in microseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub latency_us: Option<u64>,
+}
+
+/// Every setting of a service.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Settings {
+    /// Set when they may be out of date.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stale: Option<Stale>,
+    /// Which service.
+    pub service: ServiceName,
+    /// In the order in which they are documented.
+    pub settings: Vec<Setting>,
+}
+
+/// One setting.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Setting {
+    /// Its name.
+    pub name: String,
+    /// What holds, as it would be typed; empty: nothing, it is off.
+    pub value: String,
+    /// Nobody set it.
+    pub default: bool,
+    /// What it does.
+    pub meaning: String,
+    /// What it can be.
+    pub expects: String,
 }
 
 /// One endpoint as this node's balancer sees it.
@@ -126,6 +204,9 @@ pub struct WhyEndpoint {
     /// Of these, those that could not be established.
     #[serde(default)]
     pub connect_failures: u64,
+    /// What the balancer makes of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pick: Option<WhyPick>,
 }
 
 /// One listener of this node for a service.

@@ -15,6 +15,18 @@ pub struct PublishRequest {
     pub port: PublishedPort,
 }
 
+/// Change settings of a service, all of them or none.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SettingsRequest {
+    /// Values by name, as they would be typed: `{"policy": "maglev"}`.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub set: BTreeMap<String, String>,
+    /// Names of settings that are to have their default again.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub unset: BTreeSet<String>,
+}
+
 /// Check an instance on this node and register it: the keys that `[[service]]` has in the configuration file.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -1,18 +1,20 @@
 //! An endpoint as the balancer holds it: its address, and what was learnt of it from here.
 
 use std::fmt;
+use std::io;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, LazyLock};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::time::Duration;
 
 use nerve::model::{InstanceId, NodeName};
 use synapse::catalog::Reason;
 
-/// How long an endpoint is passed over after it could not be connected to; doubles with each further failure.
-const FIRST_AVOIDANCE: Duration = Duration::from_secs(1);
-/// The longest that it is passed over: the cost of trying again is one retried connection.
-const LONGEST_AVOIDANCE: Duration = Duration::from_secs(10);
+use super::ewma::Ewma;
+use super::hash;
+use super::outlier::{Ejection, Outlier, Verdict};
+use super::shared::Shared;
+use super::slow_start::Ramp;
 
 /// Why an endpoint of the catalog is not in a balancer's pool.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -40,34 +42,109 @@ impl fmt::Display for Excluded {
     }
 }
 
+/// Why a connection to an endpoint could not be made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum ConnectFailure {
+    /// Nobody listens there.
+    Refused,
+    /// No answer in time.
+    TimedOut,
+    /// No way there.
+    Unreachable,
+    /// It was accepted and reset at once.
+    Reset,
+    /// This node had no port, descriptor or memory left: no fault of the endpoint.
+    Local,
+    /// Something else.
+    Other,
+}
+
+impl ConnectFailure {
+    /// What an error of `connect(2)` says.
+    #[must_use]
+    pub fn of(error: &io::Error) -> Self {
+        use io::ErrorKind;
+        /// `EMFILE`, `ENFILE`, `ENOMEM`, `ENOBUFS`: Linux has them in `asm-generic/errno-base.h` and `errno.h`.
+        const OUT_OF_SOMETHING: [i32; 4] = [24, 23, 12, 105];
+        match error.kind() {
+            ErrorKind::ConnectionRefused => Self::Refused,
+            ErrorKind::TimedOut | ErrorKind::WouldBlock => Self::TimedOut,
+            ErrorKind::HostUnreachable | ErrorKind::NetworkUnreachable | ErrorKind::NetworkDown => {
+                Self::Unreachable
+            }
+            ErrorKind::ConnectionReset | ErrorKind::ConnectionAborted | ErrorKind::BrokenPipe => Self::Reset,
+            ErrorKind::AddrNotAvailable | ErrorKind::AddrInUse => Self::Local,
+            _ if error.raw_os_error().is_some_and(|code| OUT_OF_SOMETHING.contains(&code)) => Self::Local,
+            _ => Self::Other,
+        }
+    }
+
+    /// The word for it, as in logs.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Refused => "refused",
+            Self::TimedOut => "timed_out",
+            Self::Unreachable => "unreachable",
+            Self::Reset => "reset",
+            Self::Local => "local",
+            Self::Other => "other",
+        }
+    }
+}
+
+impl fmt::Display for ConnectFailure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+/// Where an endpoint is in its life, as the catalog has it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Life {
+    /// It gets traffic.
+    Serving,
+    /// Its checks have not passed yet, or it is drained: what it has goes on.
+    Quiet,
+    /// It left while it was drained: what it has goes on.
+    Left,
+    /// It fails its checks, or left without being drained.
+    Dead,
+}
+
 /// An endpoint that may be picked. Lives on across updates of the catalog as long as id and address stay.
 #[derive(Debug)]
 pub struct Endpoint {
     id: InstanceId,
     node: NodeName,
     address: SocketAddr,
+    /// Of its id: where it stands for the hash policies, on every node.
+    hash: u64,
+    shared: Arc<Shared>,
+    life: AtomicU8,
     in_flight: AtomicU32,
     connections: AtomicU64,
     connect_failures: AtomicU64,
-    /// Failures since the last success: decides how long it is passed over.
-    failures_in_a_row: AtomicU32,
-    /// Milliseconds on our clock; 0 when it is not passed over, so that the usual pick does not read the time.
-    avoided_until: AtomicU64,
-    gone: AtomicBool,
+    pub(super) outlier: Outlier,
+    pub(super) ramp: Ramp,
+    pub(super) latency: Ewma,
 }
 
 impl Endpoint {
-    pub(super) fn new(id: InstanceId, node: NodeName, address: SocketAddr) -> Self {
+    pub(super) fn new(id: InstanceId, node: NodeName, address: SocketAddr, shared: Arc<Shared>) -> Self {
         Self {
+            hash: hash::bytes(id.as_str().as_bytes(), 0),
             id,
             node,
             address,
+            shared,
+            life: AtomicU8::new(Life::Quiet as u8),
             in_flight: AtomicU32::new(0),
             connections: AtomicU64::new(0),
             connect_failures: AtomicU64::new(0),
-            failures_in_a_row: AtomicU32::new(0),
-            avoided_until: AtomicU64::new(0),
-            gone: AtomicBool::new(false),
+            outlier: Outlier::default(),
+            ramp: Ramp::default(),
+            latency: Ewma::default(),
         }
     }
 
@@ -107,45 +184,83 @@ impl Endpoint {
         self.connect_failures.load(Ordering::Relaxed)
     }
 
-    /// How long it will be passed over still, because it could not be connected to.
+    /// Did it leave without being drained, or does it fail its checks? Its idle connections are worth nothing then.
     #[must_use]
-    pub fn avoided_for(&self) -> Option<Duration> {
-        let until = self.avoided_until.load(Ordering::Relaxed);
-        let left = until.checked_sub(now_millis()).filter(|left| *left > 0)?;
-        (until != 0).then(|| Duration::from_millis(left))
+    pub fn is_dead(&self) -> bool {
+        self.life.load(Ordering::Relaxed) == Life::Dead as u8
     }
 
-    /// Has it left the catalog, or does it fail its checks? Not while it is being drained.
+    /// Has it left, drained or not, or does it fail its checks? What has no connection need not go on with it.
     #[must_use]
     pub fn is_gone(&self) -> bool {
-        self.gone.load(Ordering::Relaxed)
+        self.is_dead() || self.life.load(Ordering::Relaxed) == Life::Left as u8
     }
 
-    pub(super) fn set_gone(&self, gone: bool) {
-        self.gone.store(gone, Ordering::Relaxed);
+    /// Why it is passed over for what was seen of it, and for how long still (zero: the next connection tries it).
+    #[must_use]
+    pub fn ejected(&self) -> Option<(Ejection, Duration)> {
+        self.outlier.ejection(Shared::now()).map(|(reason, left)| (reason, Duration::from_millis(left)))
     }
 
-    pub(super) fn is_avoided(&self) -> bool {
-        self.avoided_until.load(Ordering::Relaxed) != 0 && self.avoided_for().is_some()
+    /// The latency to its first byte, or to connect where it never sends one, as peak EWMA has it.
+    #[must_use]
+    pub fn latency(&self) -> Option<Duration> {
+        self.latency.last()
+    }
+
+    pub(super) fn hash(&self) -> u64 {
+        self.hash
+    }
+
+    pub(super) fn is_serving(&self) -> bool {
+        self.life.load(Ordering::Relaxed) == Life::Serving as u8
+    }
+
+    /// Says where it is now, and tells whether it was `before` until now.
+    pub(super) fn lives(&self, now: Life) -> u8 {
+        self.life.swap(now as u8, Ordering::Relaxed)
     }
 
     pub(super) fn is(&self, other: &Self) -> bool {
         std::ptr::eq(self, other)
     }
 
-    pub(super) fn note_connect_failure(&self) {
-        self.connect_failures.fetch_add(1, Ordering::Relaxed);
-        let before = self.failures_in_a_row.fetch_add(1, Ordering::Relaxed);
-        let avoidance = FIRST_AVOIDANCE.saturating_mul(1 << before.min(8)).min(LONGEST_AVOIDANCE);
-        self.avoided_until.store(now_millis() + millis(avoidance), Ordering::Relaxed);
+    /// Takes a place unless there are `limit` already; 0 is no limit.
+    pub(super) fn take_place(&self, limit: u32) -> bool {
+        if limit == 0 {
+            self.in_flight.fetch_add(1, Ordering::AcqRel);
+            return true;
+        }
+        // Never one too many, not even for a moment: whoever frees a place at that moment would wake a waiter in vain.
+        self.in_flight
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |taken| (taken < limit).then_some(taken + 1))
+            .is_ok()
     }
 
-    fn note_connected(&self) {
-        self.connections.fetch_add(1, Ordering::Relaxed);
-        // Loads before stores: the usual connection finds zeros and leaves the cache line alone.
-        if self.failures_in_a_row.load(Ordering::Relaxed) != 0 {
-            self.failures_in_a_row.store(0, Ordering::Relaxed);
-            self.avoided_until.store(0, Ordering::Relaxed);
+    pub(super) fn note_connect_failure(&self, kind: ConnectFailure) {
+        self.connect_failures.fetch_add(1, Ordering::Relaxed);
+        if kind != ConnectFailure::Local {
+            let settings = self.shared.settings.load();
+            let verdict = self.outlier.connect_failed(Shared::now(), &settings.outlier, &self.shared.census);
+            self.note(verdict, Ejection::ConnectFailures);
+        }
+    }
+
+    pub(super) fn note_slow(&self, now: u64) {
+        let settings = self.shared.settings.load();
+        let verdict = self.outlier.slow(now, &settings.outlier, &self.shared.census);
+        self.note(verdict, Ejection::Latency);
+    }
+
+    fn note(&self, verdict: Verdict, reason: Ejection) {
+        match verdict {
+            Verdict::Ejected => {
+                self.shared.metrics.ejection(reason);
+                let left = self.ejected().map_or(Duration::ZERO, |(_, left)| left);
+                tracing::info!(instance = %self.id, node = %self.node, address = %self.address, %reason, for_ms = left.as_millis(), "endpoint is ejected");
+            }
+            Verdict::Prevented => self.shared.metrics.ejection_prevented(),
+            Verdict::Stays | Verdict::Extended => {}
         }
     }
 }
@@ -155,8 +270,8 @@ impl Endpoint {
 pub struct Lease(Arc<Endpoint>);
 
 impl Lease {
-    pub(super) fn new(endpoint: Arc<Endpoint>) -> Self {
-        endpoint.in_flight.fetch_add(1, Ordering::Relaxed);
+    /// Of an endpoint of which a place was taken.
+    pub(super) fn of(endpoint: Arc<Endpoint>) -> Self {
         Self(endpoint)
     }
 
@@ -166,24 +281,34 @@ impl Lease {
         &self.0
     }
 
-    /// The connection is made: the endpoint is as good as any again.
-    pub fn connected(&self) {
-        self.0.note_connected();
+    /// The connection is made, after `latency`: the endpoint can be connected to.
+    pub fn connected(&self, latency: Duration) {
+        let Endpoint { connections, outlier, latency: known, shared, .. } = &*self.0;
+        connections.fetch_add(1, Ordering::Relaxed);
+        let now = Shared::now();
+        outlier.connected(now, &shared.census);
+        known.connected(latency, now);
+    }
+
+    /// The endpoint has sent its first byte, so long after the connection was made.
+    pub fn first_byte(&self, since_connect: Duration) {
+        self.0.outlier.answered();
+        self.0.latency.answered(since_connect, Shared::now());
+    }
+
+    /// The endpoint has reset the connection before it sent anything.
+    pub fn reset_before_first_byte(&self) {
+        let Endpoint { outlier, shared, .. } = &*self.0;
+        let settings = shared.settings.load();
+        let verdict = outlier.reset(Shared::now(), &settings.outlier, &shared.census);
+        self.0.note(verdict, Ejection::Resets);
     }
 }
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        self.0.in_flight.fetch_sub(1, Ordering::Relaxed);
+        // SeqCst: whoever joins the queue and looks again sees this place, or we see the one who joined.
+        self.0.in_flight.fetch_sub(1, Ordering::SeqCst);
+        self.0.shared.queue.wake_one();
     }
-}
-
-fn now_millis() -> u64 {
-    static START: LazyLock<Instant> = LazyLock::new(Instant::now);
-    // One more than elapsed, since 0 says «not avoided».
-    millis(START.elapsed()) + 1
-}
-
-fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }

@@ -1,55 +1,141 @@
 //! Which endpoint gets the next connection.
 //!
-//! A [`Balancer`] serves one service on one target port. Its endpoints stand behind one pointer that an update of the
-//! catalog replaces whole; what is known of an endpoint from here (in flight, connect failures) is kept across updates.
-//! Picking takes no lock and allocates nothing. Nothing here ever writes to the catalog.
+//! A [`Balancer`] serves one service on one target port. Its endpoints, with the tables of the policy, stand behind one
+//! pointer that an update of the catalog replaces whole; what is known of an endpoint from here (in flight, latency,
+//! ejection) is kept across updates. Picking takes no lock and allocates nothing; the exceptions are settings that need a
+//! table of clients (affinity, a limit a client) and the queue, which only those at a limit see. Nothing here ever writes
+//! to the catalog.
+//!
+//! A connection's way: [`Balancer::admit`], [`Balancer::pick`], the connect; if it fails [`Tried::failed`] and another
+//! pick; if all are full ([`NoEndpoint::is_full`]) [`Balancer::wait`].
 
+mod affinity;
+mod clock;
+mod control;
 mod endpoint;
+mod ewma;
+mod hash;
+mod limits;
+mod locality;
+mod metrics;
+mod outlier;
+mod panic;
 mod policy;
 mod pool;
+mod queue;
+mod refused;
+mod report;
+mod retry;
+mod rng;
+mod settings;
+mod shared;
+mod slow_start;
+mod snapshot;
+mod split;
+mod subset;
+mod tried;
+mod walk;
 
-use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::Arc;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::task::Waker;
+use std::time::{Duration, Instant};
 
-use nerve::model::{PortName, ServiceName};
-use smallvec::SmallVec;
+use nerve::model::{AtLimit, PortName, ServiceName};
 use synapse::catalog::Service;
 
-pub use endpoint::{Endpoint, Excluded, Lease};
-use policy::{Policy, RoundRobin};
-use pool::Pool;
+pub use endpoint::{ConnectFailure, Endpoint, Excluded, Lease};
+pub use limits::Permit;
+pub use metrics::Metrics;
+pub use outlier::Ejection;
+pub use pool::Place;
+pub use queue::Ticket;
+pub use refused::Refused;
+pub use report::{EndpointReport, Report};
+pub use settings::Settings;
+pub use tried::{NoEndpoint, Obstacle, Tried};
+
+use affinity::Affinity;
+use policy::Ask;
+use pool::{Change, Pool};
+use shared::Shared;
+use snapshot::{Found, Snapshot};
+
+/// The client of one connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ClientKey {
+    /// Where it connects from.
+    pub address: SocketAddr,
+    /// It has waited in the queue: it is before those who come now.
+    pub waited: bool,
+}
+
+/// What is to become of an endpoint's connections.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Closing {
+    /// It died: those on which nothing moves are closed, so that their clients notice.
+    Idle,
+    /// It left, and its time is over: all that are left are closed.
+    All,
+}
+
+/// Told when an endpoint's connections are to be closed. Called by the control plane; must not block.
+pub type OnClosing = Arc<dyn Fn(&Arc<Endpoint>, Closing) + Send + Sync>;
+
+/// What a balancer is given by whoever makes it.
+#[derive(Clone)]
+pub struct Surroundings {
+    /// Where this node stands in the fleet.
+    pub place: Place,
+    /// What is counted.
+    pub metrics: Metrics,
+    /// Who closes connections.
+    pub on_closing: OnClosing,
+}
 
 /// Picks endpoints of one service for one target port.
-#[derive(Debug)]
 pub struct Balancer {
     service: ServiceName,
     target: Option<PortName>,
+    place: Place,
+    on_closing: OnClosing,
     pool: Pool,
-    policy: RoundRobin,
+    shared: Arc<Shared>,
+    affinity: OnceLock<Affinity>,
+    control: Mutex<Control>,
 }
 
-/// The endpoints that one connection has tried already.
+/// What only the control plane looks at.
 #[derive(Debug, Default)]
-pub struct Tried(SmallVec<[Arc<Endpoint>; 4]>);
-
-/// Why there is no endpoint to pick.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub struct NoEndpoint {
-    /// The service.
-    pub service: ServiceName,
-    /// How many endpoints are kept out, by reason.
-    pub excluded: BTreeMap<Excluded, usize>,
-    /// How many were tried for this connection.
-    pub tried: usize,
+struct Control {
+    /// Endpoints that get nothing new and have connections, with the moment since when.
+    leaving: Vec<(Arc<Endpoint>, u64)>,
+    /// What the tables were made with.
+    rank: usize,
+    ejected: u32,
+    /// What the gauges show.
+    shown: u32,
+    panics: bool,
 }
 
 impl Balancer {
     /// A balancer without endpoints yet. `target` is the named port of the instances that it leads to; `None` is their
     /// main port.
     #[must_use]
-    pub fn new(service: ServiceName, target: Option<PortName>) -> Self {
-        Self { service, target, pool: Pool::default(), policy: RoundRobin::default() }
+    pub fn new(service: ServiceName, target: Option<PortName>, surroundings: &Surroundings) -> Self {
+        let Surroundings { place, metrics, on_closing } = surroundings.clone();
+        Self {
+            shared: Arc::new(Shared::new(metrics.of_service(service.as_str()))),
+            service,
+            target,
+            place,
+            on_closing,
+            pool: Pool::default(),
+            affinity: OnceLock::new(),
+            control: Mutex::default(),
+        }
     }
 
     /// The service that it balances.
@@ -64,25 +150,10 @@ impl Balancer {
         self.target.as_ref()
     }
 
-    /// Takes over what the catalog says now; `None` when the service is gone. For one writer at a time.
-    pub fn update(&self, service: Option<&Service>) {
-        self.pool.update(service, self.target.as_ref());
-    }
-
-    /// The endpoint for a connection that has tried `tried` already. Endpoints that recently refused are passed over as
-    /// long as there are others.
-    pub fn pick(&self, tried: &Tried) -> Result<Lease, NoEndpoint> {
-        let snapshot = self.pool.load();
-        let untried = |endpoint: &Endpoint| !tried.contains(endpoint);
-        self.policy
-            .choose(&snapshot.serving, &|endpoint| untried(endpoint) && !endpoint.is_avoided())
-            .or_else(|| self.policy.choose(&snapshot.serving, &untried))
-            .map(|endpoint| Lease::new(Arc::clone(endpoint)))
-            .ok_or_else(|| NoEndpoint {
-                service: self.service.clone(),
-                excluded: snapshot.excluded.clone(),
-                tried: tried.0.len(),
-            })
+    /// What holds for the service now.
+    #[must_use]
+    pub fn settings(&self) -> Arc<Settings> {
+        Arc::clone(&self.pool.load().settings)
     }
 
     /// Every endpoint, those that are kept out too, with what is known of them here.
@@ -90,141 +161,161 @@ impl Balancer {
     pub fn endpoints(&self) -> Arc<[Arc<Endpoint>]> {
         Arc::clone(&self.pool.load().known)
     }
+
+    /// Lets a client's connection in, as far as the limits of the service go. Hold the permit for as long as it is open.
+    ///
+    /// # Errors
+    /// Which limit it is that refuses it; counted.
+    pub fn admit(&self, client: IpAddr, now: Instant) -> Result<Permit, Refused> {
+        self.shared.gate.admit(client, &self.pool.load().settings.limits, now)
+    }
+
+    /// The endpoint for a connection that has tried `tried` already. Endpoints that are ejected are passed over as long
+    /// as there are others.
+    ///
+    /// # Errors
+    /// What stands in the way.
+    pub fn pick(&self, client: &ClientKey, tried: &Tried, now: Instant) -> Result<Lease, NoEndpoint> {
+        let snapshot = self.pool.load();
+        let Settings { limits, outlier, affinity, slow_start, retry_percent, retry_floor, .. } =
+            &*snapshot.settings;
+        let (shared, now) = (&*self.shared, clock::millis(now));
+        if !tried.is_empty() {
+            let picks = shared.metrics.picks.get();
+            if !shared.budget.take(picks, *retry_percent, *retry_floor, now) {
+                shared.metrics.refused(Refused::RetryBudget);
+                return Err(self.nobody(&snapshot, Obstacle::RetryBudget, tried));
+            }
+        } else if !client.waited {
+            shared.metrics.picks.inc();
+            if limits.endpoint > 0 && shared.queue.len() > 0 {
+                return Err(self.nobody(&snapshot, Obstacle::Full, tried));
+            }
+        }
+        let ejected = shared.census.ejected.load(Ordering::Relaxed);
+        let mut ask = Ask {
+            client: hash::client(client.address, snapshot.settings.hash_with_port),
+            tried,
+            now,
+            limit: limits.endpoint,
+            slow_start: *slow_start,
+            ejected_too: ejected > 0 && is_panic(&snapshot, ejected),
+            outlier,
+            census: &shared.census,
+        };
+        let sticky = *affinity > 0 && !snapshot.settings.policy.is_hash();
+        if sticky && let Some(endpoint) = self.kept(client, &ask, *affinity) {
+            return Ok(Lease::of(endpoint));
+        }
+        let spill = limits.at_limit == AtLimit::Spill;
+        let mut found = snapshot.choose(&ask, spill);
+        if matches!(found, Found::Nobody) && ejected > 0 && !ask.ejected_too {
+            ask.ejected_too = true;
+            found = snapshot.choose(&ask, spill);
+        }
+        match found {
+            Found::Endpoint(endpoint, spilled) => {
+                if spilled {
+                    shared.metrics.spilled();
+                }
+                if sticky {
+                    let table = self.affinity.get_or_init(Affinity::default);
+                    table.put(client.address.ip(), endpoint, now, *affinity, &shared.metrics);
+                }
+                Ok(Lease::of(Arc::clone(endpoint)))
+            }
+            Found::Full => Err(self.nobody(&snapshot, Obstacle::Full, tried)),
+            Found::Nobody => Err(self.nobody(&snapshot, Obstacle::NoneLeft, tried)),
+        }
+    }
+
+    /// A place of the endpoint that the client is with, if it can be had.
+    fn kept(&self, client: &ClientKey, ask: &Ask<'_>, timeout: u64) -> Option<Arc<Endpoint>> {
+        let endpoint = self.affinity.get()?.get(client.address.ip(), ask.now, timeout)?;
+        (endpoint.is_serving() && ask.take(&endpoint)).then_some(endpoint)
+    }
+
+    fn nobody(&self, snapshot: &Snapshot, obstacle: Obstacle, tried: &Tried) -> NoEndpoint {
+        NoEndpoint {
+            service: self.service.clone(),
+            obstacle,
+            excluded: snapshot.excluded.clone(),
+            tried: tried.len(),
+        }
+    }
+
+    /// How long a connection may wait for a place; `None` where nobody waits.
+    #[must_use]
+    pub fn queue_timeout(&self) -> Option<Duration> {
+        let limits = self.pool.load().settings.limits;
+        (limits.queue > 0 && limits.at_limit != AtLimit::Refuse).then_some(limits.queue_timeout)
+    }
+
+    /// Joins the queue for a place. The waker is called once at once, and when a place may be free: then pick again as
+    /// one who waited, and call [`Ticket::again`] if there is none after all.
+    ///
+    /// # Errors
+    /// Nobody may wait, or too many do; counted.
+    pub fn wait(&self, waker: Waker) -> Result<Ticket, Refused> {
+        if self.queue_timeout().is_none() {
+            self.shared.metrics.refused(Refused::AtLimit);
+            return Err(Refused::AtLimit);
+        }
+        self.shared.queue.join(self.pool.load().settings.limits.queue, waker)
+    }
+
+    /// Takes over what the catalog says now; `None` when the service is gone. For one writer at a time.
+    pub fn update(&self, service: Option<&Service>) {
+        let now = Shared::now();
+        let changes = self.pool.update(service, self.target.as_ref(), &self.shared, &self.place);
+        let close_idle = self.pool.load().settings.close_idle_on_death;
+        {
+            let mut control = self.control.lock().unwrap_or_else(PoisonError::into_inner);
+            control.leaving.retain(|(endpoint, _)| !endpoint.is_serving());
+            for change in &changes {
+                let (Change::Died(endpoint) | Change::Leaves(endpoint)) = change;
+                if !control.leaving.iter().any(|(known, _)| known.is(endpoint)) {
+                    control.leaving.push((Arc::clone(endpoint), now));
+                }
+            }
+            control.rank = self.place.rank();
+        }
+        for change in changes {
+            if let Change::Died(endpoint) = change
+                && close_idle
+            {
+                (self.on_closing)(&endpoint, Closing::Idle);
+            }
+        }
+        self.note_state();
+        self.shared.queue.wake_all();
+    }
 }
 
-impl Tried {
-    /// Nothing tried yet.
-    #[must_use]
-    pub fn none() -> Self {
-        Self::default()
-    }
+/// Are so few endpoints available, with the ejected ones out, that these are not to be believed?
+fn is_panic(snapshot: &Snapshot, ejected: u32) -> bool {
+    let available = snapshot.serving.saturating_sub(ejected);
+    snapshot.panic || panic::is_panic(available, snapshot.total, snapshot.settings.panic_threshold)
+}
 
-    /// Remembers a failed attempt, also for other connections.
-    pub fn failed(&mut self, lease: &Lease) {
-        lease.endpoint().note_connect_failure();
-        self.0.push(Arc::clone(lease.endpoint()));
-    }
-
-    /// How many were tried.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        self.0.len()
-    }
-
-    /// Was nothing tried?
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-
-    fn contains(&self, endpoint: &Endpoint) -> bool {
-        self.0.iter().any(|tried| tried.is(endpoint))
+impl Drop for Balancer {
+    fn drop(&mut self) {
+        let control = self.control.get_mut().unwrap_or_else(PoisonError::into_inner);
+        self.shared.metrics.note_ejected(&mut control.shown, 0);
+        if control.panics {
+            self.shared.metrics.panic(-1);
+        }
     }
 }
 
-impl fmt::Display for NoEndpoint {
+impl fmt::Debug for Balancer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} has no endpoint to try", self.service)?;
-        if self.tried > 0 {
-            write!(f, " any more: {} could not be connected to", self.tried)?;
-        }
-        for (reason, count) in &self.excluded {
-            write!(f, "; {count} {reason}")?;
-        }
-        if self.tried == 0 && self.excluded.is_empty() {
-            write!(f, ": no instance is registered")?;
-        }
-        Ok(())
+        f.debug_struct("Balancer")
+            .field("service", &self.service)
+            .field("target", &self.target)
+            .finish_non_exhaustive()
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use nerve::model::Instance;
-    use synapse::catalog::{Catalog, Change};
-
-    use super::*;
-
-    pub(super) fn service(instances: &[serde_json::Value]) -> Arc<Service> {
-        let (catalog, mut writer) = Catalog::new();
-        writer.apply(instances.iter().map(|fields| {
-            let mut json =
-                serde_json::json!({"service": "web", "node": "a", "address": "192.0.2.1", "port": 80});
-            json.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
-            Change::PutInstance(Arc::new(serde_json::from_value::<Instance>(json).unwrap()))
-        }));
-        catalog.service("web").unwrap()
-    }
-
-    fn balancer(instances: &[serde_json::Value], target: Option<&str>) -> Balancer {
-        let target = target.map(|name| PortName::new(name).unwrap());
-        let balancer = Balancer::new(ServiceName::new("web").unwrap(), target);
-        balancer.update(Some(&service(instances)));
-        balancer
-    }
-
-    fn id(lease: &Lease) -> String {
-        lease.endpoint().id().to_string()
-    }
-
-    #[test]
-    fn connections_take_turns() {
-        let balancer = balancer(&["1", "2", "3"].map(|id| serde_json::json!({"id": id})), None);
-        let ids: Vec<_> = (0..6).map(|_| id(&balancer.pick(&Tried::none()).unwrap())).collect();
-        assert_eq!(ids[..3], ids[3..]);
-        assert_eq!(ids[..3].iter().collect::<std::collections::HashSet<_>>().len(), 3);
-    }
-
-    #[test]
-    fn a_connection_tries_each_endpoint_once() {
-        let balancer = balancer(&["1", "2"].map(|id| serde_json::json!({"id": id})), None);
-        let mut tried = Tried::none();
-        let first = balancer.pick(&tried).unwrap();
-        tried.failed(&first);
-        let second = balancer.pick(&tried).unwrap();
-        assert_ne!(id(&first), id(&second));
-        tried.failed(&second);
-        let error = balancer.pick(&tried).unwrap_err();
-        assert_eq!(error.to_string(), "web has no endpoint to try any more: 2 could not be connected to");
-    }
-
-    #[test]
-    fn an_endpoint_that_refused_is_passed_over_by_the_next_connections() {
-        let balancer = balancer(&["1", "2"].map(|id| serde_json::json!({"id": id})), None);
-        let refused = balancer.pick(&Tried::none()).unwrap();
-        Tried::none().failed(&refused);
-        for _ in 0..4 {
-            assert_ne!(id(&balancer.pick(&Tried::none()).unwrap()), id(&refused));
-        }
-    }
-
-    #[test]
-    fn what_is_known_of_an_endpoint_outlives_an_update() {
-        let balancer = balancer(&[serde_json::json!({"id": "1"})], None);
-        let lease = balancer.pick(&Tried::none()).unwrap();
-        balancer.update(Some(&service(&["1", "2"].map(|id| serde_json::json!({"id": id})))));
-        let first = &balancer.endpoints()[0];
-        assert_eq!((first.id().as_str(), first.in_flight()), ("1", 1));
-        balancer.update(Some(&service(&[serde_json::json!({"id": "1", "health": "critical"})])));
-        assert_eq!(balancer.endpoints()[0].in_flight(), 1);
-        drop(lease);
-        assert_eq!(first.in_flight(), 0);
-    }
-
-    #[test]
-    fn the_reason_for_having_none_is_told() {
-        let sick = serde_json::json!({"id": "1", "health": "critical"});
-        let leaving = serde_json::json!({"id": "2", "draining": true});
-        let error = balancer(&[sick, leaving], None).pick(&Tried::none()).unwrap_err();
-        assert_eq!(error.to_string(), "web has no endpoint to try; 1 critical; 1 draining");
-    }
-
-    #[test]
-    fn a_named_port_leads_to_the_instances_that_have_it() {
-        let with = serde_json::json!({"id": "1", "ports": {"metrics": 9100}});
-        let balancer = balancer(&[with, serde_json::json!({"id": "2"})], Some("metrics"));
-        for _ in 0..3 {
-            assert_eq!(balancer.pick(&Tried::none()).unwrap().endpoint().address().port(), 9100);
-        }
-    }
-}
+mod tests;

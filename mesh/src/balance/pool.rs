@@ -3,34 +3,66 @@
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use arc_swap::{ArcSwap, Guard};
-use nerve::model::{InstanceId, PortName};
-use synapse::catalog::{Reason, Service};
+use nerve::model::{Instance, InstanceId, NodeName, PortName, Zone};
+use synapse::catalog::{Catalog, Endpoint as Listed, Reason, Service};
 
-use super::endpoint::{Endpoint, Excluded};
+use super::endpoint::{Endpoint, Excluded, Life};
+use super::panic::is_panic;
+use super::policy::Member;
+use super::settings::Settings;
+use super::shared::Shared;
+use super::snapshot::{Entry, Group, Set, Snapshot, Tier};
+use super::walk::Walk;
+use super::{locality, split, subset};
 
-/// What is true of a pool at one moment.
-#[derive(Debug)]
-pub(super) struct Snapshot {
-    /// Every endpoint that the catalog has, in the order of their ids: what is known of one that is kept out for a while
-    /// must be known still when it returns.
-    pub(super) known: Arc<[Arc<Endpoint>]>,
-    /// Those that may be picked.
-    pub(super) serving: Box<[Arc<Endpoint>]>,
-    pub(super) excluded: BTreeMap<Excluded, usize>,
+/// Where a balancer stands in the fleet: decides zone and subset.
+#[derive(Debug, Clone, Default)]
+pub struct Place {
+    /// This node.
+    pub node: Option<NodeName>,
+    /// Its zone.
+    pub zone: Option<Zone>,
+    /// The fleet's nodes.
+    pub fleet: Option<Catalog>,
+}
+
+impl Place {
+    /// How many nodes of the fleet come before this one by name.
+    pub(super) fn rank(&self) -> usize {
+        let (Some(node), Some(fleet)) = (&self.node, &self.fleet) else { return 0 };
+        fleet.nodes().iter().filter(|other| other.name < *node).count()
+    }
 }
 
 /// One pointer to the snapshot: readers take no lock.
 #[derive(Debug)]
 pub(super) struct Pool(ArcSwap<Snapshot>);
 
+/// An endpoint whose place in the catalog is another than before.
+#[derive(Debug)]
+pub(super) enum Change {
+    /// It died with its connections.
+    Died(Arc<Endpoint>),
+    /// It gets nothing new, and what it has goes on.
+    Leaves(Arc<Endpoint>),
+}
+
 impl Default for Pool {
     fn default() -> Self {
         Self(ArcSwap::from_pointee(Snapshot {
+            settings: Arc::default(),
             known: Arc::new([]),
-            serving: Box::default(),
+            entries: Box::default(),
             excluded: BTreeMap::new(),
+            serving: 0,
+            total: 0,
+            panic: false,
+            groups: Box::default(),
+            shares: Walk::new(0),
+            turn: AtomicU64::new(0),
         }))
     }
 }
@@ -40,38 +72,231 @@ impl Pool {
         self.0.load()
     }
 
-    /// Costs the endpoints of this service.
-    pub(super) fn update(&self, service: Option<&Service>, target: Option<&PortName>) {
+    /// Takes over what the catalog says. Costs the endpoints of this service. Returns who died or leaves.
+    pub(super) fn update(
+        &self,
+        service: Option<&Service>,
+        target: Option<&PortName>,
+        shared: &Arc<Shared>,
+        place: &Place,
+    ) -> Vec<Change> {
         let old = self.0.load_full();
-        let before: HashMap<(&InstanceId, SocketAddr), &Arc<Endpoint>> =
-            old.known.iter().map(|endpoint| ((endpoint.id(), endpoint.address()), endpoint)).collect();
-        let (mut known, mut serving, mut excluded) = (Vec::new(), Vec::new(), BTreeMap::new());
-        for endpoint in service.map_or(&[][..], |service| &service.endpoints) {
-            let instance = &endpoint.instance;
-            let address = match target {
-                None => instance.socket_addr(),
-                Some(port) => match instance.named_socket_addr(port) {
-                    Some(address) => address,
-                    None => {
-                        *excluded.entry(Excluded::NoSuchPort).or_default() += 1;
-                        continue;
-                    }
-                },
-            };
-            let held = before.get(&(&instance.id, address)).map_or_else(
-                || Arc::new(Endpoint::new(instance.id.clone(), instance.node.clone(), address)),
-                |held| Arc::clone(held),
-            );
-            held.set_gone(endpoint.excluded() == Some(Reason::Critical));
-            match endpoint.excluded() {
-                None => serving.push(Arc::clone(&held)),
-                Some(reason) => *excluded.entry(Excluded::ByCatalog(reason)).or_default() += 1,
+        let settings = match service {
+            Some(service) if Arc::ptr_eq(&service.settings, &old.settings.service) => {
+                Arc::clone(&old.settings)
             }
-            known.push(held);
+            Some(service) => Arc::new(Settings::new(&service.settings)),
+            None => Arc::default(),
+        };
+        shared.settings.store(Arc::clone(&settings));
+        let mut before: HashMap<(&InstanceId, SocketAddr), &Entry> = old
+            .entries
+            .iter()
+            .map(|entry| ((entry.endpoint.id(), entry.endpoint.address()), entry))
+            .collect();
+        let mut changes = Vec::new();
+        let (mut entries, mut excluded) = (Vec::new(), BTreeMap::new());
+        // Those that are there from the beginning are not new: this agent is.
+        let may_be_new = old.serving > 0 && settings.slow_start > 0;
+        for listed in service.map_or(&[][..], |service| &service.endpoints) {
+            let instance = &listed.instance;
+            let Some(address) = address(instance, target) else {
+                *excluded.entry(Excluded::NoSuchPort).or_default() += 1;
+                continue;
+            };
+            let endpoint = before.remove(&(&instance.id, address)).map_or_else(
+                || {
+                    let (id, node) = (instance.id.clone(), instance.node.clone());
+                    Arc::new(Endpoint::new(id, node, address, Arc::clone(shared)))
+                },
+                |entry| Arc::clone(&entry.endpoint),
+            );
+            let entry = Entry {
+                excluded: listed.excluded().map(Excluded::ByCatalog),
+                instance: Arc::clone(instance),
+                endpoint,
+            };
+            entry.excluded.iter().for_each(|reason| *excluded.entry(*reason).or_default() += 1);
+            changes.extend(turn_life(&entry, life(listed), may_be_new, shared));
+            entries.push(entry);
         }
-        for endpoint in old.known.iter().filter(|old| !known.iter().any(|new| Arc::ptr_eq(old, new))) {
-            endpoint.set_gone(true);
+        for gone in before.into_values() {
+            let life = if gone.excluded == Some(Excluded::ByCatalog(Reason::Draining)) {
+                Life::Left
+            } else {
+                Life::Dead
+            };
+            changes.extend(turn_life(gone, life, false, shared));
         }
-        self.0.store(Arc::new(Snapshot { known: known.into(), serving: serving.into(), excluded }));
+        self.0.store(Arc::new(snapshot(settings, entries, excluded, &old, shared, place)));
+        changes
     }
+
+    /// Makes the tables anew for what is known: an ejection, a rank in the fleet is another than it was.
+    pub(super) fn rebuild(&self, shared: &Shared, place: &Place) {
+        let old = self.0.load_full();
+        let new = snapshot(
+            Arc::clone(&old.settings),
+            old.entries.to_vec(),
+            old.excluded.clone(),
+            &old,
+            shared,
+            place,
+        );
+        self.0.store(Arc::new(new));
+    }
+}
+
+fn address(instance: &Instance, target: Option<&PortName>) -> Option<SocketAddr> {
+    match target {
+        None => Some(instance.socket_addr()),
+        Some(port) => instance.named_socket_addr(port),
+    }
+}
+
+fn life(listed: &Listed) -> Life {
+    match listed.excluded() {
+        None => Life::Serving,
+        Some(Reason::Starting | Reason::Draining) => Life::Quiet,
+        Some(Reason::Critical) => Life::Dead,
+    }
+}
+
+/// Moves an endpoint to where it is in its life now.
+fn turn_life(entry: &Entry, life: Life, may_be_new: bool, shared: &Shared) -> Option<Change> {
+    let endpoint = &entry.endpoint;
+    let before = endpoint.lives(life);
+    if before == life as u8 {
+        return None;
+    }
+    match life {
+        Life::Serving => {
+            if may_be_new {
+                endpoint.ramp.begin(Shared::now());
+            }
+            None
+        }
+        Life::Quiet | Life::Left | Life::Dead => {
+            // Its checks decide now; when it comes back it begins anew.
+            endpoint.outlier.forget(&shared.census);
+            endpoint.ramp.end();
+            let endpoint = Arc::clone(endpoint);
+            Some(if life == Life::Dead { Change::Died(endpoint) } else { Change::Leaves(endpoint) })
+        }
+    }
+}
+
+fn snapshot(
+    settings: Arc<Settings>,
+    entries: Vec<Entry>,
+    excluded: BTreeMap<Excluded, usize>,
+    old: &Snapshot,
+    shared: &Shared,
+    place: &Place,
+) -> Snapshot {
+    let count = |wanted: &dyn Fn(&Entry) -> bool| {
+        u32::try_from(entries.iter().filter(|entry| wanted(entry)).count()).unwrap_or(u32::MAX)
+    };
+    let serving = count(&|entry| entry.excluded.is_none());
+    let total = serving + count(&|entry| is_critical(entry));
+    let panic = is_panic(serving, total, settings.panic_threshold);
+    shared.census.endpoints.store(if panic { total } else { serving }, Ordering::Relaxed);
+    let used: Vec<&Entry> =
+        entries.iter().filter(|entry| entry.excluded.is_none() || panic && is_critical(entry)).collect();
+    let mut groups: Vec<Group> = split::groups(settings.split.as_ref(), &used)
+        .into_iter()
+        .map(|(name, share, members)| {
+            let before = old.groups.iter().find(|group| group.name == name);
+            group(name, share, &members, &settings, &entries, before, place)
+        })
+        .collect();
+    let mut ends = 0;
+    for group in &mut groups {
+        ends += if group.sets.iter().all(|set| set.members.is_empty()) { 0 } else { group.share };
+        group.ends = ends;
+    }
+    Snapshot {
+        known: entries.iter().map(|entry| Arc::clone(&entry.endpoint)).collect(),
+        entries: entries.into(),
+        excluded,
+        serving,
+        total,
+        panic,
+        groups: groups.into(),
+        shares: Walk::new(ends.into()),
+        turn: AtomicU64::new(old.turn.load(Ordering::Relaxed)),
+        settings,
+    }
+}
+
+fn is_critical(entry: &Entry) -> bool {
+    entry.excluded == Some(Excluded::ByCatalog(Reason::Critical))
+}
+
+fn group(
+    name: Option<String>,
+    share: u32,
+    used: &[&Entry],
+    settings: &Settings,
+    all: &[Entry],
+    before: Option<&Group>,
+    place: &Place,
+) -> Group {
+    let is_near = |instance: &Instance| !settings.prefer_zone || instance.zone == place.zone;
+    let mut sets: [Vec<&Entry>; 3] = Default::default();
+    let (near, far): (Vec<&Entry>, Vec<&Entry>) =
+        used.iter().copied().partition(|entry| is_near(&entry.instance));
+    for (tier, entries) in [(Tier::Near, near), (Tier::Far, far)] {
+        if settings.subset == 0 {
+            sets[tier as usize] = entries;
+            continue;
+        }
+        let hashes: Vec<u64> = entries.iter().map(|entry| entry.endpoint.hash()).collect();
+        let chosen = subset::subset(&hashes, place.rank(), settings.subset);
+        for (entry, chosen) in entries.into_iter().zip(chosen) {
+            sets[if chosen { tier } else { Tier::Outside } as usize].push(entry);
+        }
+    }
+    let stays = if !settings.prefer_zone || sets[Tier::Far as usize].is_empty() {
+        100
+    } else {
+        near_share(name.as_deref(), &sets[Tier::Near as usize], settings, all, place)
+    };
+    let turn = |tier: Tier| before.map_or(0, |group| group.sets[tier as usize].turn());
+    let build = |tier: Tier| {
+        let members = sets[tier as usize].iter().map(|entry| Member {
+            endpoint: Arc::clone(&entry.endpoint),
+            weight: entry.instance.weight.0.get().into(),
+        });
+        Set::new(settings.policy, members.collect(), turn(tier))
+    };
+    Group {
+        name,
+        share,
+        ends: 0,
+        near: stays,
+        turn: AtomicU64::new(before.map_or(0, |group| group.turn.load(Ordering::Relaxed))),
+        sets: Tier::ALL.map(build),
+    }
+}
+
+/// How much stays in the own zone: by what is available there of what there is.
+fn near_share(
+    group: Option<&str>,
+    near: &[&Entry],
+    settings: &Settings,
+    all: &[Entry],
+    place: &Place,
+) -> u32 {
+    let weight = |entry: &Entry| u64::from(entry.instance.weight.0.get());
+    let available = near.iter().filter(|entry| !entry.endpoint.outlier.is_ejected()).map(|e| weight(e)).sum();
+    let missing: u64 = all
+        .iter()
+        .filter(|entry| is_critical(entry) && entry.instance.zone == place.zone)
+        .filter(|entry| split::group_of(settings.split.as_ref(), &entry.instance) == group)
+        .filter(|entry| !near.iter().any(|near| Arc::ptr_eq(&near.endpoint, &entry.endpoint)))
+        .map(weight)
+        .sum();
+    let known: u64 = near.iter().map(|entry| weight(entry)).sum();
+    locality::share(available, known + missing)
 }

@@ -18,6 +18,8 @@ mod publish;
 mod register;
 mod resolve;
 mod services;
+mod settings;
+mod split;
 mod status;
 mod why;
 
@@ -37,6 +39,7 @@ Examples:
   plexus services                        what there is, and how much of it serves
   plexus why web                         which endpoints get traffic, which not, and why
   plexus publish web 8080                open port 8080 on every node for `web`
+  plexus set web policy=maglev           change how its connections are shared out
 
 Exit codes: 0 done, 1 failed, 2 wrong usage.";
 
@@ -61,6 +64,10 @@ enum Command {
     Resolve(resolve::Resolve),
     Publish(publish::Publish),
     Unpublish(publish::Unpublish),
+    Settings(settings::Settings),
+    Set(settings::Set),
+    Unset(settings::Unset),
+    Split(split::Split),
     Register(register::Register),
     Deregister(deregister::Deregister),
     Drain(drain::Drain),
@@ -113,6 +120,10 @@ async fn execute(command: Command, out: &mut Output<'_>) -> Result {
         Command::Resolve(command) => command.run(out).await,
         Command::Publish(command) => command.run(out).await,
         Command::Unpublish(command) => command.run(out).await,
+        Command::Settings(command) => command.run(out).await,
+        Command::Set(command) => command.run(out).await,
+        Command::Unset(command) => command.run(out).await,
+        Command::Split(command) => command.run(out).await,
         Command::Register(command) => command.run(out).await,
         Command::Deregister(command) => command.run(out).await,
         Command::Drain(command) => command.run(out).await,

@@ -1,5 +1,6 @@
 //! Transcripts: commands against a real admin server on loopback, over a catalog and a store that the test fills.
 
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -18,7 +19,7 @@ use tokio::time::Instant;
 
 use super::*;
 use crate::admin::{self, Bound, Counts, Handles, Resolver, Traffic};
-use crate::api::{Problem, Resolution, WhyListener};
+use crate::api::{Problem, Resolution, WhyBalance, WhyListener, WhyPick};
 use crate::drain;
 use crate::readiness::Readiness;
 
@@ -41,6 +42,33 @@ impl Traffic for Busy {
             "web-2" => Counts { in_flight: 3, connections: 7, connect_failures: 2 },
             _ => Counts::default(),
         }
+    }
+
+    fn balance(&self, service: &ServiceName) -> Option<(WhyBalance, HashMap<InstanceId, WhyPick>)> {
+        let whole = WhyBalance {
+            policy: "maglev".to_owned(),
+            panic: false,
+            connections: 3,
+            queue: 1,
+            serving: 2,
+            ejected: 1,
+        };
+        let first = WhyPick {
+            ejected: Some("connect_failures".to_owned()),
+            ejected_for_ms: Some(1500),
+            group: Some("v2".to_owned()),
+            ..WhyPick::default()
+        };
+        let second = WhyPick {
+            share_permille: 1000,
+            slow_start_percent: Some(40),
+            at_limit: true,
+            latency_us: Some(2345),
+            ..WhyPick::default()
+        };
+        let picks = [("web-1", first), ("web-2", second)];
+        let picks = picks.map(|(id, pick)| (InstanceId::new(id).unwrap(), pick));
+        (service.as_str() == "web").then(|| (whole, picks.into()))
     }
 
     fn listeners(&self, service: &ServiceName) -> Vec<WhyListener> {
@@ -214,11 +242,12 @@ async fn why_tells_endpoints_and_listeners() {
     let world = World::filled().await;
     let expected = "\
 web: 2 of 3 endpoints get traffic, as node a sees it
+policy maglev, 3 connections, 1 waiting, 1 of 2 endpoints ejected
 
-ID     NODE  ADDRESS         TRAFFIC       IN FLIGHT  CONNECTIONS  FAILURES  REASON
-web-1  a     192.0.2.1:8080  yes           0          0            0         -
-web-2  b     192.0.2.2:8080  yes           3          7            2         -
-web-3  b     192.0.2.2:8080  no: critical  0          0            0         http GET /healthz: status 503
+ID     NODE  ADDRESS         TRAFFIC       SHARE   IN FLIGHT  CONNECTIONS  FAILURES  LATENCY  REASON
+web-1  a     192.0.2.1:8080  no: ejected   0.0%    0          0            0         -        ejected: connect_failures, for 1.5 s; group v2
+web-2  b     192.0.2.2:8080  yes           100.0%  3          7            2         2.345ms  at its limit; slow start, 40%
+web-3  b     192.0.2.2:8080  no: critical  -       0          0            0         -        http GET /healthz: status 503
 
 LISTENER   ADDRESS           STATE      PROBLEM
 published  0.0.0.0:8080/tcp  listening  -
@@ -353,6 +382,39 @@ async fn what_runs_elsewhere_is_refused_with_whom_to_ask() {
     assert!(error.contains("pass --admin http://192.0.2.2:7070"), "{error}");
     assert!(world.fails("drain db-a-543").await.ends_with("did you mean \"db-a-5432\"?"));
     assert!(world.fails("deregister db-a-5432").await.contains("is defined in plexus.toml:1"));
+}
+
+#[tokio::test]
+async fn settings_are_set_unset_and_shown_with_what_is_default() {
+    let world = World::filled().await;
+    let printed = world.prints("set web policy=maglev limits.queue=7").await;
+    assert_eq!(
+        printed,
+        "limits.queue of web is 7; it was 1024, the default; policy of web is maglev; it was round_robin, the default\n"
+    );
+    assert_eq!(world.prints("set web policy=maglev").await, "web has these settings already\n");
+    let error = world.fails("set web polic=maglev").await;
+    assert!(error.ends_with("no setting is called \"polic\"; did you mean \"policy\"?"), "{error}");
+    let error = world.fails("set web slow_start=soon").await;
+    assert!(error.contains("slow_start: \"soon\" is no duration") && error.contains("such as"), "{error}");
+    assert!(world.fails("set web subset=1 subset=2").await.contains("given twice"));
+    assert!(world.prints("unset web policy limits.queue").await.contains("round_robin, the default"));
+    let path = Key::Service(ServiceName::new("web").unwrap()).path();
+    assert!(world.store.get(&path).await.unwrap().is_none());
+    let shown = world.prints("settings web").await;
+    assert!(shown.contains("policy ") && shown.contains("round_robin "), "{shown}");
+    assert!(shown.lines().skip(1).all(|line| line.contains(" default ")), "{shown}");
+    assert!(world.fails("settings wbe").await.contains("did you mean \"web\"?"));
+}
+
+#[tokio::test]
+async fn a_split_is_set_and_cleared_and_tells_who_gets_nothing() {
+    let world = World::filled().await;
+    let printed = world.prints("split web v1=95 v2=5").await;
+    assert!(printed.starts_with("split of web is v1=95,v2=5; it was off\n"), "{printed}");
+    assert!(printed.contains("note: no endpoint of web is v1: its 95% go to the others"), "{printed}");
+    assert!(world.fails("split web v1=95 v2=6").await.contains("101 %"));
+    assert_eq!(world.prints("split web --clear").await, "split of web is off; it was v1=95,v2=5\n");
 }
 
 #[tokio::test]

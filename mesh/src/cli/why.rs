@@ -8,10 +8,11 @@ use nerve::model::ServiceName;
 use super::endpoints::reason;
 use super::output::{Cell, Output, Table, Tone};
 use super::{Reach, Result, stale_banner};
-use crate::api::{self, WhyEndpoint, WhyListener};
+use crate::api::{self, WhyBalance, WhyEndpoint, WhyListener, WhyPick};
 
 const AFTER_HELP: &str = "\
-TRAFFIC is `yes`, or `no` with the word for why. IN FLIGHT, CONNECTIONS and FAILURES count what the asked node itself has
+TRAFFIC is `yes`, or `no` with the word for why. SHARE is what its weight comes to of new connections, LATENCY the
+estimate of the time to its first byte (peak EWMA). IN FLIGHT, CONNECTIONS and FAILURES count what the asked node itself has
 sent to the endpoint; a failure is a connection that could not be established (it was retried elsewhere).
 
 Examples:
@@ -48,8 +49,21 @@ fn human(out: &mut Output<'_>, answer: &api::Why) -> io::Result<()> {
         answer.endpoints.len(),
         answer.seen_from
     ))?;
-    let mut table =
-        Table::new(&["ID", "NODE", "ADDRESS", "TRAFFIC", "IN FLIGHT", "CONNECTIONS", "FAILURES", "REASON"]);
+    if let Some(balance) = &answer.balance {
+        balance_lines(out, balance)?;
+    }
+    let mut table = Table::new(&[
+        "ID",
+        "NODE",
+        "ADDRESS",
+        "TRAFFIC",
+        "SHARE",
+        "IN FLIGHT",
+        "CONNECTIONS",
+        "FAILURES",
+        "LATENCY",
+        "REASON",
+    ]);
     answer.endpoints.iter().for_each(|endpoint| table.row(endpoint_row(endpoint)));
     if !table.is_empty() {
         out.line("")?;
@@ -64,23 +78,64 @@ fn human(out: &mut Output<'_>, answer: &api::Why) -> io::Result<()> {
     out.table(&table)
 }
 
-fn endpoint_row(endpoint: &WhyEndpoint) -> [Cell; 8] {
+fn balance_lines(out: &mut Output<'_>, balance: &WhyBalance) -> io::Result<()> {
+    let WhyBalance { policy, panic, connections, queue, serving, ejected } = balance;
+    out.line(format!(
+        "policy {policy}, {connections} connections, {queue} waiting, {ejected} of {serving} endpoints ejected"
+    ))?;
+    if *panic {
+        let text = "PANIC: too few endpoints are available, all are balanced over, the unwell too";
+        out.toned_line(Tone::Warning, text)?;
+    }
+    Ok(())
+}
+
+fn endpoint_row(endpoint: &WhyEndpoint) -> [Cell; 10] {
     let info = &endpoint.endpoint;
-    let traffic = match &info.excluded {
-        None => Cell::new("yes", Tone::Good),
-        Some(word) => Cell::new(format!("no: {word}"), Tone::Bad),
+    let pick = endpoint.pick.clone().unwrap_or_default();
+    let has_share = pick.share_permille > 0;
+    let traffic = match (&info.excluded, &pick.ejected) {
+        (Some(_), _) if has_share => Cell::new("yes: panic", Tone::Warning),
+        (Some(word), _) => Cell::new(format!("no: {word}"), Tone::Bad),
+        (None, Some(_)) if !has_share => Cell::new("no: ejected", Tone::Bad),
+        (None, _) => Cell::new("yes", Tone::Good),
     };
+    let share = match &endpoint.pick {
+        Some(pick) => format!("{}.{}%", pick.share_permille / 10, pick.share_permille % 10),
+        None => String::new(),
+    };
+    let latency = pick.latency_us.map_or_else(String::new, |us| format!("{}.{:03}ms", us / 1000, us % 1000));
     let failures = if endpoint.connect_failures > 0 { Tone::Warning } else { Tone::Plain };
     [
         Cell::from(&info.id),
         Cell::from(&info.node),
         Cell::from(info.address),
         traffic,
+        Cell::from(share),
         Cell::from(endpoint.in_flight),
         Cell::from(endpoint.connections),
         Cell::new(endpoint.connect_failures, failures),
-        Cell::from(reason(info)),
+        Cell::from(latency),
+        Cell::from(reasons(reason(info), &pick)),
     ]
+}
+
+/// What the check saw, and what the balancer makes of the endpoint.
+fn reasons(check: String, pick: &WhyPick) -> String {
+    let ejected = pick.ejected.as_ref().map(|word| match pick.ejected_for_ms {
+        Some(left) if left > 0 => format!("ejected: {word}, for {}.{} s", left / 1000, left % 1000 / 100),
+        _ => format!("ejected: {word}, the next connection tries it"),
+    });
+    let said = [
+        (!check.is_empty()).then_some(check),
+        ejected,
+        pick.at_limit.then(|| "at its limit".to_owned()),
+        pick.slow_start_percent.map(|percent| format!("slow start, {percent}%")),
+        pick.group.as_ref().map(|group| format!("group {group}")),
+        pick.other_zone.then(|| "another zone".to_owned()),
+        pick.outside_subset.then(|| "outside of the subset".to_owned()),
+    ];
+    said.into_iter().flatten().collect::<Vec<_>>().join("; ")
 }
 
 fn listener_row(listener: &WhyListener) -> [Cell; 4] {

@@ -62,6 +62,7 @@ impl Config {
             connect_deadline: self.proxy.connect_deadline.get(),
             idle_timeout: self.proxy.idle_timeout.map(Period::get),
             max_connections: self.proxy.max_connections,
+            trusted_proxies: self.proxy.trusted_proxies.as_slice().into(),
             udp: proxy::UdpOptions {
                 idle_timeout: self.proxy.udp_idle_timeout.get(),
                 max_sessions: self.proxy.max_udp_sessions,

@@ -11,7 +11,7 @@ use std::str::FromStr;
 
 use crate::dns::Domain;
 use nerve::document::{FromValue, Reported, Section, Text};
-use nerve::model::{NodeName, ServiceName, Zone};
+use nerve::model::{NodeName, Prefix, ServiceName, Zone};
 use nerve::period::Period;
 use nerve::store::{StoreConfig, StoreUrl};
 use serde::{Serialize, Serializer};
@@ -128,6 +128,8 @@ pub struct Proxy {
     pub receive_buffer: Option<NonZeroU32>,
     /// Further addresses of this host to connect from, when the ports of one are used up.
     pub source_addresses: Vec<IpAddr>,
+    /// Proxies in front of this one.
+    pub trusted_proxies: Vec<Prefix>,
     /// A UDP session on which nothing moved for so long has ended.
     pub udp_idle_timeout: Period,
     /// UDP sessions at the same time, over all ports; without it, a quarter of the connections.
@@ -291,6 +293,7 @@ impl Proxy {
             send_buffer: section.optional("send_buffer"),
             receive_buffer: section.optional("receive_buffer"),
             source_addresses: section.or("source_addresses", Vec::new()),
+            trusted_proxies: section.or("trusted_proxies", Vec::new()),
             udp_idle_timeout: section.or("udp_idle_timeout", Period::seconds(60)),
             max_udp_sessions: section.optional("max_udp_sessions"),
         }

@@ -12,11 +12,13 @@ use tokio::sync::watch;
 
 use super::desired::{Claims, Holder, Port};
 use super::{Config, ListenerState, ListenerStatus, LocalPort, Metrics};
-use crate::balance::Balancer;
+use crate::balance::{Balancer, Surroundings};
 use crate::proxy::{DataPlane, Listener, ListenerSpec, Sharing};
 
 /// How often ports that could not be opened are tried again.
 const RETRY: Duration = Duration::from_secs(5);
+/// How often balancers look at what no connection notices.
+const TICK: Duration = Duration::from_secs(1);
 
 /// The balancers of one service, by the named port that they lead to.
 type Balancers = HashMap<Option<PortName>, Arc<Balancer>>;
@@ -55,6 +57,7 @@ pub fn start(
     config: Config,
     catalog: Catalog,
     plane: Arc<DataPlane>,
+    surroundings: Surroundings,
     metrics: Metrics,
     tasks: &Tasks,
 ) -> Handle {
@@ -67,6 +70,7 @@ pub fn start(
             handle: run.clone(),
             catalog: catalog.clone(),
             plane: Arc::clone(&plane),
+            surroundings: surroundings.clone(),
             metrics: metrics.clone(),
             tasks: owner.clone(),
             addresses: addresses.clone(),
@@ -120,6 +124,10 @@ impl Handle {
             .map_or_else(Vec::new, |of_service| of_service.values().cloned().collect())
     }
 
+    fn all_balancers(&self) -> Vec<Arc<Balancer>> {
+        self.lock().balancers.values().flat_map(HashMap::values).cloned().collect()
+    }
+
     /// Takes over what a reload of the configuration may change: localhost ports and the drain's deadline.
     pub fn reload(&self, config: &Config) {
         self.config.send_if_modified(|current| {
@@ -153,6 +161,7 @@ struct Controller {
     handle: Handle,
     catalog: Catalog,
     plane: Arc<DataPlane>,
+    surroundings: Surroundings,
     metrics: Metrics,
     tasks: Tasks,
     addresses: Vec<IpAddr>,
@@ -169,6 +178,8 @@ impl Controller {
         config.mark_changed();
         let mut retry = tokio::time::interval(RETRY);
         retry.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut tick = tokio::time::interval(TICK);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 names = subscription.changed() => names.iter().for_each(|name| self.service_changed(name)),
@@ -177,6 +188,7 @@ impl Controller {
                     self.local_ports_changed(wanted);
                 }
                 _ = retry.tick() => self.retry_failed(),
+                _ = tick.tick() => self.handle.all_balancers().iter().for_each(|balancer| balancer.tick()),
             }
             if std::mem::take(&mut self.touched) {
                 self.note_state();
@@ -287,7 +299,7 @@ impl Controller {
         let mut shared = self.handle.lock();
         let balancers = shared.balancers.entry(service.clone()).or_default();
         let balancer = balancers.entry(target.clone()).or_insert_with(|| {
-            let balancer = Balancer::new(service.clone(), target.clone());
+            let balancer = Balancer::new(service.clone(), target.clone(), &self.surroundings);
             balancer.update(self.catalog.service(service.as_str()).as_deref());
             Arc::new(balancer)
         });
@@ -368,6 +380,7 @@ mod tests {
     use synapse::catalog::{Change, Writer};
 
     use super::*;
+    use crate::balance::{self, Place};
     use crate::proxy;
 
     struct World {
@@ -385,7 +398,13 @@ mod tests {
         let config =
             Config { listen: vec![Ipv4Addr::LOCALHOST.into()], localhost, drain: Duration::from_millis(200) };
         let tasks = Tasks::new();
-        let handle = start(config, catalog, Arc::new(plane.unwrap()), Metrics::new().unwrap(), &tasks);
+        let surroundings = Surroundings {
+            place: Place::default(),
+            metrics: balance::Metrics::new().unwrap(),
+            on_closing: Arc::new(|_, _| {}),
+        };
+        let (plane, metrics) = (Arc::new(plane.unwrap()), Metrics::new().unwrap());
+        let handle = start(config, catalog, plane, surroundings, metrics, &tasks);
         World { writer, handle, tasks }
     }
 
@@ -406,9 +425,8 @@ mod tests {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         };
-        tokio::time::timeout(Duration::from_secs(5), waiting)
-            .await
-            .unwrap_or_else(|_| panic!("never: {what}"));
+        // Twice what the slow tick takes.
+        tokio::time::timeout(2 * RETRY, waiting).await.unwrap_or_else(|_| panic!("never: {what}"));
     }
 
     fn greeter(text: &'static str) -> SocketAddr {

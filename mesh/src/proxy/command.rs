@@ -1,10 +1,14 @@
-//! What the control plane tells a data-plane thread.
+//! What a data-plane thread is told from outside.
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::task::Wake;
 
+use super::arena::Key;
+use super::inbox::Inbox;
 use super::route::{ListenerId, Route};
 use super::udp;
+use crate::balance::{Closing, Endpoint};
 
 #[derive(Debug)]
 pub(super) enum Command {
@@ -16,6 +20,24 @@ pub(super) enum Command {
     StopAccepting(ListenerId),
     /// Reset the listener's connections.
     Reset(ListenerId),
+    /// End the connections of an endpoint.
+    Close(Arc<Endpoint>, Closing),
+    /// A place may be free for a connection that waits for one.
+    Call(Key),
     /// End, with what connections there are.
     End,
+}
+
+/// Calls a connection of a thread, from whichever thread has freed a place.
+#[derive(Debug)]
+pub(super) struct Caller {
+    pub(super) inbox: Arc<Inbox<Command>>,
+    pub(super) key: Key,
+}
+
+impl Wake for Caller {
+    fn wake(self: Arc<Self>) {
+        // A thread that has ended has no connections any more.
+        let _ = self.inbox.send(Command::Call(self.key));
+    }
 }

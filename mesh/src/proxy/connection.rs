@@ -1,43 +1,77 @@
-//! One client connection on its way through: find an endpoint that accepts, then move bytes both ways.
+//! One client connection on its way through: who it is, an endpoint that accepts it, then bytes both ways.
 //!
 //! A connection is a small state that its thread's events push forward; it holds no task, no buffer and no timer of its
-//! own. A client fails only when no endpoint accepts within the deadline.
+//! own. A client fails only when no endpoint accepts within the deadline, or a limit that somebody set says so.
 
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
-use std::time::Instant;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
+use nerve::model::ClientAddress;
 use rustix::io::Errno;
+use smallvec::SmallVec;
 
 use super::arena::Key;
 use super::flow::{Broken, Flow, Moved};
 use super::io::Io;
 use super::poll::{Interest, Readiness, Subject};
+use super::proxy_protocol::{self, Addresses};
 use super::route::Route;
 use super::side::{Delay, Side};
 use super::{Dropped, socket};
-use crate::balance::{Lease, Tried};
+use crate::balance::{ClientKey, ConnectFailure, Endpoint, Lease, Permit, Ticket, Tried};
+
+/// How long the header of a trusted proxy may take.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
+/// Quiet for so long, and not waiting for an answer: nobody notices that it is closed but a pool that is better off so.
+const QUIET: Duration = Duration::from_secs(1);
 
 /// A client, the endpoint that was found for it, and what moves between them.
 #[derive(Debug)]
 pub(super) struct Connection {
     client: Side,
+    /// The client, or whom a trusted proxy speaks for.
     peer: SocketAddr,
+    /// The address that the client asked, where a trusted proxy says it.
+    asked: Option<Box<SocketAddr>>,
+    /// How the endpoint learns of it.
+    shown_as: ClientAddress,
     endpoint: Option<Side>,
     to_endpoint: Flow,
     to_client: Flow,
     lease: Option<Lease>,
-    tried: Option<Box<Tried>>,
+    permit: Option<Permit>,
+    search: Option<Box<Search>>,
     stage: Stage,
     pub(super) route: Rc<Route>,
     began: Instant,
-    /// When something last moved; while connecting, when the attempt began.
+    /// When something last moved; before that, when the stage began.
     active: Instant,
+    /// The last that moved went to the endpoint: an answer may be on its way.
+    awaits_answer: bool,
+    /// The endpoint has said something.
+    answered: bool,
+    /// Its endpoint is dead: to be closed as soon as it is quiet.
+    doomed: bool,
+}
+
+/// What only connections need whose first endpoint does not do.
+#[derive(Debug, Default)]
+struct Search {
+    tried: Tried,
+    ticket: Option<Ticket>,
+    /// What this host had none of at the last attempt.
+    lacked: Option<Errno>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Stage {
+    /// A trusted proxy is to say whom it speaks for.
+    Header,
+    /// Every endpoint is full; it waits for a place.
+    Queued,
     /// The endpoint's socket is not connected yet.
     Connecting,
     /// Bytes may move.
@@ -53,8 +87,10 @@ pub(super) enum Step {
     Again,
     /// Both directions ended by FIN.
     Finished,
-    /// It was broken off.
+    /// It is broken off, by RST.
     Dropped(Dropped),
+    /// It is ended from here, by FIN.
+    Closed(Dropped),
 }
 
 impl Connection {
@@ -64,51 +100,112 @@ impl Connection {
         Self {
             client,
             peer,
+            asked: None,
+            shown_as: ClientAddress::default(),
             endpoint: None,
             to_endpoint: Flow::default(),
             to_client: Flow::default(),
             lease: None,
-            tried: None,
-            stage: Stage::Connecting,
+            permit: None,
+            search: None,
+            stage: if route.is_trusted_proxy(peer.ip()) { Stage::Header } else { Stage::Connecting },
             route: Rc::clone(route),
             began: now,
             active: now,
+            awaits_answer: false,
+            answered: false,
+            doomed: false,
         }
     }
 
-    /// The first step: what the client said already, and a first endpoint.
+    /// The first step: who it is, what it said already, and a first endpoint.
     pub(super) fn begin(&mut self, key: Key, io: &mut Io) -> Step {
-        // Most clients speak first, and what they said goes out with the last packet of the handshake.
-        let early = match self.client.read(&mut io.buffer) {
-            Ok(Some(read)) if read.count > 0 => read.count,
-            Ok(Some(_)) => {
-                // It has finished without a word; the endpoint is told like of any other end.
+        if self.stage != Stage::Header {
+            return self.enter(key, io, true);
+        }
+        if self.client.watch(&io.poller, Subject::Client(key), Interest::Read).is_err() {
+            return Step::Dropped(Dropped::OutOfDescriptors);
+        }
+        io.timers.set(self.began + HEADER_TIMEOUT, key);
+        Step::Wait
+    }
+
+    /// Reads a trusted proxy's header, once it is complete.
+    fn read_header(&mut self, key: Key, io: &mut Io) -> Step {
+        let buffer = &mut io.buffer[..proxy_protocol::LONGEST];
+        let count = match socket::peek(&self.client, buffer) {
+            Ok(count) => count,
+            Err(Errno::AGAIN) => return Step::Wait,
+            Err(_) => return Step::Dropped(Dropped::ClientReset),
+        };
+        match proxy_protocol::read(&buffer[..count]) {
+            Ok(None) if count == 0 || self.client.finished => Step::Dropped(Dropped::ProxyHeader),
+            Ok(None) => Step::Wait,
+            Err(malformed) => {
+                tracing::debug!(service = %self.route.balancer.service(), proxy = %self.peer, error = %malformed, "a trusted proxy's connection is refused");
+                Step::Dropped(Dropped::ProxyHeader)
+            }
+            Ok(Some(header)) => {
+                // It was peeked at; now it is taken, and what follows is left.
+                if self.client.read(&mut io.buffer[..header.length]).is_err() {
+                    return Step::Dropped(Dropped::ClientReset);
+                }
                 self.client.readable = true;
-                0
+                if let Some(Addresses { source, destination }) = header.addresses {
+                    self.peer = source;
+                    self.asked = Some(Box::new(destination));
+                }
+                self.enter(key, io, false)
+            }
+        }
+    }
+
+    /// It is known who it is: it passes the limits, and an endpoint is looked for.
+    fn enter(&mut self, key: Key, io: &mut Io, watch: bool) -> Step {
+        self.stage = Stage::Connecting;
+        match self.route.balancer.admit(self.peer.ip(), io.now) {
+            Ok(permit) => self.permit = Some(permit),
+            Err(_) => return Step::Dropped(Dropped::AtLimit),
+        }
+        self.shown_as = self.route.balancer.settings().service.client_address.unwrap_or_default();
+        let head = self.header_for_endpoint();
+        io.buffer[..head.len()].copy_from_slice(&head);
+        // Most clients speak first, and what they said goes out with the last packet of the handshake.
+        let early = match self.client.read(&mut io.buffer[head.len()..]) {
+            Ok(Some(read)) => {
+                // A FIN without a word is passed on like any other end.
+                self.client.readable |= read.count == 0;
+                read.count
             }
             Ok(None) => 0,
             Err(_) => return Step::Dropped(Dropped::ClientReset),
         };
         // Watched only now, so that what was just read is not reported again.
-        if self.client.watch(&io.poller, Subject::Client(key), Interest::Read).is_err() {
-            return Step::Dropped(Dropped::Limit);
+        if watch && self.client.watch(&io.poller, Subject::Client(key), Interest::Read).is_err() {
+            return Step::Dropped(Dropped::OutOfDescriptors);
         }
-        self.search(key, io, early)
+        self.look_for_endpoint(key, io, head.len() + early)
+    }
+
+    /// The PROXY protocol header that the service's endpoints are to get.
+    fn header_for_endpoint(&self) -> SmallVec<[u8; 128]> {
+        let Some(version) = self.shown_as.proxy_version() else { return SmallVec::new() };
+        let asked = match &self.asked {
+            Some(asked) => **asked,
+            None => socket::local_address(&self.client).unwrap_or(SocketAddr::new(self.peer.ip(), 0)),
+        };
+        proxy_protocol::write(version, Addresses { source: self.peer, destination: asked })
     }
 
     /// Tries endpoints until one accepts, or it must be waited for whether it does. The first `early` bytes of the buffer are
-    /// the client's and not held yet.
-    fn search(&mut self, key: Key, io: &mut Io, early: usize) -> Step {
-        let mut early = early;
+    /// for the endpoint and not held yet.
+    fn look_for_endpoint(&mut self, key: Key, io: &mut Io, mut early: usize) -> Step {
         loop {
-            let none = Tried::none();
-            let tried = self.tried.as_deref().unwrap_or(&none);
-            let lease = match self.route.balancer.pick(tried) {
+            let lease = match self.pick(io.now) {
                 Ok(lease) => lease,
-                Err(none) => {
-                    tracing::debug!(service = %self.route.balancer.service(), client = %self.peer, error = %none, "a client is refused");
-                    let reason = if tried.is_empty() { Dropped::NoEndpoint } else { Dropped::ConnectFailed };
-                    return Step::Dropped(reason);
+                Err(is_full) => {
+                    self.hold(io, early);
+                    return if is_full { self.queue(key, io) } else { self.nobody() };
                 }
             };
             self.active = io.now;
@@ -116,73 +213,121 @@ impl Connection {
             self.lease = Some(lease);
             match attempt {
                 Ok(Stage::Relaying) => return self.connected(key, io),
-                Ok(Stage::Connecting) => {
-                    if early > 0 {
-                        self.to_endpoint.hold(&io.buffer[..early], false);
-                    }
+                Ok(_) => {
+                    self.stage = Stage::Connecting;
+                    self.hold(io, early);
                     io.timers.set(self.attempt_ends(), key);
                     return Step::Wait;
                 }
-                Err(error) if socket::is_ours(error) => return self.out_of(error),
                 Err(error) => {
-                    if early > 0 {
-                        self.to_endpoint.hold(&io.buffer[..early], false);
-                        early = 0;
-                    }
+                    self.hold(io, early);
+                    early = 0;
                     self.attempt_failed(error);
                 }
             }
         }
     }
 
-    /// One attempt: connected at once (endpoints on this machine), or to be waited for.
-    fn attempt(&mut self, key: Key, io: &mut Io, lease: &Lease, early: usize) -> Result<Stage, Errno> {
-        let speaks_first = early > 0 || self.to_endpoint.holds();
-        let mut endpoint = Side::new(
-            socket::connect(lease.endpoint().address(), speaks_first, &self.route.config.tcp)?,
-            Delay::Untouched,
-        );
-        let (stage, interest) = match early {
-            0 => (Stage::Connecting, Interest::ReadAndWrite),
-            early => match endpoint.write(&io.buffer[..early], false)? {
-                0 => (Stage::Connecting, Interest::ReadAndWrite),
-                written => {
-                    if written < early {
-                        self.to_endpoint.hold(&io.buffer[written..early], false);
-                    }
-                    self.route.tally.to_endpoint.add(written as u64);
-                    (Stage::Relaying, Interest::Read)
-                }
-            },
-        };
-        endpoint.watch(&io.poller, Subject::Endpoint(key), interest).map_err(|_| Errno::NOSPC)?;
-        self.endpoint = Some(endpoint);
-        Ok(stage)
+    fn hold(&mut self, io: &Io, early: usize) {
+        if early > 0 {
+            self.to_endpoint.hold(&io.buffer[..early], false);
+        }
     }
 
-    /// Nothing that another endpoint could do better, nor any endpoint's fault.
-    fn out_of(&self, error: Errno) -> Step {
-        let service = self.route.balancer.service();
-        let error_text = std::io::Error::from(error);
-        tracing::debug!(%service, error = %error_text, "a client is refused: no socket to connect with");
-        match error {
-            Errno::ADDRNOTAVAIL => Step::Dropped(Dropped::OutOfPorts),
-            _ => Step::Dropped(Dropped::OutOfDescriptors),
+    /// An endpoint; or whether there is none because all are at their limit.
+    fn pick(&mut self, now: Instant) -> Result<Lease, bool> {
+        let none = Tried::none();
+        let (tried, waited) = match &self.search {
+            Some(search) => (&search.tried, search.ticket.is_some()),
+            None => (&none, false),
+        };
+        let client = ClientKey { address: self.peer, waited };
+        self.route.balancer.pick(&client, tried, now).map_err(|none| {
+            tracing::debug!(service = %self.route.balancer.service(), client = %self.peer, error = %none, "no endpoint for a client");
+            none.is_full()
+        })
+    }
+
+    fn nobody(&self) -> Step {
+        Step::Dropped(match self.search.as_deref() {
+            Some(Search { lacked: Some(Errno::ADDRNOTAVAIL), .. }) => Dropped::OutOfPorts,
+            Some(Search { lacked: Some(_), .. }) => Dropped::OutOfDescriptors,
+            Some(Search { tried, .. }) if !tried.is_empty() => Dropped::ConnectFailed,
+            _ => Dropped::NoEndpoint,
+        })
+    }
+
+    /// Waits for a place, as far as the service lets it.
+    fn queue(&mut self, key: Key, io: &mut Io) -> Step {
+        let search = self.search.get_or_insert_default();
+        if let Some(ticket) = &search.ticket {
+            ticket.again(io.waker(key));
+            return Step::Wait;
         }
+        let Some(timeout) = self.route.balancer.queue_timeout() else {
+            return Step::Dropped(Dropped::AtLimit);
+        };
+        let Ok(ticket) = self.route.balancer.wait(io.waker(key)) else {
+            return Step::Dropped(Dropped::AtLimit);
+        };
+        search.ticket = Some(ticket);
+        self.stage = Stage::Queued;
+        self.active = io.now;
+        io.timers.set(io.now + timeout, key);
+        Step::Wait
+    }
+
+    /// A place may be free.
+    pub(super) fn called(&mut self, key: Key, io: &mut Io) -> Step {
+        match self.stage {
+            Stage::Queued => self.look_for_endpoint(key, io, 0),
+            Stage::Header | Stage::Connecting | Stage::Relaying => Step::Wait,
+        }
+    }
+
+    /// One attempt: connected at once (endpoints on this machine), or to be waited for.
+    fn attempt(&mut self, key: Key, io: &mut Io, lease: &Lease, early: usize) -> Result<Stage, Errno> {
+        let transparent = self.shown_as == ClientAddress::Transparent;
+        let endpoint = socket::connect(
+            lease.endpoint().address(),
+            transparent.then_some(self.peer),
+            early > 0 || self.to_endpoint.holds(),
+            &self.route.config.tcp,
+        )?;
+        let mut endpoint = Side::new(endpoint, Delay::Untouched);
+        let written = match early {
+            0 => 0,
+            early => endpoint.write(&io.buffer[..early], false)?,
+        };
+        let interest = if written > 0 { Interest::Read } else { Interest::ReadAndWrite };
+        endpoint.watch(&io.poller, Subject::Endpoint(key), interest).map_err(|_| Errno::NOMEM)?;
+        self.endpoint = Some(endpoint);
+        if written == 0 {
+            return Ok(Stage::Connecting);
+        }
+        if written < early {
+            self.to_endpoint.hold(&io.buffer[written..early], false);
+        }
+        self.awaits_answer = true;
+        self.route.tally.to_endpoint.add(written as u64);
+        Ok(Stage::Relaying)
     }
 
     fn attempt_failed(&mut self, error: Errno) {
         self.endpoint = None;
         let Some(lease) = self.lease.take() else { return };
+        let search = self.search.get_or_insert_default();
+        search.lacked = socket::is_ours(error).then_some(error);
+        let error = std::io::Error::from(error);
+        search.tried.failed(&lease, ConnectFailure::of(&error));
         tracing::debug!(
             service = %self.route.balancer.service(),
             endpoint = %lease.endpoint().id(),
             address = %lease.endpoint().address(),
-            error = %std::io::Error::from(error),
+            %error,
             "cannot connect to an endpoint; another one is tried"
         );
         self.route.tally.retries.add(1);
-        self.tried.get_or_insert_default().failed(&lease);
     }
 
     fn attempt_ends(&self) -> Instant {
@@ -192,9 +337,9 @@ impl Connection {
 
     fn connected(&mut self, key: Key, io: &mut Io) -> Step {
         self.stage = Stage::Relaying;
-        self.tried = None;
+        self.search = None;
         if let Some(lease) = &self.lease {
-            lease.connected();
+            lease.connected(io.now.saturating_duration_since(self.active));
         }
         self.route.connect_time.observe(io.now.saturating_duration_since(self.began).as_secs_f64());
         self.active = io.now;
@@ -209,8 +354,9 @@ impl Connection {
         self.client.note(readiness);
         match self.stage {
             Stage::Relaying => self.relay(key, io),
-            Stage::Connecting if self.client.failed => Step::Dropped(Dropped::ClientReset),
-            Stage::Connecting => Step::Wait,
+            _ if self.client.failed => Step::Dropped(Dropped::ClientReset),
+            Stage::Header => self.read_header(key, io),
+            Stage::Queued | Stage::Connecting => Step::Wait,
         }
     }
 
@@ -223,21 +369,24 @@ impl Connection {
             Stage::Connecting if endpoint.failed => {
                 let error = socket::error(&*endpoint);
                 self.attempt_failed(error);
-                self.search_on(key, io)
+                self.look_on(key, io)
             }
             Stage::Connecting if endpoint.writable => self.connected(key, io),
-            Stage::Connecting => Step::Wait,
+            Stage::Header | Stage::Queued | Stage::Connecting => Step::Wait,
         }
     }
 
     /// Its timer has run out, or another one that it had set.
     pub(super) fn woken(&mut self, key: Key, io: &mut Io) -> Step {
         match self.stage {
+            Stage::Header if io.now >= self.began + HEADER_TIMEOUT => Step::Dropped(Dropped::ProxyHeader),
+            Stage::Queued => self.leave_queue(io.now),
             Stage::Connecting if io.now >= self.attempt_ends() => {
                 self.attempt_failed(Errno::TIMEDOUT);
-                self.search_on(key, io)
+                self.look_on(key, io)
             }
-            Stage::Connecting => Step::Wait,
+            Stage::Header | Stage::Connecting => Step::Wait,
+            Stage::Relaying if self.doomed => self.close_if_quiet(key, io),
             Stage::Relaying => {
                 let Some(timeout) = self.route.config.idle_timeout else { return Step::Wait };
                 if io.now >= self.active + timeout {
@@ -249,11 +398,22 @@ impl Connection {
         }
     }
 
-    fn search_on(&mut self, key: Key, io: &mut Io) -> Step {
+    fn leave_queue(&mut self, now: Instant) -> Step {
+        let timeout = self.route.balancer.queue_timeout().unwrap_or_default();
+        if now < self.active + timeout {
+            return Step::Wait;
+        }
+        if let Some(ticket) = self.search.as_mut().and_then(|search| search.ticket.take()) {
+            let _ = ticket.timed_out();
+        }
+        Step::Dropped(Dropped::QueueTimeout)
+    }
+
+    fn look_on(&mut self, key: Key, io: &mut Io) -> Step {
         if io.now >= self.began + self.route.config.connect_deadline {
             return Step::Dropped(Dropped::ConnectDeadline);
         }
-        self.search(key, io, 0)
+        self.look_for_endpoint(key, io, 0)
     }
 
     /// Moves what can be moved, both ways.
@@ -266,29 +426,76 @@ impl Connection {
             Err(Broken::Source) => Ok(Moved::default()),
             _ => self.to_client.run(endpoint, client, Subject::Client(key), io, self.to_endpoint.ended),
         };
-        let up = match up {
-            Ok(moved) => moved,
-            Err(Broken::Source) => return Step::Dropped(Dropped::ClientReset),
-            Err(Broken::Sink) => return Step::Dropped(Dropped::EndpointReset),
-        };
-        let down = match down {
-            Ok(moved) => moved,
-            Err(Broken::Source) => return Step::Dropped(Dropped::EndpointReset),
-            Err(Broken::Sink) => return Step::Dropped(Dropped::ClientReset),
-        };
-        if up.bytes + down.bytes > 0 {
-            self.active = io.now;
-            self.route.tally.to_endpoint.add(up.bytes);
-            self.route.tally.to_client.add(down.bytes);
+        let failed = (client.failed, endpoint.failed);
+        if let (Ok(up), Ok(down)) = (up, down) {
+            self.note_moved(up, down, io.now);
         }
-        match () {
-            () if self.to_endpoint.ended && self.to_client.ended => Step::Finished,
-            // Broken, but neither read nor written, which would have told.
-            () if client.failed => Step::Dropped(Dropped::ClientReset),
-            () if endpoint.failed => Step::Dropped(Dropped::EndpointReset),
-            () if up.more || down.more => Step::Again,
-            () => Step::Wait,
+        match (up, down) {
+            (Err(Broken::Source), _) | (Ok(_), Err(Broken::Sink)) => Step::Dropped(Dropped::ClientReset),
+            (Err(Broken::Sink), _) | (Ok(_), Err(Broken::Source)) => self.endpoint_broke_off(),
+            (Ok(up), Ok(down)) => match failed {
+                _ if self.to_endpoint.ended && self.to_client.ended => Step::Finished,
+                // Broken, but neither read nor written, which would have told.
+                (true, _) => Step::Dropped(Dropped::ClientReset),
+                (_, true) => self.endpoint_broke_off(),
+                _ if up.more || down.more => Step::Again,
+                _ => Step::Wait,
+            },
         }
+    }
+
+    fn note_moved(&mut self, up: Moved, down: Moved, now: Instant) {
+        if up.bytes + down.bytes == 0 {
+            return;
+        }
+        self.route.tally.to_endpoint.add(up.bytes);
+        self.route.tally.to_client.add(down.bytes);
+        self.awaits_answer = down.bytes == 0;
+        if down.bytes > 0 && !self.answered {
+            self.answered = true;
+            if let Some(lease) = &self.lease {
+                lease.first_byte(now.saturating_duration_since(self.active));
+            }
+        }
+        self.active = now;
+    }
+
+    fn endpoint_broke_off(&self) -> Step {
+        if !self.answered
+            && let Some(lease) = &self.lease
+        {
+            lease.reset_before_first_byte();
+        }
+        Step::Dropped(Dropped::EndpointReset)
+    }
+
+    /// Is this its endpoint?
+    pub(super) fn is_with(&self, endpoint: &Arc<Endpoint>) -> bool {
+        self.lease.as_ref().is_some_and(|lease| Arc::ptr_eq(lease.endpoint(), endpoint))
+    }
+
+    /// Its endpoint is dead: it is closed at once if it is quiet, or as soon as it is.
+    pub(super) fn endpoint_died(&mut self, key: Key, io: &mut Io) -> Step {
+        match self.stage {
+            Stage::Relaying => {
+                self.doomed = true;
+                self.close_if_quiet(key, io)
+            }
+            Stage::Header | Stage::Queued | Stage::Connecting => Step::Wait,
+        }
+    }
+
+    fn close_if_quiet(&mut self, key: Key, io: &mut Io) -> Step {
+        self.doomed = self.lease.as_ref().is_some_and(|lease| lease.endpoint().is_dead());
+        if !self.doomed {
+            return self.woken(key, io);
+        }
+        let is_quiet = io.now >= self.active + QUIET && !self.awaits_answer;
+        if is_quiet && !self.to_endpoint.holds() && !self.to_client.holds() {
+            return Step::Closed(Dropped::EndpointDied);
+        }
+        io.timers.set(io.now + QUIET, key);
+        Step::Wait
     }
 
     /// It has lasted: peers that vanish without a word are to be noticed.

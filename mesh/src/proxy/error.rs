@@ -41,6 +41,14 @@ pub enum Dropped {
     OutOfDescriptors,
     /// Every port of this host's addresses is in use towards every endpoint.
     OutOfPorts,
+    /// A limit of the service is reached, and nobody may wait, or too many do.
+    AtLimit,
+    /// It waited for a place for as long as it may.
+    QueueTimeout,
+    /// A trusted proxy sent no PROXY protocol header, a malformed one, or none in time.
+    ProxyHeader,
+    /// Its endpoint died, and nothing was under way.
+    EndpointDied,
     /// Nothing moved for the idle timeout.
     Idle,
     /// The drain's deadline passed.
@@ -55,13 +63,17 @@ pub enum Dropped {
 
 impl Dropped {
     /// Every reason there is.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 15] = [
         Self::NoEndpoint,
         Self::ConnectFailed,
         Self::ConnectDeadline,
         Self::Limit,
         Self::OutOfDescriptors,
         Self::OutOfPorts,
+        Self::AtLimit,
+        Self::QueueTimeout,
+        Self::ProxyHeader,
+        Self::EndpointDied,
         Self::Idle,
         Self::Drain,
         Self::ClientReset,
@@ -79,6 +91,10 @@ impl Dropped {
             Self::Limit => "limit",
             Self::OutOfDescriptors => "out_of_descriptors",
             Self::OutOfPorts => "out_of_ports",
+            Self::AtLimit => "at_limit",
+            Self::QueueTimeout => "queue_timeout",
+            Self::ProxyHeader => "proxy_header",
+            Self::EndpointDied => "endpoint_died",
             Self::Idle => "idle",
             Self::Drain => "drain",
             Self::ClientReset => "client_reset",

@@ -1,8 +1,13 @@
 //! What all connections of a thread share.
 
 use std::io;
+use std::sync::Arc;
+use std::task::Waker;
 use std::time::Instant;
 
+use super::arena::Key;
+use super::command::{Caller, Command};
+use super::inbox::Inbox;
 use super::pipe::Pipes;
 use super::poll::Poller;
 use super::timers::Timers;
@@ -19,19 +24,26 @@ pub(super) struct Io {
     /// Holds nothing between two calls: what is not written at once is copied out of it.
     pub(super) buffer: Box<[u8]>,
     pub(super) pipes: Pipes,
+    inbox: Arc<Inbox<Command>>,
     /// When the thread last woke; read once for all that is done then.
     pub(super) now: Instant,
 }
 
 impl Io {
-    pub(super) fn new() -> io::Result<Self> {
+    pub(super) fn new(inbox: Arc<Inbox<Command>>) -> io::Result<Self> {
         let now = Instant::now();
         Ok(Self {
             poller: Poller::new()?,
             timers: Timers::new(now),
             buffer: vec![0; BUFFER_BYTES].into_boxed_slice(),
             pipes: Pipes::default(),
+            inbox,
             now,
         })
+    }
+
+    /// Calls a connection of this thread when a place is free.
+    pub(super) fn waker(&self, key: Key) -> Waker {
+        Arc::new(Caller { inbox: Arc::clone(&self.inbox), key }).into()
     }
 }

@@ -21,6 +21,7 @@ mod metrics;
 mod pipe;
 mod plane;
 mod poll;
+mod proxy_protocol;
 
 mod route;
 mod side;
@@ -34,7 +35,10 @@ mod worker;
 
 use std::net::IpAddr;
 use std::num::{NonZeroU32, NonZeroUsize};
+use std::sync::Arc;
 use std::time::Duration;
+
+use nerve::model::Prefix;
 
 pub use error::{BindError, Dropped, Transport};
 pub use metrics::Metrics;
@@ -56,6 +60,8 @@ pub struct Config {
     pub max_connections: Option<NonZeroU32>,
     /// Options of the sockets.
     pub tcp: TcpOptions,
+    /// Proxies in front of this one: a client from here must begin with a PROXY protocol header, and is believed.
+    pub trusted_proxies: Arc<[Prefix]>,
     /// What is different for datagrams.
     pub udp: UdpOptions,
 }
@@ -120,6 +126,7 @@ impl Default for Config {
             idle_timeout: None,
             max_connections: None,
             tcp: TcpOptions::default(),
+            trusted_proxies: Arc::default(),
             udp: UdpOptions::default(),
         }
     }

@@ -17,7 +17,7 @@ use super::metrics::Metrics;
 use super::route::{ListenerId, OpenConnections, Route};
 use super::worker::Worker;
 use super::{BindError, Config, Transport, socket, udp};
-use crate::balance::Balancer;
+use crate::balance::{Balancer, OnClosing};
 
 /// Descriptors that are not for client connections: listeners, store, checks, DNS, files.
 const RESERVED_DESCRIPTORS: u64 = 1024;
@@ -172,7 +172,19 @@ impl DataPlane {
             config: Arc::clone(&self.config),
             tally: self.metrics.tally(service, thread),
             connect_time: self.metrics.connect_time(service),
+            trusted_proxies: Arc::clone(&self.config.trusted_proxies),
         }
+    }
+
+    /// Ends connections of endpoints, when a balancer says so. It outlives the threads and then does nothing.
+    #[must_use]
+    pub fn closer(&self) -> OnClosing {
+        let threads: Vec<_> = self.threads.iter().map(|thread| Arc::clone(&thread.inbox)).collect();
+        Arc::new(move |endpoint, closing| {
+            for thread in &threads {
+                let _ = thread.send(Command::Close(Arc::clone(endpoint), closing));
+            }
+        })
     }
 
     /// How many client connections may be open at once.

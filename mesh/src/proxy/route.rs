@@ -1,8 +1,10 @@
 //! What all connections of one listener on one thread share.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
+use nerve::model::Prefix;
 use prometheus::Histogram;
 
 use super::Config;
@@ -18,6 +20,15 @@ pub(super) struct Route {
     pub(super) config: Arc<Config>,
     pub(super) tally: Arc<Tally>,
     pub(super) connect_time: Histogram,
+    /// Who is believed when it says in a PROXY protocol header whom it speaks for.
+    pub(super) trusted_proxies: Arc<[Prefix]>,
+}
+
+impl Route {
+    /// Must a client from this address begin with a PROXY protocol header?
+    pub(super) fn is_trusted_proxy(&self, address: IpAddr) -> bool {
+        self.trusted_proxies.iter().any(|prefix| prefix.contains(address))
+    }
 }
 
 /// Which listener.

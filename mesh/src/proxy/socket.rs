@@ -6,8 +6,8 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
 use rustix::io::Errno;
-use rustix::net::{AddressFamily, SocketFlags, SocketType, ipproto, sockopt};
-use socket2::{Domain, Protocol, Socket, Type};
+use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType, ipproto, sockopt};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 use super::TcpOptions;
 use crate::sys;
@@ -72,17 +72,23 @@ pub(super) fn accept(listener: impl AsFd) -> Result<(OwnedFd, SocketAddr), Errno
 }
 
 /// Begins to connect. With `speaks_first`, bytes follow as soon as the connection stands, and they carry the
-/// acknowledgement that ends the handshake: one packet less.
+/// acknowledgement that ends the handshake: one packet less. With `client`, the endpoint sees that address and not this
+/// host's, which must steer the answers back (`docs/load-balancing.md`).
 pub(super) fn connect(
     address: SocketAddr,
+    client: Option<SocketAddr>,
     speaks_first: bool,
     options: &TcpOptions,
 ) -> Result<OwnedFd, Errno> {
-    match connect_from(None, address, speaks_first, options) {
+    let attempt = |source| connect_from(source, address, speaks_first, options);
+    if let Some(client) = client {
+        return attempt(Source::Client(client));
+    }
+    match attempt(Source::Any) {
         // Every port of the source address that the kernel chose is in use towards this endpoint.
         Err(Errno::ADDRNOTAVAIL) => {
             let usable = options.source_addresses.iter().filter(|ip| ip.is_ipv4() == address.is_ipv4());
-            let mut attempts = usable.map(|ip| connect_from(Some(*ip), address, speaks_first, options));
+            let mut attempts = usable.map(|ip| attempt(Source::Own(*ip)));
             attempts
                 .find(|done| done.as_ref().err() != Some(&Errno::ADDRNOTAVAIL))
                 .unwrap_or(Err(Errno::ADDRNOTAVAIL))
@@ -91,8 +97,19 @@ pub(super) fn connect(
     }
 }
 
+/// Where a connection comes from.
+#[derive(Debug, Clone, Copy)]
+enum Source {
+    /// Whatever the kernel chooses.
+    Any,
+    /// An address of this host.
+    Own(IpAddr),
+    /// An address of another one.
+    Client(SocketAddr),
+}
+
 fn connect_from(
-    source: Option<IpAddr>,
+    source: Source,
     address: SocketAddr,
     speaks_first: bool,
     options: &TcpOptions,
@@ -100,10 +117,15 @@ fn connect_from(
     let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
     let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
     let socket = rustix::net::socket_with(family, SocketType::STREAM, flags, Some(ipproto::TCP))?;
-    if let Some(source) = source {
-        // The port is chosen when the destination is known, so that it may be one that leads elsewhere already.
-        let _ = nix::sys::socket::setsockopt(&socket, nix::sys::socket::sockopt::IpBindAddressNoPort, &true);
-        rustix::net::bind(&socket, &SocketAddr::new(source, 0))?;
+    match source {
+        Source::Any => {}
+        Source::Own(source) => {
+            // The port is chosen when the destination is known, so that it may be one that leads elsewhere already.
+            let _ =
+                nix::sys::socket::setsockopt(&socket, nix::sys::socket::sockopt::IpBindAddressNoPort, &true);
+            rustix::net::bind(&socket, &SocketAddr::new(source, 0))?;
+        }
+        Source::Client(client) => bind_as(&socket, client, address)?,
     }
     set_buffers(&socket, options);
     if speaks_first {
@@ -114,6 +136,28 @@ fn connect_from(
         Ok(()) | Err(Errno::INPROGRESS) => Ok(socket),
         Err(error) => Err(error),
     }
+}
+
+/// Binds to an address that is not this host's (`IP_TRANSPARENT`, needs `CAP_NET_ADMIN`): the client's own port too, unless
+/// another of its connections has it towards this endpoint.
+fn bind_as(socket: &OwnedFd, client: SocketAddr, endpoint: SocketAddr) -> Result<(), Errno> {
+    let errno = |error: io::Error| Errno::from_io_error(&error).unwrap_or(Errno::INVAL);
+    let options = SockRef::from(socket);
+    options.set_reuse_address(true).map_err(errno)?;
+    match endpoint {
+        SocketAddr::V4(_) => options.set_ip_transparent_v4(true),
+        SocketAddr::V6(_) => options.set_ip_transparent_v6(true),
+    }
+    .map_err(errno)?;
+    match rustix::net::bind(socket, &client) {
+        Err(Errno::ADDRINUSE) => rustix::net::bind(socket, &SocketAddr::new(client.ip(), 0)),
+        done => done,
+    }
+}
+
+/// What waits to be read, without taking it.
+pub(super) fn peek(socket: impl AsFd, buffer: &mut [u8]) -> Result<usize, Errno> {
+    Ok(rustix::net::recv(socket, buffer, RecvFlags::PEEK)?.1)
 }
 
 /// Errors of this host, of which an endpoint knows nothing: out of descriptors, memory or ports.

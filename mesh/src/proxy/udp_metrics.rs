@@ -14,6 +14,8 @@ use super::count::{Count, counters, raise};
 pub enum Lost {
     /// No endpoint gets traffic.
     NoEndpoint,
+    /// The service's limits allow no more, or those of the client's address, or those of every endpoint.
+    Refused,
     /// Every endpoint that was tried is unreachable.
     EndpointUnreachable,
     /// The client is unreachable from the address that it asked.
@@ -34,8 +36,9 @@ pub enum Lost {
 
 impl Lost {
     /// Every reason there is.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::NoEndpoint,
+        Self::Refused,
         Self::EndpointUnreachable,
         Self::ClientUnreachable,
         Self::Limit,
@@ -51,6 +54,7 @@ impl Lost {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::NoEndpoint => "no_endpoint",
+            Self::Refused => "refused",
             Self::EndpointUnreachable => "endpoint_unreachable",
             Self::ClientUnreachable => "client_unreachable",
             Self::Limit => "limit",

@@ -24,6 +24,17 @@ use super::poll::{Events, Readiness, Subject};
 use super::route::{ListenerId, Route};
 use super::udp::{Limits, Udp};
 use super::{Dropped, socket};
+use crate::balance::{Closing, Endpoint};
+
+/// How a connection is ended.
+enum Ending {
+    /// By FIN, both directions, as its peers did.
+    Finished,
+    /// By FIN, from here.
+    Closed(Dropped),
+    /// By RST.
+    Reset(Dropped),
+}
 
 /// A connection that has lasted so long gets what only lasting ones need.
 const SETTLED: Duration = Duration::from_secs(10);
@@ -50,7 +61,7 @@ impl Worker {
         udp: Limits,
         metrics: Metrics,
     ) -> io::Result<Self> {
-        let io = Io::new()?;
+        let io = Io::new(Arc::clone(&inbox))?;
         io.poller.add_level(&*inbox, Subject::Inbox)?;
         Ok(Self {
             io,
@@ -136,11 +147,12 @@ impl Worker {
         match catch_unwind(AssertUnwindSafe(|| step(connection, io))) {
             Ok(Step::Wait) => {}
             Ok(Step::Again) => self.again.push_back(key),
-            Ok(Step::Finished) => self.end(key, None),
-            Ok(Step::Dropped(reason)) => self.end(key, Some(reason)),
+            Ok(Step::Finished) => self.end(key, Ending::Finished),
+            Ok(Step::Closed(reason)) => self.end(key, Ending::Closed(reason)),
+            Ok(Step::Dropped(reason)) => self.end(key, Ending::Reset(reason)),
             Err(_) => {
                 tracing::error!("a connection's step panicked; the connection is reset");
-                self.end(key, Some(Dropped::Panic));
+                self.end(key, Ending::Reset(Dropped::Panic));
             }
         }
     }
@@ -154,14 +166,18 @@ impl Worker {
         }
     }
 
-    fn end(&mut self, key: Key, reason: Option<Dropped>) {
+    fn end(&mut self, key: Key, ending: Ending) {
         let Some(connection) = self.connections.remove(key) else { return };
         connection.route.tally.ended.add(1);
         connection.route.open.sub();
         self.limit.give_back();
-        if let Some(reason) = reason {
-            connection.route.tally.dropped(reason);
-            connection.reset();
+        match ending {
+            Ending::Finished => {}
+            Ending::Closed(reason) => connection.route.tally.dropped(reason),
+            Ending::Reset(reason) => {
+                connection.route.tally.dropped(reason);
+                connection.reset();
+            }
         }
     }
 
@@ -223,9 +239,15 @@ impl Worker {
                     self.udp_step(|udp, io| udp.stop_accepting(listener, io));
                 }
                 Command::Reset(listener) => {
-                    self.reset(listener);
+                    self.reset(|c| c.route.listener == listener);
                     self.udp_step(|udp, _| udp.reset(listener));
                 }
+                Command::Close(endpoint, Closing::All) => {
+                    self.reset(|c| c.is_with(&endpoint));
+                    self.udp_step(|udp, _| udp.leave(&endpoint));
+                }
+                Command::Close(endpoint, Closing::Idle) => self.endpoint_died(&endpoint),
+                Command::Call(key) => self.step(key, |connection, io| connection.called(key, io)),
                 Command::End => self.ended = true,
             }
         }
@@ -260,24 +282,25 @@ impl Worker {
         }
     }
 
-    fn reset(&mut self, listener: ListenerId) {
-        let keys: Vec<Key> = self
-            .connections
-            .iter()
-            .filter(|(_, c)| c.route.listener == listener)
-            .map(|(key, _)| key)
-            .collect();
-        for key in keys {
-            self.end(key, Some(Dropped::Drain));
+    fn reset(&mut self, which: impl Fn(&Connection) -> bool) {
+        for key in self.keys(which) {
+            self.end(key, Ending::Reset(Dropped::Drain));
         }
+    }
+
+    fn endpoint_died(&mut self, endpoint: &Arc<Endpoint>) {
+        for key in self.keys(|connection| connection.is_with(endpoint)) {
+            self.step(key, |connection, io| connection.endpoint_died(key, io));
+        }
+    }
+
+    fn keys(&self, which: impl Fn(&Connection) -> bool) -> Vec<Key> {
+        self.connections.iter().filter(|(_, connection)| which(connection)).map(|(key, _)| key).collect()
     }
 }
 
 impl Drop for Worker {
     fn drop(&mut self) {
-        let keys: Vec<Key> = self.connections.iter().map(|(key, _)| key).collect();
-        for key in keys {
-            self.end(key, Some(Dropped::Drain));
-        }
+        self.reset(|_| true);
     }
 }

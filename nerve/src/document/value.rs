@@ -9,7 +9,9 @@ use std::time::Duration;
 
 use toml::de::{DeTable, DeValue};
 
-use crate::model::{InstanceId, NodeName, PortName, Protocol, PublishedPort, ServiceName, Tag, Weight, Zone};
+use crate::model::{
+    InstanceId, NodeName, PortName, Prefix, Protocol, PublishedPort, ServiceName, Tag, Weight, Zone,
+};
 use crate::period::Period;
 
 /// So much of a value is repeated in a message, in characters.
@@ -409,6 +411,7 @@ texts! {
     Tag = "a tag such as \"v2\"",
     Zone = "a zone such as \"eu-1a\"",
     Protocol = "\"tcp\" or \"udp\"",
+    Prefix = "a range of addresses such as \"10.96.0.0/16\"",
     PublishedPort = "a port such as \"8080\", \"8080:metrics\" or \"53/udp\"",
 }
 

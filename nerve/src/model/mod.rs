@@ -1,16 +1,23 @@
 //! The vocabulary of the whole program: what a service, an instance, a node are, as they stand in the store.
 //!
 //! The writer owns a record's form, so it lives in the lowest crate. Readers accept unknown fields: agents of
-//! different versions share one store. Imports nothing of ours.
+//! different versions share one store. Imports of ours
+//! the leaf `period` alone.
 
 mod health;
 mod instance;
 mod name;
 mod node;
+mod prefix;
 mod settings;
 
 pub use health::Health;
 pub use instance::{Instance, Weight};
 pub use name::{InstanceId, NameError, NodeName, PortName, ServiceName, Tag, Zone};
 pub use node::Node;
-pub use settings::{ClientAddress, Protocol, ProxyVersion, PublishedPort, ServiceSettings};
+pub use prefix::Prefix;
+pub use settings::{
+    AtLimit, BalanceSettings, ClientAddress, Count, Factor, HashOn, Key as SettingKey, LimitSettings,
+    Locality, OutlierSettings, Percent, Policy, Protocol, ProxyVersion, PublishedPort, RetrySettings,
+    Selector, ServiceSettings, Split,
+};

@@ -1,88 +1,112 @@
-//! Round robin: each in turn.
+//! Round robin: each in turn, by weight.
+//!
+//! Smooth and exact without a lock: the turn is one counter, and the line of weights is walked in steps of the golden
+//! section, which visits every position once a round. Weights 5, 1, 1 come as `a a a b a c a`, where the usual smooth
+//! algorithm (nginx's) needs the state of all endpoints changed together for it.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::{Endpoint, Policy};
+use super::weights::Weights;
+use super::{Ask, Choice, Member, Policy, propose};
+use crate::balance::walk::Walk;
 
-/// Two turns, so that the share of an endpoint that is not eligible is spread evenly over the others, and not all
-/// given to its neighbour.
-#[derive(Debug, Default)]
-pub(in super::super) struct RoundRobin {
-    turn: AtomicUsize,
-    substitute_turn: AtomicUsize,
+#[derive(Debug)]
+pub(super) struct RoundRobin {
+    turn: AtomicU64,
+    weights: Weights,
+    /// None where all weights are equal: then it is the order of the members.
+    walk: Option<Walk>,
+}
+
+impl RoundRobin {
+    pub(super) fn new(members: &[Member], turn: u64) -> Self {
+        let weights = Weights::new(members);
+        let walk = (weights.total() != members.len() as u64).then(|| Walk::new(weights.total()));
+        Self { turn: AtomicU64::new(turn), weights, walk }
+    }
+
+    /// The member whose turn it is. One whose turn is lost (it is ejected, or full) is followed by the next turn, so that
+    /// its share falls on all others and not on its neighbour.
+    pub(super) fn next(&self) -> usize {
+        let turn = self.turn.fetch_add(1, Ordering::Relaxed);
+        let position = match &self.walk {
+            Some(walk) => walk.at(turn),
+            None => turn.checked_rem(self.weights.total()).unwrap_or(0),
+        };
+        self.weights.at(position)
+    }
 }
 
 impl Policy for RoundRobin {
-    fn choose<'a>(
-        &self,
-        endpoints: &'a [Arc<Endpoint>],
-        eligible: &dyn Fn(&Endpoint) -> bool,
-    ) -> Option<&'a Arc<Endpoint>> {
-        let turn = self.turn.fetch_add(1, Ordering::Relaxed);
-        let next = endpoints.get(turn.checked_rem(endpoints.len())?)?;
-        if eligible(next) {
-            return Some(next);
-        }
-        let candidates = || endpoints.iter().filter(|endpoint| eligible(endpoint));
-        let count = candidates().count();
-        let turn = self.substitute_turn.fetch_add(1, Ordering::Relaxed);
-        candidates().nth(turn.checked_rem(count)?)
+    fn choose(&self, members: &[Member], ask: &Ask<'_>) -> Choice {
+        propose(members, ask, |endpoint| ask.is_warm(endpoint), |_| self.next())
+    }
+
+    fn turn(&self) -> u64 {
+        self.turn.load(Ordering::Relaxed)
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use nerve::model::{InstanceId, NodeName};
     use proptest::prelude::*;
 
+    use super::super::tests::{World, all_at_once};
     use super::*;
 
-    fn endpoints(count: usize) -> Vec<Arc<Endpoint>> {
-        (0..count)
-            .map(|n| {
-                let id = InstanceId::new(&n.to_string()).unwrap();
-                Arc::new(Endpoint::new(id, NodeName::new("a").unwrap(), ([192, 0, 2, 1], 80).into()))
-            })
-            .collect()
+    #[test]
+    fn weights_are_met_exactly_and_smoothly() {
+        let world = World::new(&[5, 1, 1]);
+        let policy = RoundRobin::new(&world.members, 0);
+        let order: Vec<usize> = (0..14).map(|_| world.pick(&policy, 0)).collect();
+        assert_eq!(order, [0, 0, 0, 1, 0, 2, 0, 0, 0, 0, 1, 0, 2, 0]);
     }
 
     proptest! {
         #[test]
-        fn every_endpoint_gets_its_share(count in 1..20usize, rounds in 1..20usize) {
-            let endpoints = endpoints(count);
-            let policy = RoundRobin::default();
-            let mut seen = vec![0; count];
-            for _ in 0..count * rounds {
-                let chosen = policy.choose(&endpoints, &|_| true).unwrap();
-                seen[chosen.id().as_str().parse::<usize>().unwrap()] += 1;
+        fn shares_are_exact_over_a_round(weights in proptest::collection::vec(1..60u32, 1..12)) {
+            let world = World::new(&weights);
+            let policy = RoundRobin::new(&world.members, 0);
+            let total = policy.weights.total();
+            let hits = world.count(&policy, (0..total * 3).map(|_| 0));
+            let sum: u32 = weights.iter().sum();
+            for (hits, weight) in hits.iter().zip(&weights) {
+                prop_assert_eq!(*hits as u64 * u64::from(sum), u64::from(*weight) * total * 3);
             }
-            prop_assert!(seen.iter().all(|n| *n == rounds));
         }
 
         #[test]
-        fn the_eligible_share_what_the_others_would_have_had(mask in proptest::collection::vec(any::<bool>(), 1..12)) {
-            let endpoints = endpoints(mask.len());
-            let policy = RoundRobin::default();
-            let index = |e: &Endpoint| e.id().as_str().parse::<usize>().unwrap();
-            let mut seen = vec![0_i64; mask.len()];
-            let rounds = 60 * mask.len();
-            for _ in 0..rounds {
-                match policy.choose(&endpoints, &|e| mask[index(e)]) {
-                    Some(chosen) => seen[index(chosen)] += 1,
-                    None => prop_assert!(!mask.contains(&true)),
+        fn at_no_time_is_an_endpoint_far_from_its_share(weights in proptest::collection::vec(1..60u32, 2..8)) {
+            let world = World::new(&weights);
+            let policy = RoundRobin::new(&world.members, 0);
+            let sum: u32 = weights.iter().sum();
+            let mut hits = vec![0u32; weights.len()];
+            for picked in 1..500u32 {
+                hits[world.pick(&policy, 0)] += 1;
+                for (hits, weight) in hits.iter().zip(&weights) {
+                    let due = f64::from(picked) * f64::from(*weight) / f64::from(sum);
+                    prop_assert!((f64::from(*hits) - due).abs() < 3.5, "{hits} of {due} after {picked}");
                 }
             }
-            prop_assert!(seen.iter().zip(&mask).all(|(n, eligible)| *eligible || *n == 0));
-            let shares: Vec<_> = seen.iter().zip(&mask).filter(|(_, eligible)| **eligible).map(|(n, _)| *n).collect();
-            if let (Some(most), Some(least)) = (shares.iter().max(), shares.iter().min()) {
-                prop_assert!(most - least <= 1, "{shares:?}");
+        }
+
+        #[test]
+        fn what_an_ejected_endpoint_does_not_get_is_shared_by_all_others(count in 3..20usize, out in 0..20usize) {
+            let world = World::new(&vec![100; count]);
+            let policy = RoundRobin::new(&world.members, 0);
+            world.eject(out % count);
+            let hits = world.count(&policy, (0..(count as u64 - 1) * 50).map(|_| 0));
+            for (at, hits) in hits.iter().enumerate() {
+                prop_assert_eq!(*hits, if at == out % count { 0 } else { 50 });
             }
         }
     }
 
     #[test]
-    fn there_is_none_to_choose_of_none() {
-        assert!(RoundRobin::default().choose(&[], &|_| true).is_none());
+    fn threads_at_the_same_time_share_the_turns() {
+        let world = World::new(&[3, 2, 1]);
+        let policy = RoundRobin::new(&world.members, 0);
+        let hits = all_at_once(4, 6000, || world.pick(&policy, 0));
+        assert_eq!(hits, [12_000, 8_000, 4_000]);
     }
 }

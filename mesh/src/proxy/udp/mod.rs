@@ -31,6 +31,7 @@ use super::limit::ConnectionLimit;
 use super::poll::Subject;
 use super::route::ListenerId;
 use super::udp_metrics::Lost;
+use crate::balance::Endpoint;
 use crate::sys::datagrams::{BATCH, Datagrams};
 use batch::Piece;
 use listening::{Listening, canonical};
@@ -150,9 +151,13 @@ impl Udp {
     fn try_begin(&mut self, flow: Flow, route: &Rc<Route>, index: usize, io: &Io) -> Result<Key, Lost> {
         let mut tried = None;
         let client = canonical(flow.client);
-        let upstream = match Upstream::open(route, client, &mut tried) {
+        let permit = route.balancer.admit(client.ip(), io.now).map_err(|refused| {
+            tracing::debug!(service = %route.balancer.service(), %client, %refused, "a datagram is dropped");
+            Lost::Refused
+        })?;
+        let upstream = match Upstream::open(route, client, &mut tried, io.now) {
             // Descriptors or ports have run out: those of the longest idle session will do.
-            Err(Lost::Limit) if self.evict() => Upstream::open(route, client, &mut tried)?,
+            Err(Lost::Limit) if self.evict() => Upstream::open(route, client, &mut tried, io.now)?,
             upstream => upstream?,
         };
         // Not before there is an endpoint: nobody makes room for nothing.
@@ -163,7 +168,7 @@ impl Udp {
         if !has_place {
             return Err(Lost::Limit);
         }
-        let session = Session::new(route, client, upstream, tried, io.now);
+        let session = Session::new(route, client, (upstream, permit), tried, io.now);
         let Some(key) = self.sessions.insert(flow, session, io.now) else {
             self.descriptors.give_back();
             return Err(Lost::Limit);
@@ -215,7 +220,7 @@ impl Udp {
                 Ok(count) => {
                     let flow = *flow;
                     let missed = (begin..begin + count).rev().find_map(|n| self.buffers.head(n).missed);
-                    session.answered(missed);
+                    session.answered(missed, io.now);
                     self.answers.extend(std::iter::repeat_n(flow, count));
                     self.sessions.touch(key, io.now);
                     if count < limit {
@@ -376,6 +381,17 @@ impl Udp {
             ended.into_iter().for_each(|key| self.end(key));
             self.listeners.remove(key);
         }
+    }
+
+    /// Ends the sessions with an endpoint: it may have them no longer. Their clients' next datagrams go to others.
+    pub(super) fn leave(&mut self, endpoint: &Arc<Endpoint>) {
+        let ended: Vec<Key> = self
+            .sessions
+            .values()
+            .filter(|(_, session)| session.is_with(endpoint))
+            .map(|(key, _)| key)
+            .collect();
+        ended.into_iter().for_each(|key| self.end(key));
     }
 
     fn of(&self, listener: ListenerId) -> Vec<Key> {

@@ -10,6 +10,7 @@
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Instant;
 
 use rustix::io::Errno;
@@ -18,7 +19,7 @@ use smallvec::SmallVec;
 use super::Route;
 use super::batch::{Piece, Position, Way, left};
 use super::socket;
-use crate::balance::{Lease, Tried};
+use crate::balance::{ClientKey, ConnectFailure, Endpoint, Lease, Permit, Tried};
 use crate::proxy::arena::Key;
 use crate::proxy::io::Io;
 use crate::proxy::poll::{Interest, Subject};
@@ -35,11 +36,16 @@ pub(super) struct Session {
     pub(super) route: Rc<Route>,
     client: SocketAddr,
     upstream: Upstream,
+    /// Its place among those that the service, and the client's address, may have.
+    _permit: Permit,
     /// What was tried since the last answer.
     tried: Option<Box<Tried>>,
     /// The first datagram, until there is an answer.
     first: Option<Box<[u8]>>,
+    /// When the first datagram came.
     began: Instant,
+    /// When the endpoint was asked first.
+    asked: Instant,
     has_answered: bool,
     /// What the endpoint's socket could not hold, as last told.
     missed: u32,
@@ -58,13 +64,20 @@ impl Upstream {
         route: &Route,
         client: SocketAddr,
         tried: &mut Option<Box<Tried>>,
+        now: Instant,
     ) -> Result<Self, Lost> {
+        let key = ClientKey { address: client, waited: false };
         for _ in 0..ATTEMPTS {
             let none = Tried::none();
             let before = tried.as_deref().unwrap_or(&none);
-            let lease = route.balancer.pick(before).map_err(|none| {
+            let lease = route.balancer.pick(&key, before, now).map_err(|none| {
                 tracing::debug!(service = %route.balancer.service(), %client, error = %none, "a datagram is dropped");
-                if before.is_empty() { Lost::NoEndpoint } else { Lost::EndpointUnreachable }
+                match () {
+                    // A datagram does not wait for a place: whoever sent it would not know.
+                    () if none.is_full() => Lost::Refused,
+                    () if before.is_empty() => Lost::NoEndpoint,
+                    () => Lost::EndpointUnreachable,
+                }
             })?;
             match socket::connect(lease.endpoint().address()) {
                 Ok(socket) => return Ok(Self { socket, lease }),
@@ -94,14 +107,14 @@ fn failed(route: &Route, lease: &Lease, error: Errno, tried: &mut Option<Box<Tri
         error = %std::io::Error::from(error),
         "an endpoint cannot be reached; another one is tried"
     );
-    tried.get_or_insert_default().failed(lease);
+    tried.get_or_insert_default().failed(lease, ConnectFailure::of(&error.into()));
 }
 
 impl Session {
     pub(super) fn new(
         route: &Rc<Route>,
         client: SocketAddr,
-        upstream: Upstream,
+        (upstream, permit): (Upstream, Permit),
         tried: Option<Box<Tried>>,
         now: Instant,
     ) -> Self {
@@ -109,9 +122,11 @@ impl Session {
             route: Rc::clone(route),
             client,
             upstream,
+            _permit: permit,
             tried,
             first: None,
             began: now,
+            asked: now,
             has_answered: false,
             missed: 0,
         }
@@ -123,6 +138,10 @@ impl Session {
 
     pub(super) fn watch(&self, key: Key, io: &Io) -> Result<(), Lost> {
         self.upstream.watch(key, io)
+    }
+
+    pub(super) fn is_with(&self, endpoint: &Arc<Endpoint>) -> bool {
+        Arc::ptr_eq(self.upstream.lease.endpoint(), endpoint)
     }
 
     pub(super) fn has_answered(&self) -> bool {
@@ -203,14 +222,16 @@ impl Session {
     }
 
     /// Datagrams of the endpoint have come: it is there, and so is what `first` was kept for.
-    pub(super) fn answered(&mut self, missed: Option<u32>) {
+    pub(super) fn answered(&mut self, missed: Option<u32>, now: Instant) {
         if let Some(missed) = missed {
             let more = missed.wrapping_sub(self.missed);
             self.missed = missed;
             self.route.tally.lost(Lost::ReceiveBufferFull, u64::from(more));
         }
-        if !self.has_answered || self.tried.is_some() || self.first.is_some() {
-            self.upstream.lease.connected();
+        if !self.has_answered || self.tried.is_some() {
+            let latency = now.saturating_duration_since(self.asked);
+            self.upstream.lease.connected(latency);
+            self.upstream.lease.first_byte(latency);
             (self.has_answered, self.tried, self.first) = (true, None, None);
         }
     }
@@ -222,9 +243,9 @@ impl Session {
 
     /// Another endpoint. What the old one still sends is not heard.
     fn replace(&mut self, key: Key, io: &Io) -> Result<(), Lost> {
-        let upstream = Upstream::open(&self.route, self.client, &mut self.tried)?;
+        let upstream = Upstream::open(&self.route, self.client, &mut self.tried, io.now)?;
         upstream.watch(key, io)?;
-        (self.upstream, self.missed) = (upstream, 0);
+        (self.upstream, self.missed, self.asked) = (upstream, 0, io.now);
         self.route.tally.moved.add(1);
         Ok(())
     }

@@ -125,6 +125,10 @@ impl<T> Table<T> {
         self.entries.iter().map(|(key, entry)| (key, &entry.flow, entry.active))
     }
 
+    pub(super) fn values(&self) -> impl Iterator<Item = (Key, &T)> {
+        self.entries.iter().map(|(key, entry)| (key, &entry.value))
+    }
+
     fn list(&mut self, is_assured: bool) -> &mut List {
         if is_assured { &mut self.assured } else { &mut self.unassured }
     }

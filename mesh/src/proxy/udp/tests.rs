@@ -10,7 +10,7 @@ use nerve::model::{Instance, ServiceName};
 use serde_json::json;
 use synapse::catalog::{Catalog, Change, Writer};
 
-use crate::balance::Balancer;
+use crate::balance::{self, Balancer, Place, Surroundings};
 use crate::proxy::Lost;
 use crate::proxy::{Config, DataPlane, Listener, ListenerSpec, Metrics, Sharing, UdpOptions};
 
@@ -46,13 +46,22 @@ fn instance(id: usize, at: SocketAddr, more: &serde_json::Value) -> Change {
     Change::PutInstance(Arc::new(serde_json::from_value::<Instance>(json).unwrap()))
 }
 
+fn new_balancer(plane: &DataPlane) -> Arc<Balancer> {
+    let surroundings = Surroundings {
+        place: Place::default(),
+        metrics: balance::Metrics::new().unwrap(),
+        on_closing: plane.closer(),
+    };
+    Arc::new(Balancer::new(ServiceName::new("dns").unwrap(), None, &surroundings))
+}
+
 fn world_at(address: &str, config: Config, endpoints: &[SocketAddr]) -> World {
     let (catalog, mut writer) = Catalog::new();
     writer.apply(endpoints.iter().enumerate().map(|(id, at)| instance(id, *at, &json!({}))));
-    let balancer = Arc::new(Balancer::new(ServiceName::new("dns").unwrap(), None));
-    balancer.update(catalog.service("dns").as_deref());
     let metrics = Metrics::new().unwrap();
     let plane = DataPlane::start(config, metrics.clone()).unwrap();
+    let balancer = new_balancer(&plane);
+    balancer.update(catalog.service("dns").as_deref());
     let listener = plane.open_udp(spec(address.parse().unwrap(), &balancer)).unwrap();
     World { plane, listener, metrics, catalog, writer, balancer }
 }
@@ -390,7 +399,7 @@ fn a_listener_that_has_stopped_gives_way_to_the_next_one_on_its_address() {
     listener.stop_accepting();
     let (catalog, mut writer) = Catalog::new();
     writer.apply([instance(7, echo("new"), &json!({}))]);
-    let other = Arc::new(Balancer::new(ServiceName::new("dns").unwrap(), None));
+    let other = new_balancer(&plane);
     other.update(catalog.service("dns").as_deref());
     let next = plane.open_udp(spec(address, &other)).unwrap();
     client.set_read_timeout(Some(Duration::from_millis(50))).unwrap();

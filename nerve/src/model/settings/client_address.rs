@@ -1,6 +1,7 @@
 //! How the endpoints of a service learn who the client is.
 
-use serde::{Deserialize, Serialize};
+use super::key::{Key, key};
+use super::value::word_list;
 
 /// A version of the PROXY protocol.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -11,19 +12,19 @@ pub enum ProxyVersion {
     V2,
 }
 
-/// What an endpoint sees as the client's address.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum ClientAddress {
-    /// The balancer's own: nothing is needed on either side.
-    #[default]
-    Plain,
-    /// The balancer's own, and in front of the client's bytes a PROXY protocol header of version 1.
-    ProxyV1,
-    /// The same with version 2.
-    ProxyV2,
-    /// The client's: the balancer connects from it (`IP_TRANSPARENT`). For endpoints on the balancer's own node.
-    Transparent,
+word_list! {
+    /// What an endpoint sees as the client's address.
+    ClientAddress {
+        /// The balancer's own: nothing is needed on either side.
+        #[default]
+        Plain = "plain",
+        /// The balancer's own, and in front of the client's bytes a PROXY protocol header of version 1.
+        ProxyV1 = "proxy_v1",
+        /// The same with version 2.
+        ProxyV2 = "proxy_v2",
+        /// The client's: the balancer connects from it (`IP_TRANSPARENT`). For endpoints on the balancer's own node.
+        Transparent = "transparent",
+    }
 }
 
 impl ClientAddress {
@@ -37,3 +38,9 @@ impl ClientAddress {
         }
     }
 }
+
+/// What an operator may set of it.
+pub(super) const KEYS: &[Key] = &[key!(
+    client_address: ClientAddress = "plain",
+    "how endpoints learn the client's address: not, by a PROXY protocol header, or by its being the source"
+)];

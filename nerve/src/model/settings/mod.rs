@@ -1,14 +1,27 @@
 //! The fleet-wide settings of a service, as they stand under `services/<service>`.
 
+mod balance;
 mod client_address;
+mod key;
+mod limits;
 mod published;
+mod value;
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+pub use balance::{
+    BalanceSettings, HashOn, Locality, OutlierSettings, Policy, RetrySettings, Selector, Split,
+};
 pub use client_address::{ClientAddress, ProxyVersion};
+pub use key::Key;
+pub use limits::{AtLimit, LimitSettings};
 pub use published::{Protocol, PublishedPort};
+pub use value::{Count, Factor, Percent};
+
+/// The settings that an operator names, a group a file.
+const GROUPS: &[&[Key]] = &[balance::KEYS, limits::KEYS, client_address::KEYS];
 
 /// What holds for a service on every node. Durable: it outlives every agent.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -16,9 +29,33 @@ pub struct ServiceSettings {
     /// Ports that every node listens on.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub published: Vec<PublishedPort>,
+    /// How connections are shared out among the endpoints.
+    #[serde(default, skip_serializing_if = "BalanceSettings::is_default")]
+    pub balance: BalanceSettings,
+    /// How much endpoints and clients may take.
+    #[serde(default, skip_serializing_if = "LimitSettings::is_default")]
+    pub limits: LimitSettings,
+    /// How endpoints learn who the client is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub client_address: Option<ClientAddress>,
     /// What a newer agent wrote and this one does not know: kept, so that a change made here does not lose it.
     #[serde(flatten)]
     pub unknown: BTreeMap<String, serde_json::Value>,
+}
+
+impl ServiceSettings {
+    /// The same with every default filled in: what holds.
+    #[must_use]
+    pub fn effective(&self) -> Self {
+        let mut settings = self.clone();
+        for key in Key::all().filter(|key| !key.default.is_empty()) {
+            if key.get(&settings).is_none() {
+                // That a default can be set is a test of `key`.
+                let _ = key.set(&mut settings, key.default);
+            }
+        }
+        settings
+    }
 }
 
 #[cfg(test)]
@@ -27,9 +64,9 @@ mod tests {
 
     #[test]
     fn settings_keep_what_a_newer_agent_wrote() {
-        let text = r#"{"published":[{"port":8080}],"policy":"maglev"}"#;
+        let text = r#"{"published":[{"port":8080}],"colour":"red","balance":{"taste":{"sweet":true}}}"#;
         let settings: ServiceSettings = serde_json::from_str(text).unwrap();
-        let again = serde_json::to_value(&settings).unwrap();
-        assert_eq!(again["policy"], "maglev");
+        let again = serde_json::to_string(&settings).unwrap();
+        assert!(again.contains("red") && again.contains("sweet"), "{again}");
     }
 }

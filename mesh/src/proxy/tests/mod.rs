@@ -1,5 +1,8 @@
 //! What a connection's two ends see, over real sockets on loopback.
 
+mod services;
+mod sockets;
+
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::num::{NonZeroU32, NonZeroUsize};
@@ -7,12 +10,12 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use nerve::model::{Instance, ServiceName};
+use nerve::model::{Instance, ServiceName, ServiceSettings};
 use socket2::SockRef;
-use synapse::catalog::{Catalog, Change};
+use synapse::catalog::{Catalog, Change, Writer};
 
-use super::{Config, DataPlane, Dropped, Listener, ListenerSpec, Metrics, Sharing};
-use crate::balance::Balancer;
+use super::{Config, DataPlane, Dropped, Listener, ListenerSpec, Metrics, Sharing, proxy_protocol};
+use crate::balance::{self, Balancer, Place, Surroundings};
 
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -20,27 +23,50 @@ struct World {
     plane: DataPlane,
     listener: Listener,
     metrics: Metrics,
+    catalog: Catalog,
+    writer: Writer,
+    balancer: Arc<Balancer>,
 }
 
 /// A port that leads to `endpoints`.
 fn world(config: Config, endpoints: &[SocketAddr]) -> World {
+    world_with(config, endpoints, &serde_json::json!({}), Sharing::PerThread)
+}
+
+/// The same for a service with settings.
+fn world_with(
+    config: Config,
+    endpoints: &[SocketAddr],
+    settings: &serde_json::Value,
+    sharing: Sharing,
+) -> World {
     let (catalog, mut writer) = Catalog::new();
-    writer.apply(endpoints.iter().enumerate().map(|(id, at)| {
-        let json = serde_json::json!({
-            "service": "web", "id": id.to_string(), "node": "a", "address": at.ip(), "port": at.port(),
-        });
-        Change::PutInstance(Arc::new(serde_json::from_value::<Instance>(json).unwrap()))
-    }));
-    let balancer = Arc::new(Balancer::new(ServiceName::new("web").unwrap(), None));
-    balancer.update(catalog.service("web").as_deref());
+    let web = ServiceName::new("web").unwrap();
+    let settings = serde_json::from_value::<ServiceSettings>(settings.clone()).unwrap();
+    let instances =
+        endpoints.iter().enumerate().map(|(id, at)| Change::PutInstance(instance(id, *at, "passing")));
+    writer.apply(instances.chain([Change::PutSettings(web.clone(), Arc::new(settings))]));
     let metrics = Metrics::new().unwrap();
     let config = Config { threads: NonZeroUsize::new(2), ..config };
     let plane = DataPlane::start(config, metrics.clone()).unwrap();
+    let surroundings = Surroundings {
+        place: Place::default(),
+        metrics: balance::Metrics::new().unwrap(),
+        on_closing: plane.closer(),
+    };
+    let balancer = Arc::new(Balancer::new(web, None, &surroundings));
+    balancer.update(catalog.service("web").as_deref());
     let address = "127.0.0.1:0".parse().unwrap();
-    let listener = plane
-        .open(ListenerSpec { address, balancer, sharing: Sharing::PerThread, inherited: Vec::new() })
-        .unwrap();
-    World { plane, listener, metrics }
+    let spec = ListenerSpec { address, balancer: Arc::clone(&balancer), sharing, inherited: Vec::new() };
+    let listener = plane.open(spec).unwrap();
+    World { plane, listener, metrics, catalog, writer, balancer }
+}
+
+fn instance(id: usize, at: SocketAddr, health: &str) -> Arc<Instance> {
+    let json = serde_json::json!({
+        "service": "web", "id": id.to_string(), "node": "a", "address": at.ip(), "port": at.port(), "health": health,
+    });
+    Arc::new(serde_json::from_value(json).unwrap())
 }
 
 impl World {
@@ -48,6 +74,12 @@ impl World {
         let stream = TcpStream::connect(self.listener.address()).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         stream
+    }
+
+    /// The first endpoint is said to be so.
+    fn health(&mut self, at: SocketAddr, health: &str) {
+        self.writer.apply([Change::PutInstance(instance(0, at, health))]);
+        self.balancer.update(self.catalog.service("web").as_deref());
     }
 
     fn dropped(&self, reason: Dropped) -> u64 {
@@ -251,7 +283,7 @@ async fn a_drain_lets_connections_finish_and_takes_no_new_ones() {
             stream.write_all(&byte).unwrap();
         }
     });
-    let World { plane, listener, metrics } = world(Config::default(), &[echo]);
+    let World { plane, listener, metrics, .. } = world(Config::default(), &[echo]);
     let address = listener.address();
     let mut client = TcpStream::connect(address).unwrap();
     let mut echoes = move || {
@@ -272,7 +304,7 @@ async fn a_drain_lets_connections_finish_and_takes_no_new_ones() {
 #[tokio::test]
 async fn a_drain_resets_what_is_open_at_its_deadline() {
     let quiet = endpoint(|mut stream| drop(stream.read(&mut [0; 1])));
-    let World { plane, listener, metrics } = world(Config::default(), &[quiet]);
+    let World { plane, listener, metrics, .. } = world(Config::default(), &[quiet]);
     let mut client = TcpStream::connect(listener.address()).unwrap();
     client.set_read_timeout(Some(PATIENCE)).unwrap();
     until("open", || listener.connections() == 1);
