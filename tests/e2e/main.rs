@@ -19,6 +19,7 @@ mod mistakes;
 mod outage;
 mod reload;
 mod settings;
+mod udp;
 mod vip;
 
 /// The port that instances of `web` listen on.

@@ -169,13 +169,7 @@ pub(crate) const HOMES: &[Home] = &[
     home("libc", &["mesh/src/sys", "mesh/src/dns/server"]),
     home(
         "nix",
-        &[
-            "mesh/src/agent",
-            "mesh/src/dns/server",
-            "mesh/src/ingress/addresses.rs",
-            "mesh/src/proxy/plane.rs",
-            "mesh/src/proxy/socket.rs",
-        ],
+        &["mesh/src/agent", "mesh/src/dns/server", "mesh/src/ingress/addresses.rs", "mesh/src/proxy"],
     ),
     home("rand", &["mesh/src/dns"]),
     home(

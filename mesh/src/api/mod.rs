@@ -14,6 +14,7 @@ pub use read::{
 };
 pub use write::{
     Changed, CheckRequest, DrainRequest, ErrorBody, PublishRequest, RegisterRequest, SettingsRequest,
+    VipRequest,
 };
 
 /// Where the agent answers unless told otherwise, and where the command line asks.

@@ -190,6 +190,12 @@ impl Endpoint {
         self.life.load(Ordering::Relaxed) == Life::Dead as u8
     }
 
+    /// Has it left, drained or not, or does it fail its checks? What has no connection need not go on with it.
+    #[must_use]
+    pub fn is_gone(&self) -> bool {
+        self.is_dead() || self.life.load(Ordering::Relaxed) == Life::Left as u8
+    }
+
     /// Why it is passed over for what was seen of it, and for how long still (zero: the next connection tries it).
     #[must_use]
     pub fn ejected(&self) -> Option<(Ejection, Duration)> {

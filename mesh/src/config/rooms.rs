@@ -63,6 +63,10 @@ impl Config {
             idle_timeout: self.proxy.idle_timeout.map(Period::get),
             max_connections: self.proxy.max_connections,
             trusted_proxies: self.proxy.trusted_proxies.as_slice().into(),
+            udp: proxy::UdpOptions {
+                idle_timeout: self.proxy.udp_idle_timeout.get(),
+                max_sessions: self.proxy.max_udp_sessions,
+            },
             tcp: proxy::TcpOptions {
                 keepalive: self.proxy.keepalive.get(),
                 keepalive_interval: self.proxy.keepalive_interval.get(),

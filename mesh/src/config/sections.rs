@@ -142,6 +142,11 @@ pub struct Proxy {
     pub source_addresses: Vec<IpAddr>,
     /// Proxies in front of this one.
     pub trusted_proxies: Vec<Prefix>,
+    /// A UDP session on which nothing moved for so long has ended.
+    pub udp_idle_timeout: Period,
+    /// UDP sessions at the same time, over all ports; without it, a quarter of the connections.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_udp_sessions: Option<NonZeroU32>,
 }
 
 /// `[dns]`: the name server of this node.
@@ -329,6 +334,8 @@ impl Proxy {
             receive_buffer: section.optional("receive_buffer"),
             source_addresses: section.or("source_addresses", Vec::new()),
             trusted_proxies: section.or("trusted_proxies", Vec::new()),
+            udp_idle_timeout: section.or("udp_idle_timeout", Period::seconds(60)),
+            max_udp_sessions: section.optional("max_udp_sessions"),
         }
     }
 }

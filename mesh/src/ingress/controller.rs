@@ -473,16 +473,16 @@ impl Controller {
         {
             return state;
         }
-        // The one place that knows that the data plane moves no datagrams yet.
-        if protocol == Protocol::Udp {
-            return State::Failed(format!(
-                "cannot listen on {address}/udp: this version moves TCP only; unpublish it, or publish the TCP port"
-            ));
-        }
         // Virtual addresses are many: with a socket a thread they would be as many descriptors as connections may need.
         let sharing = if kind == ListenerKind::Virtual { Sharing::One } else { Sharing::PerThread };
-        let inherited = self.inherited.take(Transport::Tcp, address).into_iter().map(Arc::new).collect();
-        match self.plane.open(ListenerSpec { address, balancer, sharing, inherited }) {
+        let inherited =
+            |transport| self.inherited.take(transport, address).into_iter().map(Arc::new).collect();
+        let spec = |transport| ListenerSpec { address, balancer, sharing, inherited: inherited(transport) };
+        let opened = match protocol {
+            Protocol::Tcp => self.plane.open(spec(Transport::Tcp)),
+            Protocol::Udp => self.plane.open_udp(spec(Transport::Udp)),
+        };
+        match opened {
             Ok(listener) => State::Open(listener),
             Err(error) => {
                 let text = error.to_string();

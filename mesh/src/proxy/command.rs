@@ -7,12 +7,15 @@ use std::task::Wake;
 use super::arena::Key;
 use super::inbox::Inbox;
 use super::route::{ListenerId, Route};
+use super::udp;
 use crate::balance::{Closing, Endpoint};
 
 #[derive(Debug)]
 pub(super) enum Command {
     /// Listen on the socket.
     Open(Arc<OwnedFd>, Box<Route>),
+    /// Take datagrams from the socket.
+    OpenUdp(Arc<OwnedFd>, Box<udp::Route>),
     /// Take what waits, then nothing more.
     StopAccepting(ListenerId),
     /// Reset the listener's connections.

@@ -6,13 +6,24 @@ use std::net::SocketAddr;
 
 /// A listener that cannot be opened.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot listen on {address}/tcp: {source}{}", crate::advice::on_bind(source, *address))]
+#[error("cannot listen on {address}/{transport}: {source}{}", crate::advice::on_bind(source, *address))]
 pub struct BindError {
     /// The address asked for.
     pub address: SocketAddr,
+    /// And for what.
+    pub transport: Transport,
     /// The kernel's answer.
     #[source]
     pub source: io::Error,
+}
+
+/// What a listener is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Transport {
+    /// Connections.
+    Tcp,
+    /// Datagrams.
+    Udp,
 }
 
 /// Why a client's connection was dropped: the closed set behind `plexus_connections_dropped_total`.
@@ -96,5 +107,14 @@ impl Dropped {
 impl fmt::Display for Dropped {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(self.as_str())
+    }
+}
+
+impl fmt::Display for Transport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+        })
     }
 }

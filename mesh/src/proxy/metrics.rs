@@ -4,7 +4,6 @@
 //! around. They are added up when somebody asks.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use prometheus::core::{Collector, Desc};
@@ -13,20 +12,18 @@ use prometheus::{
     Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGaugeVec, Opts, Registry,
 };
 
-use super::Dropped;
+use super::count::{Count, counters, raise};
+use super::{Dropped, udp_metrics};
 
 /// Everything that the data plane counts.
 #[derive(Debug, Clone)]
 pub struct Metrics {
     tallies: Tallies,
+    pub(super) udp: udp_metrics::Tallies,
     connect: HistogramVec,
     /// Accepts that the kernel refused for want of descriptors or memory.
     pub(super) accept_errors: IntCounter,
 }
-
-/// A number that one thread writes and anyone reads.
-#[derive(Debug, Default)]
-pub(super) struct Count(AtomicU64);
 
 /// What one thread counts of one service.
 #[derive(Debug, Default)]
@@ -49,17 +46,6 @@ struct Tallies {
     bytes: IntCounterVec,
     retries: IntCounterVec,
     dropped: IntCounterVec,
-}
-
-impl Count {
-    /// For the thread that owns it.
-    pub(super) fn add(&self, count: u64) {
-        self.0.store(self.0.load(Ordering::Relaxed) + count, Ordering::Relaxed);
-    }
-
-    pub(super) fn get(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
-    }
 }
 
 impl Tally {
@@ -96,6 +82,7 @@ impl Metrics {
         };
         Ok(Self {
             tallies,
+            udp: udp_metrics::Tallies::new()?,
             connect: HistogramVec::new(
                 HistogramOpts::new(
                     "plexus_connect_seconds",
@@ -114,6 +101,7 @@ impl Metrics {
     /// Makes them visible.
     pub fn register(&self, registry: &Registry) -> prometheus::Result<()> {
         registry.register(Box::new(self.tallies.clone()))?;
+        registry.register(Box::new(self.udp.clone()))?;
         registry.register(Box::new(self.connect.clone()))?;
         registry.register(Box::new(self.accept_errors.clone()))
     }
@@ -175,16 +163,6 @@ impl Collector for Tallies {
         self.add_up();
         self.families().into_iter().flat_map(Collector::collect).collect()
     }
-}
-
-/// Raises a counter to `total`.
-fn raise(counters: &IntCounterVec, labels: &[&str], total: u64) {
-    let counter = counters.with_label_values(labels);
-    counter.inc_by(total.saturating_sub(counter.get()));
-}
-
-fn counters(name: &str, help: &str, labels: &[&str]) -> prometheus::Result<IntCounterVec> {
-    IntCounterVec::new(Opts::new(name, help), labels)
 }
 
 #[cfg(test)]

@@ -9,6 +9,8 @@
 mod arena;
 mod command;
 mod connection;
+mod count;
+mod datagrams;
 mod error;
 mod flow;
 mod inbox;
@@ -27,6 +29,8 @@ mod socket;
 #[cfg(test)]
 mod tests;
 mod timers;
+mod udp;
+mod udp_metrics;
 mod worker;
 
 use std::net::IpAddr;
@@ -36,9 +40,10 @@ use std::time::Duration;
 
 use nerve::model::Prefix;
 
-pub use error::{BindError, Dropped};
+pub use error::{BindError, Dropped, Transport};
 pub use metrics::Metrics;
 pub use plane::{DataPlane, Listener, ListenerSpec, Sharing};
+pub use udp_metrics::Lost;
 
 /// How connections are moved; the same for every listener.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -57,6 +62,24 @@ pub struct Config {
     pub tcp: TcpOptions,
     /// Proxies in front of this one: a client from here must begin with a PROXY protocol header, and is believed.
     pub trusted_proxies: Arc<[Prefix]>,
+    /// What is different for datagrams.
+    pub udp: UdpOptions,
+}
+
+/// How sessions of UDP are kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UdpOptions {
+    /// A session on which nothing moved for this long has ended.
+    pub idle_timeout: Duration,
+    /// Sessions over all listeners; each counts as a connection too. `None`: a quarter of the connections, as far as there are
+    /// ports.
+    pub max_sessions: Option<NonZeroU32>,
+}
+
+impl Default for UdpOptions {
+    fn default() -> Self {
+        Self { idle_timeout: Duration::from_secs(60), max_sessions: None }
+    }
 }
 
 /// Options of the sockets of connections, on both sides.
@@ -104,6 +127,7 @@ impl Default for Config {
             max_connections: None,
             tcp: TcpOptions::default(),
             trusted_proxies: Arc::default(),
+            udp: UdpOptions::default(),
         }
     }
 }

@@ -1,11 +1,12 @@
 //! The data plane: its threads, and the control plane's handle on them.
 
+use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
-use std::num::NonZeroUsize;
+use std::num::{NonZeroU32, NonZeroUsize};
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, Weak};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -15,7 +16,7 @@ use super::limit::ConnectionLimit;
 use super::metrics::Metrics;
 use super::route::{ListenerId, OpenConnections, Route};
 use super::worker::Worker;
-use super::{BindError, Config, socket};
+use super::{BindError, Config, Transport, socket, udp};
 use crate::balance::{Balancer, OnClosing};
 
 /// Descriptors that are not for client connections: listeners, store, checks, DNS, files.
@@ -48,27 +49,31 @@ pub enum Sharing {
 /// An open listener. Dropping it closes it at once, with its connections.
 #[derive(Debug)]
 pub struct Listener {
-    id: ListenerId,
-    address: SocketAddr,
+    pub(super) id: ListenerId,
+    pub(super) address: SocketAddr,
     /// The threads hold them, and close them when they stop accepting.
     sockets: Vec<Weak<OwnedFd>>,
-    open: Vec<Arc<OpenConnections>>,
+    pub(super) open: Vec<Arc<OpenConnections>>,
     threads: Vec<Arc<Inbox<Command>>>,
+    /// It was told to accept no more.
+    pub(super) is_leaving: Arc<AtomicBool>,
 }
 
 /// The data-plane threads.
 #[derive(Debug)]
 pub struct DataPlane {
-    config: Arc<Config>,
-    metrics: Metrics,
+    pub(super) config: Arc<Config>,
+    pub(super) metrics: Metrics,
     limit: Arc<ConnectionLimit>,
-    threads: Vec<Thread>,
+    pub(super) threads: Vec<Thread>,
     next_listener: AtomicU64,
+    /// UDP listeners by address, those too that have stopped and still have sessions.
+    pub(super) udp: Mutex<HashMap<SocketAddr, (ListenerId, Weak<AtomicBool>)>>,
 }
 
 #[derive(Debug)]
-struct Thread {
-    inbox: Arc<Inbox<Command>>,
+pub(super) struct Thread {
+    pub(super) inbox: Arc<Inbox<Command>>,
     handle: JoinHandle<()>,
 }
 
@@ -78,26 +83,30 @@ impl DataPlane {
         let threads = config
             .threads
             .unwrap_or_else(|| std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN));
-        let limit = config.max_connections.map_or_else(connections_by_descriptors, std::num::NonZeroU32::get);
+        let limit = config.max_connections.map_or_else(connections_by_descriptors, NonZeroU32::get);
         let limit = Arc::new(ConnectionLimit::new(limit));
+        let sessions =
+            config.udp.max_sessions.map_or_else(|| udp::max_sessions(limit.limit()), NonZeroU32::get);
+        let sessions = usize::try_from(sessions).unwrap_or(usize::MAX).div_ceil(threads.get());
+        let udp = udp::Limits { sessions, idle_timeout: config.udp.idle_timeout };
         let threads = (0..threads.get())
-            .map(|index| Thread::start(index, &limit, &metrics))
+            .map(|index| Thread::start(index, &limit, udp, &metrics))
             .collect::<Result<_, _>>()?;
-        Ok(Self { config: Arc::new(config), metrics, limit, threads, next_listener: AtomicU64::new(0) })
+        Ok(Self {
+            config: Arc::new(config),
+            metrics,
+            limit,
+            threads,
+            next_listener: AtomicU64::new(0),
+            udp: Mutex::default(),
+        })
     }
 
     /// Opens a listener on every thread. When this returns, the port answers.
     pub fn open(&self, spec: ListenerSpec) -> Result<Listener, BindError> {
-        let failed = |source| BindError { address: spec.address, source };
+        let failed = |source| BindError { address: spec.address, transport: Transport::Tcp, source };
         let sockets = self.sockets(&spec).map_err(failed)?;
-        let address = socket::local_address(&sockets[0]).map_err(failed)?;
-        let listener = Listener {
-            id: ListenerId::new(self.next_listener.fetch_add(1, Ordering::Relaxed)),
-            address,
-            sockets: sockets.iter().map(Arc::downgrade).collect(),
-            open: self.threads.iter().map(|_| Arc::default()).collect(),
-            threads: self.threads.iter().map(|thread| Arc::clone(&thread.inbox)).collect(),
-        };
+        let listener = self.listener(&sockets).map_err(failed)?;
         // With fewer sockets than threads, all of them are everyone's.
         let is_shared = sockets.len() < self.threads.len();
         for (index, thread) in self.threads.iter().enumerate() {
@@ -110,6 +119,18 @@ impl DataPlane {
             }
         }
         Ok(listener)
+    }
+
+    /// The handle on a listener with these sockets, of which there is one at least.
+    pub(super) fn listener(&self, sockets: &[Arc<OwnedFd>]) -> io::Result<Listener> {
+        Ok(Listener {
+            id: ListenerId::new(self.next_listener.fetch_add(1, Ordering::Relaxed)),
+            address: socket::local_address(&sockets[0])?,
+            sockets: sockets.iter().map(Arc::downgrade).collect(),
+            open: self.threads.iter().map(|_| Arc::default()).collect(),
+            threads: self.threads.iter().map(|thread| Arc::clone(&thread.inbox)).collect(),
+            is_leaving: Arc::default(),
+        })
     }
 
     /// Inherited sockets, and as many more as the way of sharing needs; at least one.
@@ -187,13 +208,18 @@ impl DataPlane {
 }
 
 impl Thread {
-    fn start(index: usize, limit: &Arc<ConnectionLimit>, metrics: &Metrics) -> io::Result<Self> {
+    fn start(
+        index: usize,
+        limit: &Arc<ConnectionLimit>,
+        udp: udp::Limits,
+        metrics: &Metrics,
+    ) -> io::Result<Self> {
         let inbox = Arc::new(Inbox::new()?);
         let (limit, metrics, worker_inbox) = (Arc::clone(limit), metrics.clone(), Arc::clone(&inbox));
         // Says whether it could start, so that an error is the caller's and not the thread's.
         let (tell, told) = std::sync::mpsc::sync_channel(1);
         let handle = std::thread::Builder::new().name(format!("data-{index}")).spawn(move || {
-            match Worker::new(worker_inbox, limit, metrics) {
+            match Worker::new(worker_inbox, limit, udp, metrics) {
                 Ok(worker) => {
                     let _ = tell.send(Ok(()));
                     worker.run();
@@ -229,6 +255,7 @@ impl Listener {
 
     /// Takes no new connections from now on. What the kernel had completed already is still served.
     pub fn stop_accepting(&self) {
+        self.is_leaving.store(true, Ordering::Release);
         self.tell(Command::StopAccepting);
     }
 

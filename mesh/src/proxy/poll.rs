@@ -27,6 +27,10 @@ pub(super) enum Subject {
     Client(Key),
     /// The endpoint's socket of a connection.
     Endpoint(Key),
+    /// A UDP listening socket.
+    UdpListener(Key),
+    /// The endpoint's socket of a UDP session.
+    UdpSession(Key),
 }
 
 impl Subject {
@@ -38,6 +42,8 @@ impl Subject {
             Self::Listener(key) => (1, key.to_bits()),
             Self::Client(key) => (2, key.to_bits()),
             Self::Endpoint(key) => (3, key.to_bits()),
+            Self::UdpListener(key) => (4, key.to_bits()),
+            Self::UdpSession(key) => (5, key.to_bits()),
         };
         EventData::new_u64(kind << Self::KIND_SHIFT | key)
     }
@@ -49,6 +55,8 @@ impl Subject {
             1 => Self::Listener(key),
             2 => Self::Client(key),
             3 => Self::Endpoint(key),
+            4 => Self::UdpListener(key),
+            5 => Self::UdpSession(key),
             _ => Self::Inbox,
         }
     }
@@ -167,9 +175,14 @@ mod tests {
         let mut arena = Arena::default();
         for _ in 0..3 {
             let key = arena.insert(()).unwrap();
-            for subject in
-                [Subject::Inbox, Subject::Listener(key), Subject::Client(key), Subject::Endpoint(key)]
-            {
+            for subject in [
+                Subject::Inbox,
+                Subject::Listener(key),
+                Subject::Client(key),
+                Subject::Endpoint(key),
+                Subject::UdpListener(key),
+                Subject::UdpSession(key),
+            ] {
                 assert_eq!(Subject::of(subject.data()), subject);
             }
             arena.remove(key);

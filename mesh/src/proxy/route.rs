@@ -40,6 +40,11 @@ impl ListenerId {
     pub(super) fn new(number: u64) -> Self {
         Self(number)
     }
+
+    /// One of `count` places: those after one another get different ones.
+    pub(super) fn place(self, count: usize) -> usize {
+        usize::try_from(self.0).unwrap_or_default() % count.max(1)
+    }
 }
 
 /// What one thread has open of one listener. Written by that thread alone.

@@ -22,6 +22,7 @@ use super::listening::{Accepted, Listening};
 use super::metrics::Metrics;
 use super::poll::{Events, Readiness, Subject};
 use super::route::{ListenerId, Route};
+use super::udp::{Limits, Udp};
 use super::{Dropped, socket};
 use crate::balance::{Closing, Endpoint};
 
@@ -43,6 +44,7 @@ pub(super) struct Worker {
     inbox: Arc<Inbox<Command>>,
     listeners: Arena<Listening>,
     connections: Arena<Connection>,
+    udp: Udp,
     /// Connections that have more to do, in their order.
     again: VecDeque<Key>,
     /// Those that have not lasted yet, oldest first.
@@ -56,6 +58,7 @@ impl Worker {
     pub(super) fn new(
         inbox: Arc<Inbox<Command>>,
         limit: Arc<ConnectionLimit>,
+        udp: Limits,
         metrics: Metrics,
     ) -> io::Result<Self> {
         let io = Io::new(Arc::clone(&inbox))?;
@@ -65,6 +68,7 @@ impl Worker {
             inbox,
             listeners: Arena::default(),
             connections: Arena::default(),
+            udp: Udp::new(udp, Arc::clone(&limit)),
             again: VecDeque::new(),
             young: VecDeque::new(),
             limit,
@@ -91,6 +95,7 @@ impl Worker {
                     self.step(key, |connection, io| connection.relay(key, io));
                 }
             }
+            self.udp_step(Udp::finish);
             self.io.timers.expired(self.io.now, &mut woken);
             for key in woken.drain(..) {
                 self.wake(key);
@@ -106,10 +111,7 @@ impl Worker {
         }
         let young = self.young.front().map(|(at, _)| (*at + SETTLED).saturating_duration_since(self.io.now));
         let timer = self.io.timers.next(self.io.now);
-        match (young, timer) {
-            (Some(a), Some(b)) => Some(a.min(b)),
-            (a, b) => a.or(b),
-        }
+        [young, timer, self.udp.next(self.io.now)].into_iter().flatten().min()
     }
 
     fn dispatch(&mut self, subject: Subject, readiness: Readiness) {
@@ -120,6 +122,10 @@ impl Worker {
             Subject::Endpoint(key) => {
                 self.step(key, |connection, io| connection.endpoint_ready(key, readiness, io));
             }
+            Subject::UdpListener(key) => self.udp_step(|udp, io| {
+                udp.listener_ready(key, io);
+            }),
+            Subject::UdpSession(key) => self.udp_step(|udp, io| udp.session_ready(key, io)),
             Subject::Listener(key) => self.accept(key),
             Subject::Inbox => self.read_inbox(),
         }
@@ -148,6 +154,15 @@ impl Worker {
                 tracing::error!("a connection's step panicked; the connection is reset");
                 self.end(key, Ending::Reset(Dropped::Panic));
             }
+        }
+    }
+
+    /// Lets the UDP sockets do something. A panic there costs the datagrams that were under way.
+    fn udp_step(&mut self, step: impl FnOnce(&mut Udp, &Io)) {
+        let (udp, io) = (&mut self.udp, &self.io);
+        if catch_unwind(AssertUnwindSafe(|| step(udp, io))).is_err() {
+            tracing::error!("a UDP step panicked; the datagrams that were under way are lost");
+            self.udp.forget();
         }
     }
 
@@ -218,9 +233,19 @@ impl Worker {
         for command in self.inbox.take() {
             match command {
                 Command::Open(socket, route) => self.open(Listening::new(socket, *route)),
-                Command::StopAccepting(listener) => self.stop_accepting(listener),
-                Command::Reset(listener) => self.reset(|c| c.route.listener == listener),
-                Command::Close(endpoint, Closing::All) => self.reset(|c| c.is_with(&endpoint)),
+                Command::OpenUdp(socket, route) => self.udp_step(|udp, io| udp.open(socket, *route, io)),
+                Command::StopAccepting(listener) => {
+                    self.stop_accepting(listener);
+                    self.udp_step(|udp, io| udp.stop_accepting(listener, io));
+                }
+                Command::Reset(listener) => {
+                    self.reset(|c| c.route.listener == listener);
+                    self.udp_step(|udp, _| udp.reset(listener));
+                }
+                Command::Close(endpoint, Closing::All) => {
+                    self.reset(|c| c.is_with(&endpoint));
+                    self.udp_step(|udp, _| udp.leave(&endpoint));
+                }
                 Command::Close(endpoint, Closing::Idle) => self.endpoint_died(&endpoint),
                 Command::Call(key) => self.step(key, |connection, io| connection.called(key, io)),
                 Command::End => self.ended = true,

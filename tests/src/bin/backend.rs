@@ -1,4 +1,5 @@
-//! The backend of the tests: HTTP/1.1 on one address, a thread a connection.
+//! The backend of the tests: HTTP/1.1 on one address, a thread a connection; and UDP there, where any datagram is answered with
+//! what `GET anything` is.
 //!
 //! ```text
 //! plexus-test-backend ADDRESS SERVICE INSTANCE NODE
@@ -11,7 +12,7 @@
 //! Connections whose first request is for a path above, but `/slow`, are the tests' and the checks'; all others clients'.
 
 use std::io::{self, BufRead, BufReader, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc;
 use std::thread;
@@ -40,6 +41,15 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         last_connection: AtomicU64::new(0),
         connections: AtomicU64::new(0),
     }));
+    let datagrams = UdpSocket::bind(address)?;
+    thread::Builder::new().stack_size(128 * 1024).spawn(move || {
+        // Errors here are those of clients that have gone.
+        loop {
+            if let Ok((_, client)) = datagrams.recv_from(&mut [0; 2048]) {
+                let _ = datagrams.send_to(state.identity.as_bytes(), client);
+            }
+        }
+    })?;
     for stream in TcpListener::bind(address)?.incoming() {
         let stream = stream?;
         let accepted = state.now();

@@ -4,3 +4,4 @@ pub mod dig;
 pub mod http;
 pub mod load;
 pub mod names;
+pub mod udp;
