@@ -51,7 +51,7 @@ pub(super) async fn to(successor: Successor, mut rooms: Rooms) {
         }
     };
     // Ingress goes on to follow endpoints, for connections that are open.
-    let (forced, ()) = tokio::join!(rooms.ingress.drain(deadline), names);
+    let (forced, ()) = tokio::join!(rooms.ingress.hand_over(deadline), names);
     note_forced(forced);
     end(rooms).await;
 }

@@ -315,17 +315,8 @@ fn start_ingress(
         on_closing: plane.closer(),
     };
     surroundings.metrics.register(registry)?;
-    let (catalog, plane) = (catalog.clone(), Arc::clone(plane));
-    Ok(ingress::start(
-        config.ingress(),
-        catalog,
-        vip.usable(),
-        plane,
-        surroundings,
-        inherited,
-        metrics,
-        tasks,
-    ))
+    let means = ingress::Means { plane: Arc::clone(plane), surroundings, inherited, metrics };
+    Ok(ingress::start(config.ingress(), catalog.clone(), vip.usable(), means, tasks))
 }
 
 /// The name server's sockets; none where DNS is off. Addresses that cannot be bound are problems and no errors.

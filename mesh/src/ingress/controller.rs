@@ -56,18 +56,22 @@ struct Shared {
     conflicts: Vec<ListenerStatus>,
 }
 
+/// What ingress works with.
+pub struct Means {
+    /// Carries the connections.
+    pub plane: Arc<DataPlane>,
+    /// What balancers are given.
+    pub surroundings: Surroundings,
+    /// Sockets of an earlier process, or of systemd.
+    pub inherited: Inherited,
+    /// What is counted.
+    pub metrics: Metrics,
+}
+
 /// Starts the task. Of the `inherited` sockets it takes those of addresses that it is to listen on, now or later.
 #[must_use]
-pub fn start(
-    config: Config,
-    catalog: Catalog,
-    ranges: VirtualRanges,
-    plane: Arc<DataPlane>,
-    surroundings: Surroundings,
-    inherited: Inherited,
-    metrics: Metrics,
-    tasks: &Tasks,
-) -> Handle {
+pub fn start(config: Config, catalog: Catalog, ranges: VirtualRanges, means: Means, tasks: &Tasks) -> Handle {
+    let Means { plane, surroundings, inherited, metrics } = means;
     let node = config.node.clone();
     let config = Arc::new(watch::Sender::new(config));
     let handle = Handle { shared: Arc::default(), config, handover: Handover::default() };
@@ -190,10 +194,17 @@ impl Handle {
     /// Closes every listener and waits for their connections, at most for `deadline`. Call it after the task was stopped or
     /// frozen. Tells how many connections were reset.
     pub async fn drain(&self, deadline: Duration) -> u32 {
+        self.drain_after(Listener::stop_accepting, deadline).await
+    }
+
+    /// The same where another process goes on with the sockets.
+    pub async fn hand_over(&self, deadline: Duration) -> u32 {
+        self.drain_after(Listener::hand_over, deadline).await
+    }
+
+    async fn drain_after(&self, stop: fn(&Listener), deadline: Duration) -> u32 {
         let listeners: Vec<Listener> = self.lock().slots.take_listeners();
-        for listener in &listeners {
-            listener.stop_accepting();
-        }
+        listeners.iter().for_each(stop);
         let drains = listeners.into_iter().map(|listener| listener.drain(deadline));
         futures_util::future::join_all(drains).await.into_iter().sum()
     }

@@ -21,7 +21,7 @@ use std::time::Duration;
 
 use nerve::model::{NodeName, PortName, ServiceName};
 
-pub use controller::{Handle, VirtualRanges, start};
+pub use controller::{Handle, Means, VirtualRanges, start};
 pub use metrics::Metrics;
 pub use status::{ListenerKind, ListenerState, ListenerStatus};
 

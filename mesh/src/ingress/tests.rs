@@ -43,8 +43,8 @@ fn world(localhost: Vec<LocalPort>) -> World {
         on_closing: Arc::new(|_, _| {}),
     };
     let (plane, metrics) = (Arc::new(plane.unwrap()), Metrics::new().unwrap());
-    let handle =
-        start(config, catalog, local_ranges, plane, surroundings, Inherited::default(), metrics, &tasks);
+    let means = Means { plane, surroundings, inherited: Inherited::default(), metrics };
+    let handle = start(config, catalog, local_ranges, means, &tasks);
     World { writer, handle, ranges, tasks }
 }
 

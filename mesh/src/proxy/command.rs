@@ -18,6 +18,8 @@ pub(super) enum Command {
     OpenUdp(Arc<OwnedFd>, Box<udp::Route>),
     /// Take what waits, then nothing more.
     StopAccepting(ListenerId),
+    /// Take nothing more: another process goes on with the socket.
+    HandOver(ListenerId),
     /// Reset the listener's connections.
     Reset(ListenerId),
     /// End the connections of an endpoint.

@@ -140,7 +140,10 @@ impl Tallies {
             raise(&self.bytes, &[service, "client"], sum(&|t| t.to_client.get()));
             for reason in Dropped::ALL {
                 let count = sum(&|t| t.dropped[reason as usize].get());
-                raise(&self.dropped, &[service, reason.as_str()], count);
+                // Reasons that never came up have no series: there are many, and services may be ten thousand.
+                if count > 0 {
+                    raise(&self.dropped, &[service, reason.as_str()], count);
+                }
             }
             // In this order, so that one that ends in between is not counted below zero.
             let ended = sum(&|t| t.ended.get());

@@ -259,6 +259,12 @@ impl Listener {
         self.tell(Command::StopAccepting);
     }
 
+    /// Lets go of the sockets, which another process has as well: what waits in them is that one's from now on.
+    pub fn hand_over(&self) {
+        self.is_leaving.store(true, Ordering::Release);
+        self.tell(Command::HandOver);
+    }
+
     fn tell(&self, command: impl Fn(ListenerId) -> Command) {
         for thread in &self.threads {
             // A thread that has ended has closed everything.
@@ -271,7 +277,9 @@ impl Listener {
     pub async fn drain(self, deadline: Duration) -> u32 {
         /// How often the number of open connections is looked at; nobody waits for a drain to the millisecond.
         const LOOK: Duration = Duration::from_millis(20);
-        self.stop_accepting();
+        if !self.is_leaving.load(Ordering::Acquire) {
+            self.stop_accepting();
+        }
         let has_ended = || self.open.iter().all(|open| open.has_stopped()) && self.connections() == 0;
         let all_ended = async {
             while !has_ended() {

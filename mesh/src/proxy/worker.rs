@@ -238,6 +238,10 @@ impl Worker {
                     self.stop_accepting(listener);
                     self.udp_step(|udp, io| udp.stop_accepting(listener, io));
                 }
+                Command::HandOver(listener) => {
+                    self.let_go(listener);
+                    self.udp_step(|udp, io| udp.hand_over(listener, io));
+                }
                 Command::Reset(listener) => {
                     self.reset(|c| c.route.listener == listener);
                     self.udp_step(|udp, _| udp.reset(listener));
@@ -265,21 +269,29 @@ impl Worker {
     /// Takes what the kernel has completed already, so that closing the socket resets no client that believes itself
     /// connected, and then closes it.
     fn stop_accepting(&mut self, listener: ListenerId) {
-        let keys: Vec<Key> =
-            self.listeners.iter().filter(|(_, l)| l.route.listener == listener).map(|(key, _)| key).collect();
-        for key in keys {
+        for key in self.listeners_of(listener) {
             while let Some(listening) = self.listeners.get_mut(key)
                 && let Accepted::Client(client, peer) = listening.accept()
             {
                 let route = Rc::clone(&listening.route);
                 self.begin(client, peer, &route);
             }
+        }
+        self.let_go(listener);
+    }
+
+    fn let_go(&mut self, listener: ListenerId) {
+        for key in self.listeners_of(listener) {
             if let Some(listening) = self.listeners.remove(key) {
-                // It may be another thread's as well, whose copy keeps it open.
+                // It may be another thread's or process's as well, whose copy keeps it open.
                 let _ = self.io.poller.remove(listening.socket());
                 listening.route.open.stop();
             }
         }
+    }
+
+    fn listeners_of(&self, listener: ListenerId) -> Vec<Key> {
+        self.listeners.iter().filter(|(_, l)| l.route.listener == listener).map(|(key, _)| key).collect()
     }
 
     fn reset(&mut self, which: impl Fn(&Connection) -> bool) {

@@ -357,14 +357,32 @@ impl Udp {
                     break;
                 }
             }
-            let Some(listening) = self.listeners.get_mut(key) else { continue };
-            listening.is_leaving = true;
-            listening.route.open.stop();
-            if listening.sessions == 0 {
-                self.listeners.remove(key);
-            } else {
-                self.look.get_or_insert(io.now + LOOK);
+            self.leave_listener(key, io);
+        }
+    }
+
+    /// Takes nothing more from the socket, which another process reads from now on. What endpoints answer is still sent
+    /// through it; what their clients say next begins a session there.
+    pub(super) fn hand_over(&mut self, listener: ListenerId, io: &Io) {
+        self.flush();
+        for key in self.of(listener) {
+            if let Some(listening) = self.listeners.get_mut(key) {
+                // Closing it alone would not do: the other process's copy keeps it ready.
+                let _ = io.poller.remove(listening.socket());
             }
+            self.leave_listener(key, io);
+        }
+    }
+
+    /// No new sessions; closed when there are none.
+    fn leave_listener(&mut self, key: Key, io: &Io) {
+        let Some(listening) = self.listeners.get_mut(key) else { return };
+        listening.is_leaving = true;
+        listening.route.open.stop();
+        if listening.sessions == 0 {
+            self.listeners.remove(key);
+        } else {
+            self.look.get_or_insert(io.now + LOOK);
         }
     }
 
