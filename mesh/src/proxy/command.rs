@@ -7,7 +7,7 @@ use std::task::Wake;
 use super::arena::Key;
 use super::inbox::Inbox;
 use super::route::{ListenerId, Route};
-use super::udp;
+use super::udp_route::Route as UdpRoute;
 use crate::balance::{Closing, Endpoint};
 
 #[derive(Debug)]
@@ -15,7 +15,7 @@ pub(super) enum Command {
     /// Listen on the socket.
     Open(Arc<OwnedFd>, Box<Route>),
     /// Take datagrams from the socket.
-    OpenUdp(Arc<OwnedFd>, Box<udp::Route>),
+    OpenUdp(Arc<OwnedFd>, Box<UdpRoute>),
     /// Take what waits, then nothing more.
     StopAccepting(ListenerId),
     /// Take nothing more: another process goes on with the socket.

@@ -7,7 +7,7 @@ use std::sync::{Arc, PoisonError};
 
 use super::command::Command;
 use super::plane::{DataPlane, Listener, ListenerSpec, Sharing};
-use super::{BindError, Transport, socket, udp};
+use super::{BindError, Transport, socket, udp, udp_route};
 
 impl DataPlane {
     /// Opens a listener for datagrams: a socket a thread, or with [`Sharing::One`] one socket on one thread, since a client's
@@ -21,7 +21,7 @@ impl DataPlane {
         let first = if count < threads { listener.id.place(threads) } else { 0 };
         for (offset, socket) in sockets.into_iter().enumerate() {
             let place = (first + offset) % threads;
-            let route = udp::Route {
+            let route = udp_route::Route {
                 listener: listener.id,
                 open: Arc::clone(&listener.open[place]),
                 balancer: Arc::clone(&spec.balancer),

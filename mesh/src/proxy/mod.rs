@@ -31,6 +31,7 @@ mod tests;
 mod timers;
 mod udp;
 mod udp_metrics;
+mod udp_route;
 mod worker;
 
 use std::net::IpAddr;

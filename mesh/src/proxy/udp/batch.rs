@@ -1,7 +1,7 @@
 //! Sending a run of datagrams with few calls, and what becomes of those that the kernel does not take.
 //!
 //! Equally long datagrams to one receiver leave as one message with a segment size (`UDP_SEGMENT`): they pass the network stack
-//! once. What the kernel has received as one (`UDP_GRO`) leaves as one. `docs/performance.md` has what that saves.
+//! once. What the kernel has received as one (`UDP_GRO`) leaves as one.
 
 use std::io::IoSlice;
 use std::net::SocketAddr;

@@ -5,9 +5,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 use std::sync::Arc;
 
-use super::Route;
 use super::batch::{Piece, Position, Way};
 use crate::proxy::udp_metrics::Lost;
+use crate::proxy::udp_route::Route;
 
 pub(super) struct Listening {
     socket: Arc<OwnedFd>,

@@ -9,7 +9,6 @@
 
 mod batch;
 mod listening;
-mod route;
 mod session;
 mod socket;
 mod table;
@@ -31,6 +30,7 @@ use super::limit::ConnectionLimit;
 use super::poll::Subject;
 use super::route::ListenerId;
 use super::udp_metrics::Lost;
+use super::udp_route::Route;
 use crate::balance::Endpoint;
 use crate::sys::datagrams::{BATCH, Datagrams};
 use batch::Piece;
@@ -38,7 +38,6 @@ use listening::{Listening, canonical};
 use session::{Session, Upstream};
 use table::{Flow, Table};
 
-pub(super) use route::Route;
 pub(super) use socket::{adopt, listen, probe};
 
 /// What is asked of an endpoint's socket first: most have one datagram.

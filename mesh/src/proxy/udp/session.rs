@@ -16,7 +16,6 @@ use std::time::Instant;
 use rustix::io::Errno;
 use smallvec::SmallVec;
 
-use super::Route;
 use super::batch::{Piece, Position, Way, left};
 use super::socket;
 use crate::balance::{ClientKey, ConnectFailure, Endpoint, Lease, Permit, Tried};
@@ -24,6 +23,7 @@ use crate::proxy::arena::Key;
 use crate::proxy::io::Io;
 use crate::proxy::poll::{Interest, Subject};
 use crate::proxy::udp_metrics::Lost;
+use crate::proxy::udp_route::Route;
 use crate::sys::datagrams::{BATCH, Datagrams};
 
 /// The largest first datagram of which a copy is kept: any question to a name server, and QUIC's first flight.

@@ -1,0 +1,18 @@
+//! What all sessions of one listener on one thread share.
+
+use std::sync::Arc;
+
+use super::Config;
+use super::route::{ListenerId, OpenConnections};
+use super::udp_metrics::Tally;
+use crate::balance::Balancer;
+
+/// Where a listener's sessions go, and what counts them.
+#[derive(Debug)]
+pub(super) struct Route {
+    pub(super) listener: ListenerId,
+    pub(super) open: Arc<OpenConnections>,
+    pub(super) balancer: Arc<Balancer>,
+    pub(super) config: Arc<Config>,
+    pub(super) tally: Arc<Tally>,
+}
