@@ -118,7 +118,7 @@ fn bulk_passes_both_ways_without_loss() {
     // confuses it.
     for port in ["5210/tcp", "5210/udp"] {
         let _ = b.plexus(["publish", "bulk", port]).ok();
-        let listening = format!("{port}  listening");
+        let listening = format!("{port}  main port  listening");
         eventually!(SOON, b.plexus(["why", "bulk"]).ok(), |why| why.contains(&listening));
     }
     let address = b.address().to_string();
