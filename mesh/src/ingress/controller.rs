@@ -7,10 +7,9 @@
 //! another kind stand beside it. So it goes first, and the port of a virtual address is covered by it if both lead to the
 //! same, or said to be in its way.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::num::NonZeroU16;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -23,6 +22,7 @@ use tokio::sync::watch;
 use super::desired::{self, Addresses, Claims, Holder, Port, Refused, Wants, virtual_ports};
 use super::handover::Handover;
 use super::slots::{Slot, SlotKey, Slots, State};
+use super::virtuals::{Virtuals, port_of};
 use super::{Config, ListenerKind, ListenerState, ListenerStatus, LocalPort, Metrics, addresses, occupant};
 use crate::balance::{Balancer, Surroundings};
 use crate::inherited::{Inherited, Transport};
@@ -228,13 +228,6 @@ struct Controller {
     virtuals: Virtuals,
     /// So many times more what failed is tried again soon.
     soon: u32,
-}
-
-/// The wanted ports of virtual addresses.
-#[derive(Debug, Default)]
-struct Virtuals {
-    of_service: HashMap<ServiceName, BTreeMap<SlotKey, Holder>>,
-    by_port: HashMap<Port, BTreeMap<SlotKey, Holder>>,
 }
 
 /// Why a slot was not open.
@@ -545,36 +538,6 @@ impl Controller {
         self.metrics.open.set(i64::try_from(open).unwrap_or(i64::MAX));
         self.metrics.failed.set(i64::try_from(failed + shared.conflicts.len()).unwrap_or(i64::MAX));
     }
-}
-
-impl Virtuals {
-    /// Takes over what a service wants; returns what it wanted before.
-    fn set(&mut self, service: &ServiceName, wanted: BTreeMap<SlotKey, Holder>) -> BTreeMap<SlotKey, Holder> {
-        let before = self.of_service.remove(service).unwrap_or_default();
-        for key in before.keys() {
-            if let Some(port) = port_of(key)
-                && let Some(keys) = self.by_port.get_mut(&port)
-            {
-                keys.remove(key);
-                if keys.is_empty() {
-                    self.by_port.remove(&port);
-                }
-            }
-        }
-        for (key, holder) in &wanted {
-            if let Some(port) = port_of(key) {
-                self.by_port.entry(port).or_default().insert(*key, holder.clone());
-            }
-        }
-        if !wanted.is_empty() {
-            self.of_service.insert(service.clone(), wanted);
-        }
-        before
-    }
-}
-
-fn port_of(key: &SlotKey) -> Option<Port> {
-    Some(Port { protocol: key.protocol, port: NonZeroU16::new(key.address.port())? })
 }
 
 /// The service as a balancer is to see it: whole, or the instances of this node alone.

@@ -15,6 +15,7 @@ mod slots;
 mod status;
 #[cfg(test)]
 mod tests;
+mod virtuals;
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;

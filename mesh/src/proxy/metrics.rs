@@ -164,7 +164,9 @@ impl Collector for Tallies {
 
     fn collect(&self) -> Vec<MetricFamily> {
         self.add_up();
-        self.families().into_iter().flat_map(Collector::collect).collect()
+        // A family without a series cannot be written.
+        let families = self.families().into_iter().flat_map(Collector::collect);
+        families.filter(|family| !family.get_metric().is_empty()).collect()
     }
 }
 
