@@ -263,7 +263,8 @@ fn agents_that_race_for_many_services_give_each_one_address() {
     };
     for node in [a, b, c] {
         let seen = || (all(node).len(), cluster.etcd().keys("/plexus/v1/vips").len());
-        eventually!(Duration::from_secs(20), seen(), |seen| *seen == (170, 170));
+        // What was claimed twice is released by the slow tick.
+        eventually!(Duration::from_secs(60), seen(), |seen| *seen == (170, 170));
     }
     let first = all(a);
     assert!(all(b) == first && all(c) == first);

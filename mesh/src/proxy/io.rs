@@ -12,8 +12,8 @@ use super::pipe::Pipes;
 use super::poll::Poller;
 use super::timers::Timers;
 
-/// Small enough to stay in the processor's second-level cache beside the packets, large enough that a stream costs few
-/// calls; `docs/performance.md` has the measurements.
+/// Small enough to stay in the processor's second-level cache beside the packets, large enough that what is no stream yet
+/// costs few calls.
 const BUFFER_BYTES: usize = 64 * 1024;
 
 /// A thread's poller, timers, buffer, pipes and clock.

@@ -4,7 +4,7 @@
 //! every listener: a connection lives and dies on the thread that accepted it. Connections are small states in an arena,
 //! pushed forward by events; there is no task, no lock and no allocation for one that goes its usual way. The control plane
 //! opens and closes listeners by message and never waits in the path of a connection. Knows nothing of the catalog: what a
-//! service is, its balancer says. `docs/performance.md` has the alternatives that were measured.
+//! service is, its balancer says. `docs/performance.md` says why.
 
 mod arena;
 mod command;

@@ -34,7 +34,10 @@ type Ended = Option<Dropped>;
 pub(super) async fn serve(listener: Arc<TcpListener>, service: Service) {
     let stop = service.tasks.stop_token();
     let metrics = &service.handler.metrics;
+    let mut permit = None;
     loop {
+        // Taken before the connection is: whoever waits until there are none waits for this one too.
+        permit = permit.or_else(|| Arc::clone(&service.open.connections).try_acquire_owned().ok());
         let accepted = tokio::select! {
             () = stop.cancelled() => return,
             () = service.open.closed() => return,
@@ -49,7 +52,8 @@ pub(super) async fn serve(listener: Arc<TcpListener>, service: Service) {
                 continue;
             }
         };
-        let Ok(permit) = Arc::clone(&service.open.connections).try_acquire_owned() else {
+        let late = || Arc::clone(&service.open.connections).try_acquire_owned().ok();
+        let Some(permit) = permit.take().or_else(late) else {
             metrics.dropped.inc(Dropped::TcpConnectionLimit);
             continue;
         };
