@@ -16,7 +16,9 @@ fn out_of_descriptors_it_waits_and_goes_on_when_there_are_some() {
     needs!("etcd", "etcdctl");
     let cluster = Cluster::new(1);
     let [a] = cluster.nodes();
-    let _backend = a.serve("web", INSTANCE);
+    // Without a check: one that cannot open a socket would fail.
+    let _backend = a.backend("web", INSTANCE);
+    a.define(&ServiceFile::new("web", INSTANCE).check(""));
     cluster.wait_serving("web", &["web-a-9000"]);
     cluster.publish("web", PUBLISHED);
     let mut held = a.hold(a.at(PUBLISHED)).expect("a connection");
