@@ -250,7 +250,7 @@ impl Connection {
 
     fn nobody(&self) -> Step {
         Step::Dropped(match self.search.as_deref() {
-            Some(Search { lacked: Some(Errno::ADDRNOTAVAIL), .. }) => Dropped::OutOfPorts,
+            Some(Search { lacked: Some(Errno::ADDRNOTAVAIL | Errno::ADDRINUSE), .. }) => Dropped::OutOfPorts,
             Some(Search { lacked: Some(_), .. }) => Dropped::OutOfDescriptors,
             Some(Search { tried, .. }) if !tried.is_empty() => Dropped::ConnectFailed,
             _ => Dropped::NoEndpoint,
@@ -316,9 +316,11 @@ impl Connection {
         self.endpoint = None;
         let Some(lease) = self.lease.take() else { return };
         let search = self.search.get_or_insert_default();
-        search.lacked = socket::is_ours(error).then_some(error);
+        let lacked = error;
         let error = std::io::Error::from(error);
-        search.tried.failed(&lease, ConnectFailure::of(&error));
+        let failure = ConnectFailure::of(&error);
+        search.lacked = (failure == ConnectFailure::Local).then_some(lacked);
+        search.tried.failed(&lease, failure);
         tracing::debug!(
             service = %self.route.balancer.service(),
             endpoint = %lease.endpoint().id(),

@@ -22,6 +22,8 @@ pub(super) struct Listening {
     socket: Arc<OwnedFd>,
     pub(super) route: Rc<Route>,
     paused_until: Option<Instant>,
+    /// The last accept was refused, which is in the log.
+    is_failing: bool,
 }
 
 /// What an accept brought.
@@ -37,17 +39,20 @@ impl Listening {
     pub(super) const BURST: usize = 64;
 
     pub(super) fn new(socket: Arc<OwnedFd>, route: Route) -> Self {
-        Self { socket, route: Rc::new(route), paused_until: None }
+        Self { socket, route: Rc::new(route), paused_until: None, is_failing: false }
     }
 
     pub(super) fn socket(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
     }
 
-    pub(super) fn accept(&self) -> Accepted {
+    pub(super) fn accept(&mut self) -> Accepted {
         loop {
             match socket::accept(&*self.socket) {
-                Ok((client, peer)) => return Accepted::Client(client, peer),
+                Ok((client, peer)) => {
+                    self.is_failing = false;
+                    return Accepted::Client(client, peer);
+                }
                 Err(Errno::AGAIN) => return Accepted::Nothing,
                 // The client gave up between handshake and accept: nothing of ours is wrong (accept(2), «Error handling»).
                 Err(error) if is_the_clients(error) => {}
@@ -58,8 +63,11 @@ impl Listening {
 
     /// Stops watching for a moment, so that a thread that may accept nothing does not spin. Tells until when.
     pub(super) fn pause(&mut self, poller: &Poller, now: Instant, error: Errno) -> Instant {
-        let error = std::io::Error::from(error);
-        tracing::warn!(service = %self.route.balancer.service(), %error, "cannot accept; it is tried again (raise LimitNOFILE if descriptors ran out)");
+        if !self.is_failing {
+            self.is_failing = true;
+            let error = std::io::Error::from(error);
+            tracing::warn!(service = %self.route.balancer.service(), %error, "cannot accept; it is tried again every {} ms until it can (raise LimitNOFILE if descriptors ran out)", PAUSE.as_millis());
+        }
         let _ = poller.remove(self.socket());
         let until = now + PAUSE;
         self.paused_until = Some(until);

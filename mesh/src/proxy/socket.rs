@@ -160,11 +160,6 @@ pub(super) fn peek(socket: impl AsFd, buffer: &mut [u8]) -> Result<usize, Errno>
     Ok(rustix::net::recv(socket, buffer, RecvFlags::PEEK)?.1)
 }
 
-/// Errors of this host, of which an endpoint knows nothing: out of descriptors, memory or ports.
-pub(super) fn is_ours(error: Errno) -> bool {
-    matches!(error, Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM | Errno::ADDRNOTAVAIL)
-}
-
 /// Why connecting failed.
 pub(super) fn error(socket: impl AsFd) -> Errno {
     match sockopt::socket_error(socket) {
