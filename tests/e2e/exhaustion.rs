@@ -142,14 +142,14 @@ fn clients_that_trickle_delay_nobody_and_leave_nothing_behind() {
     let descriptors = descriptors(a);
     let load = a.load(port);
     let trickled = a.namespace().enter(move || {
-        let mut clients: Vec<_> = (0..100).map(|_| TcpStream::connect(port).expect("a connection")).collect();
+        let mut clients: Vec<_> = (0..300).map(|_| TcpStream::connect(port).expect("a connection")).collect();
         for byte in b"GET / HTTP/1.1\r\nhost: x\r\n" {
             clients.iter_mut().for_each(|client| client.write_all(&[*byte]).expect("a byte is taken"));
         }
         clients.iter_mut().for_each(|client| client.write_all(b"\r\n").expect("the end is taken"));
         clients.iter_mut().filter_map(|client| client.read_exact(&mut [0; 16]).ok()).count()
     });
-    assert_eq!(trickled, 100);
+    assert_eq!(trickled, 300);
     load.wait_for(100);
     load.stop().assert_unharmed();
     let _ = eventually!(PATIENCE, self::descriptors(a), |now| *now <= descriptors + 4);

@@ -245,7 +245,7 @@ fn an_address_is_freed_when_its_service_is_gone_for_long_or_wants_none() {
 #[test]
 fn agents_that_race_for_many_services_give_each_one_address() {
     needs!("etcd", "etcdctl");
-    let cluster = cluster(3, "10.96.0.0/24", "");
+    let cluster = cluster(3, "10.96.0.0/24", "release_after = \"2s\"");
     let [a, b, c] = cluster.nodes();
     // On every node at once, in a range that they fill by two thirds: many first choices are taken.
     let services: Vec<String> = (0..170).map(|number| format!("s{number}")).collect();
@@ -267,6 +267,10 @@ fn agents_that_race_for_many_services_give_each_one_address() {
     let first = all(a);
     assert!(all(b) == first && all(c) == first);
     assert_eq!(first.iter().map(|(_, vip)| vip).collect::<BTreeSet<_>>().len(), 170);
+    // A second one that the race gave to some is freed again.
+    let claims = || cluster.etcd().keys("/plexus/v1/vips/").len();
+    eventually!(Duration::from_secs(20), claims(), |count| *count == 170);
+    assert!(all(a) == first);
 }
 
 #[test]

@@ -64,6 +64,8 @@ struct Search {
     ticket: Option<Ticket>,
     /// What this host had none of at the last attempt.
     lacked: Option<Errno>,
+    /// The attempt under way has taken too long, and there is no better one.
+    overdue: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -199,9 +201,21 @@ impl Connection {
 
     /// Tries endpoints until one accepts, or it must be waited for whether it does. The first `early` bytes of the buffer are
     /// for the endpoint and not held yet.
-    fn look_for_endpoint(&mut self, key: Key, io: &mut Io, mut early: usize) -> Step {
+    fn look_for_endpoint(&mut self, key: Key, io: &mut Io, early: usize) -> Step {
+        let picked = self.pick(io.now);
+        self.try_endpoints(key, io, picked, early)
+    }
+
+    /// Tries what was picked, and others where that fails.
+    fn try_endpoints(
+        &mut self,
+        key: Key,
+        io: &mut Io,
+        mut picked: Result<Lease, bool>,
+        mut early: usize,
+    ) -> Step {
         loop {
-            let lease = match self.pick(io.now) {
+            let lease = match picked {
                 Ok(lease) => lease,
                 Err(is_full) => {
                     self.hold(io, early);
@@ -223,6 +237,7 @@ impl Connection {
                     self.hold(io, early);
                     early = 0;
                     self.attempt_failed(error);
+                    picked = self.pick(io.now);
                 }
             }
         }
@@ -314,26 +329,58 @@ impl Connection {
 
     fn attempt_failed(&mut self, error: Errno) {
         self.endpoint = None;
-        let Some(lease) = self.lease.take() else { return };
+        let was_overdue = self.search.as_mut().is_some_and(|search| std::mem::take(&mut search.overdue));
+        if !was_overdue {
+            self.note_failure(error);
+        }
+        self.lease = None;
+        self.route.tally.retries.add(1);
+    }
+
+    /// The attempt counts as failed, for this connection and for others.
+    fn note_failure(&mut self, error: Errno) {
+        let Some(lease) = &self.lease else { return };
         let search = self.search.get_or_insert_default();
         let lacked = error;
         let error = std::io::Error::from(error);
         let failure = ConnectFailure::of(&error);
         search.lacked = (failure == ConnectFailure::Local).then_some(lacked);
-        search.tried.failed(&lease, failure);
+        search.tried.failed(lease, failure);
         tracing::debug!(
             service = %self.route.balancer.service(),
             endpoint = %lease.endpoint().id(),
             address = %lease.endpoint().address(),
             %error,
-            "cannot connect to an endpoint; another one is tried"
+            "cannot connect to an endpoint; another one is tried if there is one"
         );
-        self.route.tally.retries.add(1);
+    }
+
+    /// The endpoint has not answered in time: another one is tried. Without another one this one is waited for, as a client
+    /// without a balancer would do: what is slow (a full accept queue) is better than nothing.
+    fn attempt_timed_out(&mut self, key: Key, io: &mut Io) -> Step {
+        let deadline = self.began + self.route.config.connect_deadline;
+        if io.now >= deadline {
+            self.attempt_failed(Errno::TIMEDOUT);
+            return Step::Dropped(Dropped::ConnectDeadline);
+        }
+        self.note_failure(Errno::TIMEDOUT);
+        if let Ok(lease) = self.pick(io.now) {
+            self.endpoint = None;
+            self.route.tally.retries.add(1);
+            return self.try_endpoints(key, io, Ok(lease), 0);
+        }
+        self.search.get_or_insert_default().overdue = true;
+        io.timers.set(deadline, key);
+        Step::Wait
     }
 
     fn attempt_ends(&self) -> Instant {
         let config = &self.route.config;
-        (self.active + config.connect_timeout).min(self.began + config.connect_deadline)
+        let deadline = self.began + config.connect_deadline;
+        if self.search.as_ref().is_some_and(|search| search.overdue) {
+            return deadline;
+        }
+        deadline.min(self.active + config.connect_timeout)
     }
 
     fn connected(&mut self, key: Key, io: &mut Io) -> Step {
@@ -382,10 +429,7 @@ impl Connection {
         match self.stage {
             Stage::Header if io.now >= self.began + HEADER_TIMEOUT => Step::Dropped(Dropped::ProxyHeader),
             Stage::Queued => self.leave_queue(io.now),
-            Stage::Connecting if io.now >= self.attempt_ends() => {
-                self.attempt_failed(Errno::TIMEDOUT);
-                self.look_on(key, io)
-            }
+            Stage::Connecting if io.now >= self.attempt_ends() => self.attempt_timed_out(key, io),
             Stage::Header | Stage::Connecting => Step::Wait,
             Stage::Relaying if self.doomed => self.close_if_quiet(key, io),
             Stage::Relaying => {

@@ -21,8 +21,7 @@ mod metrics;
 mod pipe;
 mod plane;
 mod poll;
-mod proxy_protocol;
-
+pub mod proxy_protocol;
 mod route;
 mod side;
 mod socket;

@@ -10,7 +10,7 @@ use smallvec::SmallVec;
 
 /// The longest header that is read. Version 1 ends within 107 bytes; version 2 may bring type-length-values that nobody
 /// here looks at, and what brings more of them than this is refused.
-pub(super) const LONGEST: usize = 2048;
+pub const LONGEST: usize = 2048;
 
 /// Version 1 is at most so long, its line end included (section 2.1).
 const V1_LONGEST: usize = 107;
@@ -21,23 +21,25 @@ const V2_FIXED: usize = 16;
 
 /// Client and the address that it asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Addresses {
-    pub(super) source: SocketAddr,
-    pub(super) destination: SocketAddr,
+pub struct Addresses {
+    /// The client.
+    pub source: SocketAddr,
+    /// The address that it asked.
+    pub destination: SocketAddr,
 }
 
 /// A header that is complete.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Header {
+pub struct Header {
     /// Its length; what follows is the client's.
-    pub(super) length: usize,
+    pub length: usize,
     /// Whom it speaks for; `None`: the proxy itself (a health check), or a client that it cannot name.
-    pub(super) addresses: Option<Addresses>,
+    pub addresses: Option<Addresses>,
 }
 
 /// Why what was read is no header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub(super) enum Malformed {
+pub enum Malformed {
     /// It begins like neither version.
     #[error("no PROXY protocol header")]
     NoHeader,
@@ -53,7 +55,7 @@ pub(super) enum Malformed {
 }
 
 /// Reads the header at the beginning of `bytes`; `None`: it goes on beyond them.
-pub(super) fn read(bytes: &[u8]) -> Result<Option<Header>, Malformed> {
+pub fn read(bytes: &[u8]) -> Result<Option<Header>, Malformed> {
     let begins = |with: &[u8]| bytes.iter().zip(with).all(|(a, b)| a == b);
     if begins(&V2_SIGNATURE) && bytes.len() >= V2_SIGNATURE.len() {
         read_v2(bytes)
@@ -136,7 +138,7 @@ where
 
 /// The header that tells an endpoint of `addresses`. Families are mixed only where an IPv6 socket took an IPv4 client; then
 /// both are written as IPv6.
-pub(super) fn write(version: ProxyVersion, addresses: Addresses) -> SmallVec<[u8; 128]> {
+pub fn write(version: ProxyVersion, addresses: Addresses) -> SmallVec<[u8; 128]> {
     let Addresses { source, destination } = addresses;
     let is_v4 = source.is_ipv4() && destination.is_ipv4();
     let (source_ip, destination_ip) = match is_v4 {

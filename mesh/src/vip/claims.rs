@@ -18,6 +18,9 @@ use super::plan::families;
 
 /// Nodes without an instance of a service wait for at least this, and at most twice as long.
 const OTHERS_WAIT: Duration = Duration::from_millis(750);
+/// Nobody waits longer for a second address to be freed: every node uses the same one of them, and names that were
+/// answered with the other before that was settled are forgotten by then.
+const SURPLUS_AFTER: Duration = Duration::from_secs(30);
 /// Agents free addresses at moments spread over this part of the grace period.
 const SPREAD: f64 = 0.1;
 
@@ -138,13 +141,20 @@ impl Ledger {
             };
             let known = before.remove(&address).filter(|known| known.service == name && known.why == why);
             let until = known.map_or_else(
-                || now + self.release_after.mul_f64(1.0 + SPREAD * moment(&self.node, &name)),
+                || now + self.grace(why).mul_f64(1.0 + SPREAD * moment(&self.node, &name)),
                 |known| known.until,
             );
             self.unneeded.insert(address, Unneeded { service: name, why, until });
         }
         let over = self.unneeded.iter().filter(|(_, unneeded)| unneeded.until <= now);
         over.map(|(address, Unneeded { service, why, .. })| (*address, service.clone(), *why)).collect()
+    }
+
+    fn grace(&self, why: Why) -> Duration {
+        match why {
+            Why::Gone | Why::Off => self.release_after,
+            Why::Surplus => self.release_after.min(SURPLUS_AFTER),
+        }
     }
 
     fn why_unneeded(&self, address: IpAddr, service: Option<&Service>) -> Option<Why> {

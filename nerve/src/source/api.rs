@@ -1,24 +1,22 @@
 //! The source that is told at run time: registrations and drains, kept over restarts.
 //!
-//! They stand in one JSON file of the state directory, in the form of a configuration. A change is on disk (written
-//! beside it, synced, renamed over it) before it is in force. A file that cannot be read is set aside, and said so.
+//! They stand in the state directory as JSON, in the form of a configuration. A change is kept (`kept.rs`) before it is in
+//! force. A file that cannot be read is set aside, and said so.
 
 use std::collections::BTreeSet;
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde::Serialize;
 use tokio::sync::{Mutex, watch};
 
+use super::kept::Kept;
 use super::{
     Definition, Draft, DraftError, InstanceKey, Local, Located, Origin, Snapshot, Source, SourceProblem,
 };
 use crate::document::{Document, Errors, MAX_BYTES, Reported, Section};
 use crate::model::{InstanceId, ServiceName};
-
-/// The name of the file in the state directory.
-const FILE: &str = "registrations.json";
 
 /// Why a registration, deregistration or drain was refused.
 #[derive(Debug, thiserror::Error)]
@@ -84,10 +82,10 @@ pub struct ApiSource(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
-    file: Option<PathBuf>,
     local: Local,
     /// Held over the write to disk: changes happen one after the other.
     state: Mutex<State>,
+    kept: Option<Kept>,
     snapshots: watch::Sender<Arc<Snapshot>>,
     drains: watch::Sender<Arc<Drains>>,
 }
@@ -96,6 +94,8 @@ struct Inner {
 struct State {
     services: Vec<(Draft, Definition)>,
     drains: Drains,
+    /// How many changes there were.
+    generation: u64,
     damaged: Option<SourceProblem>,
     /// Another process reads the file, and goes on with what is in it.
     handed_over: bool,
@@ -104,6 +104,7 @@ struct State {
 /// The file, as it is written.
 #[derive(Serialize)]
 struct Written<'a> {
+    generation: u64,
     service: Vec<&'a Draft>,
     drain_node: bool,
     drain: Vec<Drained<'a>>,
@@ -119,11 +120,11 @@ impl ApiSource {
     /// The registrations kept in `state_directory`; without one they last as long as the process.
     #[must_use]
     pub fn open(state_directory: Option<&Path>, local: Local) -> Self {
-        let file = state_directory.map(|directory| directory.join(FILE));
-        let state = file.as_ref().map_or_else(State::default, |file| load(file, &local));
+        let kept = state_directory.map(Kept::new);
+        let state = kept.as_ref().map_or_else(State::default, |kept| load(kept, &local));
         let snapshots = watch::Sender::new(Arc::new(state.snapshot()));
         let drains = watch::Sender::new(Arc::new(state.drains.clone()));
-        Self(Arc::new(Inner { file, local, state: Mutex::new(state), snapshots, drains }))
+        Self(Arc::new(Inner { local, state: Mutex::new(state), kept, snapshots, drains }))
     }
 
     /// Adds an instance, or replaces the one of the same service and id.
@@ -203,17 +204,13 @@ impl ApiSource {
         }
         let mut next = state.clone();
         apply(&mut next);
-        if let Some(path) = self.0.file.clone() {
+        next.generation += 1;
+        if let Some(kept) = &self.0.kept {
             let text = next.written();
             if text.len() > MAX_BYTES {
                 return Err(ApiError::Full);
             }
-            let target = path.clone();
-            let written =
-                tokio::task::spawn_blocking(move || write_atomically(&target, text.as_bytes())).await;
-            written
-                .unwrap_or_else(|error| Err(io::Error::other(error)))
-                .map_err(|source| ApiError::Write { path, source })?;
+            kept.write(text).await.map_err(|(path, source)| ApiError::Write { path, source })?;
         }
         *state = next;
         self.0.snapshots.send_replace(Arc::new(state.snapshot()));
@@ -243,6 +240,7 @@ impl State {
     fn written(&self) -> String {
         let drain = self.drains.instances.iter().map(|key| Drained { service: &key.service, id: &key.id });
         let written = Written {
+            generation: self.generation,
             service: self.services.iter().map(|(draft, _)| draft).collect(),
             drain_node: self.drains.node,
             drain: drain.collect(),
@@ -252,6 +250,7 @@ impl State {
     }
 
     fn read(root: &mut Section<'_>, local: &Local) -> Result<Self, Reported> {
+        let generation = root.or("generation", 0);
         let services = root.list("service", |section| {
             let draft = Draft::read(section)?;
             let definition =
@@ -265,43 +264,46 @@ impl State {
         });
         let drains = Drains { node, instances: instances.into_iter().collect::<Result<_, _>>()? };
         let services = services.into_iter().collect::<Result<_, _>>()?;
-        Ok(Self { services, drains, damaged: None, handed_over: false })
+        Ok(Self { services, drains, generation, damaged: None, handed_over: false })
     }
 }
 
-fn load(file: &Path, local: &Local) -> State {
-    let read = match std::fs::read_to_string(file) {
-        Ok(text) => Document::parse_json(&file.display().to_string(), &text)
-            .and_then(|document| document.decode(|root| State::read(root, local)))
-            .map_err(|errors: Errors| errors.to_string()),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return State::default(),
-        Err(error) => Err(format!("{}: it cannot be read: {error}", file.display())),
-    };
-    read.unwrap_or_else(|reason| {
-        let aside = file.with_extension("json.damaged");
-        let kept = match std::fs::rename(file, &aside) {
-            Ok(()) => format!("it was set aside as {}", aside.display()),
-            Err(error) => format!("it could not be set aside either: {error}"),
-        };
-        tracing::error!(reason, kept, "the run-time registrations are lost; register them again");
-        let message = format!("{reason}; {kept}; what was registered at run time must be registered again");
-        State {
-            damaged: Some(SourceProblem { place: file.display().to_string(), message }),
-            ..State::default()
+/// What is kept. Of two files the later one counts; the recent one may be torn where the machine went down.
+fn load(kept: &Kept, local: &Local) -> State {
+    let recent = read(kept.recent(), local).unwrap_or_else(|reason| {
+        tracing::warn!(reason, "the last changes before this machine went down are not known");
+        None
+    });
+    match read(kept.durable(), local) {
+        Ok(Some(durable)) => recent.filter(|r| r.generation > durable.generation).unwrap_or(durable),
+        Ok(None) => recent.unwrap_or_default(),
+        Err(reason) => {
+            let damaged = Some(set_aside(kept.durable(), &reason));
+            State { damaged, ..recent.unwrap_or_default() }
         }
-    })
+    }
 }
 
-/// Writes beside the file, makes it durable, and renames it into its place.
-fn write_atomically(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let directory = path.parent().unwrap_or(Path::new("."));
-    std::fs::create_dir_all(directory)?;
-    let beside = path.with_extension("json.new");
-    let mut file = std::fs::File::create(&beside)?;
-    file.write_all(bytes)?;
-    file.sync_all()?;
-    std::fs::rename(&beside, path)?;
-    std::fs::File::open(directory)?.sync_all()
+fn read(file: &Path, local: &Local) -> Result<Option<State>, String> {
+    match std::fs::read_to_string(file) {
+        Ok(text) => Document::parse_json(&file.display().to_string(), &text)
+            .and_then(|document| document.decode(|root| State::read(root, local)))
+            .map(Some)
+            .map_err(|errors: Errors| errors.to_string()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(format!("{}: it cannot be read: {error}", file.display())),
+    }
+}
+
+fn set_aside(file: &Path, reason: &str) -> SourceProblem {
+    let aside = file.with_extension("json.damaged");
+    let kept = match std::fs::rename(file, &aside) {
+        Ok(()) => format!("it was set aside as {}", aside.display()),
+        Err(error) => format!("it could not be set aside either: {error}"),
+    };
+    tracing::error!(reason, kept, "run-time registrations are lost; register them again");
+    let message = format!("{reason}; {kept}; what was registered at run time must be registered again");
+    SourceProblem { place: file.display().to_string(), message }
 }
 
 #[cfg(test)]
@@ -343,6 +345,19 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_torn_recent_file_costs_the_last_changes_and_no_others() {
+        let root = tempfile::tempdir().unwrap();
+        let source = ApiSource::open(Some(root.path()), local());
+        source.register(draft(1)).await.unwrap();
+        source.register(draft(2)).await.unwrap();
+        assert_eq!(keys(&ApiSource::open(Some(root.path()), local())), ["web/web-a-1", "web/web-a-2"]);
+        let recent = Kept::new(root.path()).recent().to_owned();
+        let text = std::fs::read_to_string(&recent).unwrap();
+        std::fs::write(&recent, &text[..text.len() / 2]).unwrap();
+        assert_eq!(keys(&ApiSource::open(Some(root.path()), local())), ["web/web-a-1"]);
+    }
+
+    #[tokio::test]
     async fn the_same_id_again_replaces_and_a_wrong_one_changes_nothing() {
         let source = ApiSource::open(None, local());
         source.register(draft(1)).await.unwrap();
@@ -355,7 +370,7 @@ mod tests {
     #[tokio::test]
     async fn a_damaged_file_is_set_aside_and_a_disk_that_refuses_changes_nothing() {
         let root = tempfile::tempdir().unwrap();
-        std::fs::write(root.path().join(FILE), "{ \"service\": 3").unwrap();
+        std::fs::write(Kept::new(root.path()).durable(), "{ \"service\": 3").unwrap();
         let source = ApiSource::open(Some(root.path()), local());
         let problem = source.snapshots().borrow().problems[0].message.clone();
         assert!(

@@ -10,6 +10,7 @@ mod api;
 mod definition;
 mod directory;
 mod file;
+mod kept;
 mod metrics;
 
 use std::collections::BTreeMap;

@@ -1,5 +1,6 @@
 //! What a connection's two ends see, over real sockets on loopback.
 
+mod connecting;
 mod services;
 mod sockets;
 
