@@ -154,7 +154,7 @@ async fn refuse_if_taken(
             continue;
         }
         // Settings that cannot be read hold nothing: the agents do not listen for them either.
-        let Ok(settings) = serde_json::from_slice::<ServiceSettings>(&entry.value) else { continue };
+        let Ok((settings, _)) = ServiceSettings::read(&entry.value) else { continue };
         if let Some(held) = settings.published.iter().find(|p| p.collides(port)) {
             return Err(Error::Taken {
                 service: service.clone(),

@@ -97,7 +97,7 @@ fn read_image(file: &mut File) -> io::Result<Recalled> {
     let mut changes = Vec::with_capacity(saved.nodes.len() + saved.settings.len() + saved.instances.len());
     changes.extend(saved.nodes.into_iter().map(Change::PutNode));
     for (service, text) in &saved.settings {
-        let settings: ServiceSettings = serde_json::from_str(text)?;
+        let (settings, _) = ServiceSettings::read(text.as_bytes())?;
         changes.push(Change::PutSettings(service.clone(), Arc::new(settings)));
     }
     for (address, text) in &saved.vips {

@@ -16,6 +16,9 @@ pub(super) enum Refused {
     /// The value names another service, instance or node than the path.
     #[error("the value is about {0}, not about what the path names")]
     Mismatch(String),
+    /// Another version wrote something into it that this one does not know; the rest is taken.
+    #[error("not understood and left out: {0}; a newer version may have written it")]
+    Partly(String),
 }
 
 impl Refused {
@@ -24,6 +27,7 @@ impl Refused {
         match self {
             Self::Undecodable(_) => "undecodable",
             Self::Mismatch(_) => "mismatch",
+            Self::Partly(_) => "partly",
         }
     }
 }
@@ -34,6 +38,8 @@ pub(super) struct Decoded {
     pub(super) change: Change,
     /// The text of a durable record: what this version does not understand of it must survive a restoration.
     pub(super) text: Option<Arc<str>>,
+    /// What was left out of the change.
+    pub(super) partly: Option<Refused>,
 }
 
 /// What the value at a key says.
@@ -55,17 +61,18 @@ pub(super) fn decode(key: &Key, value: &[u8], names: &mut Names) -> Result<Decod
             Change::PutNode(Arc::new(node))
         }
         Key::Service(service) => {
-            let settings: ServiceSettings = json(value)?;
+            let (settings, left_out) = ServiceSettings::read(value).map_err(undecodable)?;
+            let partly = (!left_out.is_empty()).then(|| Refused::Partly(left_out.join(", ")));
             let change = Change::PutSettings(service.clone(), Arc::new(settings));
-            return Ok(Decoded { change, text: Some(text(value)?) });
+            return Ok(Decoded { change, text: Some(text(value)?), partly });
         }
         Key::Vip(address) => {
             let claim: VipClaim = json(value)?;
             let change = Change::PutVip(*address, names.shared_service(claim.service));
-            return Ok(Decoded { change, text: Some(text(value)?) });
+            return Ok(Decoded { change, text: Some(text(value)?), partly: None });
         }
     };
-    Ok(Decoded { change, text: None })
+    Ok(Decoded { change, text: None, partly: None })
 }
 
 /// The change that takes away what stood at a key.
@@ -83,7 +90,11 @@ fn text(value: &[u8]) -> Result<Arc<str>, Refused> {
 }
 
 fn json<T: serde::de::DeserializeOwned>(value: &[u8]) -> Result<T, Refused> {
-    serde_json::from_slice(value).map_err(|error| Refused::Undecodable(error.to_string()))
+    serde_json::from_slice(value).map_err(undecodable)
+}
+
+fn undecodable(error: serde_json::Error) -> Refused {
+    Refused::Undecodable(error.to_string())
 }
 
 #[cfg(test)]
@@ -114,6 +125,20 @@ mod tests {
     fn the_text_of_settings_is_kept_as_it_was_written() {
         let text = r#"{ "published": [{"port": 8080, "of_a_newer_agent": 1}] }"#;
         assert_eq!(read("services/web", text).unwrap().text.as_deref(), Some(text));
+    }
+
+    #[test]
+    fn a_word_of_a_newer_agent_costs_that_setting_alone() {
+        let text = r#"{"published":[{"port":8080},{"port":1,"mode":"astral"}],"balance":{"policy":"psychic","slow_start":"5s"}}"#;
+        let decoded = read("services/web", text).unwrap();
+        let Change::PutSettings(_, settings) = decoded.change else { panic!("settings") };
+        assert_eq!(settings.published.len(), 1);
+        assert!(settings.balance.policy.is_none() && settings.balance.slow_start.is_some());
+        assert_eq!(
+            decoded.partly,
+            Some(Refused::Partly("balance.policy \"psychic\", published[1]".to_owned()))
+        );
+        assert!(decoded.text.is_some_and(|kept| kept.contains("psychic")));
     }
 
     #[test]

@@ -5,6 +5,7 @@ mod client_address;
 mod key;
 mod limits;
 mod published;
+mod read;
 mod value;
 mod virtual_ip;
 

@@ -358,8 +358,11 @@ impl Follower {
                     self.restoration.seen(&key);
                     self.shared.notes().durable.insert(key.clone(), text);
                 }
-                self.refused_changed |= self.refused.remove(&entry.path).is_some();
                 changes.push(decoded.change);
+                match decoded.partly {
+                    Some(partly) => self.refuse(entry, partly),
+                    None => self.refused_changed |= self.refused.remove(&entry.path).is_some(),
+                }
             }
             Err(refused) => self.refuse(entry, refused),
         }
@@ -374,7 +377,14 @@ impl Follower {
         {
             return;
         }
-        tracing::warn!(path = %entry.path, reason = %refused, "a record of the store is not taken; its last good version stays");
+        match &refused {
+            Refused::Partly(_) => {
+                tracing::warn!(path = %entry.path, reason = %refused, "a record of the store is taken in part")
+            }
+            Refused::Undecodable(_) | Refused::Mismatch(_) => {
+                tracing::warn!(path = %entry.path, reason = %refused, "a record of the store is not taken; its last good version stays");
+            }
+        }
         self.refused.insert(entry.path, (entry.revision, refused));
         self.refused_changed = true;
     }
