@@ -51,7 +51,7 @@ impl Traffic for ingress::Handle {
             this_node_only: listener.local,
             listening: !matches!(listener.state, ingress::ListenerState::Failed { .. }),
             problem: match listener.state {
-                ingress::ListenerState::Open { .. } | ingress::ListenerState::Covered => None,
+                ingress::ListenerState::Open { .. } => None,
                 ingress::ListenerState::Failed { error } => Some(error),
             },
         })
@@ -137,7 +137,7 @@ impl Problems {
             ingress::ListenerState::Failed { error } => {
                 Some(problem("ingress", format!("{}: {error}", listener.service)))
             }
-            ingress::ListenerState::Open { .. } | ingress::ListenerState::Covered => None,
+            ingress::ListenerState::Open { .. } => None,
         });
         let virtuals = self.vip.problems().into_iter().map(|message| problem("vip", message));
         let addresses = self.dns.iter().flat_map(dns::Handle::listeners);

@@ -3,9 +3,8 @@
 //! Wanted are published ports (by [`Claims`]), localhost ports of the configuration, and the ports of virtual addresses.
 //! What changes is closed before anything is opened, so that a port can move from one listener to another at once.
 //!
-//! A port published on all addresses of the node takes virtual addresses along: the kernel lets no second socket of
-//! another kind stand beside it. So it goes first, and the port of a virtual address is covered by it if both lead to the
-//! same, or said to be in its way.
+//! A port may be published on all addresses of the node while a virtual address has the same port: the kernel gives a
+//! connection to the socket whose address is the more specific one.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -19,10 +18,10 @@ use nerve::tasks::Tasks;
 use synapse::catalog::{Catalog, Service, Subscription};
 use tokio::sync::watch;
 
-use super::desired::{self, Addresses, Claims, Holder, Port, Refused, Wants, virtual_ports};
+use super::desired::{Addresses, Claims, Holder, Port, Refused, Wants, virtual_ports};
 use super::handover::Handover;
 use super::slots::{Slot, SlotKey, Slots, State};
-use super::virtuals::{Virtuals, port_of};
+use super::virtuals::Virtuals;
 use super::{Config, ListenerKind, ListenerState, ListenerStatus, LocalPort, Metrics, addresses, occupant};
 use crate::balance::{Balancer, Surroundings};
 use crate::inherited::{Inherited, Transport};
@@ -143,7 +142,7 @@ impl Handle {
         failed
     }
 
-    /// How many ports this node listens on, or has covered by another of the same service.
+    /// How many ports this node listens on.
     #[must_use]
     pub fn open(&self) -> usize {
         self.lock().slots.counts().0
@@ -340,15 +339,7 @@ impl Controller {
         let gone = known.into_iter().filter(|key| !granted.contains_key(key)).map(|key| (key, None));
         let mut changes: Changes = gone.collect();
         changes.extend(granted.into_iter().map(|(key, holder)| (key, Some(holder))));
-        let virtuals = self.virtuals.by_port.get(&port).cloned().unwrap_or_default();
-        if changes.iter().any(|(key, _)| key.address.ip().is_unspecified()) {
-            // They make room for a wildcard, and come back where there is none.
-            for key in virtuals.keys() {
-                self.close(*key);
-            }
-        }
         self.reconcile(changes);
-        self.reconcile(virtuals.into_iter().map(|(key, holder)| (key, Some(holder))).collect());
     }
 
     /// What is to be listened on for the virtual addresses of a service.
@@ -429,7 +420,6 @@ impl Controller {
         let Slot { holder, state, said } = self.handle.lock().slots.remove(&key)?;
         match state {
             State::Failed(error) => Some(Failure { error, said }),
-            State::Covered => None,
             State::Open(listener) => {
                 let drain = self.handle.drain_deadline();
                 tracing::debug!(service = %holder.service, address = %key.address, protocol = %key.protocol, kind = %key.kind, "no longer listening; its connections may go on for {} s", drain.as_secs());
@@ -464,7 +454,6 @@ impl Controller {
                     tracing::error!(service = %holder.service, %error, "a port is not open; it is tried again every {} s", RETRY.as_secs());
                 }
             }
-            State::Covered => {}
         }
         self.handle.lock().slots.insert(key, Slot { holder, state, said });
     }
@@ -472,16 +461,15 @@ impl Controller {
     fn try_open(&mut self, key: SlotKey, holder: &Holder, last_error: Option<&str>) -> State {
         let balancer = self.balancer(holder);
         let SlotKey { kind, protocol, address } = key;
-        if kind == ListenerKind::Virtual
-            && let Some(state) = self.covered(key, holder)
-        {
-            return state;
-        }
         // Virtual addresses are many: with a socket a thread they would be as many descriptors as connections may need.
         let sharing = if kind == ListenerKind::Virtual { Sharing::One } else { Sharing::PerThread };
         let inherited =
             |transport| self.inherited.take(transport, address).into_iter().map(Arc::new).collect();
-        let spec = |transport| ListenerSpec { address, balancer, sharing, inherited: inherited(transport) };
+        let overlaps = self.handle.lock().slots.stands_beside(protocol, address);
+        let spec = |transport| {
+            let inherited = inherited(transport);
+            ListenerSpec { address, balancer, sharing, inherited, overlaps }
+        };
         let opened = match protocol {
             Protocol::Tcp => self.plane.open(spec(Transport::Tcp)),
             Protocol::Udp => self.plane.open_udp(spec(Transport::Udp)),
@@ -501,22 +489,6 @@ impl Controller {
                 ))
             }
         }
-    }
-
-    /// How it stands with a port of a virtual address that is published on all addresses of this node; `None` where it is
-    /// not. That nobody listens there yet changes nothing: both must not take the port from each other in turns.
-    fn covered(&self, key: SlotKey, holder: &Holder) -> Option<State> {
-        let covers = |ip: IpAddr| ip.is_unspecified() && desired::covers(ip, key.address.ip());
-        let (ip, wildcard) = self.claims.granted(port_of(&key)?).find(|(ip, _)| covers(*ip))?;
-        if wildcard != holder {
-            return Some(State::Failed(in_its_way(key, wildcard)));
-        }
-        let address = SocketAddr::new(ip, key.address.port());
-        let wildcard = SlotKey { kind: ListenerKind::Published, address, ..key };
-        let is_open = matches!(self.handle.lock().slots.get(&wildcard)?.state, State::Open(_));
-        let waits =
-            || format!("{} waits for the published port on {address}, which is not open", key.address);
-        Some(if is_open { State::Covered } else { State::Failed(waits()) })
     }
 
     /// The one balancer that all listeners for this service and target port share.
@@ -554,15 +526,6 @@ fn seen<'a>(
     let mut of_node = service.clone();
     of_node.endpoints.retain(|endpoint| endpoint.instance.node == *node);
     Some(Cow::Owned(of_node))
-}
-
-fn in_its_way(key: SlotKey, wildcard: &Holder) -> String {
-    let (address, port, protocol) = (key.address.ip(), key.address.port(), key.protocol);
-    let holder = &wildcard.service;
-    format!(
-        "port {port}/{protocol} of {address} goes to {holder}, which publishes the port on every address of this node; \
-         publish it with `--address`, or give `[ingress] listen` the addresses to publish on"
-    )
 }
 
 fn conflict(port: Port, refused: &Refused) -> ListenerStatus {

@@ -2,8 +2,8 @@
 //!
 //! Counts are kept with each change, so that neither a metric nor the closing of one listener looks at ten thousand.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::net::SocketAddr;
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::num::NonZeroU16;
 use std::sync::Arc;
 
@@ -26,8 +26,6 @@ pub(super) struct SlotKey {
 #[derive(Debug)]
 pub(super) enum State {
     Open(Listener),
-    /// A published port of the same service on all addresses has it.
-    Covered,
     Failed(String),
 }
 
@@ -44,6 +42,8 @@ pub(super) struct Slot {
 pub(super) struct Slots {
     slots: BTreeMap<SlotKey, Slot>,
     published: HashMap<(Protocol, u16), BTreeSet<SlotKey>>,
+    /// The addresses on which a port is open.
+    listening: HashMap<(Protocol, u16), HashSet<IpAddr>>,
     open: usize,
     failed: usize,
     balancers: HashMap<ServiceName, BTreeMap<Route, InUse>>,
@@ -66,7 +66,13 @@ impl Slots {
     /// Puts a slot where none is; its [balancer](Self::balancer) was asked for before.
     pub(super) fn insert(&mut self, key: SlotKey, slot: Slot) {
         match slot.state {
-            State::Open(_) | State::Covered => self.open += 1,
+            State::Open(_) => {
+                self.open += 1;
+                self.listening
+                    .entry((key.protocol, key.address.port()))
+                    .or_default()
+                    .insert(key.address.ip());
+            }
             State::Failed(_) => self.failed += 1,
         }
         let route = (slot.holder.target.clone(), slot.holder.local);
@@ -83,7 +89,10 @@ impl Slots {
     pub(super) fn remove(&mut self, key: &SlotKey) -> Option<Slot> {
         let slot = self.slots.remove(key)?;
         match slot.state {
-            State::Open(_) | State::Covered => self.open -= 1,
+            State::Open(_) => {
+                self.open -= 1;
+                self.no_longer_listens(key);
+            }
             State::Failed(_) => self.failed -= 1,
         }
         let port = (key.protocol, key.address.port());
@@ -110,6 +119,27 @@ impl Slots {
             self.balancers.remove(service);
         }
         Some(slot)
+    }
+
+    fn no_longer_listens(&mut self, key: &SlotKey) {
+        let port = (key.protocol, key.address.port());
+        if let Some(addresses) = self.listening.get_mut(&port) {
+            addresses.remove(&key.address.ip());
+            if addresses.is_empty() {
+                self.listening.remove(&port);
+            }
+        }
+    }
+
+    /// Is the port open on other addresses, and neither on this one nor, where this is a wildcard, on another wildcard? Then
+    /// a socket there stands beside the others, and each gets what is meant for it.
+    pub(super) fn stands_beside(&self, protocol: Protocol, address: SocketAddr) -> bool {
+        const WILDCARDS: [IpAddr; 2] = [IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)];
+        self.listening.get(&(protocol, address.port())).is_some_and(|others| {
+            let is_wildcard = address.ip().is_unspecified();
+            !others.contains(&address.ip())
+                && !(is_wildcard && WILDCARDS.iter().any(|ip| others.contains(ip)))
+        })
     }
 
     /// The one balancer that all slots of this holder share; `make` makes it where there is none.
@@ -159,7 +189,7 @@ impl Slots {
     pub(super) fn listeners(&self) -> impl Iterator<Item = &Listener> {
         self.slots.values().filter_map(|slot| match &slot.state {
             State::Open(listener) => Some(listener),
-            State::Covered | State::Failed(_) => None,
+            State::Failed(_) => None,
         })
     }
 
@@ -167,10 +197,11 @@ impl Slots {
     pub(super) fn take_listeners(&mut self) -> Vec<Listener> {
         (self.open, self.failed) = (0, 0);
         self.published.clear();
+        self.listening.clear();
         let slots = std::mem::take(&mut self.slots);
         let open = slots.into_values().filter_map(|slot| match slot.state {
             State::Open(listener) => Some(listener),
-            State::Covered | State::Failed(_) => None,
+            State::Failed(_) => None,
         });
         open.collect()
     }
@@ -186,7 +217,6 @@ fn status(key: &SlotKey, slot: &Slot) -> ListenerStatus {
         kind: key.kind,
         state: match &slot.state {
             State::Open(listener) => ListenerState::Open { connections: listener.connections() },
-            State::Covered => ListenerState::Covered,
             State::Failed(error) => ListenerState::Failed { error: error.clone() },
         },
     }

@@ -34,8 +34,6 @@ pub enum ListenerState {
         /// Client connections.
         connections: u32,
     },
-    /// The port is published for the same service on every address of this node, this one included: that listener has it.
-    Covered,
     /// It could not be opened; it is tried again.
     Failed {
         /// What was tried, why it failed, what to do.

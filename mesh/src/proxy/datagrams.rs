@@ -53,7 +53,7 @@ impl DataPlane {
             None => spec.address,
         };
         sockets.iter().try_for_each(|socket| udp::adopt(socket, address))?;
-        if sockets.is_empty() && !self.has_left(spec) && address.port() != 0 {
+        if sockets.is_empty() && !self.has_left(spec) && address.port() != 0 && !spec.overlaps {
             udp::probe(address)?;
         }
         while sockets.len() < wanted {

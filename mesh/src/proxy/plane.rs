@@ -34,6 +34,9 @@ pub struct ListenerSpec {
     /// Sockets that listen there already, from an earlier process or from systemd. They are used, whatever their number: what
     /// waits in their queues is served.
     pub inherited: Vec<Arc<OwnedFd>>,
+    /// Others of ours have the port on addresses that overlap with this one: whether anybody else has it cannot be asked
+    /// beforehand, for they would answer. The kernel prefers the more specific address.
+    pub overlaps: bool,
 }
 
 /// How the threads share a listener.
@@ -146,7 +149,7 @@ impl DataPlane {
             Some(socket) => socket::local_address(socket)?,
             None => spec.address,
         };
-        if sockets.is_empty() && address.port() != 0 {
+        if sockets.is_empty() && address.port() != 0 && !spec.overlaps {
             socket::probe(address)?;
         }
         while sockets.len() < wanted {

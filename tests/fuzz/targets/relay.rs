@@ -73,7 +73,7 @@ fn plane() -> &'static Plane {
         let balancer = Arc::new(Balancer::new(web, None, &surroundings));
         balancer.update(catalog.service("web").as_deref());
         let address: SocketAddr = "127.0.0.1:0".parse().expect("an address");
-        let spec = ListenerSpec { address, balancer, sharing: Sharing::PerThread, inherited: Vec::new() };
+        let spec = ListenerSpec { address, balancer, sharing: Sharing::PerThread, inherited: Vec::new(), overlaps: false };
         let listener = plane.open(spec).expect("a listener");
         Plane { _plane: plane, listener, endpoint }
     })

@@ -58,7 +58,13 @@ fn world_with(
     let balancer = Arc::new(Balancer::new(web, None, &surroundings));
     balancer.update(catalog.service("web").as_deref());
     let address = "127.0.0.1:0".parse().unwrap();
-    let spec = ListenerSpec { address, balancer: Arc::clone(&balancer), sharing, inherited: Vec::new() };
+    let spec = ListenerSpec {
+        address,
+        balancer: Arc::clone(&balancer),
+        sharing,
+        inherited: Vec::new(),
+        overlaps: false,
+    };
     let listener = plane.open(spec).unwrap();
     World { plane, listener, metrics, catalog, writer, balancer }
 }

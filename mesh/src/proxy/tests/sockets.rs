@@ -33,6 +33,7 @@ fn a_socket_of_another_process_is_used_with_what_waits_in_its_queue() {
             balancer: Arc::clone(&world.balancer),
             sharing,
             inherited: vec![Arc::new(inherited.into())],
+            overlaps: false,
         };
         let listener = world.plane.open(spec).unwrap();
         let mut answer = String::new();
@@ -68,7 +69,8 @@ fn another_plane_goes_on_with_the_sockets_and_no_client_notices() {
         let config = Config { threads: NonZeroUsize::new(threads), ..Config::default() };
         let next = DataPlane::start(config, plane.metrics.clone()).unwrap();
         let balancer = Arc::clone(&plane.balancer);
-        let spec = ListenerSpec { address, balancer, sharing: Sharing::PerThread, inherited };
+        let spec =
+            ListenerSpec { address, balancer, sharing: Sharing::PerThread, inherited, overlaps: false };
         let listener = next.open(spec).unwrap();
         assert_eq!(listener.sockets().len(), sockets.max(threads));
         plane.listener.stop_accepting();

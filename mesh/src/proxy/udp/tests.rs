@@ -76,6 +76,7 @@ fn spec(address: SocketAddr, balancer: &Arc<Balancer>) -> ListenerSpec {
         balancer: Arc::clone(balancer),
         sharing: Sharing::PerThread,
         inherited: Vec::new(),
+        overlaps: false,
     }
 }
 
