@@ -433,11 +433,7 @@ impl Node {
     /// The value of a metric of its agent: the sum over all labels that contain `labels`.
     #[must_use]
     pub fn metric(&self, name: &str, labels: &str) -> Option<f64> {
-        let text = self.admin("/metrics").ok()?.body;
-        let lines = text.lines().filter(|line| {
-            line.strip_prefix(name).is_some_and(|rest| rest.starts_with([' ', '{'])) && line.contains(labels)
-        });
-        lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).reduce(|a, b| a + b)
+        metric(&self.admin("/metrics").ok()?.body, name, labels)
     }
 
     /// The ids of a service's endpoints that get traffic, as this node's catalog has them, in order.
@@ -520,6 +516,14 @@ impl Node {
     fn agent(&self) -> MutexGuard<'_, Option<Process>> {
         self.agent.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// The value of a metric in what `/metrics` answered: the sum over all labels that contain `labels`.
+pub(crate) fn metric(text: &str, name: &str, labels: &str) -> Option<f64> {
+    let lines = text.lines().filter(|line| {
+        line.strip_prefix(name).is_some_and(|rest| rest.starts_with([' ', '{'])) && line.contains(labels)
+    });
+    lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).reduce(|a, b| a + b)
 }
 
 /// Lets closures of several threads have the node.
