@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+use crate::client::datagrams::Datagrams;
 use crate::client::load::{Load, Plan};
 use crate::client::names::Names;
 use crate::client::{dig, http};
@@ -501,6 +502,12 @@ impl Node {
     #[must_use]
     pub fn names(&self, server: Ipv4Addr, name: &str) -> Names {
         Names::start(&self.namespace, server.into(), name)
+    }
+
+    /// A steady load of datagrams from this machine to one address.
+    #[must_use]
+    pub fn datagrams(&self, address: SocketAddr) -> Datagrams {
+        Datagrams::start(&self.namespace, address)
     }
 
     /// May a TCP connection to this address be made from this machine now?
