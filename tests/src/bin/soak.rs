@@ -25,7 +25,9 @@ fn main() -> ExitCode {
     };
     let missing = missing_programs(&["ip", "nsenter", "etcd", "etcdctl"]);
     if !can_make_namespaces() || !missing.is_empty() {
-        eprintln!("it needs root, to make network namespaces, and ip, nsenter, etcd and etcdctl; missing: {missing:?}");
+        eprintln!(
+            "it needs root, to make network namespaces, and ip, nsenter, etcd and etcdctl; missing: {missing:?}"
+        );
         return ExitCode::from(2);
     }
     if soak.run().is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }

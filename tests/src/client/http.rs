@@ -162,8 +162,7 @@ impl Held {
 
     fn send(&mut self, method: &str, path: &str, length: usize) -> io::Result<()> {
         let host = self.address;
-        let request =
-            format!("{method} {path} HTTP/1.1\r\nhost: {host}\r\ncontent-length: {length}\r\n\r\n");
+        let request = format!("{method} {path} HTTP/1.1\r\nhost: {host}\r\ncontent-length: {length}\r\n\r\n");
         self.stream.get_mut().write_all(request.as_bytes())
     }
 

@@ -390,7 +390,8 @@ mod tests {
         let lost = |began: f64| failed(Kind::Datagram, Why::Silent, began, began + 1.5);
         assert_eq!(excuse(&lost(101.0), &happened), Some(Excuse::EndpointHangs));
         assert_eq!(excuse(&lost(102.0), &happened), None);
-        let store = Happened { fault: Fault::KillStore, began: at(101), done: Some(at(101)), over: Some(at(103)) };
+        let store =
+            Happened { fault: Fault::KillStore, began: at(101), done: Some(at(101)), over: Some(at(103)) };
         happened.push(store);
         assert_eq!(excuse(&lost(102.0), &happened), Some(Excuse::EndpointHangs), "nobody could be told");
     }

@@ -82,16 +82,16 @@ impl Shared {
     }
 
     /// One exchange from a port of its own.
-    pub(super) fn datagram(&self, way: Way) {
+    pub(super) fn datagram(&self, way: Way, port: u16) {
         let mut client = self.client(Kind::Datagram, way);
-        let result = open(way.address).and_then(|socket| client.ask_by_datagram(&socket));
+        let result = open(way.address, port).and_then(|socket| client.ask_by_datagram(&socket));
         client.note(result);
     }
 
     /// Exchanges from one port until it is told to stop.
     pub(super) fn talk(&self, way: Way, pace: Duration) {
         let mut client = self.client(Kind::Talk, way);
-        let Ok(socket) = open(way.address) else { return client.note(Err(wrong("no socket"))) };
+        let Ok(socket) = open(way.address, 0) else { return client.note(Err(wrong("no socket"))) };
         while !self.stop.load(Ordering::SeqCst) {
             client.began = self.timeline.now();
             let result = client.ask_by_datagram(&socket);
@@ -156,9 +156,9 @@ impl Client<'_> {
     }
 }
 
-fn open(to: SocketAddr) -> Result<UdpSocket, Failure> {
+fn open(to: SocketAddr, port: u16) -> Result<UdpSocket, Failure> {
     let open = || {
-        let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+        let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port))?;
         socket.set_read_timeout(Some(ANSWER))?;
         socket.connect(to)?;
         Ok(socket)

@@ -18,6 +18,9 @@ use crate::wait::pause;
 /// Clients that talk over UDP from one port each for the whole time.
 const TALKS: usize = 60;
 
+/// The ports that single datagrams are sent from, in turn: below those that the kernel gives out.
+const PORTS: std::ops::Range<u32> = 10_000..30_000;
+
 /// Where the load comes from and goes to.
 #[derive(Debug, Clone)]
 pub(super) struct Target {
@@ -27,8 +30,10 @@ pub(super) struct Target {
     pub(super) inside: Vec<Namespace>,
     /// The virtual address of the service.
     pub(super) vip: IpAddr,
-    /// The published port of all nodes, which the virtual address has too.
+    /// The published port of all nodes, for TCP and UDP.
     pub(super) port: u16,
+    /// The port of the virtual address, for TCP alone.
+    pub(super) main_port: u16,
     /// New connections a second, and datagrams a second.
     pub(super) rate: u32,
 }
@@ -46,7 +51,7 @@ impl Load {
         // Of five datagrams two are asked by talks.
         let pace = Duration::from_secs_f64(TALKS as f64 / (0.4 * f64::from(target.rate)));
         let talks = (0..TALKS).map(|number| {
-            let (shared, way) = (Arc::clone(shared), target.way(number));
+            let (shared, way) = (Arc::clone(shared), target.by_udp(number));
             target.from(way).spawn("talk", move || shared.talk(way, pace)).expect("a thread")
         });
         let talks = talks.collect();
@@ -69,17 +74,27 @@ impl Target {
     /// Waits until every way leads somewhere, over TCP and UDP.
     pub(super) fn wait_served(&self) {
         for number in 0..4 * NODES {
-            let way = self.way(number);
-            let asked = || self.from(way).enter(move || is_served(way.address));
-            crate::eventually!(Duration::from_secs(20), (way, asked()), |(_, served)| *served == (true, true));
+            let (tcp, udp) = (self.by_tcp(number), self.by_udp(number));
+            let asked = || self.from(tcp).enter(move || is_served(tcp.address, udp.address));
+            crate::eventually!(Duration::from_secs(20), (tcp, asked()), |(_, served)| *served
+                == (true, true));
         }
     }
 
     /// The way of the client with this number: a node in turn, every fourth time by the virtual address.
-    fn way(&self, number: usize) -> Way {
+    fn by_udp(&self, number: usize) -> Way {
         let (node, by_vip) = (number % NODES, number / NODES % 4 == 3);
         let ip = if by_vip { self.vip } else { self.inside[node].address().into() };
         Way { node, by_vip, address: SocketAddr::new(ip, self.port) }
+    }
+
+    /// The same over TCP, where a virtual address has the instances' own port too, and listeners of its own with it.
+    fn by_tcp(&self, number: usize) -> Way {
+        let mut way = self.by_udp(number);
+        if way.by_vip {
+            way.address.set_port(self.main_port);
+        }
+        way
     }
 
     /// Where who goes this way stands.
@@ -89,11 +104,11 @@ impl Target {
 }
 
 /// Is there an answer, over TCP and over UDP?
-fn is_served(address: SocketAddr) -> (bool, bool) {
-    let tcp = http::get(address, "/").is_ok_and(|answer| answer.status == 200);
+fn is_served(tcp: SocketAddr, udp: SocketAddr) -> (bool, bool) {
+    let tcp = http::get(tcp, "/").is_ok_and(|answer| answer.status == 200);
     let udp = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).and_then(|socket| {
         socket.set_read_timeout(Some(Duration::from_millis(500)))?;
-        socket.connect(address)?;
+        socket.connect(udp)?;
         socket.send(b"?")?;
         socket.recv(&mut [0; 2048])
     });
@@ -111,7 +126,7 @@ fn keep_pace(target: &Target, shared: &Arc<Shared>, seed: u64) {
         if shared.stop.load(Ordering::SeqCst) {
             break;
         }
-        let way = target.way(number as usize);
+        let (way, by_udp) = (target.by_tcp(number as usize), target.by_udp(number as usize));
         let mut do_by = |work: Box<dyn FnOnce(&Shared) + Send>| {
             let crew = if way.by_vip { &mut inside[way.node] } else { &mut outside };
             let shared = Arc::clone(shared);
@@ -127,7 +142,9 @@ fn keep_pace(target: &Target, shared: &Arc<Shared>, seed: u64) {
             _ => do_by(Box::new(move |shared| shared.bulk(way, own))),
         }
         if number % 5 < 3 {
-            do_by(Box::new(move |shared| shared.datagram(way)));
+            // A session may know its client for a while after its answer: a port comes again only long after that.
+            let port = PORTS.start + number % (PORTS.end - PORTS.start);
+            do_by(Box::new(move |shared| shared.datagram(by_udp, u16::try_from(port).unwrap_or(0))));
         }
     }
 }

@@ -27,7 +27,7 @@ use blame::{DRAIN, Kind, NOTICE, PATIENCE, SESSION};
 use clients::Shared;
 use faults::Faults;
 use load::{Load, Target};
-use plan::{ENDPOINTS, STEADY, id_of};
+use plan::{ENDPOINTS, STEADY, id_of, port_of};
 use resources::Sample;
 
 /// The port that the service is published on.
@@ -126,6 +126,7 @@ impl Soak {
             inside: cluster.all().map(|node| node.namespace().clone()).collect(),
             vip: vips[0],
             port: PUBLISHED,
+            main_port: port_of(0),
             rate: self.rate,
         };
         target.wait_served();
@@ -182,19 +183,28 @@ fn wait_idle(cluster: &Cluster, shared: &Shared) -> Vec<Sample> {
 }
 
 /// What is still held when it should not be, once there was time to let go of it.
-fn left_over(cluster: &Cluster, shared: &Shared, faults: &Faults<'_>, idle: &[Sample]) -> (Vec<Sample>, Vec<String>) {
+fn left_over(
+    cluster: &Cluster,
+    shared: &Shared,
+    faults: &Faults<'_>,
+    idle: &[Sample],
+) -> (Vec<Sample>, Vec<String>) {
     let processes = faults.wait_replaced(Duration::from_secs(60));
     let mut left: Vec<String> =
         processes.iter().map(|id| format!("process {id} was taken over from and does not end")).collect();
     let more = |samples: &[Sample]| -> Vec<String> {
         let told = samples.iter().flat_map(|sample| {
             let name = plan::name_of(sample.node);
-            sample.more_than(&idle[sample.node]).into_iter().map(move |more| format!("node {name} has {more}"))
+            sample
+                .more_than(&idle[sample.node])
+                .into_iter()
+                .map(move |more| format!("node {name} has {more}"))
         });
         let missing = plan::NODES - samples.len();
         told.chain((missing > 0).then(|| format!("{missing} agents do not answer"))).collect()
     };
-    let last = wait_until(Duration::from_secs(60), || look(cluster, shared), |samples| more(samples).is_empty());
+    let last =
+        wait_until(Duration::from_secs(60), || look(cluster, shared), |samples| more(samples).is_empty());
     let last = last.unwrap_or_else(|last| last);
     left.extend(more(&last));
     let steady = last.iter().find(|sample| sample.node == STEADY);

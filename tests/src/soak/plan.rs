@@ -189,8 +189,7 @@ pub fn plan(seed: u64, length: Duration) -> Vec<Planned> {
     let mut plan: Vec<Planned> = Vec::new();
     let mut at = Duration::from_secs(2);
     loop {
-        let (fault, hold) =
-            (Fault::draw(&mut random), random.between(Duration::from_millis(500), LONGEST));
+        let (fault, hold) = (Fault::draw(&mut random), random.between(Duration::from_millis(500), LONGEST));
         let next = Planned { at, hold, fault };
         if next.end() > length {
             return plan;
@@ -212,8 +211,7 @@ impl Planned {
 }
 
 fn fits(plan: &[Planned], next: Planned) -> bool {
-    let on: Vec<Fault> =
-        plan.iter().filter(|other| other.end() > next.at).map(|other| other.fault).collect();
+    let on: Vec<Fault> = plan.iter().filter(|other| other.end() > next.at).map(|other| other.fault).collect();
     let taken = next.fault.parts().iter().any(|part| on.iter().any(|other| other.parts().contains(part)));
     let is_safe = |node: usize| {
         let all = || on.iter().chain([&next.fault]);

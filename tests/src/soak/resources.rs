@@ -58,7 +58,9 @@ impl Sample {
             .filter_map(|task| fs::read_to_string(task.path().join("comm")).ok())
             .collect();
         let memory = fs::read_to_string(format!("/proc/{process}/smaps_rollup")).ok()?;
-        let pss = memory.lines().find_map(|line| line.strip_prefix("Pss:")?.split_whitespace().next()?.parse().ok());
+        let pss = memory
+            .lines()
+            .find_map(|line| line.strip_prefix("Pss:")?.split_whitespace().next()?.parse().ok());
         Some(Self {
             at,
             node,
@@ -169,7 +171,8 @@ mod tests {
     fn idle_is_what_it_was_and_pipes_that_are_kept() {
         let idle = sample(0, 1000, 0.0);
         assert!(Sample { sockets: 14, pipes: 128, ..idle.clone() }.more_than(&idle).is_empty());
-        let leaking = Sample { sockets: 15, pipes: 130, others: 6, threads: 5, sessions: 1.0, ..idle.clone() };
+        let leaking =
+            Sample { sockets: 15, pipes: 130, others: 6, threads: 5, sessions: 1.0, ..idle.clone() };
         assert_eq!(leaking.more_than(&idle).len(), 5);
     }
 

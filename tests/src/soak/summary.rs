@@ -34,7 +34,11 @@ impl Summary<'_> {
     /// Prints it; returns the bars that do not hold.
     pub(super) fn print(&self) -> Vec<String> {
         let Soak { length, seed, rate } = self.soak;
-        eprintln!("\n{} s at {rate} a second, seed {seed}, {} faults\n", length.as_secs(), self.happened.len());
+        eprintln!(
+            "\n{} s at {rate} a second, seed {seed}, {} faults\n",
+            length.as_secs(),
+            self.happened.len()
+        );
         self.print_clients();
         let mut broken = self.judge_errors();
         eprintln!("\n{HEADINGS}");
@@ -44,7 +48,9 @@ impl Summary<'_> {
         broken.extend(self.left.1.iter().cloned());
         broken.extend(self.judge_memory());
         let panicked = self.samples.iter().chain(&self.left.0).find(|sample| sample.panics > 0.0);
-        broken.extend(panicked.map(|sample| format!("a task of the agent of {} panicked", name_of(sample.node))));
+        broken.extend(
+            panicked.map(|sample| format!("a task of the agent of {} panicked", name_of(sample.node))),
+        );
         if self.seen.latest > BEHIND {
             broken.push(format!("the load fell {:?} behind its pace: it proves little", self.seen.latest));
         }
