@@ -30,6 +30,8 @@ pub(super) struct Sample {
     pub(super) data_threads: usize,
     /// Its proportional share of memory.
     pub(super) pss_kib: u64,
+    /// What of that is its own, and not the program's text, whose share depends on how many others run it.
+    pub(super) own_kib: u64,
     /// Connections and UDP sessions that it says are open.
     pub(super) connections: f64,
     pub(super) sessions: f64,
@@ -58,9 +60,10 @@ impl Sample {
             .filter_map(|task| fs::read_to_string(task.path().join("comm")).ok())
             .collect();
         let memory = fs::read_to_string(format!("/proc/{process}/smaps_rollup")).ok()?;
-        let pss = memory
-            .lines()
-            .find_map(|line| line.strip_prefix("Pss:")?.split_whitespace().next()?.parse().ok());
+        let kib = |field: &str| {
+            let line = memory.lines().find_map(|line| line.strip_prefix(field))?;
+            line.split_whitespace().next()?.parse().ok()
+        };
         Some(Self {
             at,
             node,
@@ -70,7 +73,8 @@ impl Sample {
             others: descriptors.len() - sockets - pipes,
             threads: names.len(),
             data_threads: names.iter().filter(|name| name.starts_with("data-")).count(),
-            pss_kib: pss?,
+            pss_kib: kib("Pss:")?,
+            own_kib: kib("Pss_Anon:")?,
             connections: sum("plexus_connections_active"),
             sessions: sum("plexus_udp_sessions_active"),
             so_far: sum("plexus_connections_total") + sum("plexus_udp_sessions_total"),
@@ -103,7 +107,7 @@ impl fmt::Display for Sample {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{:8.1}  {:4}  {:7}  {:7}  {:5}  {:6}  {:7}  {:8}  {:11}  {:8}",
+            "{:8.1}  {:4}  {:7}  {:7}  {:5}  {:6}  {:7}  {:8}  {:8}  {:11}  {:8}",
             self.at.as_secs_f64(),
             super::plan::name_of(self.node),
             self.process,
@@ -112,6 +116,7 @@ impl fmt::Display for Sample {
             self.others,
             self.threads,
             self.pss_kib,
+            self.own_kib,
             self.connections,
             self.sessions,
         )
@@ -120,7 +125,7 @@ impl fmt::Display for Sample {
 
 /// What stands above samples.
 pub(super) const HEADINGS: &str =
-    "      at  node  process  sockets  pipes  others  threads  Pss, KiB  connections  sessions";
+    "      at  node  process  sockets  pipes  others  threads  Pss, KiB  own, KiB  connections  sessions";
 
 /// How fast the memory of one process grows, and how fast it may, in KiB a minute; from samples of the time to be judged.
 ///
@@ -134,11 +139,11 @@ pub(super) fn growth(samples: &[&Sample]) -> Option<(f64, f64)> {
     }
     let count = samples.len() as f64;
     let mean_time = samples.iter().map(|sample| minutes(sample)).sum::<f64>() / count;
-    let mean_size = samples.iter().map(|sample| sample.pss_kib as f64).sum::<f64>() / count;
+    let mean_size = samples.iter().map(|sample| sample.own_kib as f64).sum::<f64>() / count;
     let (mut together, mut spread) = (0.0, 0.0);
     for sample in samples {
         let time = minutes(sample) - mean_time;
-        together += time * (sample.pss_kib as f64 - mean_size);
+        together += time * (sample.own_kib as f64 - mean_size);
         spread += time * time;
     }
     let begun_a_minute = (last.so_far - first.so_far) / minutes(last);
@@ -149,7 +154,7 @@ pub(super) fn growth(samples: &[&Sample]) -> Option<(f64, f64)> {
 mod tests {
     use super::*;
 
-    fn sample(seconds: u64, pss_kib: u64, so_far: f64) -> Sample {
+    fn sample(seconds: u64, own_kib: u64, so_far: f64) -> Sample {
         Sample {
             at: Duration::from_secs(seconds),
             node: 0,
@@ -159,7 +164,8 @@ mod tests {
             others: 5,
             threads: 4,
             data_threads: 2,
-            pss_kib,
+            pss_kib: 5000,
+            own_kib,
             connections: 0.0,
             sessions: 0.0,
             so_far,
