@@ -12,6 +12,7 @@ use crate::cluster::Cluster;
 use crate::node::{Node, ServiceFile};
 use crate::process::{Process, Ran};
 use crate::server::backend::Backend;
+use crate::server::etcd::Member;
 use crate::wait::{pause, wait_until};
 
 /// Longer than anything here takes.
@@ -56,7 +57,13 @@ impl<'a> Faults<'a> {
                 assert!(free.is_ok(), "what was before {} does not end", planned.fault);
                 let planned = *planned;
                 scope.spawn(move || {
-                    self.carry_out_one(planned, timeline);
+                    let Planned { hold, fault, .. } = planned;
+                    let mend = || {
+                        // What is done at once and for good needs no time.
+                        pause(if matches!(fault, Fault::TakeOver(_)) { Duration::ZERO } else { hold });
+                        self.mend(fault);
+                    };
+                    timeline.note(fault, || self.act(fault), mend);
                     self.busy().retain(|part| !parts.contains(part));
                 });
             }
@@ -82,124 +89,58 @@ impl<'a> Faults<'a> {
         free
     }
 
-    fn carry_out_one(&self, Planned { hold, fault, .. }: Planned, timeline: &Timeline) {
-        let hold = || pause(hold);
+    /// Brings a fault about.
+    fn act(&self, fault: Fault) {
         match fault {
-            Fault::KillEndpoint(endpoint) => timeline.note(
-                fault,
-                || self.endpoint(endpoint).kill(),
-                || {
-                    hold();
-                    let again = self.node_of(endpoint).backend("web", port_of(endpoint));
-                    *self.endpoint(endpoint) = again;
-                },
-            ),
-            Fault::FreezeEndpoint(endpoint) => timeline.note(
-                fault,
-                || self.endpoint(endpoint).freeze(),
-                || {
-                    hold();
-                    self.endpoint(endpoint).thaw();
-                },
-            ),
+            Fault::KillEndpoint(endpoint) => self.endpoint(endpoint).kill(),
+            Fault::FreezeEndpoint(endpoint) => self.endpoint(endpoint).freeze(),
             Fault::DrainEndpoint(endpoint) => {
-                let node = self.node_of(endpoint);
-                timeline.note(
-                    fault,
-                    || insist(|| node.plexus(["drain", &id_of(endpoint)])),
-                    || {
-                        hold();
-                        insist(|| node.plexus(["undrain", &id_of(endpoint)]));
-                    },
-                );
+                insist(|| self.node_of(endpoint).plexus(["drain", &id_of(endpoint)]));
             }
             Fault::DeregisterEndpoint(endpoint) => {
-                let node = self.node_of(endpoint);
-                timeline.note(
-                    fault,
-                    || insist(|| node.plexus(["deregister", &id_of(endpoint)])),
-                    || {
-                        hold();
-                        insist(|| register(node, endpoint));
-                    },
-                );
+                insist(|| self.node_of(endpoint).plexus(["deregister", &id_of(endpoint)]));
             }
-            Fault::KillAgent(node) => {
-                let node = self.nodes[node];
-                timeline.note(
-                    fault,
-                    || node.kill_agent(),
-                    || {
-                        hold();
-                        node.start_agent();
-                        node.wait_ready(SOON);
-                    },
-                );
-            }
-            Fault::TerminateAgent(node) => {
-                let node = self.nodes[node];
-                timeline.note(
-                    fault,
-                    || node.terminate_agent(),
-                    || {
-                        // What its store may take to answer is on top.
-                        let _ = node.wait_agent_end(NOTICE + DRAIN + SOON);
-                        hold();
-                        node.start_agent();
-                        node.wait_ready(SOON);
-                    },
-                );
-            }
-            Fault::TakeOver(node) => {
-                let node = self.nodes[node];
-                timeline.note(fault, || lock(&self.replaced).push(node.take_over()), || {});
-            }
-            Fault::CutCable(node) => {
-                let node = self.nodes[node];
-                timeline.note(
-                    fault,
-                    || self.cluster.cut(node),
-                    || {
-                        hold();
-                        self.cluster.heal(node);
-                    },
-                );
-            }
-            Fault::LinkDown(node) => {
-                let node = self.nodes[node];
-                timeline.note(
-                    fault,
-                    || self.cluster.link_down(node),
-                    || {
-                        hold();
-                        self.cluster.link_up(node);
-                    },
-                );
-            }
-            Fault::FreezeStore => {
-                let member = &self.cluster.etcd().members()[0];
-                timeline.note(
-                    fault,
-                    || member.freeze(),
-                    || {
-                        hold();
-                        member.thaw();
-                        self.cluster.etcd().wait_ready();
-                    },
-                );
-            }
-            Fault::KillStore => {
-                let member = &self.cluster.etcd().members()[0];
-                timeline.note(
-                    fault,
-                    || member.kill(),
-                    || {
-                        hold();
-                        self.cluster.etcd().start_again();
-                    },
-                );
-            }
+            Fault::KillAgent(node) => self.nodes[node].kill_agent(),
+            Fault::TerminateAgent(node) => self.nodes[node].terminate_agent(),
+            Fault::TakeOver(node) => lock(&self.replaced).push(self.nodes[node].take_over()),
+            Fault::CutCable(node) => self.cluster.cut(self.nodes[node]),
+            Fault::LinkDown(node) => self.cluster.link_down(self.nodes[node]),
+            Fault::FreezeStore => self.store().freeze(),
+            Fault::KillStore => self.store().kill(),
         }
+    }
+
+    /// Makes all as it was before.
+    fn mend(&self, fault: Fault) {
+        match fault {
+            Fault::KillEndpoint(endpoint) => {
+                let again = self.node_of(endpoint).backend("web", port_of(endpoint));
+                *self.endpoint(endpoint) = again;
+            }
+            Fault::FreezeEndpoint(endpoint) => self.endpoint(endpoint).thaw(),
+            Fault::DrainEndpoint(endpoint) => {
+                insist(|| self.node_of(endpoint).plexus(["undrain", &id_of(endpoint)]));
+            }
+            Fault::DeregisterEndpoint(endpoint) => insist(|| register(self.node_of(endpoint), endpoint)),
+            Fault::KillAgent(node) | Fault::TerminateAgent(node) => {
+                // What one that leaves must wait for at its store is on top.
+                let _ = self.nodes[node].wait_agent_end(NOTICE + DRAIN + SOON);
+                self.nodes[node].start_agent();
+                self.nodes[node].wait_ready(SOON);
+            }
+            Fault::TakeOver(_) => {}
+            Fault::CutCable(node) => self.cluster.heal(self.nodes[node]),
+            Fault::LinkDown(node) => self.cluster.link_up(self.nodes[node]),
+            Fault::FreezeStore => {
+                self.store().thaw();
+                self.cluster.etcd().wait_ready();
+            }
+            Fault::KillStore => self.cluster.etcd().start_again(),
+        }
+    }
+
+    fn store(&self) -> &Member {
+        &self.cluster.etcd().members()[0]
     }
 
     fn node_of(&self, endpoint: usize) -> &Node {
