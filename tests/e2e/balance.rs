@@ -1,9 +1,9 @@
 //! Connections go to who can serve them, whatever dies.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use plexus_tests::client::http::Step;
-use plexus_tests::{Cluster, ServiceFile, eventually, needs};
+use plexus_tests::{Cluster, ServiceFile, eventually, needs, pause};
 
 use crate::{INSTANCE, PUBLISHED};
 
@@ -96,6 +96,43 @@ fn a_drained_instance_gets_nothing_new_and_keeps_what_it_has() {
 }
 
 #[test]
+fn with_a_deadline_a_drained_instance_keeps_what_it_has_until_then_and_no_longer() {
+    needs!("etcd", "etcdctl");
+    let cluster = Cluster::new(3);
+    let [a, b, c] = cluster.nodes();
+    let _backends = [a, b].map(|node| node.serve("web", INSTANCE));
+    cluster.wait_serving("web", &["web-a-9000", "web-b-9000"]);
+    cluster.publish("web", PUBLISHED);
+    let deadline = Duration::from_secs(4);
+    let _ = c.plexus(["set", "web", "drain=4s"]).ok();
+    let shown = || c.admin_json("/v1/plexus/services/web/settings").to_string();
+    eventually!(Duration::from_secs(5), shown(), |shown| shown.contains("4s"));
+    let mut held = (0..4).map(|_| c.hold(c.at(PUBLISHED)).expect("a connection")).collect::<Vec<_>>();
+    let of = held.iter_mut().map(|held| held.get("/").expect("an answer").instance().unwrap_or_default());
+    let of: Vec<String> = of.collect();
+    assert_eq!(of.iter().filter(|id| *id == "web-a-9000").count(), 2, "{of:?}");
+    let drained = Instant::now();
+    let _ = a.plexus(["drain", "web-a-9000"]).ok();
+    cluster.wait_serving("web", &["web-b-9000"]);
+    for (held, id) in held.iter_mut().zip(&of) {
+        // Neither quiet nor busy ones live longer; those of the other instance do.
+        let mut last = Duration::ZERO;
+        while id == "web-a-9000" && last < 2 * deadline && held.get("/").is_ok() {
+            last = drained.elapsed();
+            pause(Duration::from_millis(20));
+        }
+        if id == "web-a-9000" {
+            assert!(held.get("/").is_err() && last < deadline + Duration::from_secs(2), "{last:?}");
+        }
+    }
+    let ended = drained.elapsed();
+    assert!(ended > deadline.mul_f64(0.9) && ended < deadline + Duration::from_secs(3), "{ended:?}");
+    for (held, _) in held.iter_mut().zip(&of).filter(|(_, id)| *id == "web-b-9000") {
+        assert_eq!(held.get("/").expect("it goes on").status, 200);
+    }
+}
+
+#[test]
 fn a_drained_node_gets_nothing_new_on_any_of_its_instances() {
     needs!("etcd", "etcdctl");
     let cluster = Cluster::new(2);
@@ -122,7 +159,7 @@ fn without_instances_a_client_is_told_at_once_and_served_when_there_is_one() {
     cluster.publish("web", PUBLISHED);
     a.remove_service_file("web-9000.toml");
     cluster.wait_serving("web", &[]);
-    let asked = std::time::Instant::now();
+    let asked = Instant::now();
     assert!(b.get(b.at(PUBLISHED), "/").is_err());
     assert!(asked.elapsed() < Duration::from_secs(1), "{:?}", asked.elapsed());
     a.define(&ServiceFile::new("web", INSTANCE));

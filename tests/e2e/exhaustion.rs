@@ -5,6 +5,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use plexus_tests::client::http::Held;
 use plexus_tests::{Cluster, Node, ServiceFile, Settings, eventually, needs};
 
 use crate::{INSTANCE, PUBLISHED};
@@ -82,6 +83,37 @@ fn out_of_ports_towards_an_endpoint_it_connects_from_its_other_addresses() {
     let second = hold(50);
     let failed: Vec<_> = second.iter().filter_map(|held| held.as_ref().err()).collect();
     assert!(failed.is_empty(), "{failed:?}");
+}
+
+#[test]
+fn one_endpoint_takes_more_connections_than_one_address_has_ports() {
+    needs!("etcd", "etcdctl");
+    let further = |settings: &mut Settings| {
+        settings.more = "[proxy]\nsource_addresses = [\"10.77.9.1\", \"10.77.9.2\"]\n".to_owned();
+    };
+    let cluster = Cluster::of(3).settings(further).start();
+    let [a, b, c] = cluster.nodes();
+    let _backend = b.serve("web", INSTANCE);
+    cluster.wait_serving("web", &["web-b-9000"]);
+    cluster.publish("web", PUBLISHED);
+    for address in ["10.77.9.1/32", "10.77.9.2/32"] {
+        let _ = a.exec("ip", &["address", "add", address, "dev", "lo"]).ok();
+    }
+    let _ = b.exec("ip", &["route", "add", "10.77.9.0/24", "via", &a.address().to_string()]).ok();
+    // As 28,000 ports and more connections, at a scale that the files of this machine allow.
+    let _ = a.exec("sysctl", &["-qw", "net.ipv4.ip_local_port_range=40000 40999"]).ok();
+    let to = a.at(PUBLISHED);
+    let mut held = c.namespace().enter(move || {
+        let open = |_| Held::open(to).and_then(|mut held| held.get("/").map(|_| held));
+        (0..2500).map(open).collect::<Vec<_>>()
+    });
+    let failed: Vec<_> = held.iter().filter_map(|held| held.as_ref().err()).collect();
+    assert!(failed.is_empty(), "{} of 2500 with 1000 ports: {:?}", failed.len(), failed[0]);
+    assert_eq!(a.metric("plexus_connections_active", "web"), Some(2500.0));
+    for held in held.iter_mut().flatten() {
+        assert_eq!(held.get("/").expect("all of them at the same time").status, 200);
+    }
+    assert!(a.metric("plexus_connections_dropped_total", "out_of_ports").is_none());
 }
 
 #[test]

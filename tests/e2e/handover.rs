@@ -6,6 +6,7 @@ use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::time::Duration;
 
 use plexus_tests::client::load::Load;
+use plexus_tests::client::udp::Talk;
 use plexus_tests::{Cluster, Node, ServiceFile, Signal, eventually, needs, plexus_program, throughout};
 
 use crate::{INSTANCE, PUBLISHED};
@@ -72,9 +73,13 @@ fn ten_agents_in_a_row_take_over_and_nobody_notices() {
     let _backends = [a.serve("web", INSTANCE), b.serve("web", INSTANCE)];
     cluster.wait_serving("web", &["web-a-9000", "web-b-9000"]);
     cluster.publish("web", PUBLISHED);
+    let _ = a.plexus(["publish", "web", &format!("{PUBLISHED}/udp")]).ok();
+    let talk = || Talk::open(b.namespace(), a.at(PUBLISHED)).expect("a socket");
+    eventually!(SOON, talk().instance(Duration::from_millis(500)), Option::is_some);
     let (session, changes) = (lease(&cluster), cluster.etcd().watch(KEYS));
     let load = b.load(a.at(PUBLISHED));
     let names = b.names(a.address(), NAME);
+    let datagrams = b.datagrams(a.at(PUBLISHED));
     load.wait_for(100);
     for _ in 0..10 {
         let mut kept = b.hold(a.at(PUBLISHED)).expect("a connection");
@@ -83,6 +88,7 @@ fn ten_agents_in_a_row_take_over_and_nobody_notices() {
         let mut before = a.take_over();
         load.wait_for(50);
         names.wait_for(10);
+        datagrams.wait_for(50);
         // Connections that were open go on in the process before, also those that were silent.
         assert_eq!(kept.get("/").expect("an answer").status, 200);
         assert_eq!(idle.get("/").expect("an answer").status, 200);
@@ -91,6 +97,7 @@ fn ten_agents_in_a_row_take_over_and_nobody_notices() {
         assert!(before.wait(SOON).success());
     }
     names.stop().assert_unharmed();
+    datagrams.stop().assert_unharmed();
     load.stop().assert_unharmed();
     let (written, deleted) = changes.so_far();
     assert_eq!((written, deleted), (vec![], vec![]), "whoever watches the store sees nothing at all");

@@ -17,6 +17,7 @@ mod health;
 mod ingress;
 mod mistakes;
 mod outage;
+mod outliers;
 mod reload;
 mod settings;
 mod udp;

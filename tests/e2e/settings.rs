@@ -208,6 +208,38 @@ fn limit_holds(node: &Node) -> bool {
 }
 
 #[test]
+fn with_subsets_each_node_uses_a_few_endpoints_and_the_others_when_these_are_gone() {
+    needs!("etcd", "etcdctl");
+    let cluster = Cluster::new(3);
+    let [a, b, c] = cluster.nodes();
+    let backends: Vec<_> = [a, b, c]
+        .iter()
+        .flat_map(|node| [node.serve("web", INSTANCE), node.serve("web", INSTANCE + 1)])
+        .collect();
+    let ids: Vec<&str> = backends.iter().map(plexus_tests::server::backend::Backend::id).collect();
+    cluster.wait_serving("web", &ids);
+    cluster.publish("web", PUBLISHED);
+    let _ = b.plexus(["set", "web", "subset=2"]).ok();
+    let used = |node: &Node| -> BTreeSet<String> {
+        let inside = ids.iter().filter(|id| pick(node, id)["outside_subset"] != true);
+        inside.map(|id| (*id).to_owned()).collect()
+    };
+    for node in [a, b, c] {
+        eventually!(SOON, used(node).len(), |used| *used == 2);
+        assert_eq!(instances(c, node.at(PUBLISHED), 20).expect("answers"), used(node), "{}", node.name());
+    }
+    let all: BTreeSet<String> = [a, b, c].iter().flat_map(|node| used(node)).collect();
+    assert_eq!(all.len(), 6, "six endpoints, dealt out to three nodes: {all:?}");
+    let why = a.plexus(["why", "web"]).ok();
+    assert_eq!(why.matches("outside of the subset").count(), 4, "{why}");
+    // Whose whole subset is gone, before any check has told, loses nobody.
+    let before = used(a);
+    backends.iter().filter(|backend| before.contains(backend.id())).for_each(|backend| backend.kill());
+    let after = instances(c, a.at(PUBLISHED), 20).expect("answers");
+    assert!(!after.is_empty() && after.is_disjoint(&before), "{after:?}");
+}
+
+#[test]
 fn a_new_endpoint_gets_little_at_first() {
     needs!("etcd", "etcdctl");
     let cluster = Cluster::new(3);

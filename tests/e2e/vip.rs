@@ -125,6 +125,24 @@ fn an_address_stays_whatever_restarts_and_is_answered_without_the_store() {
 }
 
 #[test]
+fn an_agent_that_takes_over_answers_on_virtual_addresses_from_the_first_moment() {
+    needs!("etcd", "etcdctl");
+    let cluster = cluster(2, V4, "");
+    let [a, b] = cluster.nodes();
+    let _backend = a.serve("web", INSTANCE);
+    cluster.wait_serving("web", &["web-a-9000"]);
+    let main = SocketAddr::new(agreed(&cluster, "web", 1)[0], INSTANCE);
+    wait_answers(b, main, "web-a-9000");
+    let load = b.load(main);
+    load.wait_for(50);
+    for _ in 0..3 {
+        assert!(b.take_over().wait(SOON).success());
+        load.wait_for(50);
+    }
+    load.stop().assert_unharmed();
+}
+
+#[test]
 fn a_route_that_is_flushed_is_back_within_a_second_and_others_are_left_alone() {
     needs!("etcd", "etcdctl");
     let cluster = cluster(2, BOTH, "");

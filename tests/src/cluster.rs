@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::netns::Fabric;
+use crate::netns::{Fabric, Namespace};
 use crate::node::{Node, Settings, Shared};
 use crate::program::{backend_program, plexus_program};
 use crate::report;
@@ -135,6 +135,22 @@ impl Cluster {
     #[must_use]
     pub fn world(&self) -> &World {
         &self.world
+    }
+
+    /// A machine on the switch that is no node: somebody who only asks. `name` is new.
+    #[must_use]
+    pub fn machine(&self, name: &str) -> Namespace {
+        self.fabric.machine(name)
+    }
+
+    /// Takes a node's link down: as [`Cluster::cut`], but the node's interface knows that it has no carrier.
+    pub fn link_down(&self, node: &Node) {
+        self.fabric.link_down(node.name());
+    }
+
+    /// Takes it up again.
+    pub fn link_up(&self, node: &Node) {
+        self.fabric.link_up(node.name());
     }
 
     /// Pulls a node's cable.

@@ -13,7 +13,9 @@
 )]
 
 pub mod client;
+pub mod content;
 pub mod server;
+pub mod soak;
 
 mod cluster;
 mod netns;

@@ -209,6 +209,16 @@ impl Fabric {
         ip(&["-n", &self.switch, "link", "set", &format!("to-{name}"), "nomaster"]);
     }
 
+    /// Takes the switch's end of the machine's cable down: the machine's interface loses its carrier.
+    pub fn link_down(&self, name: &str) {
+        ip(&["-n", &self.switch, "link", "set", &format!("to-{name}"), "down"]);
+    }
+
+    /// Takes it up again.
+    pub fn link_up(&self, name: &str) {
+        ip(&["-n", &self.switch, "link", "set", &format!("to-{name}"), "up"]);
+    }
+
     /// Plugs the machine's cable in again.
     pub fn heal(&self, name: &str) {
         ip(&["-n", &self.switch, "link", "set", &format!("to-{name}"), "master", "switch"]);

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+use crate::client::datagrams::Datagrams;
 use crate::client::load::{Load, Plan};
 use crate::client::names::Names;
 use crate::client::{dig, http};
@@ -433,11 +434,7 @@ impl Node {
     /// The value of a metric of its agent: the sum over all labels that contain `labels`.
     #[must_use]
     pub fn metric(&self, name: &str, labels: &str) -> Option<f64> {
-        let text = self.admin("/metrics").ok()?.body;
-        let lines = text.lines().filter(|line| {
-            line.strip_prefix(name).is_some_and(|rest| rest.starts_with([' ', '{'])) && line.contains(labels)
-        });
-        lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).reduce(|a, b| a + b)
+        metric(&self.admin("/metrics").ok()?.body, name, labels)
     }
 
     /// The ids of a service's endpoints that get traffic, as this node's catalog has them, in order.
@@ -507,6 +504,12 @@ impl Node {
         Names::start(&self.namespace, server.into(), name)
     }
 
+    /// A steady load of datagrams from this machine to one address.
+    #[must_use]
+    pub fn datagrams(&self, address: SocketAddr) -> Datagrams {
+        Datagrams::start(&self.namespace, address)
+    }
+
     /// May a TCP connection to this address be made from this machine now?
     #[must_use]
     pub fn can_connect(&self, address: SocketAddr) -> bool {
@@ -520,6 +523,14 @@ impl Node {
     fn agent(&self) -> MutexGuard<'_, Option<Process>> {
         self.agent.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// The value of a metric in what `/metrics` answered: the sum over all labels that contain `labels`.
+pub(crate) fn metric(text: &str, name: &str, labels: &str) -> Option<f64> {
+    let lines = text.lines().filter(|line| {
+        line.strip_prefix(name).is_some_and(|rest| rest.starts_with([' ', '{'])) && line.contains(labels)
+    });
+    lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).reduce(|a, b| a + b)
 }
 
 /// Lets closures of several threads have the node.

@@ -62,7 +62,8 @@ impl World {
         std::env::var_os("PLEXUS_TEST_KEEP").is_some_and(|value| value == "1")
     }
 
-    fn keep_logs(&self) {
+    /// Copies its logs to where they outlast it, and prints where that is.
+    pub fn keep_logs(&self) {
         let test = std::thread::current().name().unwrap_or("test").replace("::", "-");
         let kept = repository().join("tests/logs").join(format!("{test}-{}", &self.name[PREFIX.len()..]));
         let moved = fs::create_dir_all(&kept).and_then(|()| {

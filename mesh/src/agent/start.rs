@@ -34,6 +34,9 @@ use crate::{admin, balance, dns, ingress, proxy, vip};
 /// How long after the catalog is known a socket may wait for whoever wants it, before it is said that nobody does.
 const UNWANTED_AFTER: Duration = Duration::from_secs(5);
 
+/// How long the kernel may take to tell its routes: a moment, and nothing else is to wait for it for long.
+const RANGES_WITHIN: Duration = Duration::from_secs(2);
+
 /// What is opened before anything runs.
 struct Bound {
     admin: admin::Bound,
@@ -128,6 +131,12 @@ impl Rooms {
         let vip_metrics = vip::Metrics::new()?;
         vip_metrics.register(registry)?;
         let vip = bound.vip.start(catalog.clone(), Arc::clone(&store), vip_metrics, &owners.vip);
+        // Ports of virtual addresses are among those that are open when ingress has settled, which a take-over waits for.
+        if tokio::time::timeout(RANGES_WITHIN, vip.judged()).await.is_err() {
+            tracing::warn!(
+                "the kernel does not say within {RANGES_WITHIN:?} which virtual addresses are local; they follow later"
+            );
+        }
         let ingress =
             start_ingress(&config, &catalog, &vip, &bound.plane, inherited, registry, &owners.ingress)?;
 

@@ -45,6 +45,8 @@ pub struct Config {
 pub struct Handle {
     ranges: Arc<[Prefix]>,
     usable: watch::Receiver<Usable>,
+    /// It was looked which they are.
+    judged: Arc<watch::Sender<bool>>,
     problems: Arc<Problems>,
 }
 
@@ -71,7 +73,9 @@ impl Prepared {
     #[must_use]
     pub fn new(config: Config) -> Self {
         let (tell, usable) = watch::channel(Usable::from([]));
-        let handle = Handle { ranges: config.ranges.clone().into(), usable, problems: Arc::default() };
+        let ranges = config.ranges.clone().into();
+        let judged = Arc::new(watch::Sender::new(config.ranges.is_empty()));
+        let handle = Handle { ranges, usable, judged, problems: Arc::default() };
         Self { config, handle, tell }
     }
 
@@ -98,6 +102,12 @@ impl Handle {
     #[must_use]
     pub fn usable(&self) -> watch::Receiver<Usable> {
         self.usable.clone()
+    }
+
+    /// Completes when it is known which ranges are local here; at once where none is configured. Cancel-safe.
+    pub async fn judged(&self) {
+        // The sender lives in `self`, so the channel cannot close while this waits.
+        let _ = self.judged.subscribe().wait_for(|judged| *judged).await;
     }
 
     /// Do packets to this address end here?

@@ -182,6 +182,7 @@ impl Keeper {
             *known = usable;
             changed
         });
+        self.handle.judged.send_replace(true);
     }
 }
 

@@ -32,7 +32,8 @@ fn agent(node: &str, store: &Arc<dyn Store>, tasks: &Tasks) -> Agent {
     let (tell, usable) = watch::channel(Arc::clone(&ranges));
     let config =
         Config { node: NodeName::new(node).unwrap(), ranges: ranges.to_vec(), release_after: RELEASE_AFTER };
-    let handle = Handle { ranges, usable, problems: Arc::default() };
+    let handle =
+        Handle { ranges, usable, judged: Arc::new(watch::Sender::new(true)), problems: Arc::default() };
     keeper::start(config, catalog.clone(), Arc::clone(store), handle.clone(), Metrics::new().unwrap(), tasks);
     Agent { handle, catalog, _usable: tell }
 }

@@ -1,22 +1,26 @@
 //! The backend of the tests: HTTP/1.1 on one address, a thread a connection; and UDP there, where any datagram is answered with
-//! what `GET anything` is.
+//! what `GET anything` is, and its first 64 bytes in hexadecimal digits as `question`.
 //!
 //! ```text
 //! plexus-test-backend ADDRESS SERVICE INSTANCE NODE
 //! GET  /healthz    200, or 503 after POST /fail and before POST /recover
 //! GET  /seen       when the first failed probe was answered, when the newest client connection was accepted
 //! GET  /slow/MS    answers after so many milliseconds
+//! GET  /content/N  N blocks of what `plexus_tests::content` is
+//! POST /content    takes the same; 409 where it is something else
 //! GET  anything    {"service": …, "instance": …, "node": …}
 //! ```
 //!
-//! Connections whose first request is for a path above, but `/slow`, are the tests' and the checks'; all others clients'.
+//! Connections whose first request is for `/healthz`, `/fail`, `/recover` or `/seen` are the tests' and the checks'; all others clients'.
 
-use std::io::{self, BufRead, BufReader, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
+
+use plexus_tests::content::{BLOCK, block};
 
 /// Counted before the first answer, in microseconds since the start plus one; 0 for never.
 struct State {
@@ -45,8 +49,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     thread::Builder::new().stack_size(128 * 1024).spawn(move || {
         // Errors here are those of clients that have gone.
         loop {
-            if let Ok((_, client)) = datagrams.recv_from(&mut [0; 2048]) {
-                let _ = datagrams.send_to(state.identity.as_bytes(), client);
+            let mut bytes = [0; 2048];
+            if let Ok((length, client)) = datagrams.recv_from(&mut bytes) {
+                let _ = datagrams.send_to(state.answer_to(&bytes[..length.min(64)]).as_bytes(), client);
             }
         }
     })?;
@@ -64,6 +69,12 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 impl State {
     fn now(&self) -> u64 {
         u64::try_from(self.start.elapsed().as_micros()).unwrap_or(u64::MAX) + 1
+    }
+
+    /// Who this is, and what was asked, so that a late answer is not taken for another.
+    fn answer_to(&self, question: &[u8]) -> String {
+        let question: String = question.iter().map(|byte| format!("{byte:02x}")).collect();
+        format!("{},\"question\":\"{question}\"}}", self.identity.trim_end_matches('}'))
     }
 
     fn answer(&self, method: &str, path: &str) -> (u16, String) {
@@ -109,31 +120,63 @@ fn serve(state: &State, stream: TcpStream, accepted: u64) -> io::Result<()> {
     let mut writer = stream.try_clone()?;
     let mut reader = BufReader::new(stream);
     let mut first = true;
-    while let Some((method, path)) = read_request(&mut reader)? {
+    while let Some(Request { method, path, length }) = read_request(&mut reader)? {
         let is_ours = matches!(path.as_str(), "/healthz" | "/fail" | "/recover" | "/seen");
         if first && !is_ours {
             state.last_connection.fetch_max(accepted, Ordering::SeqCst);
             state.connections.fetch_add(1, Ordering::SeqCst);
         }
         first = false;
-        let (status, body) = state.answer(&method, &path);
+        if let Some(blocks) = path.strip_prefix("/content/").and_then(|blocks| blocks.parse::<u64>().ok()) {
+            write!(writer, "HTTP/1.1 200 -\r\ncontent-length: {}\r\n\r\n", blocks * BLOCK as u64)?;
+            (0..blocks).try_for_each(|number| writer.write_all(&block(number)))?;
+            continue;
+        }
+        let (status, body) = match (method.as_str(), path.as_str()) {
+            ("POST", "/content") => (if is_content(&mut reader, length)? { 200 } else { 409 }, String::new()),
+            _ => state.answer(&method, &path),
+        };
         write!(writer, "HTTP/1.1 {status} -\r\ncontent-length: {}\r\n\r\n{body}", body.len())?;
     }
     Ok(())
 }
 
-/// The method and the path of the next request; its headers and nothing else are read.
-fn read_request(reader: &mut BufReader<TcpStream>) -> io::Result<Option<(String, String)>> {
+/// Does a body of this length consist of the blocks that it should?
+fn is_content(reader: &mut impl Read, length: u64) -> io::Result<bool> {
+    let mut received = [0; BLOCK];
+    let mut good = length % BLOCK as u64 == 0;
+    for number in 0..length / BLOCK as u64 {
+        reader.read_exact(&mut received)?;
+        good &= received == block(number);
+    }
+    Ok(good)
+}
+
+/// What is read of a request.
+struct Request {
+    method: String,
+    path: String,
+    length: u64,
+}
+
+/// The next request, up to its body.
+fn read_request(reader: &mut BufReader<TcpStream>) -> io::Result<Option<Request>> {
     let mut line = String::new();
     if reader.read_line(&mut line)? == 0 {
         return Ok(None);
     }
     let mut words = line.split_whitespace().map(str::to_owned);
-    let request = words.next().zip(words.next());
+    let Some((method, path)) = words.next().zip(words.next()) else { return Ok(None) };
+    let mut length = 0;
     loop {
         let mut header = String::new();
         if reader.read_line(&mut header)? == 0 || header == "\r\n" {
-            return Ok(request);
+            return Ok(Some(Request { method, path, length }));
+        }
+        if let Some((name, value)) = header.split_once(':')
+            && name.eq_ignore_ascii_case("content-length")
+        {
+            length = value.trim().parse().unwrap_or(0);
         }
     }
 }

@@ -5,6 +5,8 @@ use std::io::{self, BufRead, BufReader, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
+use crate::content::{BLOCK, block};
+
 /// Longer than any bound that a test asserts, so that a hang is told from a slow answer by the test, not by this.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -35,13 +37,15 @@ pub enum Step {
 pub struct Failure {
     /// In which step.
     pub step: Step,
+    /// Of which kind; `Other` where an answer came.
+    pub kind: io::ErrorKind,
     /// Why.
     pub why: String,
 }
 
 impl Failure {
     fn of(step: Step) -> impl FnOnce(io::Error) -> Self {
-        move |error| Self { step, why: error.to_string() }
+        move |error| Self { step, kind: error.kind(), why: error.to_string() }
     }
 }
 
@@ -60,6 +64,13 @@ impl Answer {
     }
 }
 
+/// What an answer begins with.
+struct Head {
+    status: u16,
+    length: usize,
+    chunked: bool,
+}
+
 /// A connection that stays open between requests.
 #[derive(Debug)]
 pub struct Held {
@@ -73,10 +84,18 @@ impl Held {
     /// # Errors
     /// What failed.
     pub fn open(address: SocketAddr) -> Result<Self, Failure> {
-        let stream = TcpStream::connect_timeout(&address, PATIENCE).and_then(|stream| {
+        Self::open_patiently(address, PATIENCE)
+    }
+
+    /// Connects; connecting, and each receiving and sending, may take so long.
+    ///
+    /// # Errors
+    /// What failed.
+    pub fn open_patiently(address: SocketAddr, patience: Duration) -> Result<Self, Failure> {
+        let stream = TcpStream::connect_timeout(&address, patience).and_then(|stream| {
             stream.set_nodelay(true)?;
-            stream.set_read_timeout(Some(PATIENCE))?;
-            stream.set_write_timeout(Some(PATIENCE))?;
+            stream.set_read_timeout(Some(patience))?;
+            stream.set_write_timeout(Some(patience))?;
             Ok(stream)
         });
         Ok(Self { address, stream: BufReader::new(stream.map_err(Failure::of(Step::Connect))?) })
@@ -90,15 +109,70 @@ impl Held {
         self.ask("GET", path)
     }
 
-    fn ask(&mut self, method: &str, path: &str) -> Result<Answer, Failure> {
-        let host = self.address;
-        let request = format!("{method} {path} HTTP/1.1\r\nhost: {host}\r\ncontent-length: 0\r\n\r\n");
-        self.stream.get_mut().write_all(request.as_bytes()).map_err(Failure::of(Step::Send))?;
+    /// Has `blocks` blocks of [content](crate::content) sent by a backend, and looks at every byte.
+    ///
+    /// # Errors
+    /// What failed; `InvalidData` where other bytes came.
+    pub fn download(&mut self, blocks: u64) -> Result<(), Failure> {
+        self.send("GET", &format!("/content/{blocks}"), 0).map_err(Failure::of(Step::Send))?;
+        let received = (|| {
+            let head = self.head()?;
+            if (head.status, head.length) != (200, usize::try_from(blocks).unwrap_or(0) * BLOCK) {
+                return Err(malformed(&format!("{} with {} bytes", head.status, head.length)));
+            }
+            let mut bytes = [0; BLOCK];
+            (0..blocks).try_for_each(|number| {
+                self.stream.read_exact(&mut bytes)?;
+                if bytes == block(number) { Ok(()) } else { Err(malformed("not what was sent")) }
+            })
+        })();
+        received.map_err(Failure::of(Step::Receive))
+    }
+
+    /// Sends a backend `blocks` blocks of [content](crate::content), which looks at every byte.
+    ///
+    /// # Errors
+    /// What failed.
+    pub fn upload(&mut self, blocks: u64) -> Result<Answer, Failure> {
+        let sent = (|| {
+            self.send("POST", "/content", usize::try_from(blocks).unwrap_or(0) * BLOCK)?;
+            (0..blocks).try_for_each(|number| self.stream.get_mut().write_all(&block(number)))
+        })();
+        sent.map_err(Failure::of(Step::Send))?;
         self.receive().map_err(Failure::of(Step::Receive))
     }
 
+    /// Has the other side closed it, though nothing is awaited?
+    #[must_use]
+    pub fn has_ended(&self) -> bool {
+        let stream = self.stream.get_ref();
+        let _ = stream.set_nonblocking(true);
+        let ended = match stream.peek(&mut [0]) {
+            Ok(count) => count == 0,
+            Err(error) => error.kind() != io::ErrorKind::WouldBlock,
+        };
+        let _ = stream.set_nonblocking(false);
+        ended
+    }
+
+    fn ask(&mut self, method: &str, path: &str) -> Result<Answer, Failure> {
+        self.send(method, path, 0).map_err(Failure::of(Step::Send))?;
+        self.receive().map_err(Failure::of(Step::Receive))
+    }
+
+    fn send(&mut self, method: &str, path: &str, length: usize) -> io::Result<()> {
+        let host = self.address;
+        let request = format!("{method} {path} HTTP/1.1\r\nhost: {host}\r\ncontent-length: {length}\r\n\r\n");
+        self.stream.get_mut().write_all(request.as_bytes())
+    }
+
     fn receive(&mut self) -> io::Result<Answer> {
-        let malformed = |what: &str| io::Error::new(io::ErrorKind::InvalidData, what.to_owned());
+        let Head { status, length, chunked } = self.head()?;
+        let body = if chunked { self.chunks()? } else { self.bytes(length)? };
+        Ok(Answer { status, body: String::from_utf8_lossy(&body).into_owned() })
+    }
+
+    fn head(&mut self) -> io::Result<Head> {
         let head = self.line()?;
         let status = head.split(' ').nth(1).and_then(|status| status.parse().ok());
         let status = status.ok_or_else(|| malformed(&format!("no status line: {head:?}")))?;
@@ -114,8 +188,7 @@ impl Held {
                 None => break,
             }
         }
-        let body = if chunked { self.chunks()? } else { self.bytes(length)? };
-        Ok(Answer { status, body: String::from_utf8_lossy(&body).into_owned() })
+        Ok(Head { status, length, chunked })
     }
 
     fn chunks(&mut self) -> io::Result<Vec<u8>> {
@@ -143,6 +216,10 @@ impl Held {
         }
         Ok(line.trim_end().to_owned())
     }
+}
+
+fn malformed(what: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, what.to_owned())
 }
 
 /// One request on a connection of its own.

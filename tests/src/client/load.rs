@@ -206,7 +206,11 @@ impl Shared {
             let began = self.start.elapsed();
             let outcome = http::get(plan.address, &plan.path).and_then(|answer| match answer.status {
                 200 => Ok(answer),
-                status => Err(Failure { step: Step::Status, why: format!("{status} {}", answer.body) }),
+                status => Err(Failure {
+                    step: Step::Status,
+                    kind: std::io::ErrorKind::Other,
+                    why: format!("{status} {}", answer.body),
+                }),
             });
             let ended = self.start.elapsed();
             let mut record = self.record();

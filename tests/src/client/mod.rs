@@ -1,5 +1,6 @@
-//! What asks: single requests, a steady load, a resolver, steady questions.
+//! What asks: single requests, a steady load, a resolver, steady questions and datagrams.
 
+pub mod datagrams;
 pub mod dig;
 pub mod http;
 pub mod load;

@@ -16,13 +16,22 @@ pub(super) struct Listening {
     pub(super) sessions: u32,
     /// It takes no new ones.
     pub(super) is_leaving: bool,
+    /// Another process reads its socket.
+    pub(super) is_handed_over: bool,
     /// What it could not hold, as last told.
     missed: u32,
 }
 
 impl Listening {
     pub(super) fn new(socket: Arc<OwnedFd>, route: Route) -> Self {
-        Self { socket, route: Rc::new(route), sessions: 0, is_leaving: false, missed: 0 }
+        Self {
+            socket,
+            route: Rc::new(route),
+            sessions: 0,
+            is_leaving: false,
+            is_handed_over: false,
+            missed: 0,
+        }
     }
 
     pub(super) fn socket(&self) -> BorrowedFd<'_> {

@@ -103,6 +103,10 @@ impl Udp {
     pub(super) fn listener_ready(&mut self, key: Key, io: &Io) -> bool {
         self.flush();
         let Some(listening) = self.listeners.get_mut(key) else { return false };
+        // The poller may have told of it in the same waking in which it was handed over.
+        if listening.is_handed_over {
+            return false;
+        }
         let Ok(count) = self.buffers.receive(listening.socket(), BATCH) else { return false };
         let mut last: Option<(Flow, Key)> = None;
         let mut by_session: SmallVec<[(Key, usize); BATCH]> = SmallVec::new();
@@ -368,6 +372,7 @@ impl Udp {
             if let Some(listening) = self.listeners.get_mut(key) {
                 // Closing it alone would not do: the other process's copy keeps it ready.
                 let _ = io.poller.remove(listening.socket());
+                listening.is_handed_over = true;
             }
             self.leave_listener(key, io);
         }

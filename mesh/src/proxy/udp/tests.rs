@@ -10,8 +10,14 @@ use nerve::model::{Instance, ServiceName};
 use serde_json::json;
 use synapse::catalog::{Catalog, Change, Writer};
 
+use super::{Limits, Udp};
 use crate::balance::{self, Balancer, Place, Surroundings};
 use crate::proxy::Lost;
+use crate::proxy::inbox::Inbox;
+use crate::proxy::io::Io;
+use crate::proxy::limit::ConnectionLimit;
+use crate::proxy::route::ListenerId;
+use crate::proxy::udp_route::Route;
 use crate::proxy::{Config, DataPlane, Listener, ListenerSpec, Metrics, Sharing, UdpOptions};
 
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -435,5 +441,39 @@ fn a_listener_of_one_socket_serves_every_client() {
         assert_eq!(listener.connections(), 8);
     }
     drop(listeners);
+    world.end();
+}
+
+#[test]
+fn a_socket_that_was_handed_over_is_read_no_more_though_the_poller_had_told_of_it() {
+    let world = world(usual(), &[echo("a")]);
+    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+    socket.set_nonblocking(true).unwrap();
+    let (address, next) = (socket.local_addr().unwrap(), socket.try_clone().unwrap());
+    let id = ListenerId::new(1);
+    let route = Route {
+        listener: id,
+        open: Arc::default(),
+        balancer: Arc::clone(&world.balancer),
+        config: Arc::new(usual()),
+        tally: world.metrics.udp.tally("dns", 0),
+    };
+    let io = Io::new(Arc::new(Inbox::new().unwrap())).unwrap();
+    let limits = Limits { sessions: 10, idle_timeout: PATIENCE };
+    let mut udp = Udp::new(limits, Arc::new(ConnectionLimit::new(10)));
+    udp.open(Arc::new(socket.into()), route, &io);
+    let key = udp.listeners.iter().next().unwrap().0;
+    // With a session that is to be finished it stays for that one's answers.
+    client(address).send(b"before").unwrap();
+    until("a session", || {
+        udp.listener_ready(key, &io);
+        udp.sessions.len() == 1
+    });
+    client(address).send(b"after").unwrap();
+    udp.hand_over(id, &io);
+    assert!(!udp.listener_ready(key, &io));
+    let mut left = [0; 10];
+    until("what came after is the next process's", || next.recv(&mut left).is_ok_and(|length| length == 5));
+    assert_eq!((&left[..5], world.lost(Lost::Drain)), (&b"after"[..], 0));
     world.end();
 }
