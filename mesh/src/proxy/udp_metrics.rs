@@ -199,15 +199,7 @@ impl Tallies {
     }
 
     fn families(&self) -> [&dyn Collector; 7] {
-        [
-            &self.sessions,
-            &self.active,
-            &self.moved,
-            &self.datagrams,
-            &self.bytes,
-            &self.dropped,
-            &self.plain,
-        ]
+        [&self.sessions, &self.active, &self.moved, &self.datagrams, &self.bytes, &self.dropped, &self.plain]
     }
 }
 
