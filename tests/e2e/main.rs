@@ -19,6 +19,7 @@ mod mistakes;
 mod outage;
 mod reload;
 mod settings;
+mod transparent;
 mod udp;
 mod vip;
 

@@ -6,6 +6,7 @@
 //! GET  /healthz    200, or 503 after POST /fail and before POST /recover
 //! GET  /seen       when the first failed probe was answered, when the newest client connection was accepted
 //! GET  /slow/MS    answers after so many milliseconds
+//! GET  /client     who asks, as its address is seen here; over UDP, `/client` does
 //! GET  anything    {"service": …, "instance": …, "node": …}
 //! ```
 //!
@@ -44,9 +45,14 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let datagrams = UdpSocket::bind(address)?;
     thread::Builder::new().stack_size(128 * 1024).spawn(move || {
         // Errors here are those of clients that have gone.
+        let mut question = [0; 2048];
         loop {
-            if let Ok((_, client)) = datagrams.recv_from(&mut [0; 2048]) {
-                let _ = datagrams.send_to(state.identity.as_bytes(), client);
+            if let Ok((length, client)) = datagrams.recv_from(&mut question) {
+                let answer = match &question[..length] {
+                    b"/client" => client.to_string(),
+                    _ => state.identity.clone(),
+                };
+                let _ = datagrams.send_to(answer.as_bytes(), client);
             }
         }
     })?;
@@ -116,7 +122,10 @@ fn serve(state: &State, stream: TcpStream, accepted: u64) -> io::Result<()> {
             state.connections.fetch_add(1, Ordering::SeqCst);
         }
         first = false;
-        let (status, body) = state.answer(&method, &path);
+        let (status, body) = match path.as_str() {
+            "/client" => (200, writer.peer_addr()?.to_string()),
+            path => state.answer(&method, path),
+        };
         write!(writer, "HTTP/1.1 {status} -\r\ncontent-length: {}\r\n\r\n{body}", body.len())?;
     }
     Ok(())

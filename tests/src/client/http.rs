@@ -82,6 +82,15 @@ impl Held {
         Ok(Self { address, stream: BufReader::new(stream.map_err(Failure::of(Step::Connect))?) })
     }
 
+    /// Where it comes from.
+    ///
+    /// # Panics
+    /// It has no socket any more.
+    #[must_use]
+    pub fn own_address(&self) -> SocketAddr {
+        self.stream.get_ref().local_addr().expect("a socket")
+    }
+
     /// `GET path` on this connection.
     ///
     /// # Errors
