@@ -13,5 +13,6 @@ pub mod ingress;
 pub mod inherited;
 pub mod proxy;
 pub mod readiness;
+pub mod steer;
 mod sys;
 pub mod vip;

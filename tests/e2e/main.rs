@@ -20,6 +20,7 @@ mod outage;
 mod outliers;
 mod reload;
 mod settings;
+mod transparent;
 mod udp;
 mod vip;
 

@@ -75,6 +75,8 @@ pub(crate) const ROOMS: &[Room] = &[
     ),
     // Writes claims and routes; who listens on the addresses and who answers with them is told which ranges are usable.
     room("mesh::vip", &["nerve::model", "nerve::store", "nerve::tasks", "nerve::vips", "synapse::catalog"]),
+    // Tells the proxy whom it may connect as; what the kernel needs for that is nobody else's business.
+    room("mesh::steer", &["nerve::model", "nerve::tasks", "synapse::catalog", "mesh::proxy"]),
     // Names are answered from the catalog; balancing is not its business.
     room(
         "mesh::dns",
@@ -123,6 +125,7 @@ pub(crate) const ROOMS: &[Room] = &[
             "mesh::dns",
             "mesh::ingress",
             "mesh::proxy",
+            "mesh::steer",
             "mesh::vip",
         ],
     ),
@@ -165,7 +168,15 @@ pub(crate) const HOMES: &[Home] = &[
     home("axum", &["mesh/src/admin"]),
     home("clap", &["mesh/src/cli"]),
     home("clap_complete", &["mesh/src/cli"]),
-    home("rtnetlink", &["mesh/src/agent/demo", "mesh/src/vip/netlink.rs"]),
+    home(
+        "rtnetlink",
+        &[
+            "mesh/src/agent/demo",
+            "mesh/src/steer/netlink.rs",
+            "mesh/src/steer/nft.rs",
+            "mesh/src/vip/netlink.rs",
+        ],
+    ),
     home("libc", &["mesh/src/sys", "mesh/src/dns/server"]),
     home(
         "nix",

@@ -23,7 +23,7 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
-use nerve::model::{InstanceId, Node, ServiceName};
+use nerve::model::{Instance, InstanceId, Node, ServiceName};
 use nerve::store::Store;
 use serde::Serialize;
 use synapse::catalog::{Catalog, Service};
@@ -74,6 +74,8 @@ pub struct Handles {
     pub traffic: Arc<dyn Traffic>,
     /// The virtual addresses of a service that lead to it on this node.
     pub virtual_addresses: VirtualAddresses,
+    /// Why an endpoint sees this node's address although its service asks for the client's.
+    pub plain: Plain,
     /// What DNS answers here; `None` where it does not run.
     pub resolver: Option<Arc<dyn Resolver>>,
     /// What only the agent knows to fail: a refused reload, a missing privilege.
@@ -82,6 +84,9 @@ pub struct Handles {
 
 /// The virtual addresses of a service that count on this node, of those that are claimed for it.
 pub type VirtualAddresses = Arc<dyn Fn(&Service) -> Vec<IpAddr> + Send + Sync>;
+
+/// Why an endpoint of a service sees this node's address, in words; `None` where it sees the client's, or nobody asked.
+pub type Plain = Arc<dyn Fn(&Service, &Instance) -> Option<String> + Send + Sync>;
 
 /// The handles, as every answer gets them.
 type Shared = axum::extract::State<Arc<Handles>>;

@@ -115,7 +115,8 @@ pub(super) async fn why(State(handles): Shared, Path(name): Path<String>) -> Ans
         let pick = picks.remove(&known.instance.id);
         let Counts { in_flight, connections, connect_failures } =
             handles.traffic.endpoint(&service.name, &known.instance.id);
-        WhyEndpoint { endpoint: endpoint(known), in_flight, connections, connect_failures, pick }
+        let plain = (handles.plain)(&service, &known.instance);
+        WhyEndpoint { endpoint: endpoint(known), in_flight, connections, connect_failures, pick, plain }
     });
     Ok(Json(Why {
         stale: stale(&handles),

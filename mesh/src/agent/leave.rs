@@ -27,6 +27,7 @@ pub(super) async fn leave(rooms: Rooms) {
     note_forced(rooms.ingress.drain(deadline).await);
     rooms.owners.vip.shutdown().await;
     rooms.vip.withdraw().await;
+    rooms.steer.withdraw().await;
     end(rooms).await;
 }
 

@@ -9,7 +9,7 @@ use synapse::watch::store::Handle as Watcher;
 use crate::admin::{Counts, Resolver, Traffic};
 use crate::api::{Problem, Resolution, WhyBalance, WhyListener, WhyPick};
 use crate::balance::EndpointReport;
-use crate::{dns, ingress, vip};
+use crate::{dns, ingress, steer, vip};
 
 impl Traffic for ingress::Handle {
     fn endpoint(&self, service: &ServiceName, endpoint: &InstanceId) -> Counts {
@@ -113,6 +113,7 @@ impl Resolver for dns::Handle {
 pub(super) struct Problems {
     pub(super) ingress: ingress::Handle,
     pub(super) vip: vip::Handle,
+    pub(super) steer: steer::Handle,
     pub(super) dns: Option<dns::Handle>,
     pub(super) watcher: Watcher,
     /// What of a reload could not be applied.
@@ -140,6 +141,7 @@ impl Problems {
             ingress::ListenerState::Open { .. } => None,
         });
         let virtuals = self.vip.problems().into_iter().map(|message| problem("vip", message));
+        let steering = self.steer.problem().map(|message| problem("steering", message));
         let addresses = self.dns.iter().flat_map(dns::Handle::listeners);
         let addresses =
             addresses.filter_map(|listener| listener.state.err().map(|error| problem("dns", error)));
@@ -150,6 +152,7 @@ impl Problems {
         let door = self.door.lock().unwrap_or_else(PoisonError::into_inner).clone();
         listeners
             .chain(virtuals)
+            .chain(steering)
             .chain(addresses)
             .chain(door.map(|message| problem("handover", message)))
             .chain(records)

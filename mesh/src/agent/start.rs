@@ -29,7 +29,7 @@ use crate::drain;
 use crate::inherited::Inherited;
 use crate::proxy::DataPlane;
 use crate::readiness::Readiness;
-use crate::{admin, balance, dns, ingress, proxy, vip};
+use crate::{admin, balance, dns, ingress, proxy, steer, vip};
 
 /// How long after the catalog is known a socket may wait for whoever wants it, before it is said that nobody does.
 const UNWANTED_AFTER: Duration = Duration::from_secs(5);
@@ -137,6 +137,7 @@ impl Rooms {
                 "the kernel does not say within {RANGES_WITHIN:?} which virtual addresses are local; they follow later"
             );
         }
+        let steer = start_steering(&config, &catalog, &bound.plane, registry, &owners.vip)?;
         let ingress =
             start_ingress(&config, &catalog, &vip, &bound.plane, inherited, registry, &owners.ingress)?;
 
@@ -148,6 +149,7 @@ impl Rooms {
         let problems = Problems {
             ingress: ingress.clone(),
             vip: vip.clone(),
+            steer: steer.clone(),
             dns: name_server.as_ref().map(|name_server| name_server.handle.clone()),
             watcher: watcher.clone(),
             reload: Arc::default(),
@@ -161,6 +163,7 @@ impl Rooms {
             plane: bound.plane,
             ingress,
             vip,
+            steer,
             name_server,
             admin: None,
             admin_sockets: Vec::new(),
@@ -264,6 +267,7 @@ impl Rooms {
             registry,
             traffic: Arc::new(self.ingress.clone()),
             virtual_addresses: virtual_addresses(&self.vip),
+            plain: plain(&self.steer),
             resolver: resolver(self.name_server.as_ref()),
             problems: Arc::new(move || listed.list()),
         };
@@ -301,6 +305,18 @@ fn start_data_plane(config: &Config, registry: &Registry) -> anyhow::Result<Arc<
     let metrics = proxy::Metrics::new()?;
     metrics.register(registry)?;
     Ok(Arc::new(DataPlane::start(config.proxy(), metrics).context("start the data-plane threads")?))
+}
+
+fn start_steering(
+    config: &Config,
+    catalog: &Catalog,
+    plane: &DataPlane,
+    registry: &Registry,
+    tasks: &Tasks,
+) -> anyhow::Result<steer::Handle> {
+    let metrics = steer::Metrics::new()?;
+    metrics.register(registry)?;
+    Ok(steer::start(config.steer(), catalog.clone(), plane.steering(), metrics, tasks))
 }
 
 fn start_ingress(
@@ -356,6 +372,11 @@ fn virtual_addresses(vip: &vip::Handle) -> admin::VirtualAddresses {
         let on = service.settings.vip == nerve::model::VirtualIp::On;
         if on { vip.effective(&service.vips).collect() } else { Vec::new() }
     })
+}
+
+fn plain(steer: &steer::Handle) -> admin::Plain {
+    let steer = steer.clone();
+    Arc::new(move |service, instance| steer.plain(service, instance))
 }
 
 fn resolver(name_server: Option<&NameServer>) -> Option<Arc<dyn admin::Resolver>> {

@@ -216,6 +216,9 @@ pub struct WhyEndpoint {
     /// What the balancer makes of it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pick: Option<WhyPick>,
+    /// Why it sees the node's address although the service asks for the client's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub plain: Option<String>,
 }
 
 /// One listener of this node for a service.

@@ -121,12 +121,12 @@ fn endpoint_row(endpoint: &WhyEndpoint) -> [Cell; 10] {
         Cell::from(endpoint.connections),
         Cell::new(endpoint.connect_failures, failures),
         Cell::from(latency),
-        Cell::from(reasons(reason(info), &pick)),
+        Cell::from(reasons(reason(info), &pick, endpoint.plain.as_deref())),
     ]
 }
 
 /// What the check saw, and what the balancer makes of the endpoint.
-fn reasons(check: String, pick: &WhyPick) -> String {
+fn reasons(check: String, pick: &WhyPick, plain: Option<&str>) -> String {
     let ejected = pick.ejected.as_ref().map(|word| match pick.ejected_for_ms {
         Some(left) if left > 0 => format!("ejected: {word}, for {}.{} s", left / 1000, left % 1000 / 100),
         _ => format!("ejected: {word}, the next connection tries it"),
@@ -139,6 +139,7 @@ fn reasons(check: String, pick: &WhyPick) -> String {
         pick.group.as_ref().map(|group| format!("group {group}")),
         pick.other_zone.then(|| "another zone".to_owned()),
         pick.outside_subset.then(|| "outside of the subset".to_owned()),
+        plain.map(|why| format!("sees this node's address: {why}")),
     ];
     said.into_iter().flatten().collect::<Vec<_>>().join("; ")
 }

@@ -9,7 +9,7 @@ use nerve::source::Local;
 use nerve::store::StoreConfig;
 
 use super::{Config, Node};
-use crate::{dns, ingress, proxy, vip};
+use crate::{dns, ingress, proxy, steer, vip};
 
 impl Node {
     /// What definitions of instances take from the node.
@@ -76,6 +76,17 @@ impl Config {
                 receive_buffer: self.proxy.receive_buffer,
                 source_addresses: self.proxy.source_addresses.clone(),
             },
+        }
+    }
+
+    /// What steering is told.
+    #[must_use]
+    pub fn steer(&self) -> steer::Config {
+        steer::Config {
+            node: self.node.name.clone(),
+            address: self.node.address,
+            mark: self.proxy.transparent_mark,
+            table: self.proxy.transparent_table,
         }
     }
 

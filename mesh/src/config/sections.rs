@@ -142,6 +142,10 @@ pub struct Proxy {
     pub source_addresses: Vec<IpAddr>,
     /// Proxies in front of this one.
     pub trusted_proxies: Vec<Prefix>,
+    /// A bit of packet marks, which with the next higher one is for answers to clients' own addresses.
+    pub transparent_mark: u32,
+    /// A routing table for them.
+    pub transparent_table: u32,
     /// A UDP session on which nothing moved for so long has ended.
     pub udp_idle_timeout: Period,
     /// UDP sessions at the same time, over all ports; without it, a quarter of the connections.
@@ -334,6 +338,18 @@ impl Proxy {
             receive_buffer: section.optional("receive_buffer"),
             source_addresses: section.or("source_addresses", Vec::new()),
             trusted_proxies: section.or("trusted_proxies", Vec::new()),
+            transparent_mark: section.or_where(
+                "transparent_mark",
+                0x1000_0000,
+                "one bit, from 0x1 to 0x40000000",
+                |mark| mark.is_power_of_two() && *mark < 1 << 31,
+            ),
+            transparent_table: section.or_where(
+                "transparent_table",
+                8180,
+                "the number of a routing table, but for 253 to 255, which the kernel uses",
+                |table| *table > 0 && !(253..=255).contains(table),
+            ),
             udp_idle_timeout: section.or("udp_idle_timeout", Period::seconds(60)),
             max_udp_sessions: section.optional("max_udp_sessions"),
         }

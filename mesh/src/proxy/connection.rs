@@ -20,6 +20,7 @@ use super::poll::{Interest, Readiness, Subject};
 use super::proxy_protocol::{self, Addresses};
 use super::route::Route;
 use super::side::{Delay, Side};
+use super::transparent::{Borrowed, Held};
 use super::{Dropped, socket};
 use crate::balance::{ClientKey, ConnectFailure, Endpoint, Lease, Permit, Ticket, Tried};
 
@@ -38,6 +39,8 @@ pub(super) struct Connection {
     asked: Option<Box<SocketAddr>>,
     /// How the endpoint learns of it.
     shown_as: ClientAddress,
+    /// The endpoint's socket has the client's address.
+    held: Option<Held>,
     endpoint: Option<Side>,
     to_endpoint: Flow,
     to_client: Flow,
@@ -104,6 +107,7 @@ impl Connection {
             peer,
             asked: None,
             shown_as: ClientAddress::default(),
+            held: None,
             endpoint: None,
             to_endpoint: Flow::default(),
             to_client: Flow::default(),
@@ -301,10 +305,10 @@ impl Connection {
 
     /// One attempt: connected at once (endpoints on this machine), or to be waited for.
     fn attempt(&mut self, key: Key, io: &mut Io, lease: &Lease, early: usize) -> Result<Stage, Errno> {
-        let transparent = self.shown_as == ClientAddress::Transparent;
+        let address = lease.endpoint().address();
         let endpoint = socket::connect(
-            lease.endpoint().address(),
-            transparent.then_some(self.peer),
+            address,
+            self.borrow(address),
             early > 0 || self.to_endpoint.holds(),
             &self.route.config.tcp,
         )?;
@@ -327,8 +331,26 @@ impl Connection {
         Ok(Stage::Relaying)
     }
 
+    /// The client's address, where the service asks for it and this endpoint can be shown it.
+    fn borrow(&mut self, endpoint: SocketAddr) -> Option<Borrowed> {
+        self.held = None;
+        if self.shown_as != ClientAddress::Transparent {
+            return None;
+        }
+        match self.route.steering.borrow(self.peer, endpoint) {
+            Ok((borrowed, held)) => {
+                self.held = Some(held);
+                Some(borrowed)
+            }
+            Err(plain) => {
+                self.route.tally.plain(plain);
+                None
+            }
+        }
+    }
+
     fn attempt_failed(&mut self, error: Errno) {
-        self.endpoint = None;
+        (self.endpoint, self.held) = (None, None);
         let was_overdue = self.search.as_mut().is_some_and(|search| std::mem::take(&mut search.overdue));
         if !was_overdue {
             self.note_failure(error);
@@ -365,7 +387,7 @@ impl Connection {
         }
         self.note_failure(Errno::TIMEDOUT);
         if let Ok(lease) = self.pick(io.now) {
-            self.endpoint = None;
+            (self.endpoint, self.held) = (None, None);
             self.route.tally.retries.add(1);
             return self.try_endpoints(key, io, Ok(lease), 0);
         }

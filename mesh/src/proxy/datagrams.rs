@@ -27,6 +27,7 @@ impl DataPlane {
                 balancer: Arc::clone(&spec.balancer),
                 config: Arc::clone(&self.config),
                 tally: self.metrics.udp.tally(spec.balancer.service().as_str(), place),
+                steering: Arc::clone(&self.steering),
             };
             let command = Command::OpenUdp(socket, Box::new(route));
             self.threads[place].inbox.send(command).map_err(|error| failed(io::Error::other(error)))?;

@@ -13,7 +13,7 @@ use prometheus::{
 };
 
 use super::count::{Count, counters, raise};
-use super::{Dropped, udp_metrics};
+use super::{Dropped, Plain, udp_metrics};
 
 /// Everything that the data plane counts.
 #[derive(Debug, Clone)]
@@ -35,6 +35,7 @@ pub(super) struct Tally {
     pub(super) to_client: Count,
     pub(super) retries: Count,
     dropped: [Count; Dropped::ALL.len()],
+    plain: [Count; Plain::ALL.len()],
 }
 
 /// The tallies of all services and threads, and the families that they become.
@@ -46,11 +47,16 @@ struct Tallies {
     bytes: IntCounterVec,
     retries: IntCounterVec,
     dropped: IntCounterVec,
+    plain: IntCounterVec,
 }
 
 impl Tally {
     pub(super) fn dropped(&self, reason: Dropped) {
         self.dropped[reason as usize].add(1);
+    }
+
+    pub(super) fn plain(&self, reason: Plain) {
+        self.plain[reason as usize].add(1);
     }
 }
 
@@ -77,6 +83,11 @@ impl Metrics {
             dropped: counters(
                 "plexus_connections_dropped_total",
                 "Client connections that were not served to their end, by reason.",
+                &["service", "reason"],
+            )?,
+            plain: counters(
+                "plexus_connections_plain_total",
+                "Connections to endpoints that see this node's address although the service asks for the client's, by reason.",
                 &["service", "reason"],
             )?,
         };
@@ -145,6 +156,12 @@ impl Tallies {
                     raise(&self.dropped, &[service, reason.as_str()], count);
                 }
             }
+            for reason in Plain::ALL {
+                let count = sum(&|t| t.plain[reason as usize].get());
+                if count > 0 {
+                    raise(&self.plain, &[service, reason.as_str()], count);
+                }
+            }
             // In this order, so that one that ends in between is not counted below zero.
             let ended = sum(&|t| t.ended.get());
             let open = sum(&|t| t.accepted.get()).saturating_sub(ended);
@@ -152,8 +169,8 @@ impl Tallies {
         }
     }
 
-    fn families(&self) -> [&dyn Collector; 5] {
-        [&self.connections, &self.active, &self.bytes, &self.retries, &self.dropped]
+    fn families(&self) -> [&dyn Collector; 6] {
+        [&self.connections, &self.active, &self.bytes, &self.retries, &self.dropped, &self.plain]
     }
 }
 
@@ -183,6 +200,11 @@ mod tests {
             threads[1].dropped(reason);
             metrics.tallies.add_up();
             assert_eq!(metrics.tallies.dropped.with_label_values(&["web", reason.as_str()]).get(), 2);
+        }
+        for reason in Plain::ALL {
+            threads[1].plain(reason);
+            metrics.tallies.add_up();
+            assert_eq!(metrics.tallies.plain.with_label_values(&["web", reason.as_str()]).get(), 1);
         }
     }
 

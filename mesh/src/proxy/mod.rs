@@ -28,6 +28,7 @@ mod socket;
 #[cfg(test)]
 mod tests;
 mod timers;
+mod transparent;
 mod udp;
 mod udp_metrics;
 mod udp_route;
@@ -43,6 +44,7 @@ use nerve::model::Prefix;
 pub use error::{BindError, Dropped, Transport};
 pub use metrics::Metrics;
 pub use plane::{DataPlane, Listener, ListenerSpec, Sharing};
+pub use transparent::{Plain, Steering, Way, Ways};
 pub use udp_metrics::Lost;
 
 /// How connections are moved; the same for every listener.

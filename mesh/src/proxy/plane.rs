@@ -15,6 +15,7 @@ use super::inbox::Inbox;
 use super::limit::ConnectionLimit;
 use super::metrics::Metrics;
 use super::route::{ListenerId, OpenConnections, Route};
+use super::transparent::Steering;
 use super::worker::Worker;
 use super::{BindError, Config, Transport, socket, udp};
 use crate::balance::{Balancer, OnClosing};
@@ -69,6 +70,7 @@ pub struct DataPlane {
     pub(super) metrics: Metrics,
     limit: Arc<ConnectionLimit>,
     pub(super) threads: Vec<Thread>,
+    pub(super) steering: Arc<Steering>,
     next_listener: AtomicU64,
     /// UDP listeners by address, those too that have stopped and still have sessions.
     pub(super) udp: Mutex<HashMap<SocketAddr, (ListenerId, Weak<AtomicBool>)>>,
@@ -100,6 +102,7 @@ impl DataPlane {
             metrics,
             limit,
             threads,
+            steering: Arc::default(),
             next_listener: AtomicU64::new(0),
             udp: Mutex::default(),
         })
@@ -176,6 +179,7 @@ impl DataPlane {
             tally: self.metrics.tally(service, thread),
             connect_time: self.metrics.connect_time(service),
             trusted_proxies: Arc::clone(&self.config.trusted_proxies),
+            steering: Arc::clone(&self.steering),
         }
     }
 
@@ -188,6 +192,12 @@ impl DataPlane {
                 let _ = thread.send(Command::Close(Arc::clone(endpoint), closing));
             }
         })
+    }
+
+    /// Where it is said which endpoints can be shown the client's address; none until somebody says so.
+    #[must_use]
+    pub fn steering(&self) -> Arc<Steering> {
+        Arc::clone(&self.steering)
     }
 
     /// How many client connections may be open at once.

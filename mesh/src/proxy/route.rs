@@ -9,6 +9,7 @@ use prometheus::Histogram;
 
 use super::Config;
 use super::metrics::Tally;
+use super::transparent::Steering;
 use crate::balance::Balancer;
 
 /// Where a listener's connections go, and what counts them.
@@ -22,6 +23,8 @@ pub(super) struct Route {
     pub(super) connect_time: Histogram,
     /// Who is believed when it says in a PROXY protocol header whom it speaks for.
     pub(super) trusted_proxies: Arc<[Prefix]>,
+    /// Which endpoints can be shown the client's address.
+    pub(super) steering: Arc<Steering>,
 }
 
 impl Route {

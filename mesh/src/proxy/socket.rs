@@ -10,6 +10,7 @@ use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType, ipproto, so
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 use super::TcpOptions;
+use super::transparent::Borrowed;
 use crate::sys;
 
 /// Handshakes that the kernel completes ahead of us; it caps this at `net.core.somaxconn`.
@@ -73,16 +74,22 @@ pub(super) fn accept(listener: impl AsFd) -> Result<(OwnedFd, SocketAddr), Errno
 
 /// Begins to connect. With `speaks_first`, bytes follow as soon as the connection stands, and they carry the
 /// acknowledgement that ends the handshake: one packet less. With `client`, the endpoint sees that address and not this
-/// host's, which must steer the answers back (`docs/load-balancing.md`).
+/// host's.
 pub(super) fn connect(
     address: SocketAddr,
-    client: Option<SocketAddr>,
+    client: Option<Borrowed>,
     speaks_first: bool,
     options: &TcpOptions,
 ) -> Result<OwnedFd, Errno> {
     let attempt = |source| connect_from(source, address, speaks_first, options);
     if let Some(client) = client {
-        return attempt(Source::Client(client));
+        return match attempt(Source::Client(client)) {
+            // Another connection of the client's has its port, towards this endpoint or on this host; or only root may have it.
+            Err(Errno::ADDRINUSE | Errno::ADDRNOTAVAIL | Errno::ACCESS) => {
+                attempt(Source::Client(client.with_any_port()))
+            }
+            done => done,
+        };
     }
     match attempt(Source::Any) {
         // Every port of the source address that the kernel chose is in use towards this endpoint.
@@ -104,8 +111,8 @@ enum Source {
     Any,
     /// An address of this host.
     Own(IpAddr),
-    /// An address of another one.
-    Client(SocketAddr),
+    /// The client's.
+    Client(Borrowed),
 }
 
 fn connect_from(
@@ -120,12 +127,17 @@ fn connect_from(
     match source {
         Source::Any => {}
         Source::Own(source) => {
-            // The port is chosen when the destination is known, so that it may be one that leads elsewhere already.
-            let _ =
-                nix::sys::socket::setsockopt(&socket, nix::sys::socket::sockopt::IpBindAddressNoPort, &true);
+            choose_port_late(&socket);
             rustix::net::bind(&socket, &SocketAddr::new(source, 0))?;
         }
-        Source::Client(client) => bind_as(&socket, client, address)?,
+        Source::Client(client) => {
+            // Its connections to other endpoints may come from the same port.
+            sockopt::set_socket_reuseaddr(&socket, true)?;
+            if client.address.port() == 0 {
+                choose_port_late(&socket);
+            }
+            bind_as(&socket, client)?;
+        }
     }
     set_buffers(&socket, options);
     if speaks_first {
@@ -138,21 +150,22 @@ fn connect_from(
     }
 }
 
-/// Binds to an address that is not this host's (`IP_TRANSPARENT`, needs `CAP_NET_ADMIN`): the client's own port too, unless
-/// another of its connections has it towards this endpoint.
-fn bind_as(socket: &OwnedFd, client: SocketAddr, endpoint: SocketAddr) -> Result<(), Errno> {
-    let errno = |error: io::Error| Errno::from_io_error(&error).unwrap_or(Errno::INVAL);
+/// The port is chosen when the destination is known, so that it may be one that leads elsewhere already.
+fn choose_port_late(socket: &OwnedFd) {
+    let _ = nix::sys::socket::setsockopt(socket, nix::sys::socket::sockopt::IpBindAddressNoPort, &true);
+}
+
+/// Binds to a client's address, which need not be this host's (`IP_TRANSPARENT`), with the mark by which what is sent there is
+/// known to be for this socket. Both need `CAP_NET_ADMIN`, without which nobody says that answers are steered.
+pub(super) fn bind_as(socket: &OwnedFd, client: Borrowed) -> Result<(), Errno> {
     let options = SockRef::from(socket);
-    options.set_reuse_address(true).map_err(errno)?;
-    match endpoint {
+    let transparent = match client.address {
         SocketAddr::V4(_) => options.set_ip_transparent_v4(true),
         SocketAddr::V6(_) => options.set_ip_transparent_v6(true),
-    }
-    .map_err(errno)?;
-    match rustix::net::bind(socket, &client) {
-        Err(Errno::ADDRINUSE) => rustix::net::bind(socket, &SocketAddr::new(client.ip(), 0)),
-        done => done,
-    }
+    };
+    let marked = transparent.and_then(|()| options.set_mark(client.mark));
+    marked.map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::INVAL))?;
+    rustix::net::bind(socket, &client.address)
 }
 
 /// What waits to be read, without taking it.

@@ -7,6 +7,7 @@ use prometheus::core::{Collector, Desc};
 use prometheus::proto::MetricFamily;
 use prometheus::{IntCounterVec, IntGaugeVec, Opts};
 
+use super::Plain;
 use super::count::{Count, counters, raise};
 
 /// Why datagrams were lost, or sessions: the closed set behind `plexus_udp_dropped_total`.
@@ -84,11 +85,16 @@ pub(super) struct Tally {
     pub(super) to_endpoint: Traffic,
     pub(super) to_client: Traffic,
     lost: [Count; Lost::ALL.len()],
+    plain: [Count; Plain::ALL.len()],
 }
 
 impl Tally {
     pub(super) fn lost(&self, reason: Lost, count: u64) {
         self.lost[reason as usize].add(count);
+    }
+
+    pub(super) fn plain(&self, reason: Plain) {
+        self.plain[reason as usize].add(1);
     }
 }
 
@@ -102,6 +108,7 @@ pub(super) struct Tallies {
     datagrams: IntCounterVec,
     bytes: IntCounterVec,
     dropped: IntCounterVec,
+    plain: IntCounterVec,
 }
 
 impl Tallies {
@@ -131,6 +138,11 @@ impl Tallies {
             dropped: counters(
                 "plexus_udp_dropped_total",
                 "Datagrams that were not sent on, by reason; for evicted, sessions.",
+                &["service", "reason"],
+            )?,
+            plain: counters(
+                "plexus_udp_sessions_plain_total",
+                "UDP sessions with endpoints that see this node's address although the service asks for the client's, by reason.",
                 &["service", "reason"],
             )?,
         })
@@ -171,6 +183,12 @@ impl Tallies {
             for reason in Lost::ALL {
                 raise(&self.dropped, &[service, reason.as_str()], sum(&|t| t.lost[reason as usize].get()));
             }
+            for reason in Plain::ALL {
+                let count = sum(&|t| t.plain[reason as usize].get());
+                if count > 0 {
+                    raise(&self.plain, &[service, reason.as_str()], count);
+                }
+            }
             // In this order, so that one that ends in between is not counted below zero.
             let ended = sum(&|t| t.ended.get());
             let begun = sum(&|t| t.begun.get());
@@ -180,8 +198,8 @@ impl Tallies {
         }
     }
 
-    fn families(&self) -> [&dyn Collector; 6] {
-        [&self.sessions, &self.active, &self.moved, &self.datagrams, &self.bytes, &self.dropped]
+    fn families(&self) -> [&dyn Collector; 7] {
+        [&self.sessions, &self.active, &self.moved, &self.datagrams, &self.bytes, &self.dropped, &self.plain]
     }
 }
 
@@ -192,7 +210,9 @@ impl Collector for Tallies {
 
     fn collect(&self) -> Vec<MetricFamily> {
         self.add_up();
-        self.families().into_iter().flat_map(Collector::collect).collect()
+        // A family without a series cannot be written.
+        let families = self.families().into_iter().flat_map(Collector::collect);
+        families.filter(|family| !family.get_metric().is_empty()).collect()
     }
 }
 
@@ -208,6 +228,11 @@ mod tests {
             tallies.tally("dns", 1).lost(reason, 2);
             tallies.add_up();
             assert_eq!(tallies.dropped.with_label_values(&["dns", reason.as_str()]).get(), 3);
+        }
+        for reason in Plain::ALL {
+            tallies.tally("dns", 1).plain(reason);
+            tallies.add_up();
+            assert_eq!(tallies.plain.with_label_values(&["dns", reason.as_str()]).get(), 1);
         }
     }
 

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::Config;
 use super::route::{ListenerId, OpenConnections};
+use super::transparent::Steering;
 use super::udp_metrics::Tally;
 use crate::balance::Balancer;
 
@@ -15,4 +16,6 @@ pub(super) struct Route {
     pub(super) balancer: Arc<Balancer>,
     pub(super) config: Arc<Config>,
     pub(super) tally: Arc<Tally>,
+    /// Which endpoints can be shown the client's address.
+    pub(super) steering: Arc<Steering>,
 }

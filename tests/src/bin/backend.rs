@@ -8,6 +8,7 @@
 //! GET  /slow/MS    answers after so many milliseconds
 //! GET  /content/N  N blocks of what `plexus_tests::content` is
 //! POST /content    takes the same; 409 where it is something else
+//! GET  /client     who asks, as its address is seen here; over UDP, `/client` does
 //! GET  anything    {"service": …, "instance": …, "node": …}
 //! ```
 //!
@@ -48,10 +49,14 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let datagrams = UdpSocket::bind(address)?;
     thread::Builder::new().stack_size(128 * 1024).spawn(move || {
         // Errors here are those of clients that have gone.
+        let mut question = [0; 2048];
         loop {
-            let mut bytes = [0; 2048];
-            if let Ok((length, client)) = datagrams.recv_from(&mut bytes) {
-                let _ = datagrams.send_to(state.answer_to(&bytes[..length.min(64)]).as_bytes(), client);
+            if let Ok((length, client)) = datagrams.recv_from(&mut question) {
+                let answer = match &question[..length] {
+                    b"/client" => client.to_string(),
+                    question => state.answer_to(&question[..question.len().min(64)]),
+                };
+                let _ = datagrams.send_to(answer.as_bytes(), client);
             }
         }
     })?;
@@ -134,6 +139,7 @@ fn serve(state: &State, stream: TcpStream, accepted: u64) -> io::Result<()> {
         }
         let (status, body) = match (method.as_str(), path.as_str()) {
             ("POST", "/content") => (if is_content(&mut reader, length)? { 200 } else { 409 }, String::new()),
+            (_, "/client") => (200, writer.peer_addr()?.to_string()),
             _ => state.answer(&method, &path),
         };
         write!(writer, "HTTP/1.1 {status} -\r\ncontent-length: {}\r\n\r\n{body}", body.len())?;

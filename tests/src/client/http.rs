@@ -5,7 +5,11 @@ use std::io::{self, BufRead, BufReader, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
+<<<<<<< ours
 use crate::content::{BLOCK, block};
+=======
+use rustix::net::{AddressFamily, SocketType};
+>>>>>>> theirs
 
 /// Longer than any bound that a test asserts, so that a hang is told from a slow answer by the test, not by this.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -84,6 +88,7 @@ impl Held {
     /// # Errors
     /// What failed.
     pub fn open(address: SocketAddr) -> Result<Self, Failure> {
+<<<<<<< ours
         Self::open_patiently(address, PATIENCE)
     }
 
@@ -99,6 +104,42 @@ impl Held {
             Ok(stream)
         });
         Ok(Self { address, stream: BufReader::new(stream.map_err(Failure::of(Step::Connect))?) })
+=======
+        let stream = TcpStream::connect_timeout(&address, PATIENCE);
+        stream.and_then(|stream| Self::new(address, stream)).map_err(Failure::of(Step::Connect))
+    }
+
+    /// Connects from an address and port, which others of its kind may have towards other servers.
+    ///
+    /// # Errors
+    /// What failed.
+    pub fn open_from(own: SocketAddr, address: SocketAddr) -> Result<Self, Failure> {
+        let family = if own.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+        let connect = || {
+            let socket = rustix::net::socket(family, SocketType::STREAM, None)?;
+            rustix::net::sockopt::set_socket_reuseaddr(&socket, true)?;
+            rustix::net::bind(&socket, &own)?;
+            rustix::net::connect(&socket, &address)?;
+            Self::new(address, TcpStream::from(socket))
+        };
+        connect().map_err(Failure::of(Step::Connect))
+    }
+
+    fn new(address: SocketAddr, stream: TcpStream) -> io::Result<Self> {
+        stream.set_nodelay(true)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.set_write_timeout(Some(PATIENCE))?;
+        Ok(Self { address, stream: BufReader::new(stream) })
+>>>>>>> theirs
+    }
+
+    /// Where it comes from.
+    ///
+    /// # Panics
+    /// It has no socket any more.
+    #[must_use]
+    pub fn own_address(&self) -> SocketAddr {
+        self.stream.get_ref().local_addr().expect("a socket")
     }
 
     /// `GET path` on this connection.

@@ -23,6 +23,23 @@ impl Talk {
         })
     }
 
+    /// Where it comes from.
+    ///
+    /// # Panics
+    /// It has no socket any more.
+    #[must_use]
+    pub fn own_address(&self) -> SocketAddr {
+        self.0.local_addr().expect("a socket")
+    }
+
+    /// Talks to another address from now on, from the same port.
+    ///
+    /// # Errors
+    /// There is no way to the address.
+    pub fn turn_to(&self, to: SocketAddr) -> io::Result<()> {
+        self.0.connect(to)
+    }
+
     /// Asks once. `None`: no answer came within that time.
     #[must_use]
     pub fn ask(&self, question: &[u8], within: Duration) -> Option<String> {

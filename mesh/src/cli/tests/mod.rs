@@ -159,6 +159,7 @@ impl World {
             registry,
             traffic: Arc::new(Busy),
             virtual_addresses: Arc::new(|service| service.vips.clone()),
+            plain: Arc::new(|_, instance| (instance.id.as_str() == "web-2").then(|| "elsewhere".to_owned())),
             resolver: Some(Arc::new(Busy)),
             problems: Arc::new(|| {
                 let message =
@@ -259,7 +260,7 @@ policy maglev, 3 connections, 1 waiting, 1 of 2 endpoints ejected
 
 ID     NODE  ADDRESS         TRAFFIC       SHARE   IN FLIGHT  CONNECTIONS  FAILURES  LATENCY  REASON
 web-1  a     192.0.2.1:8080  no: ejected   0.0%    0          0            0         -        ejected: connect_failures, for 1.5 s; group v2
-web-2  b     192.0.2.2:8080  yes           100.0%  3          7            2         2.345ms  at its limit; slow start, 40%
+web-2  b     192.0.2.2:8080  yes           100.0%  3          7            2         2.345ms  at its limit; slow start, 40%; sees this node's address: elsewhere
 web-3  b     192.0.2.2:8080  no: critical  -       0          0            0         -        http GET /healthz: status 503
 
 its virtual address: 10.96.0.1

@@ -13,6 +13,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
 
+use nerve::model::ClientAddress;
 use rustix::io::Errno;
 use smallvec::SmallVec;
 
@@ -22,6 +23,7 @@ use crate::balance::{ClientKey, ConnectFailure, Endpoint, Lease, Permit, Tried};
 use crate::proxy::arena::Key;
 use crate::proxy::io::Io;
 use crate::proxy::poll::{Interest, Subject};
+use crate::proxy::transparent::{Borrowed, Held};
 use crate::proxy::udp_metrics::Lost;
 use crate::proxy::udp_route::Route;
 use crate::sys::datagrams::{BATCH, Datagrams};
@@ -55,6 +57,8 @@ pub(super) struct Session {
 #[derive(Debug)]
 pub(super) struct Upstream {
     socket: OwnedFd,
+    /// The socket has the client's address.
+    _held: Option<Held>,
     lease: Lease,
 }
 
@@ -79,8 +83,10 @@ impl Upstream {
                     () => Lost::EndpointUnreachable,
                 }
             })?;
-            match socket::connect(lease.endpoint().address()) {
-                Ok(socket) => return Ok(Self { socket, lease }),
+            let address = lease.endpoint().address();
+            let (borrowed, held) = borrow(route, client, address).unzip();
+            match socket::connect(address, borrowed) {
+                Ok(socket) => return Ok(Self { socket, _held: held, lease }),
                 Err(error) if socket::is_ours(error) => {
                     let error = std::io::Error::from(error);
                     tracing::debug!(service = %route.balancer.service(), %client, %error, "no socket for a session");
@@ -96,6 +102,15 @@ impl Upstream {
     pub(super) fn watch(&self, key: Key, io: &Io) -> Result<(), Lost> {
         io.poller.add(&self.socket, Subject::UdpSession(key), Interest::Read).map_err(|_| Lost::Limit)
     }
+}
+
+/// The client's address, where the service asks for it and this endpoint can be shown it.
+fn borrow(route: &Route, client: SocketAddr, endpoint: SocketAddr) -> Option<(Borrowed, Held)> {
+    let shown_as = route.balancer.settings().service.client_address;
+    if shown_as != Some(ClientAddress::Transparent) {
+        return None;
+    }
+    route.steering.borrow(client, endpoint).map_err(|plain| route.tally.plain(plain)).ok()
 }
 
 /// Remembers that an endpoint cannot be reached.

@@ -9,11 +9,16 @@ use rustix::io::Errno;
 use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType, ipproto, sockopt};
 use socket2::{Domain, Protocol, Socket, Type};
 
+use crate::proxy::socket as tcp;
+use crate::proxy::transparent::Borrowed;
+
 /// Room for a burst on a listener: some 5,000 small datagrams, or 5 ms of 10 Gbit/s. The kernel caps it at `net.core.rmem_max`
 /// where we lack `CAP_NET_ADMIN`.
 const RECEIVE_BUFFER: usize = 4 << 20;
 /// Errors of one socket that are taken out at once.
 const ERRORS: usize = 16;
+/// The ports below are those of name servers and such, which talk to each other from them.
+const FIRST_FREE_PORT: u16 = 1024;
 
 /// Is nobody else there? `SO_REUSEPORT` alone would let two programs of one user share a port silently.
 pub(in crate::proxy) fn probe(address: SocketAddr) -> io::Result<()> {
@@ -54,8 +59,9 @@ fn listening_socket(address: SocketAddr) -> io::Result<Socket> {
     Ok(socket)
 }
 
-/// A socket for one session, connected: the kernel brings it its endpoint's datagrams and ICMP errors and nobody else's.
-pub(super) fn connect(address: SocketAddr) -> Result<OwnedFd, Errno> {
+/// A socket for one session, connected: the kernel brings it its endpoint's datagrams and ICMP errors and nobody else's. With
+/// `client`, the endpoint sees that address and not this host's.
+pub(super) fn connect(address: SocketAddr, client: Option<Borrowed>) -> Result<OwnedFd, Errno> {
     let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
     let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
     let socket = rustix::net::socket_with(family, SocketType::DGRAM, flags, Some(ipproto::UDP))?;
@@ -66,8 +72,21 @@ pub(super) fn connect(address: SocketAddr) -> Result<OwnedFd, Errno> {
     };
     let _ = setsockopt(&socket, option::RxqOvfl, &1);
     let _ = setsockopt(&socket, option::UdpGroSegment, &true);
+    if let Some(client) = client {
+        bind_as(&socket, client)?;
+    }
     rustix::net::connect(&socket, &address)?;
     Ok(socket)
+}
+
+/// The client's own port, unless it is one that a program of this host may want to listen on, or somebody has it: a port is
+/// never shared, for of two sockets with the same addresses at both ends only one would hear.
+fn bind_as(socket: &OwnedFd, client: Borrowed) -> Result<(), Errno> {
+    let is_servers = client.address.port() < FIRST_FREE_PORT;
+    match tcp::bind_as(socket, if is_servers { client.with_any_port() } else { client }) {
+        Err(Errno::ADDRINUSE) => rustix::net::bind(socket, &client.with_any_port().address),
+        done => done,
+    }
 }
 
 /// Takes the reports of errors out of a socket that goes on in spite of them, so that they do not fill its buffer.

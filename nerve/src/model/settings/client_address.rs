@@ -22,7 +22,8 @@ word_list! {
         ProxyV1 = "proxy_v1",
         /// The same with version 2.
         ProxyV2 = "proxy_v2",
-        /// The client's: the balancer connects from it (`IP_TRANSPARENT`). For endpoints on the balancer's own node.
+        /// The client's: the balancer connects from it (`IP_TRANSPARENT`). For endpoints on the balancer's own node; others see the
+        /// balancer's.
         Transparent = "transparent",
     }
 }

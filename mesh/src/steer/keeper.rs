@@ -1,0 +1,419 @@
+//! The task that keeps the kernel's rules and routes, and the data plane's table, equal to what is wanted.
+//!
+//! While no service with an endpoint here asks for clients' addresses it only listens to the catalog. Else it looks at the kernel
+//! whenever that tells of a change, and on a slow tick. What open connections need stays until the last has ended.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::future::Future;
+use std::io;
+use std::net::IpAddr;
+use std::sync::PoisonError;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use nerve::model::ServiceName;
+use nerve::tasks::Tasks;
+use synapse::catalog::{Catalog, Freshness, Subscription};
+use tokio::time::{Instant, MissedTickBehavior};
+
+use super::netlink::{Family, Netlink};
+use super::plan::{Judged, Needs, judge};
+use super::ruleset::{Marks, ruleset};
+use super::{Handle, Metrics, asks, nft, words};
+use crate::proxy::{Plain, Way, Ways};
+
+/// How often it is looked whether everything is there, whatever the kernel told.
+const TICK: Duration = Duration::from_secs(5);
+/// Events that come within this are one.
+const SETTLE: Duration = Duration::from_millis(200);
+
+/// Starts it.
+pub(super) fn start(handle: Handle, catalog: Catalog, metrics: Metrics, tasks: &Tasks) {
+    let stop = tasks.stop_token();
+    tasks.spawn_restarted("steering", move || {
+        let keeper = Keeper {
+            handle: handle.clone(),
+            catalog: catalog.clone(),
+            metrics: metrics.clone(),
+            wanted: BTreeMap::new(),
+            said: BTreeMap::new(),
+            kernel: Kernel::Unknown,
+        };
+        let stop = stop.clone();
+        async move {
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => {}
+                () = keeper.run() => {}
+            }
+        }
+    });
+}
+
+/// Takes everything of ours out of the kernel.
+pub(super) async fn clear() -> io::Result<()> {
+    let (connection, netlink) = Netlink::open()?;
+    while_open(connection, remove_all(&netlink)).await?;
+    Ok(())
+}
+
+async fn while_open<T>(
+    connection: impl Future<Output = ()>,
+    work: impl Future<Output = io::Result<T>>,
+) -> io::Result<T> {
+    tokio::select! {
+        done = work => done,
+        () = connection => Err(io::Error::other("the kernel ended the netlink connection")),
+    }
+}
+
+/// Nothing is marked any more before what the mark leads to goes. Tells whether there was anything.
+async fn remove_all(netlink: &Netlink) -> io::Result<bool> {
+    let rules = nft::remove().await;
+    let mut found = false;
+    for family in Family::BOTH {
+        found |= netlink.remove(family).await?;
+    }
+    match rules {
+        Ok(()) => Ok(found),
+        // Where it never was installed, there never were rules.
+        Err(nft::Error::Missing) if !found => Ok(false),
+        Err(error) => Err(io::Error::other(error)),
+    }
+}
+
+struct Keeper {
+    handle: Handle,
+    catalog: Catalog,
+    metrics: Metrics,
+    /// The services that ask.
+    wanted: BTreeMap<ServiceName, Wanted>,
+    /// What was logged of each.
+    said: BTreeMap<ServiceName, BTreeSet<Plain>>,
+    kernel: Kernel,
+}
+
+/// A service that asks for clients' addresses.
+#[derive(Debug, PartialEq, Eq)]
+struct Wanted {
+    /// The addresses of its endpoints on this node.
+    here: BTreeSet<IpAddr>,
+    /// It has others.
+    elsewhere: bool,
+}
+
+/// What the kernel has of ours.
+#[derive(Debug, PartialEq, Eq)]
+enum Kernel {
+    /// Perhaps what an earlier agent left.
+    Unknown,
+    Nothing,
+    /// What serves these needs; the table as nft prints it.
+    Set(Needs, String),
+}
+
+type Verdicts = BTreeMap<IpAddr, Result<Judged, Plain>>;
+
+impl Keeper {
+    async fn run(mut self) {
+        let mut changes = self.catalog.subscribe();
+        loop {
+            self.rest(&mut changes).await;
+            match Netlink::open() {
+                Ok((connection, mut netlink)) => {
+                    let followed = while_open(connection, async {
+                        self.follow(&mut netlink, &mut changes).await;
+                        Ok(())
+                    });
+                    match followed.await {
+                        Ok(()) => continue,
+                        Err(error) => tracing::warn!(%error, "steering: it is opened again"),
+                    }
+                }
+                Err(error) => self.off(&format!("the kernel's routes cannot be read ({error})")),
+            }
+            tokio::time::sleep(TICK).await;
+        }
+    }
+
+    /// Waits until something is wanted. What an earlier agent left goes, once it is known that nobody wants it.
+    async fn rest(&mut self, changes: &mut Subscription) {
+        while !self.is_wanted() {
+            self.tell(&Verdicts::new(), false);
+            // Asked first: what made it known is among the changes then.
+            let is_known = *self.catalog.freshness() != Freshness::Awaiting;
+            tokio::select! {
+                biased;
+                names = changes.changed() => { self.note(names); }
+                () = self.remove_left(), if is_known && self.kernel == Kernel::Unknown => {
+                    self.kernel = Kernel::Nothing;
+                }
+                () = tokio::time::sleep(TICK), if self.kernel == Kernel::Unknown => {}
+            }
+        }
+    }
+
+    async fn remove_left(&self) {
+        let removed = match Netlink::open() {
+            Ok((connection, netlink)) => while_open(connection, remove_all(&netlink)).await,
+            Err(error) => Err(error),
+        };
+        match removed {
+            Ok(true) => tracing::info!("removed what an agent before had left to steer answers by"),
+            Ok(false) => {}
+            // Who may not look has most likely left nothing either.
+            Err(error) => tracing::debug!(%error, "cannot look for what an agent before may have left"),
+        }
+    }
+
+    async fn follow(&mut self, netlink: &mut Netlink, changes: &mut Subscription) {
+        let mut rules = nft::Events::open()
+            .inspect_err(|error| tracing::debug!(%error, "changes of packet filter rules are not told"))
+            .ok();
+        let mut tick = tokio::time::interval_at(Instant::now() + TICK, TICK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            self.reconcile(netlink).await;
+            if !self.is_wanted() && self.kernel == Kernel::Nothing {
+                return;
+            }
+            loop {
+                tokio::select! {
+                    names = changes.changed() => if self.note(names) { break },
+                    told = netlink.changed(self.handle.config.table) => {
+                        if !told {
+                            return;
+                        }
+                        tokio::time::sleep(SETTLE).await;
+                        break;
+                    }
+                    () = told(&mut rules) => {
+                        tokio::time::sleep(SETTLE).await;
+                        break;
+                    }
+                    _ = tick.tick() => break,
+                }
+            }
+            self.take_told(netlink, &mut rules).await;
+        }
+    }
+
+    /// Events come in bursts: takes those that are there already.
+    async fn take_told(&self, netlink: &mut Netlink, rules: &mut Option<nft::Events>) {
+        loop {
+            tokio::select! {
+                biased;
+                told = netlink.changed(self.handle.config.table) => if !told { return },
+                () = told(rules) => {}
+                () = std::future::ready(()) => return,
+            }
+        }
+    }
+
+    fn is_wanted(&self) -> bool {
+        self.wanted.values().any(|wanted| !wanted.here.is_empty())
+    }
+
+    /// Takes over what the catalog says of these services. Tells whether that changes anything.
+    fn note(&mut self, names: HashSet<ServiceName>) -> bool {
+        let mut changed = false;
+        for name in names {
+            let service = self.catalog.service(name.as_str()).filter(|service| asks(service));
+            let wanted = service.map(|service| {
+                let node = &self.handle.config.node;
+                let (here, elsewhere): (Vec<_>, Vec<_>) =
+                    service.endpoints.iter().partition(|endpoint| endpoint.instance.node == *node);
+                Wanted {
+                    here: here.iter().map(|endpoint| endpoint.instance.address).collect(),
+                    elsewhere: !elsewhere.is_empty(),
+                }
+            });
+            if self.wanted.get(&name) == wanted.as_ref() {
+                continue;
+            }
+            changed = true;
+            match wanted {
+                Some(wanted) => drop(self.wanted.insert(name, wanted)),
+                None => {
+                    self.wanted.remove(&name);
+                    self.said.remove(&name);
+                }
+            }
+        }
+        changed
+    }
+
+    async fn reconcile(&mut self, netlink: &Netlink) {
+        let verdicts = match self.judge(netlink).await {
+            Ok(verdicts) => verdicts,
+            Err(error) => return self.off(&error.to_string()),
+        };
+        let mut needs = Needs::of(verdicts.iter());
+        if needs.is_nothing() {
+            // Nobody begins what the rules are needed for from here on.
+            self.tell(&verdicts, false);
+        }
+        if let Kernel::Set(before, _) = &self.kernel
+            && self.handle.steering.open() > 0
+        {
+            needs = needs.and(*before);
+        }
+        let done =
+            if needs.is_nothing() { self.withdraw(netlink).await } else { self.apply(netlink, needs).await };
+        match done {
+            Ok(()) => {
+                self.tell(&verdicts, false);
+                self.note_problem(None);
+            }
+            Err(why) => self.off(&why),
+        }
+        self.metrics.on.set(i64::from(matches!(self.kernel, Kernel::Set(..))));
+    }
+
+    async fn judge(&self, netlink: &Netlink) -> io::Result<Verdicts> {
+        let addresses: BTreeSet<IpAddr> =
+            self.wanted.values().flat_map(|wanted| wanted.here.iter().copied()).collect();
+        let mut verdicts = Verdicts::new();
+        if addresses.is_empty() {
+            return Ok(verdicts);
+        }
+        let links = netlink.links().await?;
+        for address in addresses {
+            let route = netlink.route_to(address).await?;
+            verdicts.insert(
+                address,
+                judge(address, route, &links, self.handle.config.address, checks_source_by_mark),
+            );
+        }
+        Ok(verdicts)
+    }
+
+    async fn withdraw(&mut self, netlink: &Netlink) -> Result<(), String> {
+        if self.kernel == Kernel::Nothing {
+            return Ok(());
+        }
+        remove_all(netlink).await.map_err(|error| error.to_string())?;
+        if matches!(self.kernel, Kernel::Set(..)) {
+            tracing::info!(
+                "answers are no longer steered to clients' addresses: no service with an endpoint here asks for it"
+            );
+        }
+        self.kernel = Kernel::Nothing;
+        self.handle.shared.applied.store(false, Ordering::SeqCst);
+        Ok(())
+    }
+
+    /// Makes the kernel serve these needs.
+    async fn apply(&mut self, netlink: &Netlink, needs: Needs) -> Result<(), String> {
+        let (marks, table) = (Marks::new(self.handle.config.mark), self.handle.config.table);
+        self.handle.shared.applied.store(true, Ordering::SeqCst);
+        let mut mended = false;
+        for (family, is_needed) in [(Family::V4, needs.v4), (Family::V6, needs.v6)] {
+            if self.kernel == Kernel::Unknown {
+                netlink.remove_from_other_tables(family, table).await.map_err(|error| error.to_string())?;
+            }
+            let changed = if is_needed {
+                netlink.ensure(family, marks, table).await
+            } else {
+                netlink.remove(family).await
+            };
+            mended |= changed.map_err(|error| error.to_string())?;
+        }
+        let there = nft::list().await.map_err(|error| error.to_string())?;
+        let (is_there, was_set) = match &self.kernel {
+            Kernel::Set(before, listing) if *before == needs => (there.as_ref() == Some(listing), true),
+            Kernel::Set(..) | Kernel::Unknown | Kernel::Nothing => (false, false),
+        };
+        if !is_there {
+            nft::apply(&ruleset(marks, needs)).await.map_err(|error| error.to_string())?;
+            let listing = nft::list().await.map_err(|error| error.to_string())?.unwrap_or_default();
+            if !matches!(self.kernel, Kernel::Set(..)) {
+                tracing::info!("answers to clients' addresses are steered to this agent");
+            }
+            self.kernel = Kernel::Set(needs, listing);
+        }
+        if was_set && (mended || !is_there) {
+            self.metrics.repairs.inc();
+            tracing::warn!(
+                "rules or routes that steer answers were changed by somebody else; they are put back"
+            );
+        }
+        Ok(())
+    }
+
+    /// Tells the data plane which endpoints can be shown clients' addresses, and the log what has changed for a service.
+    fn tell(&mut self, verdicts: &Verdicts, off: bool) {
+        let way = |judged: &Judged| match judged {
+            Judged::Host => Way::default(),
+            Judged::Behind(way) => way.clone(),
+        };
+        let endpoints: HashMap<_, _> = verdicts
+            .iter()
+            .map(|(address, judged)| (*address, judged.as_ref().map(way).map_err(|plain| *plain)))
+            .collect();
+        let mark = Marks::new(self.handle.config.mark).ours;
+        let ways = Ways { mark, endpoints, off };
+        if *self.handle.steering.ways() != ways {
+            self.handle.steering.set(ways);
+        }
+        for (service, wanted) in &self.wanted {
+            let reasons = wanted.reasons(verdicts, off);
+            if self.said.get(service) == Some(&reasons) {
+                continue;
+            }
+            if reasons.is_empty() && !wanted.here.is_empty() {
+                tracing::info!(%service, "every endpoint sees the clients' own addresses");
+            }
+            for plain in &reasons {
+                tracing::info!(%service, reason = %plain, "endpoints see this node's address, not their clients': {}", words(*plain));
+            }
+            self.said.insert(service.clone(), reasons);
+        }
+    }
+
+    /// Nothing is steered, and that is said once.
+    fn off(&mut self, why: &str) {
+        self.tell(&Verdicts::new(), true);
+        self.note_problem(Some(format!(
+            "endpoints on this node see its address instead of their clients', although services ask for it: {why}"
+        )));
+    }
+
+    fn note_problem(&self, problem: Option<String>) {
+        let mut known = self.handle.shared.problem.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(problem) = problem.as_ref().filter(|problem| known.as_ref() != Some(problem)) {
+            tracing::error!("{problem}");
+        }
+        *known = problem;
+    }
+}
+
+impl Wanted {
+    /// Why some of its endpoints see this node's address.
+    fn reasons(&self, verdicts: &Verdicts, off: bool) -> BTreeSet<Plain> {
+        let here = self.here.iter().filter_map(|address| match verdicts.get(address) {
+            _ if off => Some(Plain::Off),
+            Some(Ok(_)) => None,
+            Some(Err(plain)) => Some(*plain),
+            None => Some(Plain::Off),
+        });
+        here.chain(self.elsewhere.then_some(Plain::Elsewhere)).collect()
+    }
+}
+
+/// Something has changed among the packet filter rules, if that is told.
+async fn told(rules: &mut Option<nft::Events>) {
+    match rules {
+        Some(rules) => rules.next().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Does an interface look for the way back by the mark too (`src_valid_mark`)? It finds our route then, and takes what comes in
+/// for an invention.
+fn checks_source_by_mark(interface: &str) -> bool {
+    ["all", interface].iter().any(|name| {
+        let file = format!("/proc/sys/net/ipv4/conf/{name}/src_valid_mark");
+        std::fs::read_to_string(file).is_ok_and(|value| value.trim() != "0")
+    })
+}
