@@ -135,11 +135,11 @@ impl Slots {
     /// a socket there stands beside the others, and each gets what is meant for it.
     pub(super) fn stands_beside(&self, protocol: Protocol, address: SocketAddr) -> bool {
         const WILDCARDS: [IpAddr; 2] = [IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)];
-        self.listening.get(&(protocol, address.port())).is_some_and(|others| {
-            let is_wildcard = address.ip().is_unspecified();
-            !others.contains(&address.ip())
-                && !(is_wildcard && WILDCARDS.iter().any(|ip| others.contains(ip)))
-        })
+        let taken_by = |others: &HashSet<IpAddr>| match address.ip().is_unspecified() {
+            true => WILDCARDS.iter().any(|ip| others.contains(ip)),
+            false => others.contains(&address.ip()),
+        };
+        self.listening.get(&(protocol, address.port())).is_some_and(|others| !taken_by(others))
     }
 
     /// The one balancer that all slots of this holder share; `make` makes it where there is none.

@@ -5,11 +5,8 @@ use std::io::{self, BufRead, BufReader, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
-<<<<<<< ours
 use crate::content::{BLOCK, block};
-=======
 use rustix::net::{AddressFamily, SocketType};
->>>>>>> theirs
 
 /// Longer than any bound that a test asserts, so that a hang is told from a slow answer by the test, not by this.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -88,7 +85,6 @@ impl Held {
     /// # Errors
     /// What failed.
     pub fn open(address: SocketAddr) -> Result<Self, Failure> {
-<<<<<<< ours
         Self::open_patiently(address, PATIENCE)
     }
 
@@ -97,16 +93,9 @@ impl Held {
     /// # Errors
     /// What failed.
     pub fn open_patiently(address: SocketAddr, patience: Duration) -> Result<Self, Failure> {
-        let stream = TcpStream::connect_timeout(&address, patience).and_then(|stream| {
-            stream.set_nodelay(true)?;
-            stream.set_read_timeout(Some(patience))?;
-            stream.set_write_timeout(Some(patience))?;
-            Ok(stream)
-        });
-        Ok(Self { address, stream: BufReader::new(stream.map_err(Failure::of(Step::Connect))?) })
-=======
-        let stream = TcpStream::connect_timeout(&address, PATIENCE);
-        stream.and_then(|stream| Self::new(address, stream)).map_err(Failure::of(Step::Connect))
+        let stream = TcpStream::connect_timeout(&address, patience);
+        let held = stream.and_then(|stream| Self::new(address, stream, patience));
+        held.map_err(Failure::of(Step::Connect))
     }
 
     /// Connects from an address and port, which others of its kind may have towards other servers.
@@ -120,17 +109,16 @@ impl Held {
             rustix::net::sockopt::set_socket_reuseaddr(&socket, true)?;
             rustix::net::bind(&socket, &own)?;
             rustix::net::connect(&socket, &address)?;
-            Self::new(address, TcpStream::from(socket))
+            Self::new(address, TcpStream::from(socket), PATIENCE)
         };
         connect().map_err(Failure::of(Step::Connect))
     }
 
-    fn new(address: SocketAddr, stream: TcpStream) -> io::Result<Self> {
+    fn new(address: SocketAddr, stream: TcpStream, patience: Duration) -> io::Result<Self> {
         stream.set_nodelay(true)?;
-        stream.set_read_timeout(Some(PATIENCE))?;
-        stream.set_write_timeout(Some(PATIENCE))?;
+        stream.set_read_timeout(Some(patience))?;
+        stream.set_write_timeout(Some(patience))?;
         Ok(Self { address, stream: BufReader::new(stream) })
->>>>>>> theirs
     }
 
     /// Where it comes from.
