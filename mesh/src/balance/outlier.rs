@@ -76,6 +76,8 @@ pub(super) struct Outlier {
     level: AtomicU32,
     /// When the last ejection ended, or was to end.
     ended: AtomicU64,
+    /// It gets no traffic anyway, or is gone: what still fails of what was under way ejects nobody.
+    left: AtomicBool,
 }
 
 impl Outlier {
@@ -172,12 +174,27 @@ impl Outlier {
         if self.is_ejected() { Verdict::Stays } else { self.eject(Ejection::Latency, now, settings, census) }
     }
 
-    /// It left the pool, or its checks decide now: nothing is held against it.
+    /// Its checks decide now: nothing is held against it.
     pub(super) fn forget(&self, census: &Census) {
         self.failures.store(0, Ordering::Relaxed);
         self.resets.store(0, Ordering::Relaxed);
-        if self.until.swap(0, Ordering::AcqRel) != 0 {
+        if self.until.swap(0, Ordering::SeqCst) != 0 {
             census.ejected.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+
+    /// It is not among those that get traffic, now or for good: it is not to be counted among the ejected.
+    pub(super) fn leave(&self, census: &Census) {
+        self.left.store(true, Ordering::SeqCst);
+        self.forget(census);
+    }
+
+    /// It is among those that get traffic.
+    pub(super) fn join(&self, census: &Census) {
+        if self.left.load(Ordering::SeqCst) {
+            // What failed after it had left says nothing of it now.
+            self.forget(census);
+            self.left.store(false, Ordering::SeqCst);
         }
     }
 
@@ -193,6 +210,9 @@ impl Outlier {
     }
 
     fn eject(&self, reason: Ejection, now: u64, settings: &Settings, census: &Census) -> Verdict {
+        if self.left.load(Ordering::SeqCst) {
+            return Verdict::Stays;
+        }
         let endpoints = u64::from(census.endpoints.load(Ordering::Relaxed));
         // One may always be ejected: of three endpoints a share of 10 % would be none.
         let most = (endpoints * u64::from(settings.max_ejected_percent) / 100).max(1);
@@ -203,8 +223,13 @@ impl Outlier {
             return Verdict::Prevented;
         }
         let until = now + self.next_time(now, settings);
-        if self.until.compare_exchange(0, until, Ordering::AcqRel, Ordering::Relaxed).is_err() {
+        if self.until.compare_exchange(0, until, Ordering::SeqCst, Ordering::Relaxed).is_err() {
             census.ejected.fetch_sub(1, Ordering::Relaxed);
+            return Verdict::Stays;
+        }
+        // It left at this very moment: one of the two sees the other, and takes the count back.
+        if self.left.load(Ordering::SeqCst) {
+            self.forget(census);
             return Verdict::Stays;
         }
         self.reason.store(reason as u8, Ordering::Relaxed);
@@ -318,6 +343,19 @@ mod tests {
     }
 
     #[test]
+    fn who_has_left_is_not_ejected_by_what_was_under_way_and_begins_anew_when_it_is_back() {
+        let (outlier, settings, census) = (Outlier::default(), settings(), census(3));
+        assert_eq!(outlier.connect_failed(1000, &settings, &census), Verdict::Ejected);
+        outlier.leave(&census);
+        assert_eq!((outlier.is_ejected(), ejected(&census)), (false, 0));
+        assert_eq!(outlier.connect_failed(1001, &settings, &census), Verdict::Stays);
+        assert_eq!((outlier.is_ejected(), ejected(&census)), (false, 0));
+        outlier.join(&census);
+        assert_eq!(outlier.connect_failed(1002, &settings, &census), Verdict::Ejected);
+        assert_eq!(ejected(&census), 1);
+    }
+
+    #[test]
     fn what_was_long_ago_is_forgiven() {
         let (outlier, settings, census) = (Outlier::default(), settings(), census(3));
         outlier.slow(1000, &settings, &census);
@@ -331,7 +369,7 @@ mod tests {
         fn at_most_the_share_is_ejected_and_never_miscounted(
             endpoints in 1..12usize,
             percent in 0..101u32,
-            steps in proptest::collection::vec((0..12usize, 0..6u8, 0..3000u64), 1..200),
+            steps in proptest::collection::vec((0..12usize, 0..8u8, 0..3000u64), 1..200),
         ) {
             let settings = Settings { max_ejected_percent: percent, ..settings() };
             let census = census(u32::try_from(endpoints).unwrap());
@@ -347,6 +385,8 @@ mod tests {
                     2 => drop(outlier.reset(now, &settings, &census)),
                     3 => drop(outlier.slow(now, &settings, &census)),
                     4 => drop(outlier.enter(now, &settings, &census)),
+                    5 => outlier.leave(&census),
+                    6 => outlier.join(&census),
                     _ => outlier.expire(now, &census),
                 }
                 let out = outliers.iter().filter(|outlier| outlier.is_ejected()).count();

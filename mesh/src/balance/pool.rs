@@ -127,6 +127,7 @@ impl Pool {
                 Life::Dead
             };
             changes.extend(turn_life(gone, life, false, shared));
+            gone.endpoint.outlier.leave(&shared.census);
         }
         self.0.store(Arc::new(snapshot(settings, entries, excluded, &old, shared, place)));
         changes
@@ -201,8 +202,10 @@ fn snapshot(
     let total = serving + count(&|entry| is_critical(entry));
     let panic = is_panic(serving, total, settings.panic_threshold);
     shared.census.endpoints.store(if panic { total } else { serving }, Ordering::Relaxed);
-    let used: Vec<&Entry> =
-        entries.iter().filter(|entry| entry.excluded.is_none() || panic && is_critical(entry)).collect();
+    let (used, unused): (Vec<&Entry>, Vec<&Entry>) =
+        entries.iter().partition(|entry| entry.excluded.is_none() || panic && is_critical(entry));
+    used.iter().for_each(|entry| entry.endpoint.outlier.join(&shared.census));
+    unused.iter().for_each(|entry| entry.endpoint.outlier.leave(&shared.census));
     let mut groups: Vec<Group> = split::groups(settings.split.as_ref(), &used)
         .into_iter()
         .map(|(name, share, members)| {

@@ -191,6 +191,27 @@ fn with_too_few_well_all_are_balanced_over_but_those_that_drain_or_start() {
 }
 
 #[test]
+fn what_fails_after_its_endpoint_died_or_left_counts_nobody_as_ejected() {
+    let balancer = default(&["1", "2", "3"]);
+    let leases: Vec<_> = (0..3).map(|_| balancer.next().unwrap()).collect();
+    let second = leases.iter().find(|lease| id(lease) == "2").unwrap();
+    let settings = || serde_json::json!({});
+    let dead = [
+        serde_json::json!({"id": "1"}),
+        serde_json::json!({"id": "2", "health": "critical"}),
+        serde_json::json!({"id": "3"}),
+    ];
+    for instances in [dead.to_vec(), plain(&["1", "3"])] {
+        balancer.update(Some(&service(&instances, settings())));
+        // Its connect was under way, and times out only now.
+        fail(second);
+        assert_eq!((balancer.report().ejected, balancer.report().panic), (0, false));
+    }
+    leases.iter().for_each(fail);
+    assert_eq!(balancer.report().ejected, 1, "one of the two that are left may be ejected");
+}
+
+#[test]
 fn ejections_are_not_believed_when_they_leave_too_few() {
     let balancer =
         balancer(&plain(&["1", "2", "3"]), serde_json::json!({"balance": {"panic_threshold": 50}}));

@@ -157,10 +157,15 @@ pub fn excuse(failed: &Failed, happened: &[Happened]) -> Option<Excuse> {
         Why::Silent if !failed.kind.is_udp() => return None,
         Why::Silent | Why::Broken => {}
     }
-    let found = happened
-        .iter()
-        .find_map(|fault| of_node(failed, fault).or_else(|| of_endpoint(failed, fault, happened)));
-    found.or_else(|| nobody_there(failed, happened).then_some(Excuse::NobodyThere))
+    // What was over so long before has to do with nothing any more, and errors and faults are many.
+    let since = failed.answered.map_or(failed.began, |(_, heard)| heard.min(failed.began));
+    let is_near = |fault: &&Happened| {
+        fault.began <= failed.ended && fault.over().saturating_add(Duration::from_secs(60)) >= since
+    };
+    let near: Vec<Happened> = happened.iter().filter(is_near).copied().collect();
+    let found =
+        near.iter().find_map(|fault| of_node(failed, fault).or_else(|| of_endpoint(failed, fault, &near)));
+    found.or_else(|| nobody_there(failed, &near).then_some(Excuse::NobodyThere))
 }
 
 /// Was the error's time at least partly between these two?

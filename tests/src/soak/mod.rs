@@ -102,6 +102,7 @@ impl Soak {
             warm: &warm,
             seen: &seen,
             happened: &happened,
+            stalls: &timeline.stalls(),
             idle: &idle,
             samples: &samples,
             left: &left,
@@ -155,7 +156,7 @@ fn watch(cluster: &Cluster, shared: &Shared, ended: &AtomicBool) -> Vec<Sample> 
     for number in 0_u32.. {
         let due = began + LOOK * number;
         while shared.timeline.now() < due && !ended.load(Ordering::SeqCst) {
-            pause(Duration::from_millis(100));
+            shared.timeline.nap();
         }
         if ended.load(Ordering::SeqCst) {
             break;

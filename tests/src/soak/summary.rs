@@ -24,6 +24,8 @@ pub(super) struct Summary<'a> {
     pub(super) warm: &'a Seen,
     pub(super) seen: &'a Seen,
     pub(super) happened: &'a [Happened],
+    /// When the machine stood still.
+    pub(super) stalls: &'a [(Duration, Duration)],
     pub(super) idle: &'a [Sample],
     pub(super) samples: &'a [Sample],
     /// The last look, and what was left behind.
@@ -53,6 +55,12 @@ impl Summary<'_> {
         );
         if self.seen.latest > BEHIND {
             broken.push(format!("the load fell {:?} behind its pace: it proves little", self.seen.latest));
+        }
+        if let Some(longest) = self.stalls.iter().map(|(began, ended)| *ended - *began).max() {
+            broken.push(format!(
+                "this machine stood still {} times, up to {longest:.2?}: too much else runs on it",
+                self.stalls.len()
+            ));
         }
         for bar in &broken {
             eprintln!("DOES NOT HOLD: {bar}");
@@ -95,6 +103,12 @@ impl Summary<'_> {
             for fault in self.happened {
                 if fault.began <= failed.ended && fault.over().saturating_add(near) >= failed.began {
                     eprintln!("      {fault}");
+                }
+            }
+            for (began, ended) in self.stalls {
+                if *began <= failed.ended && *ended >= failed.began {
+                    let (began, ended) = (began.as_secs_f64(), ended.as_secs_f64());
+                    eprintln!("      this machine stood still ({began:.3} to {ended:.3})");
                 }
             }
         }

@@ -5,6 +5,12 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::plan::Fault;
+use crate::wait::pause;
+
+/// Between two looks at whether this machine goes on.
+const NAP: Duration = Duration::from_millis(20);
+/// Whoever is not let run for so long takes what is late for lost, and others for dead.
+const STALL: Duration = Duration::from_millis(300);
 
 /// A fault that was carried out. Times are from the beginning of the soak.
 #[derive(Debug, Clone, Copy)]
@@ -24,6 +30,8 @@ pub struct Happened {
 pub struct Timeline {
     start: Instant,
     happened: Mutex<Vec<Happened>>,
+    /// When this machine stood still, until when.
+    stalls: Mutex<Vec<(Duration, Duration)>>,
 }
 
 impl Happened {
@@ -49,7 +57,7 @@ impl fmt::Display for Happened {
 
 impl Default for Timeline {
     fn default() -> Self {
-        Self { start: Instant::now(), happened: Mutex::default() }
+        Self { start: Instant::now(), happened: Mutex::default(), stalls: Mutex::default() }
     }
 }
 
@@ -78,6 +86,23 @@ impl Timeline {
     /// Prints a line with the time before it.
     pub fn say(&self, what: &str) {
         eprintln!("{:8.3}  {what}", self.now().as_secs_f64());
+    }
+
+    /// Sleeps a moment, and notes when that took so long that clients and agents were not let run either.
+    pub fn nap(&self) {
+        let began = self.now();
+        pause(NAP);
+        let ended = self.now();
+        if ended - began > NAP + STALL {
+            self.say(&format!("this machine stood still for {:.2?}", ended - began));
+            self.stalls.lock().unwrap_or_else(PoisonError::into_inner).push((began, ended));
+        }
+    }
+
+    /// When this machine stood still.
+    #[must_use]
+    pub fn stalls(&self) -> Vec<(Duration, Duration)> {
+        self.stalls.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Everything that happened.
