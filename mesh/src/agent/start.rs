@@ -128,8 +128,15 @@ impl Rooms {
         let vip_metrics = vip::Metrics::new()?;
         vip_metrics.register(registry)?;
         let vip = bound.vip.start(catalog.clone(), Arc::clone(&store), vip_metrics, &owners.vip);
-        let ingress =
-            start_ingress(&config, &catalog, &vip, &bound.plane, inherited, registry, &owners.ingress)?;
+        let ingress = start_ingress(
+            &config,
+            &catalog,
+            &vip,
+            &bound.plane,
+            inherited.clone(),
+            registry,
+            &owners.ingress,
+        )?;
 
         // What this node says of itself.
         let services = ConfigSource::new(config.services.clone());
@@ -154,6 +161,7 @@ impl Rooms {
             vip,
             name_server,
             admin: None,
+            inherited,
             admin_sockets: Vec::new(),
             problems,
             readiness,
