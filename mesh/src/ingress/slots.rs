@@ -3,11 +3,11 @@
 //! Counts are kept with each change, so that neither a metric nor the closing of one listener looks at ten thousand.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::net::SocketAddr;
+use std::net::IpAddr;
 use std::num::NonZeroU16;
 use std::sync::Arc;
 
-use nerve::model::{PortName, Protocol, ServiceName};
+use nerve::model::{Address, PortName, Protocol, ServiceName};
 
 use super::desired::Holder;
 use super::{ListenerKind, ListenerState, ListenerStatus};
@@ -15,11 +15,23 @@ use crate::balance::Balancer;
 use crate::proxy::Listener;
 
 /// One address on which something is to listen.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) struct SlotKey {
     pub(super) kind: ListenerKind,
     pub(super) protocol: Protocol,
-    pub(super) address: SocketAddr,
+    pub(super) address: Address,
+}
+
+impl SlotKey {
+    /// The IP address, if it is one.
+    pub(super) fn ip(&self) -> Option<IpAddr> {
+        self.address.ip().map(|address| address.ip())
+    }
+
+    /// The port, if it has one.
+    pub(super) fn port(&self) -> Option<NonZeroU16> {
+        self.address.ip().and_then(|address| NonZeroU16::new(address.port()))
+    }
 }
 
 /// How it stands with a slot.
@@ -43,7 +55,7 @@ pub(super) struct Slot {
 #[derive(Debug, Default)]
 pub(super) struct Slots {
     slots: BTreeMap<SlotKey, Slot>,
-    published: HashMap<(Protocol, u16), BTreeSet<SlotKey>>,
+    published: HashMap<(Protocol, NonZeroU16), BTreeSet<SlotKey>>,
     open: usize,
     failed: usize,
     balancers: HashMap<ServiceName, BTreeMap<Route, InUse>>,
@@ -73,8 +85,10 @@ impl Slots {
         if let Some(used) = self.balancers.get_mut(&slot.holder.service).and_then(|of| of.get_mut(&route)) {
             used.slots += 1;
         }
-        if key.kind == ListenerKind::Published {
-            self.published.entry((key.protocol, key.address.port())).or_default().insert(key);
+        if key.kind == ListenerKind::Published
+            && let Some(port) = key.port()
+        {
+            self.published.entry((key.protocol, port)).or_default().insert(key.clone());
         }
         self.slots.insert(key, slot);
     }
@@ -86,8 +100,9 @@ impl Slots {
             State::Open(_) | State::Covered => self.open -= 1,
             State::Failed(_) => self.failed -= 1,
         }
-        let port = (key.protocol, key.address.port());
+        let port = key.port().map(|port| (key.protocol, port));
         if key.kind == ListenerKind::Published
+            && let Some(port) = port
             && let Some(keys) = self.published.get_mut(&port)
         {
             keys.remove(key);
@@ -133,7 +148,7 @@ impl Slots {
 
     /// The slots of a published port, on whatever addresses.
     pub(super) fn published_on(&self, protocol: Protocol, port: NonZeroU16) -> Vec<SlotKey> {
-        self.published.get(&(protocol, port.get())).into_iter().flatten().copied().collect()
+        self.published.get(&(protocol, port)).into_iter().flatten().cloned().collect()
     }
 
     /// The slots that could not be opened, each with who is to have it.
@@ -142,7 +157,17 @@ impl Slots {
             return Vec::new();
         }
         let failed = self.slots.iter().filter(|(_, slot)| matches!(slot.state, State::Failed(_)));
-        failed.map(|(key, slot)| (*key, slot.holder.clone())).collect()
+        failed.map(|(key, slot)| (key.clone(), slot.holder.clone())).collect()
+    }
+
+    /// The open slots that no client finds any more, each with who has it.
+    pub(super) fn lost(&self) -> Vec<(SlotKey, Holder)> {
+        let lost = self.slots.iter().filter(|(key, slot)| match &slot.state {
+            // Only files can be taken away: of ten thousand ports none is looked at.
+            State::Open(listener) => matches!(key.address, Address::Unix(_)) && !listener.can_be_found(),
+            State::Covered | State::Failed(_) => false,
+        });
+        lost.map(|(key, slot)| (key.clone(), slot.holder.clone())).collect()
     }
 
     /// How many listen, and how many are to and cannot.
@@ -181,7 +206,7 @@ fn status(key: &SlotKey, slot: &Slot) -> ListenerStatus {
         service: slot.holder.service.clone(),
         target: slot.holder.target.clone(),
         local: slot.holder.local,
-        address: key.address,
+        address: key.address.clone(),
         protocol: key.protocol,
         kind: key.kind,
         state: match &slot.state {

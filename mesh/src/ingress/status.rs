@@ -1,16 +1,18 @@
 //! What a listener of ingress is up to, for `plexus why` and the API.
 
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
-use nerve::model::{PortName, Protocol, ServiceName};
+use nerve::model::{Address, PortName, Protocol, ServiceName};
+
+use super::desired::{Holder, Port, Refused};
 
 /// Why there is a listener.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum ListenerKind {
     /// A published port.
     Published,
-    /// A localhost port of the configuration.
+    /// A localhost port or unix socket of the configuration.
     Localhost,
     /// A port of a virtual address.
     Virtual,
@@ -53,11 +55,42 @@ pub struct ListenerStatus {
     /// It leads to instances of this node only.
     pub local: bool,
     /// Where it listens, or is to.
-    pub address: SocketAddr,
+    pub address: Address,
     /// Its transport.
     pub protocol: Protocol,
     /// Why it is there.
     pub kind: ListenerKind,
     /// How it stands.
     pub state: ListenerState,
+}
+
+/// The status of what another service stands in the way of.
+pub(super) fn conflict(port: Port, refused: &Refused) -> ListenerStatus {
+    let Port { protocol, port } = port;
+    let Refused { address, wanted, holder } = refused;
+    let service = &wanted.service;
+    ListenerStatus {
+        service: service.clone(),
+        target: wanted.target.clone(),
+        local: wanted.local,
+        address: SocketAddr::new(*address, port.get()).into(),
+        protocol,
+        kind: ListenerKind::Published,
+        state: ListenerState::Failed {
+            error: format!(
+                "port {port}/{protocol} is published by {holder} too, which has it; \
+                 `plexus unpublish {holder} {port}/{protocol}` or `plexus unpublish {service} {port}/{protocol}`"
+            ),
+        },
+    }
+}
+
+/// Why a port of a virtual address is not open.
+pub(super) fn in_its_way(ip: IpAddr, port: Port, wildcard: &Holder) -> String {
+    let Port { protocol, port } = port;
+    let holder = &wildcard.service;
+    format!(
+        "port {port}/{protocol} of {ip} goes to {holder}, which publishes the port on every address of this node; \
+         publish it with `--address`, or give `[ingress] listen` the addresses to publish on"
+    )
 }

@@ -1,7 +1,6 @@
 //! The wanted ports of virtual addresses, by service and by port.
 
 use std::collections::{BTreeMap, HashMap};
-use std::num::NonZeroU16;
 
 use nerve::model::ServiceName;
 
@@ -35,7 +34,7 @@ impl Virtuals {
         }
         for (key, holder) in &wanted {
             if let Some(port) = port_of(key) {
-                self.by_port.entry(port).or_default().insert(*key, holder.clone());
+                self.by_port.entry(port).or_default().insert(key.clone(), holder.clone());
             }
         }
         if !wanted.is_empty() {
@@ -47,5 +46,5 @@ impl Virtuals {
 
 /// The port that a slot is for.
 pub(super) fn port_of(key: &SlotKey) -> Option<Port> {
-    Some(Port { protocol: key.protocol, port: NonZeroU16::new(key.address.port())? })
+    Some(Port { protocol: key.protocol, port: key.port()? })
 }

@@ -66,7 +66,7 @@ impl Upstream {
         tried: &mut Option<Box<Tried>>,
         now: Instant,
     ) -> Result<Self, Lost> {
-        let key = ClientKey { address: client, waited: false };
+        let key = ClientKey { address: client, waited: false, datagrams: true };
         for _ in 0..ATTEMPTS {
             let none = Tried::none();
             let before = tried.as_deref().unwrap_or(&none);
@@ -79,7 +79,9 @@ impl Upstream {
                     () => Lost::EndpointUnreachable,
                 }
             })?;
-            match socket::connect(lease.endpoint().address()) {
+            // Those without one are not picked.
+            let Some(address) = lease.endpoint().datagram_address() else { return Err(Lost::NoEndpoint) };
+            match socket::connect(address) {
                 Ok(socket) => return Ok(Self { socket, lease }),
                 Err(error) if socket::is_ours(error) => {
                     let error = std::io::Error::from(error);
@@ -254,7 +256,12 @@ impl Session {
         let way = Way {
             socket: self.socket(),
             is_connected: true,
-            is_ipv4: self.upstream.lease.endpoint().address().is_ipv4(),
+            is_ipv4: self
+                .upstream
+                .lease
+                .endpoint()
+                .datagram_address()
+                .is_some_and(|address| address.is_ipv4()),
             tally: &self.route.tally,
             traffic: &self.route.tally.to_endpoint,
         };
