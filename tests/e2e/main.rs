@@ -20,6 +20,7 @@ mod outage;
 mod reload;
 mod settings;
 mod udp;
+mod unix;
 mod vip;
 
 /// The port that instances of `web` listen on.

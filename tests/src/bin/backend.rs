@@ -1,5 +1,5 @@
 //! The backend of the tests: HTTP/1.1 on one address, a thread a connection; and UDP there, where any datagram is answered with
-//! what `GET anything` is.
+//! what `GET anything` is. An address `unix:/path` is a unix socket, and has no UDP; whatever stands there is replaced.
 //!
 //! ```text
 //! plexus-test-backend ADDRESS SERVICE INSTANCE NODE
@@ -11,8 +11,9 @@
 //!
 //! Connections whose first request is for a path above, but `/slow`, are the tests' and the checks'; all others clients'.
 
-use std::io::{self, BufRead, BufReader, Write};
-use std::net::{TcpListener, TcpStream, UdpSocket};
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, UdpSocket};
+use std::os::unix::net::UnixListener;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc;
 use std::thread;
@@ -41,6 +42,14 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         last_connection: AtomicU64::new(0),
         connections: AtomicU64::new(0),
     }));
+    if let Some(path) = address.strip_prefix("unix:") {
+        let _ = std::fs::remove_file(path);
+        for stream in UnixListener::bind(path)?.incoming() {
+            let stream = stream?;
+            spawn(state, stream.try_clone()?, stream)?;
+        }
+        return Ok(());
+    }
     let datagrams = UdpSocket::bind(address)?;
     thread::Builder::new().stack_size(128 * 1024).spawn(move || {
         // Errors here are those of clients that have gone.
@@ -52,12 +61,23 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     })?;
     for stream in TcpListener::bind(address)?.incoming() {
         let stream = stream?;
-        let accepted = state.now();
-        // A connection that its client gave up is no failure of ours.
-        thread::Builder::new().stack_size(128 * 1024).spawn(move || {
-            let _ = serve(state, stream, accepted);
-        })?;
+        stream.set_nodelay(true)?;
+        spawn(state, stream.try_clone()?, stream)?;
     }
+    Ok(())
+}
+
+/// Serves a connection, whose two handles these are.
+fn spawn(
+    state: &'static State,
+    reader: impl Read + Send + 'static,
+    writer: impl Write + Send + 'static,
+) -> io::Result<()> {
+    let accepted = state.now();
+    thread::Builder::new().stack_size(128 * 1024).spawn(move || {
+        // A connection that its client gave up is no failure of ours.
+        let _ = serve(state, BufReader::new(reader), writer, accepted);
+    })?;
     Ok(())
 }
 
@@ -104,10 +124,7 @@ impl State {
     }
 }
 
-fn serve(state: &State, stream: TcpStream, accepted: u64) -> io::Result<()> {
-    stream.set_nodelay(true)?;
-    let mut writer = stream.try_clone()?;
-    let mut reader = BufReader::new(stream);
+fn serve(state: &State, mut reader: impl BufRead, mut writer: impl Write, accepted: u64) -> io::Result<()> {
     let mut first = true;
     while let Some((method, path)) = read_request(&mut reader)? {
         let is_ours = matches!(path.as_str(), "/healthz" | "/fail" | "/recover" | "/seen");
@@ -123,7 +140,7 @@ fn serve(state: &State, stream: TcpStream, accepted: u64) -> io::Result<()> {
 }
 
 /// The method and the path of the next request; its headers and nothing else are read.
-fn read_request(reader: &mut BufReader<TcpStream>) -> io::Result<Option<(String, String)>> {
+fn read_request(reader: &mut impl BufRead) -> io::Result<Option<(String, String)>> {
     let mut line = String::new();
     if reader.read_line(&mut line)? == 0 {
         return Ok(None);
