@@ -44,7 +44,11 @@ fn pick(criterion: &mut Criterion) -> anyhow::Result<()> {
                 bencher.iter(|| {
                     port = port.wrapping_add(1);
                     let [high, low] = port.to_be_bytes();
-                    let client = ClientKey { address: ([10, 0, high, low], port).into(), waited: false };
+                    let client = ClientKey {
+                        address: ([10, 0, high, low], port).into(),
+                        waited: false,
+                        datagrams: false,
+                    };
                     // Dropped at once: a pick and the end of a connection.
                     black_box(balancer.pick(&client, &tried, now).is_ok())
                 });

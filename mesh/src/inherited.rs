@@ -1,17 +1,19 @@
 //! Sockets that somebody else opened for us: the agent before this one, or the service manager.
 //!
-//! They are found by what they are, not by what somebody says they are: transport and address are asked of the kernel. A room
+//! They are found by what they are, not by what somebody says they are: transport and address are asked of the kernel, and only
+//! whose the file of a unix socket is, which it does not know, is told. A room
 //! that wants to listen takes those of its address first and opens what is missing. Each is handed out once; nobody closes one
 //! that a room may still want.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use rustix::net::{SocketType, sockopt};
+use nerve::model::UnixPath;
+use rustix::net::{AddressFamily, SocketAddrAny, SocketAddrUnix, SocketType, sockopt};
 
 /// How bytes travel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -23,24 +25,35 @@ pub enum Transport {
 }
 
 /// What a socket is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Key {
-    /// Its transport.
-    pub transport: Transport,
-    /// Where it is bound.
-    pub address: SocketAddr,
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Key {
+    /// Bound to an IP address.
+    Ip {
+        /// Its transport.
+        transport: Transport,
+        /// Where it is bound.
+        address: SocketAddr,
+    },
+    /// A unix stream socket that listens.
+    Unix(UnixPath),
 }
 
 /// A descriptor that is not of use.
 #[derive(Debug, thiserror::Error)]
-#[error("it is no TCP socket that listens and no UDP socket that is bound: {reason}")]
+#[error("it is no TCP or unix socket that listens and no UDP socket that is bound: {reason}")]
 pub struct Unsuitable {
     reason: String,
 }
 
 /// Sockets that wait for the room that wants them. Clones share them.
 #[derive(Debug, Clone, Default)]
-pub struct Inherited(Arc<Mutex<BTreeMap<Key, Vec<OwnedFd>>>>);
+pub struct Inherited(Arc<Mutex<Sockets>>);
+
+#[derive(Debug, Default)]
+struct Sockets {
+    waiting: BTreeMap<Key, Vec<OwnedFd>>,
+    lent: BTreeSet<Key>,
+}
 
 impl fmt::Display for Transport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -53,7 +66,10 @@ impl fmt::Display for Transport {
 
 impl fmt::Display for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.address, self.transport)
+        match self {
+            Self::Ip { transport, address } => write!(f, "{address}/{transport}"),
+            Self::Unix(path) => write!(f, "unix:{path}"),
+        }
     }
 }
 
@@ -77,16 +93,25 @@ impl Key {
             return Err(because("it does not listen"));
         }
         let address = rustix::net::getsockname(socket).map_err(|error| unsuitable(error.into()))?;
+        if address.address_family() == AddressFamily::UNIX && transport == Transport::Tcp {
+            let path = path_of(address).ok_or_else(|| because("its name is no path that can be written"))?;
+            return Ok(Self::Unix(path));
+        }
         let address = SocketAddr::try_from(address).map_err(|_| because("it has no IP address"))?;
         if address.port() == 0 {
             return Err(because("it is not bound"));
         }
-        Ok(Self { transport, address })
+        Ok(Self::Ip { transport, address })
     }
 }
 
+fn path_of(address: SocketAddrAny) -> Option<UnixPath> {
+    let address = SocketAddrUnix::try_from(address).ok()?;
+    UnixPath::new(std::str::from_utf8(address.path_bytes()?).ok()?).ok()
+}
+
 impl Inherited {
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<Key, Vec<OwnedFd>>> {
+    fn lock(&self) -> MutexGuard<'_, Sockets> {
         // Whole between any two calls.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -97,25 +122,44 @@ impl Inherited {
     /// Nobody here could; it is closed.
     pub fn add(&self, socket: OwnedFd) -> Result<Key, Unsuitable> {
         let key = Key::of(&socket)?;
-        self.lock().entry(key).or_default().push(socket);
+        self.lock().waiting.entry(key.clone()).or_default().push(socket);
         Ok(key)
+    }
+
+    /// Notes that a socket is the service manager's, which goes on with it after this process: its file stays.
+    pub fn lend(&self, key: Key) {
+        self.lock().lent.insert(key);
+    }
+
+    /// Is it the service manager's?
+    #[must_use]
+    pub fn is_lent(&self, key: &Key) -> bool {
+        self.lock().lent.contains(key)
     }
 
     /// Every socket of this address, to be listened on from now on.
     #[must_use]
     pub fn take(&self, transport: Transport, address: SocketAddr) -> Vec<OwnedFd> {
-        self.lock().remove(&Key { transport, address }).unwrap_or_default()
+        self.lock().waiting.remove(&Key::Ip { transport, address }).unwrap_or_default()
+    }
+
+    /// Every socket of this path, to be listened on from now on, and whether they are lent.
+    #[must_use]
+    pub fn take_unix(&self, path: &UnixPath) -> (Vec<OwnedFd>, bool) {
+        let key = Key::Unix(path.clone());
+        let mut sockets = self.lock();
+        (sockets.waiting.remove(&key).unwrap_or_default(), sockets.lent.contains(&key))
     }
 
     /// What nobody has wanted so far.
     #[must_use]
     pub fn left(&self) -> Vec<Key> {
-        self.lock().keys().copied().collect()
+        self.lock().waiting.keys().cloned().collect()
     }
 
     /// Closes what nobody has wanted.
     pub fn close_rest(&self) {
-        self.lock().clear();
+        self.lock().waiting.clear();
     }
 }
 
@@ -137,7 +181,21 @@ mod tests {
         assert_eq!(inherited.left().len(), 2);
         assert_eq!(inherited.take(Transport::Tcp, address).len(), 2);
         assert_eq!(inherited.take(Transport::Tcp, address).len(), 0);
-        assert_eq!(inherited.left(), [Key { transport: Transport::Udp, address }]);
+        assert_eq!(inherited.left(), [Key::Ip { transport: Transport::Udp, address }]);
+    }
+
+    #[test]
+    fn a_unix_socket_is_known_by_its_path_and_remembers_whose_it_is() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = UnixPath::new(directory.path().join("web.sock").to_str().unwrap()).unwrap();
+        let listener = std::os::unix::net::UnixListener::bind(path.as_path()).unwrap();
+        let inherited = Inherited::default();
+        let key = inherited.add(listener.try_clone().unwrap().into()).unwrap();
+        assert_eq!((key.to_string(), inherited.is_lent(&key)), (format!("unix:{path}"), false));
+        inherited.lend(key.clone());
+        let (sockets, is_lent) = inherited.take_unix(&path);
+        assert!(sockets.len() == 1 && is_lent && inherited.is_lent(&key));
+        assert_eq!(inherited.take_unix(&path).0.len(), 0);
     }
 
     #[test]

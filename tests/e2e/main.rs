@@ -22,6 +22,7 @@ mod reload;
 mod settings;
 mod transparent;
 mod udp;
+mod unix;
 mod vip;
 
 /// The port that instances of `web` listen on.

@@ -53,7 +53,8 @@ pub(crate) const ROOMS: &[Room] = &[
     // Leaves of mesh.
     room("mesh::drain", &[]),
     room("mesh::advice", &[]),
-    room("mesh::inherited", &[]),
+    // A socket is known by what the vocabulary has for where it is bound.
+    room("mesh::inherited", &["nerve::model"]),
     room("mesh::readiness", &[]),
     room("mesh::sys", &[]),
     room("mesh::api", &["nerve::model"]),

@@ -72,7 +72,7 @@ async fn register(url: &str) -> anyhow::Result<()> {
             let mut instance = fleet::instance(&fleet::service_name(number)?, 0, 100)?;
             let admin: SocketAddr = ADMIN.parse()?;
             instance.address = admin.ip();
-            instance.port = admin.port().try_into()?;
+            instance.port = Some(admin.port().try_into()?);
             let path = Key::Instance(instance.service.clone(), instance.id.clone()).path();
             store.put(&path, serde_json::to_vec(&instance)?, None).await?;
             anyhow::Ok(())

@@ -31,7 +31,8 @@ pub(super) fn all(handles: &Handles) -> Vec<LocalInstance> {
         LocalInstance {
             service: definition.key.service.clone(),
             id: definition.key.id.clone(),
-            address: SocketAddr::new(definition.address, definition.port.get()),
+            address: definition.listens_on().or_port_zero(),
+            socket: definition.socket.clone(),
             source: instance.located.origin.to_string(),
             health: instance.report.health,
             health_reason: instance.report.reason,
@@ -56,14 +57,14 @@ pub(super) async fn register(State(handles): Shared, request: Request) -> Answer
     let key = &definition.key;
     let replaced = known.iter().any(|known| known.service == key.service && known.id == key.id);
     let verb = if replaced { "changed" } else { "taken in" };
-    let address = SocketAddr::new(definition.address, definition.port.get());
+    let on = definition.listens_on();
     let mut notes = Vec::new();
     let message = if definition.checks.is_empty() {
         notes.push("it has no check: it gets traffic until it is deregistered, well or not".to_owned());
-        format!("instance {} of {} at {address} is {verb}", key.id, key.service)
+        format!("instance {} of {} at {on} is {verb}", key.id, key.service)
     } else {
         format!(
-            "instance {} of {} at {address} is {verb}; it gets traffic once it passes its checks",
+            "instance {} of {} at {on} is {verb}; it gets traffic once it passes its checks",
             key.id, key.service
         )
     };

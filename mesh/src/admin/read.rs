@@ -116,7 +116,11 @@ pub(super) async fn why(State(handles): Shared, Path(name): Path<String>) -> Ans
         let Counts { in_flight, connections, connect_failures } =
             handles.traffic.endpoint(&service.name, &known.instance.id);
         let plain = (handles.plain)(&service, &known.instance);
-        WhyEndpoint { endpoint: endpoint(known), in_flight, connections, connect_failures, pick, plain }
+        let mut endpoint = endpoint(known);
+        if let Some(reason) = known.excluded_from(Some(&handles.node.name)) {
+            (endpoint.serving, endpoint.excluded) = (false, Some(reason.as_str().to_owned()));
+        }
+        WhyEndpoint { endpoint, in_flight, connections, connect_failures, pick, plain }
     });
     Ok(Json(Why {
         stale: stale(&handles),
@@ -211,7 +215,8 @@ pub(super) fn endpoint(endpoint: &Endpoint) -> EndpointInfo {
     EndpointInfo {
         id: instance.id.clone(),
         node: instance.node.clone(),
-        address: instance.socket_addr(),
+        address: instance.listens_on().or_port_zero(),
+        socket: instance.socket.clone(),
         ports: instance.ports.iter().map(|(name, port)| (name.to_string(), port.get())).collect(),
         health: instance.health,
         serving: endpoint.is_serving(),

@@ -10,6 +10,7 @@ use synapse::memory;
 use super::handover::{Error, Estate, memfd};
 use super::rooms::Rooms;
 use crate::config::Config;
+use crate::inherited::Key;
 
 /// How long the registrar may take to finish the writes that are under way: longer than the store may for one.
 const PAUSE_WITHIN: Duration = Duration::from_secs(5);
@@ -30,6 +31,10 @@ impl Estate for Rooms {
         sockets.extend(self.name_server.iter().flat_map(|server| server.handle.sockets()).map(Arc::new));
         sockets.extend(self.admin_sockets.iter().cloned());
         sockets
+    }
+
+    fn is_lent(&self, key: &Key) -> bool {
+        self.inherited.is_lent(key)
     }
 
     async fn catalog(&self) -> Result<Option<OwnedFd>, Error> {

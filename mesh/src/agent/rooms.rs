@@ -20,6 +20,7 @@ use super::seams::Problems;
 use super::{Phase, Started};
 use crate::config::{self, Config};
 use crate::drain::DrainTrigger;
+use crate::inherited::Inherited;
 use crate::proxy::DataPlane;
 use crate::readiness::{Guard, Readiness};
 use crate::{ingress, steer, vip};
@@ -40,6 +41,8 @@ pub(super) struct Rooms {
     pub(super) name_server: Option<NameServer>,
     /// `None` until it answers, which is the last thing that an agent starts with.
     pub(super) admin: Option<DrainTrigger>,
+    /// Knows which sockets are the service manager's.
+    pub(super) inherited: Inherited,
     /// For the next agent; they keep the addresses taken.
     pub(super) admin_sockets: Vec<Arc<OwnedFd>>,
     pub(super) problems: Problems,

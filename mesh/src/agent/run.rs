@@ -32,7 +32,10 @@ fn activated() -> anyhow::Result<Inherited> {
     let inherited = Inherited::default();
     for Passed { name, descriptor } in take_passed()? {
         match inherited.add(descriptor) {
-            Ok(socket) => tracing::info!(%socket, name, "the service manager opened a socket"),
+            Ok(socket) => {
+                tracing::info!(%socket, name, "the service manager opened a socket");
+                inherited.lend(socket);
+            }
             Err(error) => tracing::warn!(name, %error, "the service manager passed what is not of use"),
         }
     }

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use nerve::model::{InstanceId, ServiceName};
+use nerve::model::{Address, InstanceId, ServiceName};
 use synapse::watch::store::Handle as Watcher;
 
 use crate::admin::{Counts, Resolver, Traffic};
@@ -46,7 +46,10 @@ impl Traffic for ingress::Handle {
         own.map(|listener| WhyListener {
             kind: listener.kind.to_string(),
             address: listener.address.to_string(),
-            protocol: listener.protocol.to_string(),
+            protocol: match listener.address {
+                Address::Ip(_) => listener.protocol.to_string(),
+                Address::Unix(_) => "unix".to_owned(),
+            },
             target: listener.target,
             this_node_only: listener.local,
             listening: !matches!(listener.state, ingress::ListenerState::Failed { .. }),

@@ -138,8 +138,15 @@ impl Rooms {
             );
         }
         let steer = start_steering(&config, &catalog, &bound.plane, registry, &owners.vip)?;
-        let ingress =
-            start_ingress(&config, &catalog, &vip, &bound.plane, inherited, registry, &owners.ingress)?;
+        let ingress = start_ingress(
+            &config,
+            &catalog,
+            &vip,
+            &bound.plane,
+            inherited.clone(),
+            registry,
+            &owners.ingress,
+        )?;
 
         // What this node says of itself.
         let services = ConfigSource::new(config.services.clone());
@@ -166,6 +173,7 @@ impl Rooms {
             steer,
             name_server,
             admin: None,
+            inherited,
             admin_sockets: Vec::new(),
             problems,
             readiness,

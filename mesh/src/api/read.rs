@@ -3,7 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
-use nerve::model::{Health, InstanceId, NodeName, PortName, PublishedPort, ServiceName, Tag, Weight, Zone};
+use nerve::model::{
+    Health, InstanceId, NodeName, PortName, PublishedPort, ServiceName, Tag, UnixPath, Weight, Zone,
+};
 use serde::{Deserialize, Serialize};
 
 /// The catalog is the last known good: the store does not confirm it now.
@@ -70,8 +72,11 @@ pub struct EndpointInfo {
     pub id: InstanceId,
     /// Where it runs.
     pub node: NodeName,
-    /// Its main address.
+    /// Its main address; port 0 where it has no port, but a unix socket alone.
     pub address: SocketAddr,
+    /// The unix socket that its own node reaches it by.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub socket: Option<UnixPath>,
     /// Its further ports by name.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub ports: BTreeMap<String, u16>,
@@ -228,7 +233,7 @@ pub struct WhyListener {
     pub kind: String,
     /// Where it listens, or would.
     pub address: String,
-    /// Its transport.
+    /// Its transport: `tcp`, `udp`, or `unix`.
     pub protocol: String,
     /// The port of the instances that it leads to, by name or number; their main port where there is none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -305,8 +310,11 @@ pub struct LocalInstance {
     pub service: ServiceName,
     /// Its id.
     pub id: InstanceId,
-    /// Where it listens.
+    /// Its main address; port 0 where it has no port, but a unix socket alone.
     pub address: SocketAddr,
+    /// The unix socket that it listens on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub socket: Option<UnixPath>,
     /// Where its definition comes from: a file and line, or the run-time registrations.
     pub source: String,
     /// As its checks see it.

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::num::NonZeroU16;
 
-use nerve::model::{InstanceId, PortName, PublishedPort, ServiceName, Tag, VirtualIp, Weight};
+use nerve::model::{InstanceId, PortName, PublishedPort, ServiceName, Tag, UnixPath, VirtualIp, Weight};
 use serde::{Deserialize, Serialize};
 
 /// Publish a port.
@@ -41,14 +41,18 @@ pub struct VipRequest {
 pub struct RegisterRequest {
     /// The service that it is a copy of.
     pub name: ServiceName,
-    /// Unique in the service; made of service, node and port unless given.
+    /// Unique in the service; made of service, node and port (or the socket's file) unless given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub id: Option<InstanceId>,
     /// Where it listens; the node's address unless given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub address: Option<IpAddr>,
-    /// Its main port.
-    pub port: NonZeroU16,
+    /// Its main port; one without it is to have a socket.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub port: Option<NonZeroU16>,
+    /// The unix socket that it listens on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub socket: Option<UnixPath>,
     /// Further ports by name.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub ports: BTreeMap<PortName, NonZeroU16>,

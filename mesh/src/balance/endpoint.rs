@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
-use nerve::model::{InstanceId, NodeName};
+use nerve::model::{Address, InstanceId, NodeName};
 use synapse::catalog::Reason;
 
 use super::ewma::Ewma;
@@ -67,7 +67,8 @@ impl ConnectFailure {
         /// `EMFILE`, `ENFILE`, `ENOMEM`, `ENOBUFS`: Linux has them in `asm-generic/errno-base.h` and `errno.h`.
         const OUT_OF_SOMETHING: [i32; 4] = [24, 23, 12, 105];
         match error.kind() {
-            ErrorKind::ConnectionRefused => Self::Refused,
+            // Of a unix socket: its file is gone, with whoever listened.
+            ErrorKind::ConnectionRefused | ErrorKind::NotFound => Self::Refused,
             ErrorKind::TimedOut | ErrorKind::WouldBlock => Self::TimedOut,
             ErrorKind::HostUnreachable | ErrorKind::NetworkUnreachable | ErrorKind::NetworkDown => {
                 Self::Unreachable
@@ -117,7 +118,8 @@ pub(super) enum Life {
 pub struct Endpoint {
     id: InstanceId,
     node: NodeName,
-    address: SocketAddr,
+    address: Address,
+    datagrams: Option<SocketAddr>,
     /// Of its id: where it stands for the hash policies, on every node.
     hash: u64,
     shared: Arc<Shared>,
@@ -131,12 +133,18 @@ pub struct Endpoint {
 }
 
 impl Endpoint {
-    pub(super) fn new(id: InstanceId, node: NodeName, address: SocketAddr, shared: Arc<Shared>) -> Self {
+    pub(super) fn new(
+        id: InstanceId,
+        node: NodeName,
+        (address, datagrams): (Address, Option<SocketAddr>),
+        shared: Arc<Shared>,
+    ) -> Self {
         Self {
             hash: hash::bytes(id.as_str().as_bytes(), 0),
             id,
             node,
             address,
+            datagrams,
             shared,
             life: AtomicU8::new(Life::Quiet as u8),
             in_flight: AtomicU32::new(0),
@@ -162,8 +170,14 @@ impl Endpoint {
 
     /// Where to connect to.
     #[must_use]
-    pub fn address(&self) -> SocketAddr {
-        self.address
+    pub fn address(&self) -> &Address {
+        &self.address
+    }
+
+    /// Where to send datagrams to; `None` where it listens on a unix socket alone.
+    #[must_use]
+    pub fn datagram_address(&self) -> Option<SocketAddr> {
+        self.datagrams
     }
 
     /// Connections from here that are being made or are open.

@@ -66,10 +66,12 @@ use snapshot::{Found, Snapshot};
 /// The client of one connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ClientKey {
-    /// Where it connects from.
+    /// Where it connects from, or what stands for that.
     pub address: SocketAddr,
     /// It has waited in the queue: it is before those who come now.
     pub waited: bool,
+    /// It sends datagrams: an endpoint on a unix stream socket alone is of no use to it.
+    pub datagrams: bool,
 }
 
 /// What is to become of an endpoint's connections.
@@ -196,6 +198,7 @@ impl Balancer {
         let mut ask = Ask {
             client: hash::client(client.address, snapshot.settings.hash_with_port),
             tried,
+            datagrams: client.datagrams,
             now,
             limit: limits.endpoint,
             slow_start: *slow_start,

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use arc_swap::{ArcSwap, Guard};
-use nerve::model::{Instance, InstanceId, NodeName, PortName, Zone};
+use nerve::model::{Address, Instance, InstanceId, NodeName, PortName, Zone};
 use synapse::catalog::{Catalog, Endpoint as Listed, Reason, Service};
 
 use super::endpoint::{Endpoint, Excluded, Life};
@@ -89,10 +89,11 @@ impl Pool {
             None => Arc::default(),
         };
         shared.settings.store(Arc::clone(&settings));
-        let mut before: HashMap<(&InstanceId, SocketAddr), &Entry> = old
+        let addresses_of = |endpoint: &Endpoint| (endpoint.address().clone(), endpoint.datagram_address());
+        let mut before: HashMap<(&InstanceId, Addresses), &Entry> = old
             .entries
             .iter()
-            .map(|entry| ((entry.endpoint.id(), entry.endpoint.address()), entry))
+            .map(|entry| ((entry.endpoint.id(), addresses_of(&entry.endpoint)), entry))
             .collect();
         let mut changes = Vec::new();
         let (mut entries, mut excluded) = (Vec::new(), BTreeMap::new());
@@ -100,17 +101,21 @@ impl Pool {
         let may_be_new = old.serving > 0 && settings.slow_start > 0;
         for listed in service.map_or(&[][..], |service| &service.endpoints) {
             let instance = &listed.instance;
-            let Some(address) = address(instance, target) else {
-                *excluded.entry(Excluded::NoSuchPort).or_default() += 1;
-                continue;
+            let addresses = match addresses(instance, target, place) {
+                Ok(addresses) => addresses,
+                Err(reason) => {
+                    *excluded.entry(reason).or_default() += 1;
+                    continue;
+                }
             };
-            let endpoint = before.remove(&(&instance.id, address)).map_or_else(
-                || {
+            let key = (&instance.id, addresses);
+            let endpoint = match before.remove(&key) {
+                Some(entry) => Arc::clone(&entry.endpoint),
+                None => {
                     let (id, node) = (instance.id.clone(), instance.node.clone());
-                    Arc::new(Endpoint::new(id, node, address, Arc::clone(shared)))
-                },
-                |entry| Arc::clone(&entry.endpoint),
-            );
+                    Arc::new(Endpoint::new(id, node, key.1, Arc::clone(shared)))
+                }
+            };
             let entry = Entry {
                 excluded: listed.excluded().map(Excluded::ByCatalog),
                 instance: Arc::clone(instance),
@@ -148,17 +153,28 @@ impl Pool {
     }
 }
 
-fn address(instance: &Instance, target: Option<&PortName>) -> Option<SocketAddr> {
-    match target {
-        None => Some(instance.socket_addr()),
+/// Where to connect to an instance, and where to send datagrams to.
+type Addresses = (Address, Option<SocketAddr>);
+
+/// On its own node an instance is connected to by its unix socket, which is its main port's.
+fn addresses(instance: &Instance, target: Option<&PortName>, place: &Place) -> Result<Addresses, Excluded> {
+    let ip = match target {
+        None => instance.socket_addr(),
         Some(port) => instance.named_socket_addr(port),
+    };
+    let is_near = target.is_none() && place.node.as_ref() == Some(&instance.node);
+    match (instance.socket.as_ref().filter(|_| is_near), ip) {
+        (Some(socket), ip) => Ok((Address::Unix(socket.clone()), ip)),
+        (None, Some(ip)) => Ok((Address::Ip(ip), Some(ip))),
+        (None, None) if target.is_none() => Err(Excluded::ByCatalog(Reason::UnixSocketOnly)),
+        (None, None) => Err(Excluded::NoSuchPort),
     }
 }
 
 fn life(listed: &Listed) -> Life {
     match listed.excluded() {
         None => Life::Serving,
-        Some(Reason::Starting | Reason::Draining) => Life::Quiet,
+        Some(Reason::Starting | Reason::Draining | Reason::UnixSocketOnly) => Life::Quiet,
         Some(Reason::Critical) => Life::Dead,
     }
 }

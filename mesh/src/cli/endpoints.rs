@@ -1,7 +1,9 @@
 //! `plexus endpoints SVC`: every endpoint of one service.
 
+use std::net::SocketAddr;
+
 use clap::Args;
-use nerve::model::ServiceName;
+use nerve::model::{ListensOn, ServiceName, UnixPath};
 
 use super::output::{Cell, Output, Table, Tone};
 use super::{Reach, Result, stale_banner};
@@ -47,13 +49,18 @@ fn row(endpoint: &EndpointInfo) -> [Cell; 8] {
     [
         Cell::from(&endpoint.id),
         Cell::from(&endpoint.node),
-        Cell::from(endpoint.address),
+        Cell::from(listens_on(endpoint.address, endpoint.socket.as_ref())),
         status(endpoint),
         Cell::from(endpoint.weight.0),
         Cell::from(endpoint.zone.as_ref().map_or("", |zone| zone.as_str())),
         Cell::from(tags.join(",")),
         Cell::from(reason(endpoint)),
     ]
+}
+
+/// Where an instance listens, in one cell.
+pub(super) fn listens_on(address: SocketAddr, socket: Option<&UnixPath>) -> ListensOn {
+    ListensOn { socket: socket.cloned(), ..address.into() }
 }
 
 /// One word: `serving`, or why not.

@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use clap::Args;
 use hyper::Method;
-use nerve::model::{InstanceId, PortName, ServiceName, Tag, Weight};
+use nerve::model::{InstanceId, PortName, ServiceName, Tag, UnixPath, Weight};
 use serde_json::Value;
 
 use super::output::Output;
@@ -21,6 +21,7 @@ Examples:
   plexus register web --port 8080
   plexus register web --port 8080 --check http=/healthz --interval 1s --rise 2 --fall 3
   plexus register web --port 8081 --id web-canary --tag v2 --weight 10 --check tcp
+  plexus register app --socket /run/gunicorn.sock --check http=/healthz
   plexus register db --port 5432 --named-port metrics=9187 --label role=primary";
 
 /// Check an instance on this node and register it
@@ -30,12 +31,15 @@ pub(super) struct Register {
     /// The service that it is a copy of
     service: ServiceName,
     /// Its main port
-    #[arg(long)]
-    port: NonZeroU16,
+    #[arg(long, required_unless_present = "socket")]
+    port: Option<NonZeroU16>,
+    /// The unix socket that it listens on: how this node's balancer connects to it
+    #[arg(long, value_name = "PATH")]
+    socket: Option<UnixPath>,
     /// A further port, by name
     #[arg(long = "named-port", value_name = "NAME=PORT")]
     ports: Vec<Pair<PortName, NonZeroU16>>,
-    /// Unique in the service across the fleet [default: made of service, node and port]
+    /// Unique in the service across the fleet [default: made of service, node and port or socket]
     #[arg(long)]
     id: Option<InstanceId>,
     /// Where it listens [default: the node's address]
@@ -128,6 +132,7 @@ impl Register {
             id: self.id.clone(),
             address: self.address,
             port: self.port,
+            socket: self.socket.clone(),
             ports: self.ports.iter().map(|Pair(name, port)| (name.clone(), *port)).collect(),
             tags: self.tags.iter().cloned().collect(),
             labels: self.labels.iter().map(|Pair(key, value)| (key.clone(), value.clone())).collect(),

@@ -6,6 +6,7 @@ use std::time::{Duration, UNIX_EPOCH};
 use clap::Args;
 use nerve::model::Health;
 
+use super::endpoints::listens_on;
 use super::output::{Cell, Output, Table, Tone};
 use super::{Reach, Result, stale_banner};
 use crate::api::{self, LocalInstance};
@@ -45,7 +46,7 @@ fn instances(out: &mut Output<'_>, instances: &[LocalInstance]) -> io::Result<()
         table.row([
             Cell::from(&instance.service),
             Cell::from(&instance.id),
-            Cell::from(instance.address),
+            Cell::from(listens_on(instance.address, instance.socket.as_ref())),
             health,
             Cell::new(store, if instance.registered { Tone::Plain } else { Tone::Warning }),
             Cell::from(&instance.source),

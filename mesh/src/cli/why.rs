@@ -5,7 +5,7 @@ use std::io;
 use clap::Args;
 use nerve::model::ServiceName;
 
-use super::endpoints::reason;
+use super::endpoints::{listens_on, reason};
 use super::output::{Cell, Output, Table, Tone};
 use super::services::addresses;
 use super::{Reach, Result, stale_banner};
@@ -114,7 +114,7 @@ fn endpoint_row(endpoint: &WhyEndpoint) -> [Cell; 10] {
     [
         Cell::from(&info.id),
         Cell::from(&info.node),
-        Cell::from(info.address),
+        Cell::from(listens_on(info.address, info.socket.as_ref())),
         traffic,
         Cell::from(share),
         Cell::from(endpoint.in_flight),
@@ -148,10 +148,15 @@ fn listener_row(listener: &WhyListener) -> [Cell; 5] {
     let state =
         if listener.listening { Cell::new("listening", Tone::Good) } else { Cell::new("closed", Tone::Bad) };
     let port = listener.target.as_ref().map_or_else(|| "main port".to_owned(), |port| format!("port {port}"));
+    // `unix:/run/web.sock` says it already.
+    let address = match listener.protocol.as_str() {
+        "unix" => listener.address.clone(),
+        protocol => format!("{}/{protocol}", listener.address),
+    };
     let leads_to = if listener.this_node_only { format!("{port}, this node") } else { port };
     [
         Cell::from(&listener.kind),
-        Cell::from(format!("{}/{}", listener.address, listener.protocol)),
+        Cell::from(address),
         Cell::from(leads_to),
         state,
         Cell::from(listener.problem.as_deref().unwrap_or_default()),

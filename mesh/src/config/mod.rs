@@ -5,6 +5,7 @@
 //! apply. All mistakes of a file are told at once, each with its line; a half-right file is never used. No room imports
 //! this one.
 
+mod localhost;
 mod machine;
 mod reload;
 mod rooms;
@@ -17,11 +18,11 @@ use nerve::document::{Document, Errors, Reported, Section};
 use nerve::source::{Draft, Located, read_config};
 use serde::{Serialize, Serializer};
 
+pub use localhost::{Listen, Localhost};
 pub use machine::Machine;
 pub use reload::{Reload, diff};
 pub use sections::{
-    Admin, Dns, Drain, Ingress, Localhost, Log, LogFormat, LogLevel, Node, Proxy, Secret, SecretFile, Store,
-    Vip,
+    Admin, Dns, Drain, Ingress, Log, LogFormat, LogLevel, Node, Proxy, Secret, SecretFile, Store, Vip,
 };
 
 /// Everything that a node is told, with every default filled in.
@@ -132,6 +133,7 @@ fn as_drafts<S: Serializer>(services: &[Located], serializer: S) -> Result<S::Ok
         id: Some(definition.key.id.clone()),
         address: Some(definition.address),
         port: definition.port,
+        socket: definition.socket.clone(),
         ports: definition.ports.clone(),
         tags: definition.tags.clone(),
         labels: definition.labels.clone(),

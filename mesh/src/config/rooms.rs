@@ -1,6 +1,5 @@
 //! From the tables of the file to what each room is told.
 
-use std::net::SocketAddr;
 use std::num::NonZeroUsize;
 
 use nerve::period::Period;
@@ -62,6 +61,8 @@ impl Config {
             connect_deadline: self.proxy.connect_deadline.get(),
             idle_timeout: self.proxy.idle_timeout.map(Period::get),
             max_connections: self.proxy.max_connections,
+            // Another one on each node, so that hash policies spread them.
+            unix_clients: self.node.address,
             trusted_proxies: self.proxy.trusted_proxies.as_slice().into(),
             udp: proxy::UdpOptions {
                 idle_timeout: self.proxy.udp_idle_timeout.get(),
@@ -95,7 +96,7 @@ impl Config {
     pub fn ingress(&self) -> ingress::Config {
         let localhost = self.ingress.localhost.iter().map(|port| ingress::LocalPort {
             service: port.service.clone(),
-            listen: SocketAddr::new(port.address, port.port.get()),
+            listen: port.listen.for_ingress(),
             target: port.target.clone(),
         });
         ingress::Config {

@@ -5,18 +5,18 @@
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::num::{NonZeroU16, NonZeroU32};
+use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use crate::dns::Domain;
 use nerve::document::{FromValue, Reported, Section, Text};
-use nerve::model::{NodeName, PortName, Prefix, ServiceName, Zone};
+use nerve::model::{NodeName, Prefix, Zone};
 use nerve::period::Period;
 use nerve::store::{StoreConfig, StoreUrl};
 use serde::{Serialize, Serializer};
 
-use super::Machine;
+use super::{Localhost, Machine};
 
 /// `[node]`: who this node is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -80,23 +80,9 @@ pub struct SecretFile {
 pub struct Ingress {
     /// The addresses that published ports are opened on; none: all of this machine, IPv4 and IPv6.
     pub listen: Vec<IpAddr>,
-    /// Ports for the programs of this machine alone.
+    /// Ports and unix sockets for the programs of this machine alone.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub localhost: Vec<Localhost>,
-}
-
-/// `[[ingress.localhost]]`: a service on a port of 127.0.0.1.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Localhost {
-    /// Which service.
-    pub service: ServiceName,
-    /// The port.
-    pub port: NonZeroU16,
-    /// The address, on loopback.
-    pub address: IpAddr,
-    /// The port of the instances that it leads to, by name or number; without it, their main port.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub target: Option<PortName>,
 }
 
 /// `[vip]`: virtual addresses.
@@ -282,21 +268,6 @@ impl Ingress {
     }
 }
 
-impl Localhost {
-    fn read(section: &mut Section<'_>) -> Result<Self, Reported> {
-        let service = section.required("service");
-        let port = section.required("port");
-        let address = section.or_where(
-            "address",
-            IpAddr::from(Ipv4Addr::LOCALHOST),
-            "a loopback address; `plexus publish` opens ports for other machines",
-            IpAddr::is_loopback,
-        );
-        let target = section.optional("target");
-        Ok(Self { service: service?, port: port?, address, target })
-    }
-}
-
 /// The longest prefix of a range: a service or two are not worth a route.
 const SMALLEST_RANGE: (u8, u8) = (30, 126);
 /// The shortest: a whole family, or a large part of it, is never free on a host.
@@ -447,7 +418,7 @@ impl Serialize for SecretFile {
     }
 }
 
-fn as_text<T: fmt::Display, S: Serializer>(value: &T, serializer: S) -> Result<S::Ok, S::Error> {
+pub(super) fn as_text<T: fmt::Display, S: Serializer>(value: &T, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_str(value)
 }
 

@@ -66,7 +66,7 @@ fn the_example_shows_every_default() {
 #[test]
 fn every_setting_of_the_example_is_a_key() {
     let config = read(&uncommented(true)).unwrap();
-    assert_eq!(config.ingress.localhost.len(), 1);
+    assert_eq!(config.ingress.localhost.len(), 2);
     assert!(config.store.ca_file.is_some() && config.node.zone.is_some());
 }
 
@@ -186,6 +186,30 @@ fn rooms_on_one_address_are_refused() {
     );
     let off = "store.url = \"embedded\"\nadmin.listen = [\"127.0.0.1:53\"]\ndns.enabled = false";
     assert!(read(off).is_ok());
+}
+
+#[test]
+fn a_local_listener_has_a_port_or_a_socket_and_what_belongs_to_it() {
+    let with =
+        |keys: &str| format!("store.url = \"embedded\"\n[[ingress.localhost]]\nservice = \"web\"\n{keys}");
+    let socket = "socket = \"/run/web.sock\"";
+    assert!(read(&with(&format!("{socket}\nmode = \"0600\"\nowner = 0\ngroup = \"root\""))).is_ok());
+    for (keys, why) in [
+        ("", "ingress.localhost[0].port: it is missing"),
+        ("socket = \"web.sock\"", "write it absolute"),
+        (&format!("port = 1\n{socket}"), "there is a `port` too"),
+        (&format!("{socket}\naddress = \"127.0.0.1\""), "a unix socket has none"),
+        ("port = 1\nmode = \"0600\"", "ingress.localhost[0].mode: a port has none"),
+        (&format!("{socket}\nmode = \"rw\""), "it is no mode from 0 to 0777"),
+        (&format!("{socket}\nowner = \"a:b\""), "it is no name of a user or group"),
+        (
+            &format!("{socket}\n[[ingress.localhost]]\nservice = \"api\"\n{socket}"),
+            "unix:/run/web.sock twice",
+        ),
+    ] {
+        let shown = errors(&with(keys));
+        assert!(shown.contains(why), "{keys}: {shown}");
+    }
 }
 
 #[test]

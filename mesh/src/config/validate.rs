@@ -1,10 +1,12 @@
 //! What several keys must agree on: no two rooms on one address.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 
 use nerve::document::{Reported, Section};
 
 use super::Config;
+use crate::ingress::LocalListen;
 
 /// One address that a room is to listen on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,6 +29,15 @@ pub(super) fn sections_agree(config: &Config, root: &Section<'_>) -> Result<(), 
             outcome = Err(root.invalid(later.section, message, "another address or port for one of them"));
         }
     }
+    let mut paths = BTreeSet::new();
+    for local in &config.ingress.localhost {
+        if let LocalListen::Unix(path, _) = local.listen.for_ingress()
+            && !paths.insert(path.clone())
+        {
+            let message = format!("ingress.localhost is to listen on unix:{path} twice");
+            outcome = Err(root.invalid("ingress", message, "another `socket` for one of them"));
+        }
+    }
     outcome
 }
 
@@ -34,10 +45,9 @@ fn listeners(config: &Config) -> Vec<Listener> {
     let admin = config.admin.listen.iter().map(|&a| Listener { section: "admin", key: "listen", address: a });
     let dns = config.dns.listen.iter().filter(|_| config.dns.enabled);
     let dns = dns.map(|&a| Listener { section: "dns", key: "listen", address: a });
-    let localhost = config.ingress.localhost.iter().map(|l| Listener {
-        section: "ingress",
-        key: "localhost",
-        address: SocketAddr::new(l.address, l.port.get()),
+    let localhost = config.ingress.localhost.iter().filter_map(|l| match l.listen.for_ingress() {
+        LocalListen::Ip(address) => Some(Listener { section: "ingress", key: "localhost", address }),
+        LocalListen::Unix(..) => None,
     });
     admin.chain(dns).chain(localhost).collect()
 }

@@ -13,19 +13,20 @@ use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use nerve::model::{NodeName, Prefix, Protocol, ServiceName, VirtualIp};
+use nerve::model::{Address, NodeName, Prefix, Protocol, ServiceName, UnixPath, VirtualIp};
 use nerve::tasks::Tasks;
 use synapse::catalog::{Catalog, Service, Subscription};
 use tokio::sync::watch;
 
-use super::desired::{Addresses, Claims, Holder, Port, Refused, Wants, virtual_ports};
+use super::desired::{Addresses, Claims, Holder, Port, Wants, seen, virtual_ports};
 use super::handover::Handover;
 use super::slots::{Slot, SlotKey, Slots, State};
+use super::status::conflict;
 use super::virtuals::Virtuals;
-use super::{Config, ListenerKind, ListenerState, ListenerStatus, LocalPort, Metrics, addresses, occupant};
+use super::{Config, ListenerKind, ListenerStatus, LocalListen, LocalPort, Metrics, addresses, occupant};
 use crate::balance::{Balancer, Surroundings};
 use crate::inherited::{Inherited, Transport};
-use crate::proxy::{DataPlane, Listener, ListenerSpec, Sharing};
+use crate::proxy::{DataPlane, Listener, ListenerSpec, Sharing, UnixListenError, UnixListenerSpec};
 
 /// How often ports that could not be opened are tried again, and the node's addresses are read.
 const RETRY: Duration = Duration::from_secs(5);
@@ -271,11 +272,13 @@ impl Controller {
                 }
                 () = tokio::time::sleep(RETRY_SOON), if self.soon > 0 && !self.is_frozen() => {
                     self.soon -= 1;
-                    self.retry_failed();
+                    // Files of sockets are gone at once: there is nothing to wait for.
+                    self.retry_failed(|key| key.ip().is_some());
                 }
                 _ = retry.tick(), if !self.is_frozen() => {
                     self.addresses_changed().await;
-                    self.retry_failed();
+                    self.reopen_lost();
+                    self.retry_failed(|_| true);
                 }
                 _ = tick.tick() => self.handle.all_balancers().iter().for_each(|balancer| balancer.tick()),
             }
@@ -330,7 +333,7 @@ impl Controller {
         let key = |ip| SlotKey {
             kind: ListenerKind::Published,
             protocol,
-            address: SocketAddr::new(ip, number.get()),
+            address: SocketAddr::new(ip, number.get()).into(),
         };
         let granted: BTreeMap<SlotKey, Holder> =
             self.claims.granted(port).map(|(ip, holder)| (key(ip), holder.clone())).collect();
@@ -356,7 +359,7 @@ impl Controller {
         addresses
             .flat_map(|ip| {
                 ports.iter().map(move |(Port { protocol, port }, target)| {
-                    let address = SocketAddr::new(*ip, port.get());
+                    let address = SocketAddr::new(*ip, port.get()).into();
                     let key = SlotKey { kind: ListenerKind::Virtual, protocol: *protocol, address };
                     (key, Holder { service: name.clone(), target: target.clone(), local: false })
                 })
@@ -376,10 +379,17 @@ impl Controller {
         let key = |port: &LocalPort| SlotKey {
             kind: ListenerKind::Localhost,
             protocol: Protocol::Tcp,
-            address: port.listen,
+            address: port.address(),
         };
         let kept: BTreeSet<SlotKey> = wanted.iter().map(key).collect();
-        let gone = std::mem::take(&mut self.local);
+        let gone = std::mem::replace(&mut self.local, wanted.clone());
+        // Whoever may use a socket is decided when it is opened.
+        let is_other = |port: &&LocalPort| {
+            wanted.iter().any(|w| w.address() == port.address() && w.listen != port.listen)
+        };
+        for port in gone.iter().filter(is_other) {
+            self.close(&key(port));
+        }
         let mut changes: Changes =
             gone.iter().map(key).filter(|key| !kept.contains(key)).map(|key| (key, None)).collect();
         changes.extend(wanted.iter().map(|port| {
@@ -387,15 +397,26 @@ impl Controller {
             (key(port), Some(holder))
         }));
         self.reconcile(changes);
-        self.local = wanted;
     }
 
-    fn retry_failed(&mut self) {
+    /// Opens sockets anew whose file somebody has taken away.
+    fn reopen_lost(&mut self) {
+        let lost = self.handle.lock().slots.lost();
+        for (key, holder) in lost {
+            tracing::warn!(service = %holder.service, address = %key.address, "somebody has removed or replaced the file of this socket; it is opened anew");
+            self.close(&key);
+            self.reconcile(vec![(key, Some(holder))]);
+        }
+    }
+
+    fn retry_failed(&mut self, which: impl Fn(&SlotKey) -> bool) {
         let failed = self.handle.lock().slots.failed();
         if failed.is_empty() {
             self.soon = 0;
         }
-        self.reconcile(failed.into_iter().map(|(key, holder)| (key, Some(holder))).collect());
+        let wanted =
+            failed.into_iter().filter(|(key, _)| which(key)).map(|(key, holder)| (key, Some(holder)));
+        self.reconcile(wanted.collect());
     }
 
     /// Makes slots what they are to be: first what goes, then what comes.
@@ -407,7 +428,7 @@ impl Controller {
             slot.map(|slot| &slot.holder) != wanted.as_ref() || !listens
         };
         let changes: Changes = changes.into_iter().filter(differs).collect();
-        let before: Vec<Option<Failure>> = changes.iter().map(|(key, _)| self.close(*key)).collect();
+        let before: Vec<Option<Failure>> = changes.iter().map(|(key, _)| self.close(key)).collect();
         for ((key, wanted), failure) in changes.into_iter().zip(before) {
             if let Some(holder) = wanted {
                 self.open(key, holder, failure);
@@ -416,8 +437,8 @@ impl Controller {
     }
 
     /// Takes a slot out and lets its connections finish; tells why it was not open if it was not.
-    fn close(&mut self, key: SlotKey) -> Option<Failure> {
-        let Slot { holder, state, said } = self.handle.lock().slots.remove(&key)?;
+    fn close(&mut self, key: &SlotKey) -> Option<Failure> {
+        let Slot { holder, state, said } = self.handle.lock().slots.remove(key)?;
         match state {
             State::Failed(error) => Some(Failure { error, said }),
             State::Open(listener) => {
@@ -436,7 +457,7 @@ impl Controller {
     }
 
     fn open(&mut self, key: SlotKey, holder: Holder, before: Option<Failure>) {
-        let state = self.try_open(key, &holder, before.as_ref().map(|before| before.error.as_str()));
+        let state = self.try_open(&key, &holder, before.as_ref().map(|before| before.error.as_str()));
         let mut said = false;
         match &state {
             // Ten thousand virtual addresses are no ten thousand lines.
@@ -458,14 +479,18 @@ impl Controller {
         self.handle.lock().slots.insert(key, Slot { holder, state, said });
     }
 
-    fn try_open(&mut self, key: SlotKey, holder: &Holder, last_error: Option<&str>) -> State {
+    fn try_open(&mut self, key: &SlotKey, holder: &Holder, last_error: Option<&str>) -> State {
         let balancer = self.balancer(holder);
-        let SlotKey { kind, protocol, address } = key;
+        let (kind, protocol) = (key.kind, key.protocol);
+        let address = match &key.address {
+            Address::Ip(address) => *address,
+            Address::Unix(path) => return self.try_open_unix(path, balancer, last_error),
+        };
         // Virtual addresses are many: with a socket a thread they would be as many descriptors as connections may need.
         let sharing = if kind == ListenerKind::Virtual { Sharing::One } else { Sharing::PerThread };
         let inherited =
             |transport| self.inherited.take(transport, address).into_iter().map(Arc::new).collect();
-        let overlaps = self.handle.lock().slots.stands_beside(protocol, address);
+        let overlaps = self.handle.lock().slots.stands_beside(key);
         let spec = |transport| {
             let inherited = inherited(transport);
             ListenerSpec { address, balancer, sharing, inherited, overlaps }
@@ -477,16 +502,33 @@ impl Controller {
         match opened {
             Ok(listener) => State::Open(listener),
             Err(error) => {
-                let text = error.to_string();
-                // Who it is was said when it began to fail; asking again each time would cost a look at every process.
-                let known = last_error.filter(|known| known.starts_with(&text)).map(str::to_owned);
                 let taken = error.source.kind() == io::ErrorKind::AddrInUse;
-                State::Failed(known.unwrap_or_else(
-                    || match occupant::of(protocol, address).filter(|_| taken) {
-                        Some(program) => format!("{text}; now it is {program}"),
-                        None => text,
-                    },
-                ))
+                let who = || taken.then(|| occupant::of(protocol, address)).flatten();
+                State::Failed(occupant::named(error.to_string(), last_error, who))
+            }
+        }
+    }
+
+    fn try_open_unix(&self, path: &UnixPath, balancer: Arc<Balancer>, last_error: Option<&str>) -> State {
+        let access = self.local.iter().find_map(|port| match &port.listen {
+            LocalListen::Unix(of, access) if of == path => Some(access.clone()),
+            LocalListen::Unix(..) | LocalListen::Ip(_) => None,
+        });
+        let (inherited, is_lent) = self.inherited.take_unix(path);
+        let inherited = inherited.into_iter().map(Arc::new).collect();
+        let (path, access) = (path.clone(), access.unwrap_or_default());
+        match self.plane.open_unix(UnixListenerSpec {
+            path: path.clone(),
+            access,
+            balancer,
+            inherited,
+            is_lent,
+        }) {
+            Ok(listener) => State::Open(listener),
+            Err(error) => {
+                let taken = matches!(&error, UnixListenError::File(error) if error.is_in_use());
+                let who = || taken.then(|| occupant::of_unix(&path)).flatten();
+                State::Failed(occupant::named(error.to_string(), last_error, who))
             }
         }
     }
@@ -509,41 +551,5 @@ impl Controller {
         let (open, failed) = shared.slots.counts();
         self.metrics.open.set(i64::try_from(open).unwrap_or(i64::MAX));
         self.metrics.failed.set(i64::try_from(failed + shared.conflicts.len()).unwrap_or(i64::MAX));
-    }
-}
-
-/// The service as a balancer is to see it: whole, or the instances of this node alone.
-fn seen<'a>(
-    service: Option<&'a Service>,
-    local: bool,
-    node: &NodeName,
-) -> Option<std::borrow::Cow<'a, Service>> {
-    use std::borrow::Cow;
-    let service = service?;
-    if !local {
-        return Some(Cow::Borrowed(service));
-    }
-    let mut of_node = service.clone();
-    of_node.endpoints.retain(|endpoint| endpoint.instance.node == *node);
-    Some(Cow::Owned(of_node))
-}
-
-fn conflict(port: Port, refused: &Refused) -> ListenerStatus {
-    let Port { protocol, port } = port;
-    let Refused { address, wanted, holder } = refused;
-    let service = &wanted.service;
-    ListenerStatus {
-        service: service.clone(),
-        target: wanted.target.clone(),
-        local: wanted.local,
-        address: SocketAddr::new(*address, port.get()),
-        protocol,
-        kind: ListenerKind::Published,
-        state: ListenerState::Failed {
-            error: format!(
-                "port {port}/{protocol} is published by {holder} too, which has it; \
-                 `plexus unpublish {holder} {port}/{protocol}` or `plexus unpublish {service} {port}/{protocol}`"
-            ),
-        },
     }
 }

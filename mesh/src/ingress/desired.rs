@@ -1,5 +1,6 @@
 //! What is to be listened on (pure): what services publish on this node, and who holds which address and port.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::num::NonZeroU16;
@@ -180,8 +181,8 @@ impl Claims {
 pub(super) fn virtual_ports(service: &Service) -> BTreeMap<Port, Option<PortName>> {
     let mut ports = BTreeMap::new();
     let tcp = |port: NonZeroU16| Port { protocol: Protocol::Tcp, port };
-    for endpoint in &service.endpoints {
-        ports.entry(tcp(endpoint.instance.port)).or_insert(None);
+    for port in service.endpoints.iter().filter_map(|endpoint| endpoint.instance.port) {
+        ports.entry(tcp(port)).or_insert(None);
     }
     let named: BTreeSet<(&PortName, NonZeroU16)> = service
         .endpoints
@@ -199,6 +200,21 @@ pub(super) fn virtual_ports(service: &Service) -> BTreeMap<Port, Option<PortName
         }
     }
     ports
+}
+
+/// The service as a balancer is to see it: whole, or the instances of this node alone.
+pub(super) fn seen<'a>(
+    service: Option<&'a Service>,
+    local: bool,
+    node: &NodeName,
+) -> Option<Cow<'a, Service>> {
+    let service = service?;
+    if !local {
+        return Some(Cow::Borrowed(service));
+    }
+    let mut of_node = service.clone();
+    of_node.endpoints.retain(|endpoint| endpoint.instance.node == *node);
+    Some(Cow::Owned(of_node))
 }
 
 #[cfg(test)]

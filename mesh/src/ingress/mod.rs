@@ -20,21 +20,40 @@ mod virtuals;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use nerve::model::{NodeName, PortName, ServiceName};
+use nerve::model::{Address, NodeName, PortName, ServiceName, UnixPath};
 
+use crate::proxy::Access;
 pub use controller::{Handle, Means, VirtualRanges, start};
 pub use metrics::Metrics;
 pub use status::{ListenerKind, ListenerState, ListenerStatus};
 
-/// A port of this host alone that leads to a service, as SmartStack's users have them.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+/// A port or a unix socket of this host alone that leads to a service, as SmartStack's users have them.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LocalPort {
     /// Where it leads.
     pub service: ServiceName,
-    /// Where to listen; loopback unless said.
-    pub listen: SocketAddr,
+    /// Where to listen.
+    pub listen: LocalListen,
     /// The port of the instances, by name or number; their main port unless said.
     pub target: Option<PortName>,
+}
+
+/// Where a [`LocalPort`] listens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LocalListen {
+    /// On an address; loopback unless said.
+    Ip(SocketAddr),
+    /// On a unix socket, for whoever has access.
+    Unix(UnixPath, Access),
+}
+
+impl LocalPort {
+    fn address(&self) -> Address {
+        match &self.listen {
+            LocalListen::Ip(address) => Address::Ip(*address),
+            LocalListen::Unix(path, _) => Address::Unix(path.clone()),
+        }
+    }
 }
 
 /// What this node listens on.
@@ -44,7 +63,7 @@ pub struct Config {
     pub node: NodeName,
     /// The addresses that published ports are opened on. Empty: all of this host, IPv6 included where there is IPv6.
     pub listen: Vec<IpAddr>,
-    /// Localhost ports.
+    /// Localhost ports and unix sockets.
     pub localhost: Vec<LocalPort>,
     /// How long connections of a port that is closed may go on.
     pub drain: Duration,

@@ -8,7 +8,7 @@ use std::fs;
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 
-use nerve::model::Protocol;
+use nerve::model::{Protocol, UnixPath};
 
 use super::desired::covers;
 
@@ -24,13 +24,33 @@ pub(super) fn of(protocol: Protocol, address: SocketAddr) -> Option<String> {
         .filter_map(|family| fs::read_to_string(format!("/proc/thread-self/net/{protocol}{family}")).ok())
         .flat_map(|table| in_the_way(&table, protocol, address))
         .collect();
+    program_with(&inodes)
+}
+
+/// The program that listens on a unix socket of this path.
+pub(super) fn of_unix(path: &UnixPath) -> Option<String> {
+    let table = fs::read_to_string("/proc/thread-self/net/unix").ok()?;
+    program_with(&bound_to(&table, path))
+}
+
+/// The inodes of the sockets in a table of `/proc/net/unix` that have this path as their name.
+fn bound_to(table: &str, path: &UnixPath) -> HashSet<u64> {
+    // Num RefCount Protocol Flags Type St Inode Path
+    let line = |line: &str| {
+        let (head, name) = line.split_at(line.find('/')?);
+        (name == path.as_str()).then(|| head.split_whitespace().nth(6)?.parse().ok())?
+    };
+    table.lines().filter_map(line).collect()
+}
+
+fn program_with(inodes: &HashSet<u64>) -> Option<String> {
     if inodes.is_empty() {
         return None;
     }
     let processes = fs::read_dir("/proc").ok()?.flatten().take(MOST_PROCESSES);
     let numbered =
         processes.filter(|entry| entry.file_name().as_encoded_bytes().iter().all(u8::is_ascii_digit));
-    let holder = numbered.map(|entry| entry.path()).find(|process| has_one_of(process, &inodes))?;
+    let holder = numbered.map(|entry| entry.path()).find(|process| has_one_of(process, inodes))?;
     let name = fs::read_to_string(holder.join("comm")).ok()?;
     Some(format!("{} (process {})", name.trim(), holder.file_name()?.to_str()?))
 }
@@ -74,6 +94,16 @@ fn socket_address(text: &str) -> Option<SocketAddr> {
     Some(SocketAddr::new(ip.to_canonical(), u16::from_str_radix(port, 16).ok()?))
 }
 
+/// Why a listener is not open, and who is in its way. Who it is was said when it began to fail; asking again each time would cost
+/// a look at every process.
+pub(super) fn named(text: String, last_error: Option<&str>, who: impl FnOnce() -> Option<String>) -> String {
+    let known = last_error.filter(|known| known.starts_with(&text)).map(str::to_owned);
+    known.unwrap_or_else(|| match who() {
+        Some(program) => format!("{text}; now it is {program}"),
+        None => text,
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -89,6 +119,16 @@ mod tests {
         }
         assert_eq!(of(Protocol::Tcp, SocketAddr::new("127.0.0.2".parse().unwrap(), held.port())), None);
         assert_eq!(of(Protocol::Udp, held), None);
+    }
+
+    #[test]
+    fn whoever_listens_on_a_unix_socket_is_named() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = UnixPath::new(directory.path().join("a b.sock").to_str().unwrap()).unwrap();
+        assert_eq!(of_unix(&path), None);
+        let _listener = std::os::unix::net::UnixListener::bind(path.as_path()).unwrap();
+        let this = format!("(process {})", std::process::id());
+        assert!(of_unix(&path).is_some_and(|name| name.ends_with(&this)));
     }
 
     #[test]

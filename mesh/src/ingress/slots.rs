@@ -3,11 +3,11 @@
 //! Counts are kept with each change, so that neither a metric nor the closing of one listener looks at ten thousand.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::num::NonZeroU16;
 use std::sync::Arc;
 
-use nerve::model::{PortName, Protocol, ServiceName};
+use nerve::model::{Address, PortName, Protocol, ServiceName};
 
 use super::desired::Holder;
 use super::{ListenerKind, ListenerState, ListenerStatus};
@@ -15,11 +15,23 @@ use crate::balance::Balancer;
 use crate::proxy::Listener;
 
 /// One address on which something is to listen.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) struct SlotKey {
     pub(super) kind: ListenerKind,
     pub(super) protocol: Protocol,
-    pub(super) address: SocketAddr,
+    pub(super) address: Address,
+}
+
+impl SlotKey {
+    /// The IP address, if it is one.
+    pub(super) fn ip(&self) -> Option<IpAddr> {
+        self.address.ip().map(|address| address.ip())
+    }
+
+    /// The port, if it has one.
+    pub(super) fn port(&self) -> Option<NonZeroU16> {
+        self.address.ip().and_then(|address| NonZeroU16::new(address.port()))
+    }
 }
 
 /// How it stands with a slot.
@@ -41,9 +53,9 @@ pub(super) struct Slot {
 #[derive(Debug, Default)]
 pub(super) struct Slots {
     slots: BTreeMap<SlotKey, Slot>,
-    published: HashMap<(Protocol, u16), BTreeSet<SlotKey>>,
+    published: HashMap<(Protocol, NonZeroU16), BTreeSet<SlotKey>>,
     /// The addresses on which a port is open.
-    listening: HashMap<(Protocol, u16), HashSet<IpAddr>>,
+    listening: HashMap<(Protocol, NonZeroU16), HashSet<IpAddr>>,
     open: usize,
     failed: usize,
     balancers: HashMap<ServiceName, BTreeMap<Route, InUse>>,
@@ -68,10 +80,9 @@ impl Slots {
         match slot.state {
             State::Open(_) => {
                 self.open += 1;
-                self.listening
-                    .entry((key.protocol, key.address.port()))
-                    .or_default()
-                    .insert(key.address.ip());
+                if let Some((port, ip)) = key.port().zip(key.ip()) {
+                    self.listening.entry((key.protocol, port)).or_default().insert(ip);
+                }
             }
             State::Failed(_) => self.failed += 1,
         }
@@ -79,8 +90,10 @@ impl Slots {
         if let Some(used) = self.balancers.get_mut(&slot.holder.service).and_then(|of| of.get_mut(&route)) {
             used.slots += 1;
         }
-        if key.kind == ListenerKind::Published {
-            self.published.entry((key.protocol, key.address.port())).or_default().insert(key);
+        if key.kind == ListenerKind::Published
+            && let Some(port) = key.port()
+        {
+            self.published.entry((key.protocol, port)).or_default().insert(key.clone());
         }
         self.slots.insert(key, slot);
     }
@@ -95,8 +108,9 @@ impl Slots {
             }
             State::Failed(_) => self.failed -= 1,
         }
-        let port = (key.protocol, key.address.port());
+        let port = key.port().map(|port| (key.protocol, port));
         if key.kind == ListenerKind::Published
+            && let Some(port) = port
             && let Some(keys) = self.published.get_mut(&port)
         {
             keys.remove(key);
@@ -122,9 +136,9 @@ impl Slots {
     }
 
     fn no_longer_listens(&mut self, key: &SlotKey) {
-        let port = (key.protocol, key.address.port());
+        let Some((port, ip)) = key.port().map(|port| (key.protocol, port)).zip(key.ip()) else { return };
         if let Some(addresses) = self.listening.get_mut(&port) {
-            addresses.remove(&key.address.ip());
+            addresses.remove(&ip);
             if addresses.is_empty() {
                 self.listening.remove(&port);
             }
@@ -133,13 +147,16 @@ impl Slots {
 
     /// Is the port open on other addresses, and neither on this one nor, where this is a wildcard, on another wildcard? Then
     /// a socket there stands beside the others, and each gets what is meant for it.
-    pub(super) fn stands_beside(&self, protocol: Protocol, address: SocketAddr) -> bool {
+    pub(super) fn stands_beside(&self, key: &SlotKey) -> bool {
         const WILDCARDS: [IpAddr; 2] = [IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)];
-        let taken_by = |others: &HashSet<IpAddr>| match address.ip().is_unspecified() {
-            true => WILDCARDS.iter().any(|ip| others.contains(ip)),
-            false => others.contains(&address.ip()),
+        let Some((port, own)) = key.port().map(|port| (key.protocol, port)).zip(key.ip()) else {
+            return false;
         };
-        self.listening.get(&(protocol, address.port())).is_some_and(|others| !taken_by(others))
+        let taken_by = |others: &HashSet<IpAddr>| match own.is_unspecified() {
+            true => WILDCARDS.iter().any(|ip| others.contains(ip)),
+            false => others.contains(&own),
+        };
+        self.listening.get(&port).is_some_and(|others| !taken_by(others))
     }
 
     /// The one balancer that all slots of this holder share; `make` makes it where there is none.
@@ -163,7 +180,7 @@ impl Slots {
 
     /// The slots of a published port, on whatever addresses.
     pub(super) fn published_on(&self, protocol: Protocol, port: NonZeroU16) -> Vec<SlotKey> {
-        self.published.get(&(protocol, port.get())).into_iter().flatten().copied().collect()
+        self.published.get(&(protocol, port)).into_iter().flatten().cloned().collect()
     }
 
     /// The slots that could not be opened, each with who is to have it.
@@ -172,7 +189,17 @@ impl Slots {
             return Vec::new();
         }
         let failed = self.slots.iter().filter(|(_, slot)| matches!(slot.state, State::Failed(_)));
-        failed.map(|(key, slot)| (*key, slot.holder.clone())).collect()
+        failed.map(|(key, slot)| (key.clone(), slot.holder.clone())).collect()
+    }
+
+    /// The open slots that no client finds any more, each with who has it.
+    pub(super) fn lost(&self) -> Vec<(SlotKey, Holder)> {
+        let lost = self.slots.iter().filter(|(key, slot)| match &slot.state {
+            // Only files can be taken away: of ten thousand ports none is looked at.
+            State::Open(listener) => matches!(key.address, Address::Unix(_)) && !listener.can_be_found(),
+            State::Failed(_) => false,
+        });
+        lost.map(|(key, slot)| (key.clone(), slot.holder.clone())).collect()
     }
 
     /// How many listen, and how many are to and cannot.
@@ -212,7 +239,7 @@ fn status(key: &SlotKey, slot: &Slot) -> ListenerStatus {
         service: slot.holder.service.clone(),
         target: slot.holder.target.clone(),
         local: slot.holder.local,
-        address: key.address,
+        address: key.address.clone(),
         protocol: key.protocol,
         kind: key.kind,
         state: match &slot.state {

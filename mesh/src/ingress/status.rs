@@ -3,14 +3,16 @@
 use std::fmt;
 use std::net::SocketAddr;
 
-use nerve::model::{PortName, Protocol, ServiceName};
+use nerve::model::{Address, PortName, Protocol, ServiceName};
+
+use super::desired::{Port, Refused};
 
 /// Why there is a listener.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum ListenerKind {
     /// A published port.
     Published,
-    /// A localhost port of the configuration.
+    /// A localhost port or unix socket of the configuration.
     Localhost,
     /// A port of a virtual address.
     Virtual,
@@ -51,11 +53,32 @@ pub struct ListenerStatus {
     /// It leads to instances of this node only.
     pub local: bool,
     /// Where it listens, or is to.
-    pub address: SocketAddr,
+    pub address: Address,
     /// Its transport.
     pub protocol: Protocol,
     /// Why it is there.
     pub kind: ListenerKind,
     /// How it stands.
     pub state: ListenerState,
+}
+
+/// The status of what another service stands in the way of.
+pub(super) fn conflict(port: Port, refused: &Refused) -> ListenerStatus {
+    let Port { protocol, port } = port;
+    let Refused { address, wanted, holder } = refused;
+    let service = &wanted.service;
+    ListenerStatus {
+        service: service.clone(),
+        target: wanted.target.clone(),
+        local: wanted.local,
+        address: SocketAddr::new(*address, port.get()).into(),
+        protocol,
+        kind: ListenerKind::Published,
+        state: ListenerState::Failed {
+            error: format!(
+                "port {port}/{protocol} is published by {holder} too, which has it; \
+                 `plexus unpublish {holder} {port}/{protocol}` or `plexus unpublish {service} {port}/{protocol}`"
+            ),
+        },
+    }
 }

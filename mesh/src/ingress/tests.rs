@@ -14,7 +14,7 @@ use tokio::sync::watch;
 use super::*;
 use crate::balance::{self, Place, Surroundings};
 use crate::inherited::Inherited;
-use crate::proxy::{self, DataPlane};
+use crate::proxy::{self, DataPlane, Mode};
 
 struct World {
     writer: Writer,
@@ -106,12 +106,42 @@ async fn a_published_port_opens_serves_and_closes() {
 async fn a_localhost_port_is_open_before_its_service_is_known() {
     let (service, port) = (ServiceName::new("web").unwrap(), free_port());
     let listen = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), port.get());
-    let mut world = world(vec![LocalPort { service, listen, target: None }]);
+    let mut world = world(vec![LocalPort { service, listen: LocalListen::Ip(listen), target: None }]);
     until("open", || TcpStream::connect(listen).is_ok()).await;
     world.writer.apply([instance("web", greeter("local"))]);
     until("served", || ask(port).is_ok_and(|text| text == "local")).await;
     world.handle.reload(&config(Vec::new()));
     until("closed", || TcpStream::connect(listen).is_err()).await;
+    world.tasks.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_unix_socket_serves_follows_its_access_comes_back_and_goes_with_its_port() {
+    use std::os::unix::fs::PermissionsExt;
+    let directory = tempfile::tempdir().unwrap();
+    let path = UnixPath::new(directory.path().join("web.sock").to_str().unwrap()).unwrap();
+    let wanted = |mode: &str| {
+        let access = Access { mode: mode.parse::<Mode>().unwrap(), ..Access::default() };
+        let service = ServiceName::new("web").unwrap();
+        vec![LocalPort { service, listen: LocalListen::Unix(path.clone(), access), target: None }]
+    };
+    let ask = || {
+        let mut text = String::new();
+        std::os::unix::net::UnixStream::connect(path.as_path())?.read_to_string(&mut text).map(|_| text)
+    };
+    let mode = || std::fs::metadata(path.as_path()).map_or(0, |file| file.permissions().mode() & 0o777);
+    let mut world = world(wanted("0660"));
+    world.writer.apply([instance("web", greeter("local"))]);
+    until("served", || ask().is_ok_and(|text| text == "local")).await;
+    assert_eq!(mode(), 0o660);
+    let shown = &world.handle.listeners()[0];
+    assert_eq!(shown.address.to_string(), format!("unix:{path}"));
+    world.handle.reload(&config(wanted("0600")));
+    until("another mode", || mode() == 0o600 && ask().is_ok()).await;
+    std::fs::remove_file(path.as_path()).unwrap();
+    until("back", || ask().is_ok_and(|text| text == "local")).await;
+    world.handle.reload(&config(Vec::new()));
+    until("gone", || !path.as_path().exists()).await;
     world.tasks.shutdown().await;
 }
 

@@ -9,32 +9,35 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use nerve::model::ClientAddress;
+use nerve::model::{Address, ClientAddress};
 use rustix::io::Errno;
 use smallvec::SmallVec;
 
 use super::arena::Key;
 use super::flow::{Broken, Flow, Moved};
 use super::io::Io;
+use super::peer::Peer;
 use super::poll::{Interest, Readiness, Subject};
 use super::proxy_protocol::{self, Addresses};
 use super::route::Route;
 use super::side::{Delay, Side};
 use super::transparent::{Borrowed, Held};
-use super::{Dropped, socket};
+use super::{Dropped, socket, unix};
 use crate::balance::{ClientKey, ConnectFailure, Endpoint, Lease, Permit, Ticket, Tried};
 
 /// How long the header of a trusted proxy may take.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
 /// Quiet for so long, and not waiting for an answer: nobody notices that it is closed but a pool that is better off so.
 const QUIET: Duration = Duration::from_secs(1);
+/// How soon, and how late at most, an endpoint is asked again whose unix socket has a full backlog.
+const ASK_AGAIN: (Duration, Duration) = (Duration::from_millis(8), Duration::from_millis(64));
 
 /// A client, the endpoint that was found for it, and what moves between them.
 #[derive(Debug)]
 pub(super) struct Connection {
     client: Side,
     /// The client, or whom a trusted proxy speaks for.
-    peer: SocketAddr,
+    peer: Peer,
     /// The address that the client asked, where a trusted proxy says it.
     asked: Option<Box<SocketAddr>>,
     /// How the endpoint learns of it.
@@ -79,6 +82,8 @@ enum Stage {
     Queued,
     /// The endpoint's socket is not connected yet.
     Connecting,
+    /// The endpoint's unix socket has a full backlog; it is asked again.
+    BacklogFull,
     /// Bytes may move.
     Relaying,
 }
@@ -99,8 +104,11 @@ pub(super) enum Step {
 }
 
 impl Connection {
-    pub(super) fn new(client: OwnedFd, peer: SocketAddr, route: &Rc<Route>, now: Instant) -> Self {
-        let mut client = Side::new(client, Delay::Off);
+    pub(super) fn new(client: OwnedFd, peer: Peer, route: &Rc<Route>, now: Instant) -> Self {
+        let mut client = match peer {
+            Peer::Ip(_) => Side::new(client, Delay::Off),
+            Peer::Unix => Side::unix(client),
+        };
         client.writable = true;
         Self {
             client,
@@ -114,7 +122,7 @@ impl Connection {
             lease: None,
             permit: None,
             search: None,
-            stage: if route.is_trusted_proxy(peer.ip()) { Stage::Header } else { Stage::Connecting },
+            stage: if route.is_trusted_proxy(peer) { Stage::Header } else { Stage::Connecting },
             route: Rc::clone(route),
             began: now,
             active: now,
@@ -158,7 +166,7 @@ impl Connection {
                 }
                 self.client.readable = true;
                 if let Some(Addresses { source, destination }) = header.addresses {
-                    self.peer = source;
+                    self.peer = Peer::Ip(source);
                     self.asked = Some(Box::new(destination));
                 }
                 self.enter(key, io, false)
@@ -169,7 +177,7 @@ impl Connection {
     /// It is known who it is: it passes the limits, and an endpoint is looked for.
     fn enter(&mut self, key: Key, io: &mut Io, watch: bool) -> Step {
         self.stage = Stage::Connecting;
-        match self.route.balancer.admit(self.peer.ip(), io.now) {
+        match self.route.balancer.admit(self.known_as().ip(), io.now) {
             Ok(permit) => self.permit = Some(permit),
             Err(_) => return Step::Dropped(Dropped::AtLimit),
         }
@@ -196,11 +204,17 @@ impl Connection {
     /// The PROXY protocol header that the service's endpoints are to get.
     fn header_for_endpoint(&self) -> SmallVec<[u8; 128]> {
         let Some(version) = self.shown_as.proxy_version() else { return SmallVec::new() };
+        let Peer::Ip(source) = self.peer else { return proxy_protocol::write_unknown(version) };
         let asked = match &self.asked {
             Some(asked) => **asked,
-            None => socket::local_address(&self.client).unwrap_or(SocketAddr::new(self.peer.ip(), 0)),
+            None => socket::local_address(&self.client).unwrap_or(SocketAddr::new(source.ip(), 0)),
         };
-        proxy_protocol::write(version, Addresses { source: self.peer, destination: asked })
+        proxy_protocol::write(version, Addresses { source, destination: asked })
+    }
+
+    /// What the balancer knows the client by.
+    fn known_as(&self) -> SocketAddr {
+        self.peer.key(self.route.config.unix_clients)
     }
 
     /// Tries endpoints until one accepts, or it must be waited for whether it does. The first `early` bytes of the buffer are
@@ -227,23 +241,58 @@ impl Connection {
                 }
             };
             self.active = io.now;
-            let attempt = self.attempt(key, io, &lease, early);
-            self.lease = Some(lease);
-            match attempt {
-                Ok(Stage::Relaying) => return self.connected(key, io),
-                Ok(_) => {
-                    self.stage = Stage::Connecting;
-                    self.hold(io, early);
-                    io.timers.set(self.attempt_ends(), key);
-                    return Step::Wait;
-                }
-                Err(error) => {
-                    self.hold(io, early);
-                    early = 0;
-                    self.attempt_failed(error);
-                    picked = self.pick(io.now);
-                }
+            if let Some(step) = self.try_endpoint(key, io, lease, &mut early) {
+                return step;
             }
+            picked = self.pick(io.now);
+        }
+    }
+
+    /// Tries one; `None` if it cannot be connected to.
+    fn try_endpoint(&mut self, key: Key, io: &mut Io, lease: Lease, early: &mut usize) -> Option<Step> {
+        let attempt = self.attempt(key, io, &lease, *early);
+        let is_unix = matches!(lease.endpoint().address(), Address::Unix(_));
+        self.lease = Some(lease);
+        if let Ok(Stage::Relaying) = attempt {
+            return Some(self.connected(key, io));
+        }
+        self.hold(io, std::mem::take(early));
+        match attempt {
+            Ok(_) => {
+                self.stage = Stage::Connecting;
+                io.timers.set(self.attempt_ends(), key);
+            }
+            // Busy, not dead.
+            Err(Errno::AGAIN) if is_unix => {
+                self.stage = Stage::BacklogFull;
+                let (soon, late) = ASK_AGAIN;
+                let waited = io.now.saturating_duration_since(self.active);
+                io.timers.set(io.now + (waited / 2).clamp(soon, late), key);
+            }
+            Err(error) => {
+                self.attempt_failed(error);
+                return None;
+            }
+        }
+        Some(Step::Wait)
+    }
+
+    /// Asks an endpoint again whose backlog was full, until the attempt has lasted for as long as any may.
+    fn ask_again(&mut self, key: Key, io: &mut Io) -> Step {
+        if io.now >= self.attempt_ends() {
+            let step = self.attempt_timed_out(key, io);
+            let is_overdue = self.search.as_ref().is_some_and(|search| search.overdue);
+            if step != Step::Wait || !is_overdue {
+                return step;
+            }
+        }
+        let Some(lease) = self.lease.take() else { return Step::Wait };
+        if lease.endpoint().is_gone() {
+            return self.look_on(key, io);
+        }
+        match self.try_endpoint(key, io, lease, &mut 0) {
+            Some(step) => step,
+            None => self.look_on(key, io),
         }
     }
 
@@ -260,7 +309,7 @@ impl Connection {
             Some(search) => (&search.tried, search.ticket.is_some()),
             None => (&none, false),
         };
-        let client = ClientKey { address: self.peer, waited };
+        let client = ClientKey { address: self.known_as(), waited, datagrams: false };
         self.route.balancer.pick(&client, tried, now).map_err(|none| {
             tracing::debug!(service = %self.route.balancer.service(), client = %self.peer, error = %none, "no endpoint for a client");
             none.is_full()
@@ -299,20 +348,21 @@ impl Connection {
     pub(super) fn called(&mut self, key: Key, io: &mut Io) -> Step {
         match self.stage {
             Stage::Queued => self.look_for_endpoint(key, io, 0),
-            Stage::Header | Stage::Connecting | Stage::Relaying => Step::Wait,
+            Stage::Header | Stage::Connecting | Stage::BacklogFull | Stage::Relaying => Step::Wait,
         }
     }
 
     /// One attempt: connected at once (endpoints on this machine), or to be waited for.
     fn attempt(&mut self, key: Key, io: &mut Io, lease: &Lease, early: usize) -> Result<Stage, Errno> {
-        let address = lease.endpoint().address();
-        let endpoint = socket::connect(
-            address,
-            self.borrow(address),
-            early > 0 || self.to_endpoint.holds(),
-            &self.route.config.tcp,
-        )?;
-        let mut endpoint = Side::new(endpoint, Delay::Untouched);
+        let mut endpoint = match lease.endpoint().address() {
+            Address::Ip(address) => {
+                let speaks_first = early > 0 || self.to_endpoint.holds();
+                let borrowed = self.borrow(*address);
+                let options = &self.route.config.tcp;
+                Side::new(socket::connect(*address, borrowed, speaks_first, options)?, Delay::Untouched)
+            }
+            Address::Unix(path) => Side::unix(unix::connect(path, &self.route.config.tcp)?),
+        };
         let written = match early {
             0 => 0,
             early => endpoint.write(&io.buffer[..early], false)?,
@@ -337,7 +387,7 @@ impl Connection {
         if self.shown_as != ClientAddress::Transparent {
             return None;
         }
-        match self.route.steering.borrow(self.peer, endpoint) {
+        match self.route.steering.borrow(self.peer.ip()?, endpoint) {
             Ok((borrowed, held)) => {
                 self.held = Some(held);
                 Some(borrowed)
@@ -426,7 +476,7 @@ impl Connection {
             Stage::Relaying => self.relay(key, io),
             _ if self.client.failed => Step::Dropped(Dropped::ClientReset),
             Stage::Header => self.read_header(key, io),
-            Stage::Queued | Stage::Connecting => Step::Wait,
+            Stage::Queued | Stage::Connecting | Stage::BacklogFull => Step::Wait,
         }
     }
 
@@ -442,7 +492,7 @@ impl Connection {
                 self.look_on(key, io)
             }
             Stage::Connecting if endpoint.writable => self.connected(key, io),
-            Stage::Header | Stage::Queued | Stage::Connecting => Step::Wait,
+            Stage::Header | Stage::Queued | Stage::Connecting | Stage::BacklogFull => Step::Wait,
         }
     }
 
@@ -452,6 +502,7 @@ impl Connection {
             Stage::Header if io.now >= self.began + HEADER_TIMEOUT => Step::Dropped(Dropped::ProxyHeader),
             Stage::Queued => self.leave_queue(io.now),
             Stage::Connecting if io.now >= self.attempt_ends() => self.attempt_timed_out(key, io),
+            Stage::BacklogFull => self.ask_again(key, io),
             Stage::Header | Stage::Connecting => Step::Wait,
             Stage::Relaying if self.doomed => self.close_if_quiet(key, io),
             Stage::Relaying => {
@@ -548,7 +599,7 @@ impl Connection {
                 self.doomed = true;
                 self.close_if_quiet(key, io)
             }
-            Stage::Header | Stage::Queued | Stage::Connecting => Step::Wait,
+            Stage::Header | Stage::Queued | Stage::Connecting | Stage::BacklogFull => Step::Wait,
         }
     }
 
@@ -568,9 +619,9 @@ impl Connection {
     /// It has lasted: peers that vanish without a word are to be noticed.
     pub(super) fn settle(&self) {
         let options = &self.route.config.tcp;
-        socket::set_keepalive(&self.client, options);
+        self.client.keep_alive(options);
         if let Some(endpoint) = &self.endpoint {
-            socket::set_keepalive(endpoint, options);
+            endpoint.keep_alive(options);
         }
     }
 

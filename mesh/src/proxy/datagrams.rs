@@ -38,7 +38,12 @@ impl DataPlane {
         }
         let mut known = self.udp.lock().unwrap_or_else(PoisonError::into_inner);
         known.retain(|_, (_, leaving)| leaving.strong_count() > 0);
-        known.insert(listener.address, (listener.id, Arc::downgrade(&listener.is_leaving)));
+        known.extend(
+            listener
+                .address()
+                .ip()
+                .map(|address| (address, (listener.id, Arc::downgrade(&listener.is_leaving)))),
+        );
         Ok(listener)
     }
 

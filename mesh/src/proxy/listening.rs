@@ -1,6 +1,5 @@
 //! A listening socket on one thread.
 
-use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -9,9 +8,10 @@ use std::time::{Duration, Instant};
 use rustix::io::Errno;
 
 use super::arena::Key;
+use super::peer::Peer;
 use super::poll::{Poller, Subject};
 use super::route::Route;
-use super::socket;
+use super::{socket, unix};
 
 /// Out of descriptors or memory: the kernel will not have more at once.
 const PAUSE: Duration = Duration::from_millis(50);
@@ -28,7 +28,7 @@ pub(super) struct Listening {
 
 /// What an accept brought.
 pub(super) enum Accepted {
-    Client(OwnedFd, SocketAddr),
+    Client(OwnedFd, Peer),
     Nothing,
     /// The kernel refuses: out of descriptors or memory.
     Failed(Errno),
@@ -48,7 +48,12 @@ impl Listening {
 
     pub(super) fn accept(&mut self) -> Accepted {
         loop {
-            match socket::accept(&*self.socket) {
+            let accepted = if self.route.is_unix {
+                unix::accept(&*self.socket).map(|client| (client, Peer::Unix))
+            } else {
+                socket::accept(&*self.socket).map(|(client, peer)| (client, Peer::Ip(peer)))
+            };
+            match accepted {
                 Ok((client, peer)) => {
                     self.is_failing = false;
                     return Accepted::Client(client, peer);

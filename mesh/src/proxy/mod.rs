@@ -18,6 +18,7 @@ mod io;
 mod limit;
 mod listening;
 mod metrics;
+mod peer;
 mod pipe;
 mod plane;
 mod poll;
@@ -25,6 +26,7 @@ pub mod proxy_protocol;
 mod route;
 mod side;
 mod socket;
+mod socket_file;
 #[cfg(test)]
 mod tests;
 mod timers;
@@ -32,9 +34,11 @@ mod transparent;
 mod udp;
 mod udp_metrics;
 mod udp_route;
+mod unix;
+mod unix_listener;
 mod worker;
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::sync::Arc;
 use std::time::Duration;
@@ -44,8 +48,10 @@ use nerve::model::Prefix;
 pub use error::{BindError, Dropped, Transport};
 pub use metrics::Metrics;
 pub use plane::{DataPlane, Listener, ListenerSpec, Sharing};
+pub use socket_file::{Access, Account, Mode, SocketFileError};
 pub use transparent::{Plain, Steering, Way, Ways};
 pub use udp_metrics::Lost;
+pub use unix_listener::{UnixListenError, UnixListenerSpec};
 
 /// How connections are moved; the same for every listener.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -64,6 +70,9 @@ pub struct Config {
     pub tcp: TcpOptions,
     /// Proxies in front of this one: a client from here must begin with a PROXY protocol header, and is believed.
     pub trusted_proxies: Arc<[Prefix]>,
+    /// The address that clients of unix sockets, which have none, are known by to limits, affinity and hash policies: together
+    /// they are one client.
+    pub unix_clients: IpAddr,
     /// What is different for datagrams.
     pub udp: UdpOptions,
 }
@@ -129,6 +138,7 @@ impl Default for Config {
             max_connections: None,
             tcp: TcpOptions::default(),
             trusted_proxies: Arc::default(),
+            unix_clients: Ipv4Addr::LOCALHOST.into(),
             udp: UdpOptions::default(),
         }
     }

@@ -6,15 +6,18 @@ use std::net::SocketAddr;
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::JoinHandle;
 use std::time::Duration;
+
+use nerve::model::Address;
 
 use super::command::Command;
 use super::inbox::Inbox;
 use super::limit::ConnectionLimit;
 use super::metrics::Metrics;
 use super::route::{ListenerId, OpenConnections, Route};
+use super::socket_file::SocketFile;
 use super::transparent::Steering;
 use super::worker::Worker;
 use super::{BindError, Config, Transport, socket, udp};
@@ -54,7 +57,9 @@ pub enum Sharing {
 #[derive(Debug)]
 pub struct Listener {
     pub(super) id: ListenerId,
-    pub(super) address: SocketAddr,
+    address: Address,
+    /// Of a unix socket that is ours to take away.
+    file: Mutex<Option<SocketFile>>,
     /// The threads hold them, and close them when they stop accepting.
     sockets: Vec<Weak<OwnedFd>>,
     pub(super) open: Vec<Arc<OpenConnections>>,
@@ -113,30 +118,52 @@ impl DataPlane {
         let failed = |source| BindError { address: spec.address, transport: Transport::Tcp, source };
         let sockets = self.sockets(&spec).map_err(failed)?;
         let listener = self.listener(&sockets).map_err(failed)?;
+        self.serve(&spec.balancer, &listener, &sockets).map_err(failed)?;
+        Ok(listener)
+    }
+
+    /// Lets the threads accept from the sockets.
+    pub(super) fn serve(
+        &self,
+        balancer: &Arc<Balancer>,
+        listener: &Listener,
+        sockets: &[Arc<OwnedFd>],
+    ) -> io::Result<()> {
         // With fewer sockets than threads, all of them are everyone's.
         let is_shared = sockets.len() < self.threads.len();
         for (index, thread) in self.threads.iter().enumerate() {
             let own =
                 sockets.iter().enumerate().filter(|(n, _)| is_shared || n % self.threads.len() == index);
             for (_, socket) in own {
-                let route = Box::new(self.route(&spec.balancer, &listener, index));
+                let route = Box::new(self.route(balancer, listener, index));
                 let command = Command::Open(Arc::clone(socket), route);
-                thread.inbox.send(command).map_err(|error| failed(io::Error::other(error)))?;
+                thread.inbox.send(command).map_err(io::Error::other)?;
             }
         }
-        Ok(listener)
+        Ok(())
     }
 
-    /// The handle on a listener with these sockets, of which there is one at least.
+    /// The handle on a listener with these sockets of an IP address, of which there is one at least.
     pub(super) fn listener(&self, sockets: &[Arc<OwnedFd>]) -> io::Result<Listener> {
-        Ok(Listener {
+        Ok(self.listener_at(socket::local_address(&sockets[0])?.into(), sockets, None))
+    }
+
+    /// The handle on a listener with these sockets.
+    pub(super) fn listener_at(
+        &self,
+        address: Address,
+        sockets: &[Arc<OwnedFd>],
+        file: Option<SocketFile>,
+    ) -> Listener {
+        Listener {
             id: ListenerId::new(self.next_listener.fetch_add(1, Ordering::Relaxed)),
-            address: socket::local_address(&sockets[0])?,
+            address,
+            file: Mutex::new(file),
             sockets: sockets.iter().map(Arc::downgrade).collect(),
             open: self.threads.iter().map(|_| Arc::default()).collect(),
             threads: self.threads.iter().map(|thread| Arc::clone(&thread.inbox)).collect(),
             is_leaving: Arc::default(),
-        })
+        }
     }
 
     /// Inherited sockets, and as many more as the way of sharing needs; at least one.
@@ -180,6 +207,7 @@ impl DataPlane {
             connect_time: self.metrics.connect_time(service),
             trusted_proxies: Arc::clone(&self.config.trusted_proxies),
             steering: Arc::clone(&self.steering),
+            is_unix: matches!(listener.address, Address::Unix(_)),
         }
     }
 
@@ -250,8 +278,19 @@ impl Thread {
 impl Listener {
     /// Where it listens; the real port where 0 was asked for.
     #[must_use]
-    pub fn address(&self) -> SocketAddr {
-        self.address
+    pub fn address(&self) -> &Address {
+        &self.address
+    }
+
+    /// Can clients find it? Somebody may have taken the file of a unix socket away.
+    #[must_use]
+    pub fn can_be_found(&self) -> bool {
+        self.file().as_ref().is_none_or(SocketFile::is_there)
+    }
+
+    fn file(&self) -> MutexGuard<'_, Option<SocketFile>> {
+        // A single value, replaced whole.
+        self.file.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Client connections that are open.
@@ -268,14 +307,23 @@ impl Listener {
 
     /// Takes no new connections from now on. What the kernel had completed already is still served.
     pub fn stop_accepting(&self) {
+        self.remove_file();
         self.is_leaving.store(true, Ordering::Release);
         self.tell(Command::StopAccepting);
     }
 
     /// Lets go of the sockets, which another process has as well: what waits in them is that one's from now on.
     pub fn hand_over(&self) {
+        // The file is the other process's now.
+        drop(self.file().take());
         self.is_leaving.store(true, Ordering::Release);
         self.tell(Command::HandOver);
+    }
+
+    fn remove_file(&self) {
+        if let Some(file) = self.file().take() {
+            file.remove();
+        }
     }
 
     fn tell(&self, command: impl Fn(ListenerId) -> Command) {
@@ -308,6 +356,7 @@ impl Listener {
 
 impl Drop for Listener {
     fn drop(&mut self) {
+        // Not the file of a unix socket: a process that fails to take over must leave it to the one that runs.
         self.tell(Command::StopAccepting);
         self.tell(Command::Reset);
     }

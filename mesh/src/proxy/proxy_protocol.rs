@@ -169,6 +169,19 @@ pub fn write(version: ProxyVersion, addresses: Addresses) -> SmallVec<[u8; 128]>
     header
 }
 
+/// The header that tells an endpoint that the client has no address: `UNKNOWN` in version 1, the command `LOCAL` in version 2.
+pub(super) fn write_unknown(version: ProxyVersion) -> SmallVec<[u8; 128]> {
+    let mut header = SmallVec::new();
+    match version {
+        ProxyVersion::V1 => header.extend_from_slice(b"PROXY UNKNOWN\r\n"),
+        ProxyVersion::V2 => {
+            header.extend_from_slice(&V2_SIGNATURE);
+            header.extend_from_slice(&[0x20, 0x00, 0, 0]);
+        }
+    }
+    header
+}
+
 fn as_v6(ip: IpAddr) -> IpAddr {
     match ip {
         IpAddr::V4(ip) => ip.to_ipv6_mapped().into(),
@@ -208,6 +221,15 @@ mod tests {
         let mut header = write(ProxyVersion::V2, addresses("192.0.2.1:1", "192.0.2.2:2"));
         header[12] = 0x20;
         assert_eq!(read(&header).unwrap().unwrap(), Header { length: 28, addresses: None });
+    }
+
+    #[test]
+    fn a_client_without_an_address_is_nobody_in_both_versions() {
+        for version in [ProxyVersion::V1, ProxyVersion::V2] {
+            let header = write_unknown(version);
+            let read = read(&header).unwrap().unwrap();
+            assert_eq!(read, Header { length: header.len(), addresses: None }, "{version:?}");
+        }
     }
 
     #[test]

@@ -1,6 +1,5 @@
 //! What all connections of one listener on one thread share.
 
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
@@ -9,6 +8,7 @@ use prometheus::Histogram;
 
 use super::Config;
 use super::metrics::Tally;
+use super::peer::Peer;
 use super::transparent::Steering;
 use crate::balance::Balancer;
 
@@ -25,12 +25,14 @@ pub(super) struct Route {
     pub(super) trusted_proxies: Arc<[Prefix]>,
     /// Which endpoints can be shown the client's address.
     pub(super) steering: Arc<Steering>,
+    /// Clients come by a unix socket.
+    pub(super) is_unix: bool,
 }
 
 impl Route {
-    /// Must a client from this address begin with a PROXY protocol header?
-    pub(super) fn is_trusted_proxy(&self, address: IpAddr) -> bool {
-        self.trusted_proxies.iter().any(|prefix| prefix.contains(address))
+    /// Must this client begin with a PROXY protocol header?
+    pub(super) fn is_trusted_proxy(&self, peer: Peer) -> bool {
+        peer.ip().is_some_and(|peer| self.trusted_proxies.iter().any(|prefix| prefix.contains(peer.ip())))
     }
 }
 

@@ -7,7 +7,7 @@ use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, Shutdown};
 
 use super::poll::{Interest, Poller, Readiness, Subject};
-use super::socket;
+use super::{TcpOptions, socket};
 
 /// The client's socket or the endpoint's.
 #[derive(Debug)]
@@ -21,11 +21,13 @@ pub(super) struct Side {
     pub(super) finished: bool,
     /// It was reported broken.
     pub(super) failed: bool,
-    /// Reads stop short at urgent data, so that a short read does not prove that there is no more.
-    urgent: bool,
+    /// Reads stop short at urgent data, and on unix sockets at descriptors that are passed along (unix(7)), so that a short
+    /// read does not prove that there is no more.
+    stops_short: bool,
     /// Something was sent already, and small writes do not wait for acknowledgements.
     nodelay: Delay,
     interest: Interest,
+    is_unix: bool,
 }
 
 /// Whether Nagle's algorithm is off. It delays the second small write at the earliest, so many sockets never need the call.
@@ -48,9 +50,23 @@ impl Side {
             writable: false,
             finished: false,
             failed: false,
-            urgent: false,
+            stops_short: false,
             nodelay,
             interest: Interest::Read,
+            is_unix: false,
+        }
+    }
+
+    /// A unix socket that is not watched yet.
+    pub(super) fn unix(fd: OwnedFd) -> Self {
+        Self { stops_short: true, is_unix: true, ..Self::new(fd, Delay::Off) }
+    }
+
+    /// Has it noticed when the peer vanishes without a word.
+    pub(super) fn keep_alive(&self, options: &TcpOptions) {
+        // A peer on the same kernel does not vanish so.
+        if !self.is_unix {
+            socket::set_keepalive(&self.fd, options);
         }
     }
 
@@ -73,7 +89,7 @@ impl Side {
         self.writable |= readiness.writable();
         self.finished |= readiness.finished();
         self.failed |= readiness.failed();
-        self.urgent |= readiness.urgent();
+        self.stops_short |= readiness.urgent();
     }
 
     /// Reads once. `Ok(None)`: nothing now.
@@ -84,7 +100,7 @@ impl Side {
                 Ok((_, 0)) => return Ok(Some(Read { count: 0, last: true })),
                 Ok((_, count)) => {
                     // A short read took all there was; what comes later is told by a new edge.
-                    let all = count < space && !self.urgent;
+                    let all = count < space && !self.stops_short;
                     self.readable = !all;
                     return Ok(Some(Read { count, last: all && self.finished }));
                 }
@@ -140,7 +156,7 @@ impl Side {
         }
     }
 
-    /// Ends by RST.
+    /// Ends by RST; a unix socket, which knows none, by its end.
     pub(super) fn reset(self) {
         socket::reset(self.fd);
     }

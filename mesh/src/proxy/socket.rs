@@ -14,7 +14,7 @@ use super::transparent::Borrowed;
 use crate::sys;
 
 /// Handshakes that the kernel completes ahead of us; it caps this at `net.core.somaxconn`.
-const BACKLOG: i32 = 4096;
+pub(super) const BACKLOG: i32 = 4096;
 
 /// Is nobody else listening there? `SO_REUSEPORT` alone would let two programs of one user share a port silently.
 pub(super) fn probe(address: SocketAddr) -> io::Result<()> {
@@ -198,7 +198,7 @@ pub(super) fn set_keepalive(socket: impl AsFd, options: &TcpOptions) {
     }
 }
 
-fn set_buffers(socket: impl AsFd, options: &TcpOptions) {
+pub(super) fn set_buffers(socket: impl AsFd, options: &TcpOptions) {
     let socket = socket.as_fd();
     if let Some(bytes) = options.send_buffer {
         let _ = sockopt::set_socket_send_buffer_size(socket, bytes.get() as usize);

@@ -5,7 +5,6 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
@@ -20,6 +19,7 @@ use super::io::Io;
 use super::limit::ConnectionLimit;
 use super::listening::{Accepted, Listening};
 use super::metrics::Metrics;
+use super::peer::Peer;
 use super::poll::{Events, Readiness, Subject};
 use super::route::{ListenerId, Route};
 use super::udp::{Limits, Udp};
@@ -211,7 +211,7 @@ impl Worker {
         }
     }
 
-    fn begin(&mut self, client: OwnedFd, peer: SocketAddr, route: &Rc<Route>) {
+    fn begin(&mut self, client: OwnedFd, peer: Peer, route: &Rc<Route>) {
         route.tally.accepted.add(1);
         if !self.limit.take() {
             route.tally.ended.add(1);

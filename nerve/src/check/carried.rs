@@ -9,13 +9,16 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::Outcome;
-use crate::model::Health;
+use crate::model::{Health, ListensOn, UnixPath};
 
 /// One instance.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Carried {
-    /// Where it was checked: at another address it is another instance.
+    /// Where it was checked: at another address it is another instance. Port 0: it has no main port.
     pub address: SocketAddr,
+    /// And its unix socket.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub socket: Option<UnixPath>,
     /// As its worst check.
     pub health: Health,
     /// The probe that decided it.
@@ -62,6 +65,19 @@ impl Progress {
     #[must_use]
     pub fn new(health: Health) -> Self {
         Self { health, streak: 0, last_healthy: false }
+    }
+}
+
+impl Carried {
+    /// Of an instance that listens there, of which nothing else is known.
+    pub(super) fn of(on: &ListensOn, health: Health, reason: String, checks: Vec<CarriedCheck>) -> Self {
+        Self { address: on.or_port_zero(), socket: on.socket.clone(), health, reason, checks }
+    }
+
+    /// Is it of an instance that listens there?
+    #[must_use]
+    pub fn is_of(&self, on: &ListensOn) -> bool {
+        ListensOn { socket: self.socket.clone(), ..self.address.into() } == *on
     }
 }
 

@@ -1,14 +1,13 @@
 //! The HTTP check: a request is answered with an expected status, and optionally with an expected text.
 //!
-//! Keys: `http` (the path), `method` (GET), `headers`, `host` (the `Host` header; default: the address), `port` (default: the
-//! instance's main port), `status` (a set such as `"200-299"` or `[200, 204]`; default 200-299), `body` (a text that the
+//! Keys: `http` (the path), `method` (GET), `headers`, `host` (the `Host` header; default: the address, on a unix socket
+//! `localhost`), `port` or `unix` (default: where the instance listens, its unix socket before its main port), `status` (a set such as `"200-299"` or `[200, 204]`; default 200-299), `body` (a text that the
 //! first 64 KiB of the body must contain).
 //!
 //! Each probe is a connection of its own, closed afterwards: a server that no longer accepts must not look well through
 //! a connection that it accepted earlier. It never follows a redirect: 3xx fails unless `status` says otherwise.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
 use std::num::NonZeroU16;
 
 use async_trait::async_trait;
@@ -19,11 +18,12 @@ use hyper::header::{CONNECTION, HOST, HeaderMap, HeaderName, HeaderValue, USER_A
 use hyper::{Method, Request, Response, Uri};
 use hyper_util::rt::TokioIo;
 use serde::Serialize;
-use tokio::net::TcpStream;
 
 use super::Check;
+use super::connect::{Target, connect};
 use super::status::StatusSet;
 use crate::document::{Reported, Section};
+use crate::model::{Address, ListensOn, UnixPath};
 
 /// So much of a body is searched, and so long may the head of an answer be, in bytes.
 const MAX_READ: usize = 64 * 1024;
@@ -35,7 +35,7 @@ pub struct Http {
     path: Uri,
     method: Method,
     headers: HeaderMap,
-    port: Option<NonZeroU16>,
+    target: Target,
     status: StatusSet,
     body: Option<String>,
 }
@@ -49,6 +49,8 @@ struct Written {
     headers: BTreeMap<String, String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     port: Option<NonZeroU16>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    unix: Option<UnixPath>,
     status: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     body: Option<String>,
@@ -61,7 +63,8 @@ impl From<Http> for Written {
             http: http.path.to_string(),
             method: http.method.to_string(),
             headers: http.headers.iter().map(|(name, value)| (name.to_string(), text(value))).collect(),
-            port: http.port,
+            port: http.target.port,
+            unix: http.target.unix,
             status: http.status.to_string(),
             body: http.body,
         }
@@ -69,7 +72,7 @@ impl From<Http> for Written {
 }
 
 impl Http {
-    /// A GET of `path` on the instance's main port that expects a status from 200 to 299.
+    /// A GET of `path` where the instance listens that expects a status from 200 to 299.
     ///
     /// # Errors
     /// The path does not begin with `/` or has characters that a path cannot have; the text says which.
@@ -83,7 +86,7 @@ impl Http {
             path: uri,
             method: Method::GET,
             headers: HeaderMap::new(),
-            port: None,
+            target: Target::default(),
             status: StatusSet::default(),
             body: None,
         })
@@ -115,7 +118,7 @@ impl Http {
     /// With another port.
     #[must_use]
     pub fn on_port(self, port: NonZeroU16) -> Self {
-        Self { port: Some(port), ..self }
+        Self { target: Target { port: Some(port), unix: None }, ..self }
     }
 
     /// With another set of expected statuses.
@@ -136,7 +139,7 @@ impl Http {
         let method = section.optional::<String>("method");
         let headers = section.or("headers", BTreeMap::<String, String>::new());
         let host = section.optional::<String>("host");
-        let port = section.optional::<NonZeroU16>("port");
+        let (port, unix) = (section.given::<NonZeroU16>("port"), section.given::<UnixPath>("unix"));
         let status = section.or("status", StatusSet::default());
         let body = section.optional::<String>("body");
         let told = |key: &'static str, expected: &'static str| {
@@ -163,14 +166,22 @@ impl Http {
                 "another method, or no `body`",
             ));
         }
-        Ok(Self { port, status, body, ..http })
+        let target = Target { port: port?, unix: unix? };
+        if target.port.is_some() && target.unix.is_some() {
+            return Err(section.invalid("unix", "there is a `port` too", "one of `port` and `unix`"));
+        }
+        Ok(Self { target, status, body, ..http })
     }
 
-    fn request(&self, address: SocketAddr) -> Result<Request<Empty<Bytes>>, hyper::http::Error> {
+    fn request(&self, address: &Address) -> Result<Request<Empty<Bytes>>, hyper::http::Error> {
         let mut request =
             Request::builder().method(&self.method).uri(&self.path).body(Empty::<Bytes>::new())?;
         let headers = request.headers_mut();
-        headers.insert(HOST, HeaderValue::from_str(&address.to_string())?);
+        let host = match address {
+            Address::Ip(address) => HeaderValue::from_str(&address.to_string())?,
+            Address::Unix(_) => HeaderValue::from_static("localhost"),
+        };
+        headers.insert(HOST, host);
         headers.insert(USER_AGENT, HeaderValue::from_static("plexus-check"));
         headers.insert(CONNECTION, HeaderValue::from_static("close"));
         headers.extend(self.headers.clone());
@@ -207,22 +218,23 @@ impl Http {
 #[async_trait]
 impl Check for Http {
     fn describe(&self) -> String {
-        match self.port {
-            None => format!("http {} {}", self.method, self.path),
-            Some(port) => format!("http {} :{port}{}", self.method, self.path),
+        let Self { method, path, target, .. } = self;
+        match target {
+            Target { unix: Some(unix), .. } => format!("http {method} unix:{unix} {path}"),
+            Target { port: Some(port), .. } => format!("http {method} :{port}{path}"),
+            Target { port: None, unix: None } => format!("http {method} {path}"),
         }
     }
 
-    async fn probe(&self, instance: SocketAddr) -> Result<String, String> {
-        let address = SocketAddr::new(instance.ip(), self.port.map_or(instance.port(), NonZeroU16::get));
-        let stream =
-            TcpStream::connect(address).await.map_err(|error| format!("connect to {address}: {error}"))?;
+    async fn probe(&self, instance: &ListensOn) -> Result<String, String> {
+        let address = self.target.of(instance)?;
+        let stream = connect(&address).await?.boxed();
         let (mut sender, connection) = hyper::client::conn::http1::Builder::new()
             .max_buf_size(MAX_READ)
             .handshake(TokioIo::new(stream))
             .await
             .map_err(|error| chain(&error))?;
-        let request = self.request(address).map_err(|error| format!("cannot be sent: {error}"))?;
+        let request = self.request(&address).map_err(|error| format!("cannot be sent: {error}"))?;
         let exchange = Box::pin(async move {
             let response = sender.send_request(request).await.map_err(|error| chain(&error))?;
             self.judge(response).await
@@ -265,7 +277,7 @@ mod tests {
     /// Answers one connection with `answer` and returns the request's head.
     async fn exchange(check: &Http, answer: Vec<u8>) -> (Result<String, String>, String) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
+        let instance = listener.local_addr().unwrap().into();
         let server = async {
             let (mut stream, _) = listener.accept().await.unwrap();
             let mut head = Vec::new();
@@ -276,7 +288,7 @@ mod tests {
             let _ = stream.write_all(&answer).await;
             String::from_utf8(head).unwrap()
         };
-        tokio::join!(check.probe(address), server)
+        tokio::join!(check.probe(&instance), server)
     }
 
     fn answer(status: &str, body: &str) -> Vec<u8> {
@@ -294,6 +306,28 @@ mod tests {
         assert!(head.starts_with("POST /a?b=c HTTP/1.1\r\n"), "{head}");
         assert!(head.contains("host: web.test\r\n") && head.contains("x-why: check\r\n"), "{head}");
         assert_eq!(check.describe(), "http POST /a?b=c");
+    }
+
+    #[tokio::test]
+    async fn it_asks_a_unix_socket_as_it_asks_a_port() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("app.sock");
+        let listener = tokio::net::UnixListener::bind(&path).unwrap();
+        let check = read(&format!("http = \"/x\"\nunix = \"{}\"", path.display())).unwrap();
+        assert_eq!(check.describe(), format!("http GET unix:{} /x", path.display()));
+        let server = async {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut head = Vec::new();
+            while !head.ends_with(b"\r\n\r\n") {
+                head.push(stream.read_u8().await.unwrap());
+            }
+            stream.write_all(&answer("200 OK", "")).await.unwrap();
+            String::from_utf8(head).unwrap()
+        };
+        let elsewhere = "127.0.0.1:1".parse::<std::net::SocketAddr>().unwrap().into();
+        let (verdict, head) = tokio::join!(check.probe(&elsewhere), server);
+        assert_eq!(verdict, Ok("status 200".to_owned()));
+        assert!(head.contains("host: localhost\r\n"), "{head}");
     }
 
     #[tokio::test]
@@ -339,6 +373,7 @@ mod tests {
             ("http = \"/\"\nstatus = \"299-200\"", "x:2:10: status:"),
             ("http = \"/\"\nmethod = \"HEAD\"\nbody = \"x\"", "x:3:8: body: an answer to HEAD has no body"),
             ("http = \"/\"\nport = 0", "x:2:8: port: 0 is out of range"),
+            ("http = \"/\"\nport = 1\nunix = \"/x\"", "x:3:8: unix: there is a `port` too"),
         ] {
             let shown = read(text).unwrap_err();
             assert!(shown.starts_with(expected), "{text}: {shown}");

@@ -7,6 +7,7 @@
 //! What a check never does: touch the store, or change anything at its target.
 
 mod carried;
+mod connect;
 mod http;
 mod hysteresis;
 mod metrics;
@@ -17,13 +18,13 @@ mod status;
 mod tcp;
 
 use std::fmt;
-use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
 use crate::document::{Reported, Section};
+use crate::model::ListensOn;
 
 pub use carried::{Beginning, Carried, CarriedCheck, Progress};
 pub use http::Http;
@@ -48,7 +49,7 @@ pub trait Check: fmt::Debug + Send + Sync + 'static {
     ///
     /// # Errors
     /// The instance is not well; the text says why (`status 503`).
-    async fn probe(&self, instance: SocketAddr) -> Result<String, String>;
+    async fn probe(&self, instance: &ListensOn) -> Result<String, String>;
 }
 
 macro_rules! kinds {

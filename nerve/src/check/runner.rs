@@ -3,7 +3,6 @@
 //! A probe holds a slot while it runs, since each is a file descriptor; whoever has to wait for one is counted. The wait
 //! does not eat into the probe's timeout. A probe that panics is a failed probe.
 
-use std::net::SocketAddr;
 use std::num::NonZeroUsize;
 use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -17,7 +16,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use super::carried::{Beginning, Carried, CarriedCheck, Progress};
 use super::schedule::Schedule;
 use super::{CheckSpec, Hysteresis, Metrics, Outcome, bounded};
-use crate::model::Health;
+use crate::model::{Health, ListensOn};
 use crate::tasks::Tasks;
 
 /// What is checked.
@@ -25,8 +24,8 @@ use crate::tasks::Tasks;
 pub struct Subject {
     /// Its name in logs (`web/web-a-8080`), from which its moment within the interval is drawn.
     pub name: String,
-    /// The address of its main port.
-    pub address: SocketAddr,
+    /// Where it listens.
+    pub on: ListensOn,
     /// Its checks; without any it is passing.
     pub checks: Vec<CheckSpec>,
 }
@@ -76,7 +75,7 @@ type OnChange = Box<dyn Fn() + Send + Sync>;
 
 struct Shared {
     name: String,
-    address: SocketAddr,
+    on: ListensOn,
     state: Mutex<State>,
     metrics: Metrics,
     on_change: OnChange,
@@ -93,7 +92,6 @@ struct Running {
     index: usize,
     spec: CheckSpec,
     description: String,
-    address: SocketAddr,
     hysteresis: Hysteresis,
     schedule: Schedule,
     started: Instant,
@@ -118,7 +116,7 @@ impl Runner {
         beginning: Beginning,
         on_change: impl Fn() + Send + Sync + 'static,
     ) -> Monitor {
-        let Subject { name, address, checks } = subject;
+        let Subject { name, on, checks } = subject;
         let now = Instant::now();
         let (mut statuses, mut progress) = (Vec::new(), Vec::new());
         for (index, spec) in checks.iter().enumerate() {
@@ -145,7 +143,7 @@ impl Runner {
         let report = Report { health, reason, checks: statuses.clone() };
         let shared = Arc::new(Shared {
             name,
-            address,
+            on,
             state: Mutex::new(State { report, progress: progress.clone() }),
             metrics: self.metrics.clone(),
             on_change: Box::new(on_change),
@@ -162,7 +160,6 @@ impl Runner {
                 hysteresis: Hysteresis::new(timing.rise(), timing.fall(), timing.start_period(), stands),
                 spec,
                 description: status.description,
-                address,
                 started: began,
                 slots: Arc::clone(&self.slots),
                 shared: Arc::clone(&shared),
@@ -198,12 +195,8 @@ impl Monitor {
             age: began.elapsed(),
             last: check.last.clone(),
         });
-        Carried {
-            address: self.shared.address,
-            health: state.report.health,
-            reason: state.report.reason.clone(),
-            checks: checks.collect(),
-        }
+        let (health, reason) = (state.report.health, state.report.reason.clone());
+        Carried::of(&self.shared.on, health, reason, checks.collect())
     }
 
     /// The verdict and the probe that decided it.
@@ -304,7 +297,7 @@ impl Running {
             }
         };
         let begun = Instant::now();
-        let probe = AssertUnwindSafe(self.spec.probe.check().probe(self.address)).catch_unwind();
+        let probe = AssertUnwindSafe(self.spec.probe.check().probe(&self.shared.on)).catch_unwind();
         let timeout = self.spec.timing.timeout();
         let (healthy, text, result) = match tokio::time::timeout(timeout, probe).await {
             Ok(Ok(Ok(text))) => (true, text, "pass"),
@@ -326,6 +319,7 @@ impl Running {
 
 #[cfg(test)]
 mod tests {
+    use std::net::SocketAddr;
     use std::num::NonZeroU32;
     use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
     use std::time::Duration;
@@ -353,7 +347,7 @@ mod tests {
     impl Bench {
         fn start(&self, name: &str, address: SocketAddr, checks: Vec<CheckSpec>) -> Monitor {
             let changed = Arc::clone(&self.changed);
-            let subject = Subject { name: name.to_owned(), address, checks };
+            let subject = Subject { name: name.to_owned(), on: address.into(), checks };
             self.runner.start(subject, Beginning::With(Health::Starting), move || changed.notify_one())
         }
 
@@ -512,7 +506,7 @@ mod tests {
         let bench = bench(8);
         let (_server, address) = listener().await;
         assert_eq!(bench.start("web/a", address, Vec::new()).verdict(), (Health::Passing, String::new()));
-        let subject = Subject { name: "web/b".to_owned(), address, checks: vec![tcp(20)] };
+        let subject = Subject { name: "web/b".to_owned(), on: address.into(), checks: vec![tcp(20)] };
         let carried = bench.runner.start(subject, Beginning::With(Health::Passing), || ());
         assert_eq!(carried.verdict().0, Health::Passing);
         bench.tasks.shutdown().await;

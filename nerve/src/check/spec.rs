@@ -186,6 +186,8 @@ mod tests {
             ("tcp = true\nfall = 5000", "an integer from 1 to 1000"),
             ("tcp = true\nintreval = \"1s\"", "did you mean `interval`?"),
             ("tcp = true\nstatus = 200", "unknown key"),
+            ("tcp = 81\nunix = \"/x\"", "`tcp` names a port"),
+            ("tcp = true\nunix = \"x\"", "write it absolute"),
             ("htttp = \"/\"", "did you mean `http`?"),
         ] {
             let shown = read(text).unwrap_err();
@@ -198,6 +200,8 @@ mod tests {
         for text in [
             "tcp = true",
             "tcp = 8081\nrise = 1",
+            "tcp = true\nunix = \"/run/app.sock\"",
+            "http = \"/x\"\nunix = \"/run/app.sock\"",
             "http = \"/x\"\nmethod = \"POST\"\nstatus = [\"200-204\", 404]\nbody = \"ok\"\nhost = \"a.b\"\nport = 81\n\
              headers = { X-A = \"1\" }\ninterval = \"1s\"\ntimeout = \"500ms\"\nstart_period = \"1m\"",
         ] {

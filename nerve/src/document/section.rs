@@ -60,6 +60,14 @@ impl Section<'_> {
         self.convert(key, value).ok()
     }
 
+    /// The value of a key that may be missing, where going on with none would be another mistake.
+    ///
+    /// # Errors
+    /// It is wrong, and that was reported.
+    pub fn given<T: FromValue>(&mut self, key: &'static str) -> Result<Option<T>, Reported> {
+        self.take(key).map(|value| self.convert(key, value)).transpose()
+    }
+
     /// The value of a key, or `default` when it is missing (or wrong, which was reported).
     pub fn or<T: FromValue>(&mut self, key: &'static str, default: T) -> T {
         self.optional(key).unwrap_or(default)

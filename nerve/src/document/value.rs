@@ -10,7 +10,7 @@ use std::time::Duration;
 use toml::de::{DeTable, DeValue};
 
 use crate::model::{
-    InstanceId, NodeName, PortName, Prefix, Protocol, PublishedPort, ServiceName, Tag, Weight, Zone,
+    InstanceId, NodeName, PortName, Prefix, Protocol, PublishedPort, ServiceName, Tag, UnixPath, Weight, Zone,
 };
 use crate::period::Period;
 
@@ -410,6 +410,7 @@ texts! {
     PortName = "a port name such as \"http\"",
     Tag = "a tag such as \"v2\"",
     Zone = "a zone such as \"eu-1a\"",
+    UnixPath = "the absolute path of a unix socket such as \"/run/app.sock\"",
     Protocol = "\"tcp\" or \"udp\"",
     Prefix = "a range of addresses such as \"10.96.0.0/16\"",
     PublishedPort = "a port such as \"8080\", \"8080:metrics\" or \"53/udp\"",

@@ -4,14 +4,17 @@
 //! different versions share one store. Imports of ours
 //! the leaf `period` alone.
 
+mod address;
 mod health;
 mod instance;
 mod name;
 mod node;
 mod prefix;
 mod settings;
+mod unix_path;
 mod vip;
 
+pub use address::{Address, ListensOn};
 pub use health::Health;
 pub use instance::{Instance, Weight};
 pub use name::{InstanceId, NameError, NodeName, PortName, ServiceName, Tag, Zone};
@@ -22,4 +25,5 @@ pub use settings::{
     Locality, OutlierSettings, Percent, Policy, PortRange, Protocol, ProxyVersion, PublishMode,
     PublishedPort, RetrySettings, Selector, ServiceSettings, Split, VirtualIp,
 };
+pub use unix_path::{UnixPath, UnixPathError};
 pub use vip::VipClaim;

@@ -208,11 +208,11 @@ impl Board {
         definition: &Definition,
     ) -> Monitor {
         let mut beginning = match inherited {
-            Some(carried) if carried.address == definition.socket_addr() => Beginning::Carried(carried),
+            Some(carried) if carried.is_of(&definition.listens_on()) => Beginning::Carried(carried),
             _ => Beginning::With(Health::Starting),
         };
         if let Some((old, monitor)) = running
-            && old.definition.socket_addr() == definition.socket_addr()
+            && old.definition.listens_on() == definition.listens_on()
         {
             if old.definition.checks == definition.checks {
                 return monitor;
@@ -221,7 +221,7 @@ impl Board {
         }
         let subject = Subject {
             name: definition.key.to_string(),
-            address: definition.socket_addr(),
+            on: definition.listens_on(),
             checks: definition.checks.clone(),
         };
         // Weak: the board owns the monitor, which owns this.
@@ -448,7 +448,8 @@ impl Board {
 impl Local {
     fn record(&self, config: &Config, drains: &Drains) -> Option<Instance> {
         let (located, monitor) = self.defined.as_ref()?;
-        let Definition { key, address, port, ports, tags, labels, weight, checks: _ } = &located.definition;
+        let Definition { key, address, port, socket, ports, tags, labels, weight, checks: _ } =
+            &located.definition;
         let (mut health, mut health_reason) = monitor.verdict();
         if self.adopted && health == Health::Starting {
             (health, health_reason) = (Health::Passing, String::new());
@@ -459,6 +460,7 @@ impl Local {
             node: config.node.clone(),
             address: *address,
             port: *port,
+            socket: socket.clone(),
             ports: ports.clone(),
             tags: tags.clone(),
             labels: labels.clone(),

@@ -194,7 +194,7 @@ fn other_owner(entry: &Entry, node: &NodeName, key: InstanceKey) -> Option<Refus
 /// instance at the same place is as it was.
 fn adopt(instance: &mut Instance, entry: &Entry) -> bool {
     let Ok(earlier) = serde_json::from_slice::<Instance>(&entry.value) else { return false };
-    let same_place = earlier.socket_addr() == instance.socket_addr();
+    let same_place = earlier.listens_on() == instance.listens_on();
     let adopted = same_place && instance.health == Health::Starting && earlier.health == Health::Passing;
     if adopted {
         instance.health = Health::Passing;

@@ -5,14 +5,16 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::num::NonZeroU16;
 
 use serde::{Deserialize, Serialize};
 
 use crate::check::CheckSpec;
 use crate::document::{Reported, Section};
-use crate::model::{InstanceId, NodeName, PortName, ServiceName, Tag, Weight};
+use crate::model::{
+    InstanceId, ListensOn, NameError, NodeName, PortName, ServiceName, Tag, UnixPath, Weight,
+};
 
 /// So many tags, labels and ports an instance may have: they travel to every node.
 const MAX_MARKS: usize = 64;
@@ -50,14 +52,18 @@ pub struct Local {
 pub struct Draft {
     /// The service that it is a copy of.
     pub name: ServiceName,
-    /// Default: `<service>-<node>-<port>`.
+    /// Default: `<service>-<node>-<port>`, without a port `<service>-<node>-<file of the socket>`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub id: Option<InstanceId>,
     /// Default: the node's address.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub address: Option<IpAddr>,
-    /// Its main port.
-    pub port: NonZeroU16,
+    /// Its main port. Without one it is to have a socket.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub port: Option<NonZeroU16>,
+    /// The unix socket that it listens on, instead of a main port or beside it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub socket: Option<UnixPath>,
     /// Further ports by name.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub ports: BTreeMap<PortName, NonZeroU16>,
@@ -92,7 +98,9 @@ pub struct Definition {
     /// Where it listens.
     pub address: IpAddr,
     /// Its main port.
-    pub port: NonZeroU16,
+    pub port: Option<NonZeroU16>,
+    /// The unix socket that it listens on; there is this or a main port, or both.
+    pub socket: Option<UnixPath>,
     /// Further ports by name.
     pub ports: BTreeMap<PortName, NonZeroU16>,
     /// Marks for filters.
@@ -106,14 +114,15 @@ pub struct Definition {
 }
 
 impl Draft {
-    /// An instance with the defaults for everything else.
+    /// An instance on a port, with the defaults for everything else.
     #[must_use]
     pub fn new(name: ServiceName, port: NonZeroU16) -> Self {
         Self {
             name,
             id: None,
             address: None,
-            port,
+            port: Some(port),
+            socket: None,
             ports: BTreeMap::new(),
             tags: BTreeSet::new(),
             labels: BTreeMap::new(),
@@ -130,7 +139,7 @@ impl Draft {
         let name = section.required("name");
         let id = section.optional("id");
         let address = section.optional("address");
-        let port = section.required("port");
+        let (port, socket) = (section.given("port"), section.given("socket"));
         let ports = section.or("ports", BTreeMap::new());
         let tags = section.or("tags", BTreeSet::new());
         let labels = section.or("labels", BTreeMap::new());
@@ -138,7 +147,11 @@ impl Draft {
         section.renamed("checks", "check");
         let checks = section.list("check", CheckSpec::read);
         let checks = checks.into_iter().collect::<Result<_, _>>();
-        Ok(Self { name: name?, id, address, port: port?, ports, tags, labels, weight, checks: checks? })
+        if let (Ok(None), Ok(None)) = (&port, &socket) {
+            return Err(section.invalid("port", "it is missing", "a port from 1 to 65535, or a `socket`"));
+        }
+        let (name, port, socket, checks) = (name?, port?, socket?, checks?);
+        Ok(Self { name, id, address, port, socket, ports, tags, labels, weight, checks })
     }
 
     /// What it means on this node.
@@ -148,6 +161,9 @@ impl Draft {
     pub fn resolve(&self, local: &Local) -> Result<Definition, DraftError> {
         self.within_limits()?;
         let refuse = |key, message| Err(DraftError { key, message });
+        if self.port.is_none() && self.socket.is_none() {
+            return refuse("port", "nobody can connect to it; give it a port or a socket".to_owned());
+        }
         let address = self.address.unwrap_or(local.address);
         if address.is_unspecified() || address.is_multicast() {
             return refuse(
@@ -157,7 +173,7 @@ impl Draft {
         }
         let id = match &self.id {
             Some(id) => id.clone(),
-            None => match InstanceId::new(&format!("{}-{}-{}", self.name, local.node, self.port)) {
+            None => match self.default_id(local) {
                 Ok(id) => id,
                 Err(error) => {
                     return refuse("id", format!("the default does not do ({error}); give it an id"));
@@ -168,12 +184,21 @@ impl Draft {
             key: InstanceKey { service: self.name.clone(), id },
             address,
             port: self.port,
+            socket: self.socket.clone(),
             ports: self.ports.clone(),
             tags: self.tags.clone(),
             labels: self.labels.clone(),
             weight: self.weight,
             checks: self.checks.clone(),
         })
+    }
+
+    fn default_id(&self, local: &Local) -> Result<InstanceId, NameError> {
+        let (service, node) = (&self.name, &local.node);
+        match (self.port, &self.socket) {
+            (None, Some(socket)) => InstanceId::new(&format!("{service}-{node}-{}", socket.file_name())),
+            (port, _) => InstanceId::new(&format!("{service}-{node}-{}", port.map_or(0, NonZeroU16::get))),
+        }
     }
 
     fn within_limits(&self) -> Result<(), DraftError> {
@@ -211,10 +236,10 @@ impl Definition {
         Draft::read(section)?.resolve(local).map_err(|error| section.invalid(error.key, error.message, ""))
     }
 
-    /// The address of its main port.
+    /// Where it listens.
     #[must_use]
-    pub fn socket_addr(&self) -> SocketAddr {
-        SocketAddr::new(self.address, self.port.get())
+    pub fn listens_on(&self) -> ListensOn {
+        ListensOn { address: self.address, port: self.port, socket: self.socket.clone() }
     }
 }
 
@@ -236,18 +261,38 @@ mod tests {
     fn id_and_address_come_from_the_node_unless_given() {
         let definition = read("name = \"web\"\nport = 8080").unwrap();
         assert_eq!(definition.key.to_string(), "web/web-a-8080");
-        assert_eq!(definition.socket_addr().to_string(), "192.0.2.11:8080");
+        assert_eq!(definition.listens_on().to_string(), "192.0.2.11:8080");
         let definition = read("name = \"web\"\nport = 1\nid = \"x\"\naddress = \"::1\"").unwrap();
         assert_eq!(
-            (definition.key.id.as_str(), definition.socket_addr().to_string().as_str()),
+            (definition.key.id.as_str(), definition.listens_on().to_string().as_str()),
             ("x", "[::1]:1")
         );
+    }
+
+    #[test]
+    fn an_instance_may_listen_on_a_unix_socket_instead_of_a_port_or_beside_it() {
+        let definition = read("name = \"web\"\nsocket = \"/run/web/app.sock\"").unwrap();
+        assert_eq!(definition.key.to_string(), "web/web-a-app.sock");
+        assert_eq!(
+            (definition.port, definition.listens_on().to_string()),
+            (None, "unix:/run/web/app.sock".to_owned())
+        );
+        let definition = read("name = \"web\"\nport = 80\nsocket = \"/run/app.sock\"").unwrap();
+        assert_eq!(definition.key.to_string(), "web/web-a-80");
+        assert_eq!(definition.listens_on().to_string(), "192.0.2.11:80 unix:/run/app.sock");
+        let nowhere = Draft { port: None, ..Draft::new("web".parse().unwrap(), NonZeroU16::MIN) };
+        assert_eq!(nowhere.resolve(&local()).unwrap_err().key, "port");
     }
 
     #[test]
     fn mistakes_name_file_line_and_key() {
         for (text, expected) in [
             ("name = \"web\"", "web.toml:1:1: port: it is missing"),
+            (
+                "name = \"web\"\nsocket = \"app.sock\"",
+                "web.toml:2:10: socket: \"app.sock\" is no path of a unix socket",
+            ),
+            ("name = \"web\"\nsocket = \"/a b\"", "web.toml:1:1: id: the default does not do"),
             (
                 "name = \"web\"\nport = 80\naddress = \"0.0.0.0\"",
                 "web.toml:3:11: address: nobody can connect",
@@ -277,7 +322,7 @@ mod tests {
 
     #[test]
     fn a_draft_written_as_json_reads_back_the_same() {
-        let text = "name = \"web\"\nport = 80\nid = \"x\"\ntags = [\"v2\"]\nweight = 5\nports = { m = 81 }\n\
+        let text = "name = \"web\"\nport = 80\nid = \"x\"\ntags = [\"v2\"]\nweight = 5\nsocket = \"/run/x\"\nports = { m = 81 }\n\
                     labels = { a = \"b\" }\ncheck = [{ http = \"/\" }, { tcp = true, rise = 1 }]";
         let draft = Document::parse("x", text).unwrap().decode(Draft::read).unwrap();
         let json = serde_json::to_string(&draft).unwrap();

@@ -189,7 +189,7 @@ mod tests {
     async fn ports(source: &FileSource, expected: &[u16]) {
         let mut snapshots = source.snapshots();
         let of = |snapshot: &Arc<Snapshot>| -> Vec<u16> {
-            snapshot.definitions.iter().map(|located| located.definition.port.get()).collect()
+            snapshot.definitions.iter().map(|located| located.definition.port.unwrap().get()).collect()
         };
         let seen = snapshots.wait_for(|snapshot| of(snapshot) == expected);
         let seen = tokio::time::timeout(Duration::from_secs(5), seen).await.map(|seen| seen.is_ok());

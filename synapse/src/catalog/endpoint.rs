@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use nerve::model::{Health, Instance};
+use nerve::model::{Health, Instance, NodeName};
 use serde::{Deserialize, Serialize};
 
 /// Why an endpoint gets no traffic. Balancer, DNS, `plexus why` and metrics print the same word.
@@ -16,6 +16,8 @@ pub enum Reason {
     Critical,
     /// It or its node is being drained.
     Draining,
+    /// It listens on a unix socket alone: its own node reaches it, and nobody else.
+    UnixSocketOnly,
 }
 
 impl Reason {
@@ -26,6 +28,7 @@ impl Reason {
             Self::Starting => "starting",
             Self::Critical => "critical",
             Self::Draining => "draining",
+            Self::UnixSocketOnly => "unix_socket_only",
         }
     }
 }
@@ -55,6 +58,13 @@ impl Endpoint {
             Health::Starting => Some(Reason::Starting),
             Health::Critical => Some(Reason::Critical),
         }
+    }
+
+    /// Why `node` sends it no traffic, or `None` if it does; `None` for the node is whoever needs an IP address.
+    #[must_use]
+    pub fn excluded_from(&self, node: Option<&NodeName>) -> Option<Reason> {
+        let is_out_of_reach = self.instance.port.is_none() && node != Some(&self.instance.node);
+        self.excluded().or(is_out_of_reach.then_some(Reason::UnixSocketOnly))
     }
 
     /// Does it get traffic?

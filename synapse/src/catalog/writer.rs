@@ -327,6 +327,19 @@ mod tests {
         assert_eq!(endpoint.excluded(), Some(super::super::Reason::Draining));
     }
 
+    #[test]
+    fn an_endpoint_with_a_unix_socket_alone_is_for_its_own_node() {
+        let only = Instance {
+            port: None,
+            socket: Some("/run/app.sock".parse().unwrap()),
+            ..(*instance("web", "1", 80)).clone()
+        };
+        let endpoint = Endpoint { instance: Arc::new(only), unconfirmed: false };
+        let from = |node: &str| endpoint.excluded_from(Some(&NodeName::new(node).unwrap()));
+        let out_of_reach = Some(super::super::Reason::UnixSocketOnly);
+        assert_eq!((from("a"), from("b"), endpoint.excluded_from(None)), (None, out_of_reach, out_of_reach));
+    }
+
     #[tokio::test]
     async fn a_subscription_reports_each_changed_service_once() {
         let (catalog, mut writer) = Catalog::new();

@@ -1,5 +1,6 @@
 //! The backend of the tests: HTTP/1.1 on one address, a thread a connection; and UDP there, where any datagram is answered with
-//! what `GET anything` is, and its first 64 bytes in hexadecimal digits as `question`.
+//! what `GET anything` is, and its first 64 bytes in hexadecimal digits as `question`. An address `unix:/path` is a unix socket, and
+//! has no UDP; whatever stands there is replaced.
 //!
 //! ```text
 //! plexus-test-backend ADDRESS SERVICE INSTANCE NODE
@@ -15,7 +16,8 @@
 //! Connections whose first request is for `/healthz`, `/fail`, `/recover` or `/seen` are the tests' and the checks'; all others clients'.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
-use std::net::{TcpListener, TcpStream, UdpSocket};
+use std::net::{TcpListener, UdpSocket};
+use std::os::unix::net::UnixListener;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc;
 use std::thread;
@@ -46,6 +48,14 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         last_connection: AtomicU64::new(0),
         connections: AtomicU64::new(0),
     }));
+    if let Some(path) = address.strip_prefix("unix:") {
+        let _ = std::fs::remove_file(path);
+        for stream in UnixListener::bind(path)?.incoming() {
+            let stream = stream?;
+            spawn(state, "unix".to_owned(), stream.try_clone()?, stream)?;
+        }
+        return Ok(());
+    }
     let datagrams = UdpSocket::bind(address)?;
     thread::Builder::new().stack_size(128 * 1024).spawn(move || {
         // Errors here are those of clients that have gone.
@@ -62,12 +72,24 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     })?;
     for stream in TcpListener::bind(address)?.incoming() {
         let stream = stream?;
-        let accepted = state.now();
-        // A connection that its client gave up is no failure of ours.
-        thread::Builder::new().stack_size(128 * 1024).spawn(move || {
-            let _ = serve(state, stream, accepted);
-        })?;
+        stream.set_nodelay(true)?;
+        spawn(state, stream.peer_addr()?.to_string(), stream.try_clone()?, stream)?;
     }
+    Ok(())
+}
+
+/// Serves a connection, whose two handles these are.
+fn spawn(
+    state: &'static State,
+    client: String,
+    reader: impl Read + Send + 'static,
+    writer: impl Write + Send + 'static,
+) -> io::Result<()> {
+    let accepted = state.now();
+    thread::Builder::new().stack_size(128 * 1024).spawn(move || {
+        // A connection that its client gave up is no failure of ours.
+        let _ = serve(state, &client, BufReader::new(reader), writer, accepted);
+    })?;
     Ok(())
 }
 
@@ -120,10 +142,13 @@ impl State {
     }
 }
 
-fn serve(state: &State, stream: TcpStream, accepted: u64) -> io::Result<()> {
-    stream.set_nodelay(true)?;
-    let mut writer = stream.try_clone()?;
-    let mut reader = BufReader::new(stream);
+fn serve(
+    state: &State,
+    client: &str,
+    mut reader: impl BufRead,
+    mut writer: impl Write,
+    accepted: u64,
+) -> io::Result<()> {
     let mut first = true;
     while let Some(Request { method, path, length }) = read_request(&mut reader)? {
         let is_ours = matches!(path.as_str(), "/healthz" | "/fail" | "/recover" | "/seen");
@@ -139,7 +164,7 @@ fn serve(state: &State, stream: TcpStream, accepted: u64) -> io::Result<()> {
         }
         let (status, body) = match (method.as_str(), path.as_str()) {
             ("POST", "/content") => (if is_content(&mut reader, length)? { 200 } else { 409 }, String::new()),
-            (_, "/client") => (200, writer.peer_addr()?.to_string()),
+            (_, "/client") => (200, client.to_owned()),
             _ => state.answer(&method, &path),
         };
         write!(writer, "HTTP/1.1 {status} -\r\ncontent-length: {}\r\n\r\n{body}", body.len())?;
@@ -166,7 +191,7 @@ struct Request {
 }
 
 /// The next request, up to its body.
-fn read_request(reader: &mut BufReader<TcpStream>) -> io::Result<Option<Request>> {
+fn read_request(reader: &mut impl BufRead) -> io::Result<Option<Request>> {
     let mut line = String::new();
     if reader.read_line(&mut line)? == 0 {
         return Ok(None);

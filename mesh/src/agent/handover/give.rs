@@ -33,6 +33,9 @@ pub(in crate::agent) trait Estate {
     /// Every listening socket.
     fn sockets(&self) -> Vec<Arc<OwnedFd>>;
 
+    /// Is a socket the service manager's?
+    fn is_lent(&self, key: &Key) -> bool;
+
     /// The catalog, if it has something to say.
     async fn catalog(&self) -> Result<Option<OwnedFd>, Error>;
 
@@ -107,8 +110,8 @@ async fn introduce(config: &Config, wire: &mut Wire) -> Result<Successor, Error>
 async fn offer(estate: &impl Estate, wire: &Wire) -> Result<(), Error> {
     for some in estate.sockets().chunks(MAX_DESCRIPTORS) {
         let described = some.iter().map(|socket| match Key::of(socket) {
-            Ok(key) => Described { transport: key.transport.to_string(), address: Some(key.address) },
-            Err(_) => Described { transport: "unknown".to_owned(), address: None },
+            Ok(key) => Described { lent: estate.is_lent(&key), ..Described::of(&key) },
+            Err(_) => Described::unknown(),
         });
         let message = Message::Sockets(Sockets { sockets: described.collect() });
         let descriptors: Vec<_> = some.iter().map(|socket| socket.as_fd()).collect();

@@ -5,8 +5,11 @@
 
 use std::net::SocketAddr;
 
+use nerve::model::UnixPath;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+
+use crate::inherited::Key;
 
 /// The version of the protocol: two agents of different ones do not take over from each other.
 pub(super) const PROTOCOL: u32 = 1;
@@ -69,10 +72,30 @@ pub(super) struct Sockets {
 /// One socket, for whoever reads along: what it is, the kernel says.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Described {
-    /// `tcp` and `udp` are known; others are of a later version and closed.
+    /// `tcp`, `udp` and `unix` are known; others are of a later version and closed.
     pub(super) transport: String,
     /// Where it is bound.
     pub(super) address: Option<SocketAddr>,
+    /// Where it is bound, if it is a unix socket.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) path: Option<UnixPath>,
+    /// It is the service manager's: its file stays when whoever takes it over leaves.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(super) lent: bool,
+}
+
+impl Described {
+    pub(super) fn of(key: &Key) -> Self {
+        let (transport, address, path) = match key {
+            Key::Ip { transport, address } => (transport.to_string(), Some(*address), None),
+            Key::Unix(path) => ("unix".to_owned(), None, Some(path.clone())),
+        };
+        Self { transport, address, path, lent: false }
+    }
+
+    pub(super) fn unknown() -> Self {
+        Self { transport: "unknown".to_owned(), address: None, path: None, lent: false }
+    }
 }
 
 /// What the descriptors beside the line are, in their order: `registrar` and `store` are known.
@@ -158,7 +181,7 @@ mod tests {
 
     fn sockets() -> impl Strategy<Value = Message> {
         let described = (".{0,9}", proptest::option::of(any::<(IpAddr, u16)>().prop_map(SocketAddr::from)))
-            .prop_map(|(transport, address)| Described { transport, address });
+            .prop_map(|(transport, address)| Described { transport, address, ..Described::unknown() });
         proptest::collection::vec(described, 0..MAX_DESCRIPTORS)
             .prop_map(|sockets| Message::Sockets(Sockets { sockets }))
     }

@@ -154,10 +154,16 @@ async fn offered(wire: &mut Wire, inherited: &Inherited) -> Result<Option<Recall
     let (mut recalled, mut sockets) = (None, 0);
     loop {
         match wire.receive("its sockets", ANSWER_WITHIN).await? {
-            (Message::Sockets(_), descriptors) => {
-                for descriptor in descriptors {
+            (Message::Sockets(described), descriptors) => {
+                let lent = described.sockets.iter().map(|socket| socket.lent).chain(std::iter::repeat(false));
+                for (descriptor, is_lent) in descriptors.into_iter().zip(lent) {
                     match inherited.add(descriptor) {
-                        Ok(_) => sockets += 1,
+                        Ok(key) => {
+                            sockets += 1;
+                            if is_lent {
+                                inherited.lend(key);
+                            }
+                        }
                         Err(error) => {
                             tracing::warn!(%error, "a descriptor of the agent before is not of use")
                         }

@@ -214,7 +214,8 @@ mod tests {
         let (here, mut there) = pair();
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
-        let described = Described { transport: "tcp".to_owned(), address: Some(address) };
+        let described =
+            Described { transport: "tcp".to_owned(), address: Some(address), ..Described::unknown() };
         let sockets = Message::Sockets(Sockets { sockets: vec![described] });
         here.send(&Message::Prepare, &[], SOON).await.unwrap();
         here.send(&sockets, &[listener.as_fd()], SOON).await.unwrap();

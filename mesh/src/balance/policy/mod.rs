@@ -61,6 +61,8 @@ pub(super) struct Ask<'a> {
     /// The client, hashed.
     pub(super) client: u64,
     pub(super) tried: &'a Tried,
+    /// Only those that take datagrams.
+    pub(super) datagrams: bool,
     /// Milliseconds on our clock.
     pub(super) now: u64,
     /// Connections that an endpoint may have; 0: any.
@@ -84,7 +86,9 @@ enum Standing {
 impl Ask<'_> {
     /// How it stands with an endpoint; changes nothing.
     fn standing(&self, endpoint: &Endpoint) -> Standing {
-        if !self.ejected_too && !endpoint.outlier.is_open(self.now) || self.tried.contains(endpoint) {
+        let is_passed_over = !self.ejected_too && !endpoint.outlier.is_open(self.now);
+        let is_of_no_use = self.datagrams && endpoint.datagram_address().is_none();
+        if is_passed_over || is_of_no_use || self.tried.contains(endpoint) {
             Standing::Out
         } else if self.limit > 0 && endpoint.in_flight() >= self.limit {
             Standing::Full

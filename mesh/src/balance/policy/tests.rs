@@ -27,8 +27,10 @@ impl World {
         shared.census.endpoints.store(count, std::sync::atomic::Ordering::Relaxed);
         let member = |(at, weight): (usize, &u32)| {
             let id = InstanceId::new(&format!("web-{at}")).unwrap();
-            let address = ([192, 0, 2, 1], u16::try_from(at % 60_000).unwrap() + 1).into();
-            let endpoint = Endpoint::new(id, NodeName::new("a").unwrap(), address, Arc::clone(&shared));
+            let address =
+                std::net::SocketAddr::from(([192, 0, 2, 1], u16::try_from(at % 60_000).unwrap() + 1));
+            let addresses = (address.into(), Some(address));
+            let endpoint = Endpoint::new(id, NodeName::new("a").unwrap(), addresses, Arc::clone(&shared));
             Member { endpoint: Arc::new(endpoint), weight: *weight }
         };
         Self {
@@ -55,6 +57,7 @@ impl World {
         policy.choose(
             &self.members,
             &Ask {
+                datagrams: false,
                 client,
                 tried,
                 now: self.now,

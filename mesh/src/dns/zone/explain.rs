@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use synapse::catalog::{Freshness, Reason};
 
 use super::lookup::{self, Found};
-use super::{Answer, Kind, Zone, none_serves};
+use super::{Answer, Kind, Zone, left_out, none_serves};
 
 /// What DNS would answer for a name, and why.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -81,7 +81,7 @@ pub struct Excluded {
     pub instance: String,
     /// Its node.
     pub node: String,
-    /// Its address and main port.
+    /// Where it listens.
     pub address: String,
     /// Why.
     pub reason: Reason,
@@ -228,8 +228,8 @@ fn excluded(found: &Found) -> Vec<Excluded> {
         Some(Excluded {
             instance: instance.id.to_string(),
             node: instance.node.to_string(),
-            address: instance.socket_addr().to_string(),
-            reason: endpoint.excluded()?,
+            address: instance.listens_on().to_string(),
+            reason: left_out(endpoint)?,
             detail: instance.health_reason.clone(),
         })
     };

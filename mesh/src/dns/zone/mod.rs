@@ -15,7 +15,7 @@ use std::net::IpAddr;
 use hickory_proto::rr::{Name, Record, RecordType};
 use nerve::model::VirtualIp;
 use rand::Rng;
-use synapse::catalog::{Catalog, Freshness, Service};
+use synapse::catalog::{Catalog, Endpoint, Freshness, Reason, Service};
 
 use super::config::{Config, VirtualRanges};
 pub use explain::{Excluded, Explanation, Outcome, Rule};
@@ -215,13 +215,18 @@ impl Zone {
     }
 }
 
+/// Why no answer names an endpoint: it does not serve, or has no port that a client could connect to.
+fn left_out(endpoint: &Endpoint) -> Option<Reason> {
+    endpoint.excluded().or((!endpoint.instance.has_ports()).then_some(Reason::UnixSocketOnly))
+}
+
 /// Says why a service that exists has no endpoint to answer with; `None` if one serves (there is none of that type).
 fn none_serves(service: &Service) -> Option<Note> {
-    if service.serving().next().is_some() {
+    if service.endpoints.iter().any(|endpoint| left_out(endpoint).is_none()) {
         return None;
     }
     let mut reasons: std::collections::BTreeMap<_, usize> = std::collections::BTreeMap::new();
-    service.endpoints.iter().filter_map(|e| e.excluded()).for_each(|r| *reasons.entry(r).or_default() += 1);
+    service.endpoints.iter().filter_map(left_out).for_each(|r| *reasons.entry(r).or_default() += 1);
     let reasons: Vec<_> = reasons.iter().map(|(reason, n)| format!("{n} {reason}")).collect();
     let text = match reasons.as_slice() {
         [] => format!("service {} has no instance", service.name),

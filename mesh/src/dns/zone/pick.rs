@@ -57,6 +57,9 @@ pub(super) fn addresses(
         if picked.len() >= most {
             break;
         }
+        if !endpoint.instance.has_ports() {
+            continue;
+        }
         let ip = endpoint.instance.address.to_canonical();
         if ip.is_ipv4() == (kind == RecordType::A) && !picked.contains(&ip) {
             picked.push(ip);
@@ -80,11 +83,9 @@ pub(super) fn targets(
         let instance = &endpoint.instance;
         let number = match port {
             None => instance.port,
-            Some(name) => match instance.ports.get(name) {
-                Some(number) => *number,
-                None => continue,
-            },
+            Some(name) => instance.ports.get(name).copied(),
         };
+        let Some(number) = number else { continue };
         let (address, number) = (instance.address.to_canonical(), number.get());
         if !picked.iter().any(|t| (t.address, t.port) == (address, number)) {
             picked.push(Target {

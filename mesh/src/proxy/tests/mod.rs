@@ -3,6 +3,7 @@
 mod connecting;
 mod services;
 mod sockets;
+mod unix;
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -11,7 +12,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use nerve::model::{Instance, ServiceName, ServiceSettings};
+use nerve::model::{Instance, NodeName, ServiceName, ServiceSettings};
 use socket2::SockRef;
 use synapse::catalog::{Catalog, Change, Writer};
 
@@ -51,7 +52,7 @@ fn world_with(
     let config = Config { threads: NonZeroUsize::new(2), ..config };
     let plane = DataPlane::start(config, metrics.clone()).unwrap();
     let surroundings = Surroundings {
-        place: Place::default(),
+        place: Place { node: Some(NodeName::new("a").unwrap()), ..Place::default() },
         metrics: balance::Metrics::new().unwrap(),
         on_closing: plane.closer(),
     };
@@ -78,7 +79,7 @@ fn instance(id: usize, at: SocketAddr, health: &str) -> Arc<Instance> {
 
 impl World {
     fn connect(&self) -> TcpStream {
-        let stream = TcpStream::connect(self.listener.address()).unwrap();
+        let stream = TcpStream::connect(self.listener.address().ip().unwrap()).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         stream
     }
@@ -291,7 +292,7 @@ async fn a_drain_lets_connections_finish_and_takes_no_new_ones() {
         }
     });
     let World { plane, listener, metrics, .. } = world(Config::default(), &[echo]);
-    let address = listener.address();
+    let address = listener.address().ip().unwrap();
     let mut client = TcpStream::connect(address).unwrap();
     let mut echoes = move || {
         let mut byte = [0; 1];
@@ -312,7 +313,7 @@ async fn a_drain_lets_connections_finish_and_takes_no_new_ones() {
 async fn a_drain_resets_what_is_open_at_its_deadline() {
     let quiet = endpoint(|mut stream| drop(stream.read(&mut [0; 1])));
     let World { plane, listener, metrics, .. } = world(Config::default(), &[quiet]);
-    let mut client = TcpStream::connect(listener.address()).unwrap();
+    let mut client = TcpStream::connect(listener.address().ip().unwrap()).unwrap();
     client.set_read_timeout(Some(PATIENCE)).unwrap();
     until("open", || listener.connections() == 1);
     assert_eq!(listener.drain(Duration::from_millis(100)).await, 1);

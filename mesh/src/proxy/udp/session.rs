@@ -70,7 +70,7 @@ impl Upstream {
         tried: &mut Option<Box<Tried>>,
         now: Instant,
     ) -> Result<Self, Lost> {
-        let key = ClientKey { address: client, waited: false };
+        let key = ClientKey { address: client, waited: false, datagrams: true };
         for _ in 0..ATTEMPTS {
             let none = Tried::none();
             let before = tried.as_deref().unwrap_or(&none);
@@ -83,7 +83,8 @@ impl Upstream {
                     () => Lost::EndpointUnreachable,
                 }
             })?;
-            let address = lease.endpoint().address();
+            // Those without one are not picked.
+            let Some(address) = lease.endpoint().datagram_address() else { return Err(Lost::NoEndpoint) };
             let (borrowed, held) = borrow(route, client, address).unzip();
             match socket::connect(address, borrowed) {
                 Ok(socket) => return Ok(Self { socket, _held: held, lease }),
@@ -269,7 +270,12 @@ impl Session {
         let way = Way {
             socket: self.socket(),
             is_connected: true,
-            is_ipv4: self.upstream.lease.endpoint().address().is_ipv4(),
+            is_ipv4: self
+                .upstream
+                .lease
+                .endpoint()
+                .datagram_address()
+                .is_some_and(|address| address.is_ipv4()),
             tally: &self.route.tally,
             traffic: &self.route.tally.to_endpoint,
         };

@@ -6,7 +6,7 @@ use std::num::{NonZeroU32, NonZeroUsize};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use nerve::model::{Instance, ServiceName};
+use nerve::model::{Instance, NodeName, ServiceName};
 use serde_json::json;
 use synapse::catalog::{Catalog, Change, Writer};
 
@@ -54,7 +54,7 @@ fn instance(id: usize, at: SocketAddr, more: &serde_json::Value) -> Change {
 
 fn new_balancer(plane: &DataPlane) -> Arc<Balancer> {
     let surroundings = Surroundings {
-        place: Place::default(),
+        place: Place { node: Some(NodeName::new("a").unwrap()), ..Place::default() },
         metrics: balance::Metrics::new().unwrap(),
         on_closing: plane.closer(),
     };
@@ -88,7 +88,7 @@ fn spec(address: SocketAddr, balancer: &Arc<Balancer>) -> ListenerSpec {
 
 impl World {
     fn client(&self) -> UdpSocket {
-        client(self.listener.address())
+        client(self.listener.address().ip().unwrap())
     }
 
     fn change(&mut self, change: Change) {
@@ -164,7 +164,8 @@ fn an_answer_comes_from_the_address_that_was_asked() {
         let world = world_at(listen, usual(), &[echo("")]);
         for ip in asked {
             // A connected socket hears nobody but the one that it asked.
-            let client = client(SocketAddr::new(ip.parse().unwrap(), world.listener.address().port()));
+            let client =
+                client(SocketAddr::new(ip.parse().unwrap(), world.listener.address().ip().unwrap().port()));
             assert_eq!(ask(&client, b"hello"), b"hello", "{ip} on {listen}");
         }
         assert_eq!(world.listener.connections() as usize, asked.len());
@@ -177,11 +178,26 @@ fn either_side_may_be_of_either_family() {
     for endpoint in [echo("four "), echo_at("[::1]:0", "six ")] {
         let world = world_at("[::]:0", usual(), &[endpoint]);
         for ip in ["127.0.0.1", "::1"] {
-            let client = client(SocketAddr::new(ip.parse().unwrap(), world.listener.address().port()));
+            let client =
+                client(SocketAddr::new(ip.parse().unwrap(), world.listener.address().ip().unwrap().port()));
             assert!(ask(&client, b"hello").ends_with(b" hello"));
         }
         world.end();
     }
+}
+
+#[test]
+fn an_instance_on_a_unix_socket_alone_gets_no_datagram_and_costs_none() {
+    let mut world = world(usual(), &[echo("")]);
+    let only = json!({ "socket": "/run/app.sock", "socket_only": {} });
+    for id in 1..4 {
+        world.change(instance(id, "192.0.2.1:9".parse().unwrap(), &only));
+    }
+    for _ in 0..20 {
+        assert_eq!(ask(&world.client(), b"hello"), b"hello");
+    }
+    assert_eq!(world.lost(Lost::NoEndpoint) + world.lost(Lost::EndpointUnreachable), 0);
+    world.end();
 }
 
 #[test]
@@ -329,7 +345,7 @@ fn ten_thousand_datagrams_of_64_clients_arrive_unharmed() {
     const WINDOW: usize = 4;
     // Several, so that what is under way fits their sockets.
     let world = world(usual(), &[""; 8].map(echo));
-    let address = world.listener.address();
+    let address = world.listener.address().ip().unwrap();
     let work = |number: usize| {
         let client = client(address);
         let datagram = |n: usize| {
@@ -366,7 +382,7 @@ fn ten_thousand_datagrams_of_64_clients_arrive_unharmed() {
 #[tokio::test]
 async fn a_drain_serves_the_sessions_that_there_are_until_they_are_quiet() {
     let World { plane, listener, metrics, .. } = world(config(Duration::from_millis(300), None), &[echo("")]);
-    let address = listener.address();
+    let address = listener.address().ip().unwrap();
     let known = client(address);
     assert_eq!(ask(&known, b"before"), b"before");
     let talking = std::thread::spawn(move || {
@@ -388,7 +404,7 @@ async fn a_drain_serves_the_sessions_that_there_are_until_they_are_quiet() {
 #[tokio::test]
 async fn a_drain_ends_what_still_talks_at_its_deadline() {
     let World { plane, listener, .. } = world(usual(), &[echo("")]);
-    let address = listener.address();
+    let address = listener.address().ip().unwrap();
     let known = client(address);
     assert_eq!(ask(&known, b"before"), b"before");
     assert_eq!(listener.drain(Duration::from_millis(50)).await, 1);
@@ -399,7 +415,7 @@ async fn a_drain_ends_what_still_talks_at_its_deadline() {
 #[test]
 fn a_listener_that_has_stopped_gives_way_to_the_next_one_on_its_address() {
     let World { plane, listener, balancer, .. } = world(usual(), &[echo("old")]);
-    let address = listener.address();
+    let address = listener.address().ip().unwrap();
     let client = client(address);
     assert_eq!(ask(&client, b""), b"old");
     assert!(plane.open_udp(spec(address, &balancer)).is_err(), "it is in use");
@@ -436,7 +452,7 @@ fn a_listener_of_one_socket_serves_every_client() {
     let listeners: Vec<Listener> = (0..3).map(|_| world.plane.open_udp(one.clone()).unwrap()).collect();
     for listener in &listeners {
         for _ in 0..8 {
-            assert_eq!(ask(&client(listener.address()), b"x"), b"x");
+            assert_eq!(ask(&client(listener.address().ip().unwrap()), b"x"), b"x");
         }
         assert_eq!(listener.connections(), 8);
     }

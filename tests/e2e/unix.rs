@@ -1,0 +1,309 @@
+//! Unix sockets, as endpoint and as listener.
+
+use std::ffi::OsStr;
+use std::io::{Read, Write};
+use std::net::Shutdown;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use plexus_tests::{
+    Cluster, Node, Process, Signal, backend_program, eventually, needs, plexus_program, throughout,
+};
+
+use crate::{INSTANCE, PUBLISHED};
+
+const SOON: Duration = Duration::from_secs(10);
+/// How soon what could not be opened is tried again, and a little.
+const RETRIED: Duration = Duration::from_secs(8);
+
+/// A backend on a unix socket of this name in the node's directory, of which nobody is told.
+fn backend(node: &Node, service: &str, file: &str) -> Process {
+    let socket = node.directory().join(file);
+    let id = format!("{service}-{}-{file}", node.name());
+    let mut command = node.namespace().command(backend_program());
+    command.args([&format!("unix:{}", socket.display()), service, &id, node.name()]);
+    let log = node.directory().join(format!("../logs/{id}.log"));
+    let process = Process::start(&id, &mut command, &log);
+    eventually!(SOON, ask(&socket).ok(), Option::is_some);
+    process
+}
+
+/// Defines an instance that listens on a unix socket, beside what `more` says.
+fn define(node: &Node, service: &str, file: &str, more: &str) {
+    let socket = node.directory().join(file);
+    let check = "{ http = \"/healthz\", interval = \"200ms\", timeout = \"200ms\", rise = 1, fall = 3 }";
+    let text = format!(
+        "[[service]]\nname = \"{service}\"\nsocket = \"{}\"\n{more}\ncheck = [{check}]\n",
+        socket.display()
+    );
+    node.write_service_file(&format!("{service}-{file}.toml"), &text);
+}
+
+/// Has the node listen for `web` on a unix socket of this name in its directory.
+fn listen(cluster: &Cluster, node: &Node, file: &str, more: &str) -> PathBuf {
+    let socket = node.directory().join(file);
+    let mut settings = cluster.settings().clone();
+    settings.more =
+        format!("[[ingress.localhost]]\nservice = \"web\"\nsocket = \"{}\"\n{more}", socket.display());
+    node.configure(&settings);
+    node.signal_agent(Signal::HUP);
+    socket
+}
+
+/// Asks for `/` and returns which instance answered.
+fn ask(socket: &Path) -> std::io::Result<String> {
+    let mut stream = UnixStream::connect(socket)?;
+    stream.set_read_timeout(Some(SOON))?;
+    stream.write_all(b"GET / HTTP/1.1\r\nhost: web\r\n\r\n")?;
+    stream.shutdown(Shutdown::Write)?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    let instance = answer.split("\"instance\":\"").nth(1).and_then(|rest| rest.split('"').next());
+    let malformed = || std::io::Error::other(format!("no answer of a backend: {answer:?}"));
+    instance.map(str::to_owned).ok_or_else(malformed)
+}
+
+fn curl(node: &Node, socket: &Path) -> plexus_tests::Ran {
+    let socket = socket.to_string_lossy();
+    node.exec(
+        "curl",
+        &["--silent", "--show-error", "--max-time", "5", "--unix-socket", &socket, "http://web/"],
+    )
+}
+
+#[test]
+fn an_instance_on_a_unix_socket_is_reached_through_its_own_node_alone() {
+    needs!("etcd", "etcdctl");
+    let cluster = Cluster::new(3);
+    let [a, b, c] = cluster.nodes();
+    let _backend = backend(a, "web", "app.sock");
+    define(a, "web", "app.sock", "");
+    cluster.wait_serving("web", &["web-a-app.sock"]);
+    cluster.publish("web", PUBLISHED);
+    let asked = |of: &Node| b.get(of.at(PUBLISHED), "/").ok().and_then(|answer| answer.instance());
+    eventually!(SOON, asked(a), |id| id.as_deref() == Some("web-a-app.sock"));
+    assert_eq!(asked(b), None, "the socket is not b's");
+    let why = b.plexus(["why", "web"]).ok();
+    assert!(why.contains("no: unix_socket_only") && why.contains("0 of 1 endpoints"), "{why}");
+    let why = a.plexus(["why", "web"]).ok();
+    assert!(why.contains("unix:") && why.contains("app.sock") && why.contains("1 of 1 endpoints"), "{why}");
+    assert!(b.plexus(["endpoints", "web"]).ok().contains("app.sock"));
+    // Nobody is told an address at which nobody listens.
+    let names = b.dig("tasks.web.mesh.internal", "A");
+    assert!(names.data.is_empty(), "{names:?}");
+    assert!(b.plexus(["resolve", "web.mesh.internal"]).ok().contains("unix_socket_only"));
+    // Neither is an agent that knows nothing of sockets: for it, the record says that it gets nothing.
+    let record =
+        cluster.etcd().ctl(&["get", "--print-value-only", "/plexus/v1/instances/web/web-a-app.sock"]).ok();
+    let record: serde_json::Value = serde_json::from_str(&record).expect("a record");
+    assert_eq!((&record["draining"], &record["socket_only"]["draining"]), (&true.into(), &false.into()));
+    // With an instance on a port beside it, each node gives traffic to those that it reaches.
+    let _other = c.serve("web", INSTANCE);
+    cluster.wait_serving("web", &["web-a-app.sock", "web-c-9000"]);
+    let both = |of: &Node| {
+        let ids: std::collections::BTreeSet<_> = (0..6).filter_map(|_| asked(of)).collect();
+        ids.into_iter().collect::<Vec<_>>()
+    };
+    eventually!(SOON, both(a), |ids| *ids == ["web-a-app.sock", "web-c-9000"]);
+    eventually!(SOON, both(b), |ids| *ids == ["web-c-9000"]);
+    // A drain of it is a drain, there and here.
+    let _ = a.plexus(["drain", "web-a-app.sock"]).ok();
+    cluster.wait_serving("web", &["web-c-9000"]);
+    assert_eq!(both(a), ["web-c-9000"]);
+}
+
+#[test]
+fn an_instance_with_a_port_beside_its_socket_is_reached_by_what_is_nearer() {
+    needs!("etcd", "etcdctl");
+    let cluster = Cluster::new(2);
+    let [a, b] = cluster.nodes();
+    let (_near, far) = (backend(a, "web", "app.sock"), a.backend("web", INSTANCE));
+    define(a, "web", "app.sock", "port = 9000");
+    cluster.wait_serving("web", &["web-a-9000"]);
+    cluster.publish("web", PUBLISHED);
+    let asked = |of: &Node| b.get(of.at(PUBLISHED), "/").expect("an answer").instance();
+    assert_eq!(asked(a).as_deref(), Some("web-a-app.sock"), "by its socket");
+    assert_eq!(asked(b).as_deref(), Some(far.id()), "by its port");
+    assert_eq!(b.dig("web.mesh.internal", "A").data, [a.address().to_string()]);
+    // As the command line registers it.
+    let socket = a.directory().join("app.sock").to_string_lossy().into_owned();
+    let said = a.plexus(["register", "api", "--socket", &socket, "--check", "http=/healthz"]).ok();
+    assert!(said.contains("api-a-app.sock") && said.contains(&format!("unix:{socket}")), "{said}");
+    eventually!(SOON, a.serving("api"), |ids| *ids == ["api-a-app.sock"]);
+    assert!(a.plexus(["status"]).ok().contains(&format!("unix:{socket}")));
+}
+
+#[test]
+fn a_backend_whose_socket_goes_and_comes_back_costs_nobody_a_connection() {
+    needs!("etcd", "etcdctl");
+    let cluster = Cluster::new(2);
+    let [a, b] = cluster.nodes();
+    let mut first = backend(a, "web", "app.sock");
+    define(a, "web", "app.sock", "");
+    let _other = b.serve("web", INSTANCE);
+    cluster.wait_serving("web", &["web-a-app.sock", "web-b-9000"]);
+    cluster.publish("web", PUBLISHED);
+    let load = b.load(a.at(PUBLISHED));
+    load.wait_for(100);
+    // Its file stays, and nobody listens.
+    first.kill();
+    let killed = load.now();
+    load.wait_for(100);
+    std::fs::remove_file(a.directory().join("app.sock")).expect("it was left");
+    load.wait_for(100);
+    eventually!(SOON, a.serving("web"), |ids| *ids == ["web-b-9000"]);
+    let why = a.plexus(["why", "web"]).ok();
+    assert!(why.contains("connect to unix:") && why.contains("No such file"), "{why}");
+    let _second = backend(a, "web", "app.sock");
+    cluster.wait_serving("web", &["web-a-app.sock", "web-b-9000"]);
+    let served = |load: &plexus_tests::client::load::Load| {
+        load.so_far().by_instance.get("web-a-app.sock").copied().unwrap_or_default()
+    };
+    let before = served(&load);
+    eventually!(SOON, served(&load), |now| *now > before + 20);
+    load.stop().assert_unharmed_after(killed);
+}
+
+#[test]
+fn a_unix_listener_leads_to_the_fleet_and_its_file_goes_with_the_agent() {
+    needs!("etcd", "etcdctl", "curl");
+    let cluster = Cluster::new(3);
+    let [a, b, c] = cluster.nodes();
+    let backends = [a.serve("web", INSTANCE), c.serve("web", INSTANCE)];
+    cluster.wait_serving("web", &["web-a-9000", "web-c-9000"]);
+    let socket = listen(&cluster, b, "web.sock", "mode = \"0600\"\nowner = 0\ngroup = \"root\"");
+    eventually!(SOON, curl(b, &socket), plexus_tests::Ran::success);
+    let answers: String = (0..4).map(|_| curl(b, &socket).ok()).collect();
+    assert!(backends.iter().all(|backend| answers.contains(backend.id())), "{answers}");
+    let mode = || std::fs::metadata(&socket).expect("a file").permissions().mode() & 0o777;
+    assert_eq!(mode(), 0o600);
+    let why = b.plexus(["why", "web"]).ok();
+    assert!(why.contains(&format!("unix:{}", socket.display())) && why.contains("listening"), "{why}");
+    // Permissions are live.
+    let _ = listen(&cluster, b, "web.sock", "mode = \"0666\"");
+    eventually!(SOON, mode(), |mode| *mode == 0o666);
+    assert!(curl(b, &socket).success());
+    // Whoever sweeps /run takes it away for a moment only.
+    std::fs::remove_file(&socket).expect("it is there");
+    eventually!(RETRIED, curl(b, &socket), plexus_tests::Ran::success);
+    b.terminate_agent();
+    b.wait_agent_end(SOON);
+    assert!(!socket.exists(), "an agent that leaves takes it along");
+    b.restart_agent();
+    eventually!(SOON, curl(b, &socket), plexus_tests::Ran::success);
+    // One that is killed leaves it behind, and the next one replaces it.
+    b.kill_agent();
+    assert!(socket.exists() && ask(&socket).is_err());
+    b.restart_agent();
+    eventually!(SOON, curl(b, &socket), plexus_tests::Ran::success);
+}
+
+#[test]
+fn a_unix_listener_loses_no_connection_while_agents_take_over() {
+    needs!("etcd", "etcdctl");
+    let cluster = Cluster::new(2);
+    let [a, b] = cluster.nodes();
+    let _backend = b.serve("web", INSTANCE);
+    cluster.wait_serving("web", &["web-b-9000"]);
+    let socket = listen(&cluster, a, "web.sock", "");
+    eventually!(SOON, ask(&socket).ok(), Option::is_some);
+    let inode = || std::fs::metadata(&socket).map(|file| file.ino()).ok();
+    let first = inode();
+    let (stopped, served) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+    let clients: Vec<_> = (0..4)
+        .map(|_| {
+            let (stopped, served, socket) = (Arc::clone(&stopped), Arc::clone(&served), socket.clone());
+            std::thread::spawn(move || {
+                while !stopped.load(Ordering::SeqCst) {
+                    assert_eq!(ask(&socket).expect("nobody is refused"), "web-b-9000");
+                    served.fetch_add(1, Ordering::SeqCst);
+                }
+            })
+        })
+        .collect();
+    let more = |count: u64| {
+        let enough = served.load(Ordering::SeqCst) + count;
+        eventually!(SOON, served.load(Ordering::SeqCst), |served| *served >= enough);
+    };
+    for _ in 0..5 {
+        more(50);
+        assert!(a.take_over().wait(SOON).success());
+        more(50);
+        assert_eq!(inode(), first, "the very same socket");
+    }
+    // Who cannot take over leaves it to the one that runs.
+    let text = std::fs::read_to_string(a.config_file()).expect("a configuration");
+    std::fs::write(a.config_file(), text.replace("127.0.0.1:7070", "192.0.2.1:7070")).expect("written");
+    assert_eq!(a.start_beside(&["--take-over"]).wait(SOON).code(), Some(1));
+    std::fs::write(a.config_file(), &text).expect("written");
+    more(50);
+    stopped.store(true, Ordering::SeqCst);
+    clients.into_iter().for_each(|client| client.join().expect("a client that was always served"));
+    a.terminate_agent();
+    a.wait_agent_end(SOON);
+    assert_eq!(inode(), None, "the last one takes it along");
+}
+
+#[test]
+fn a_stale_socket_is_replaced_and_one_that_somebody_listens_on_is_left_alone() {
+    needs!("etcd", "etcdctl");
+    let cluster = Cluster::new(1);
+    let [a] = cluster.nodes();
+    let _backend = a.serve("web", INSTANCE);
+    cluster.wait_serving("web", &["web-a-9000"]);
+    drop(UnixListener::bind(a.directory().join("stale.sock")).expect("a socket"));
+    let stale = listen(&cluster, a, "stale.sock", "");
+    eventually!(SOON, ask(&stale).ok(), |id| id.as_deref() == Some("web-a-9000"));
+    let mut squatter = backend(a, "squatter", "taken.sock");
+    let taken = listen(&cluster, a, "taken.sock", "");
+    eventually!(SOON, stale.exists(), |exists| !*exists);
+    let status = eventually!(SOON, a.plexus(["status"]).ok(), |status| status.contains("taken.sock"));
+    assert!(
+        status.contains(
+            "another program listens there; stop it or take another path; now it is plexus-test-bac"
+        ),
+        "{status}"
+    );
+    throughout!(Duration::from_secs(6), ask(&taken).ok(), |id| id.as_deref()
+        == Some("squatter-a-taken.sock"));
+    squatter.kill();
+    eventually!(RETRIED, ask(&taken).ok(), |id| id.as_deref() == Some("web-a-9000"));
+    // A file that is no socket is nobody's to remove.
+    let file = a.directory().join("file.sock");
+    std::fs::write(&file, "precious").expect("written");
+    let _ = listen(&cluster, a, "file.sock", "");
+    eventually!(SOON, a.plexus(["status"]).ok(), |status| status.contains("a file that is no socket"));
+    assert_eq!(std::fs::read_to_string(&file).expect("it is there"), "precious");
+}
+
+#[test]
+fn a_unix_socket_of_the_service_manager_is_used_and_left_to_it() {
+    needs!("etcd", "etcdctl", "systemd-socket-activate");
+    let cluster = Cluster::of(2).without_agents().start();
+    let [a, b] = cluster.nodes();
+    b.restart_agent();
+    let _backend = b.serve("web", INSTANCE);
+    eventually!(SOON, b.serving("web"), |ids| *ids == ["web-b-9000"]);
+    let socket = a.directory().join("web.sock");
+    let mut settings = cluster.settings().clone();
+    settings.more = format!("[[ingress.localhost]]\nservice = \"web\"\nsocket = \"{}\"", socket.display());
+    a.configure(&settings);
+    let program = ["systemd-socket-activate".as_ref(), "--listen".as_ref(), socket.as_os_str()];
+    let program: Vec<&OsStr> = program.into_iter().chain([plexus_program().as_os_str()]).collect();
+    a.start_agent_by(&program);
+    eventually!(SOON, socket.exists(), |exists| *exists);
+    let inode = std::fs::metadata(&socket).expect("a file").ino();
+    // The first connection starts the agent.
+    drop(UnixStream::connect(&socket).expect("systemd listens"));
+    a.wait_ready(SOON);
+    eventually!(SOON, ask(&socket).ok(), |id| id.as_deref() == Some("web-b-9000"));
+    assert!(a.take_over().wait(SOON).success());
+    assert_eq!(ask(&socket).expect("an answer"), "web-b-9000");
+    a.terminate_agent();
+    a.wait_agent_end(SOON);
+    assert_eq!(std::fs::metadata(&socket).expect("it stays").ino(), inode);
+}
