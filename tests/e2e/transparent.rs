@@ -362,4 +362,6 @@ fn an_agent_that_may_not_steer_says_so_and_serves() {
     assert!(plain_of(a, "web", "off") > 0.0);
     assert!(a.plexus(["why", "web"]).ok().contains("see plexus status"));
     assert_eq!(agent.output().matches("CAP_NET_ADMIN").count(), 1, "said once");
+    let _ = client.plexus(["unset", "web", "client_address"]).ok();
+    eventually!(SOON, a.plexus(["status"]).ok(), |status| !status.contains("CAP_NET_ADMIN"));
 }

@@ -7,7 +7,6 @@ use nerve::document::{FromValue, Mismatch, Reported, Section, Text, Value};
 use nerve::model::{PortName, ServiceName, UnixPath};
 use serde::{Serialize, Serializer};
 
-use super::sections::as_text;
 use crate::ingress::LocalListen;
 use crate::proxy::{Access, Account, Mode};
 
@@ -40,13 +39,13 @@ pub enum Listen {
         /// The path of its file.
         socket: UnixPath,
         /// The file's permissions.
-        #[serde(serialize_with = "as_text")]
+        #[serde(serialize_with = "mode_as_text")]
         mode: Mode,
         /// Its owner; without one, the agent's user.
-        #[serde(skip_serializing_if = "Option::is_none", serialize_with = "account")]
+        #[serde(skip_serializing_if = "Option::is_none", serialize_with = "account_as_text")]
         owner: Option<Account>,
         /// Its group; without one, the agent's.
-        #[serde(skip_serializing_if = "Option::is_none", serialize_with = "account")]
+        #[serde(skip_serializing_if = "Option::is_none", serialize_with = "account_as_text")]
         group: Option<Account>,
     },
 }
@@ -117,9 +116,13 @@ impl FromValue for Account {
     }
 }
 
-fn account<S: Serializer>(account: &Option<Account>, serializer: S) -> Result<S::Ok, S::Error> {
+fn mode_as_text<S: Serializer>(mode: &Mode, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(mode)
+}
+
+fn account_as_text<S: Serializer>(account: &Option<Account>, serializer: S) -> Result<S::Ok, S::Error> {
     match account {
-        Some(account) => as_text(account, serializer),
+        Some(account) => serializer.collect_str(account),
         None => serializer.serialize_none(),
     }
 }

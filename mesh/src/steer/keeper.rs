@@ -172,10 +172,10 @@ impl Keeper {
             .ok();
         let mut tick = tokio::time::interval_at(Instant::now() + TICK, TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        loop {
+        while self.is_wanted() || matches!(self.kernel, Kernel::Set(..)) {
             self.reconcile(netlink).await;
             if !self.is_wanted() && self.kernel == Kernel::Nothing {
-                return;
+                break;
             }
             loop {
                 tokio::select! {
@@ -196,6 +196,7 @@ impl Keeper {
             }
             self.take_told(netlink, &mut rules).await;
         }
+        self.note_problem(None);
     }
 
     /// Events come in bursts: takes those that are there already.
@@ -265,7 +266,13 @@ impl Keeper {
                 self.tell(&verdicts, false);
                 self.note_problem(None);
             }
-            Err(why) => self.off(&why),
+            Err(why) => {
+                if self.kernel == Kernel::Nothing {
+                    // A part of it may be there.
+                    self.kernel = Kernel::Unknown;
+                }
+                self.off(&why);
+            }
         }
         self.metrics.on.set(i64::from(matches!(self.kernel, Kernel::Set(..))));
     }
