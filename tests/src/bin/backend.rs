@@ -144,7 +144,7 @@ fn serve(state: &State, stream: TcpStream, accepted: u64) -> io::Result<()> {
 /// Does a body of this length consist of the blocks that it should?
 fn is_content(reader: &mut impl Read, length: u64) -> io::Result<bool> {
     let mut received = [0; BLOCK];
-    let mut good = length % BLOCK as u64 == 0;
+    let mut good = length.is_multiple_of(BLOCK as u64);
     for number in 0..length / BLOCK as u64 {
         reader.read_exact(&mut received)?;
         good &= received == block(number);
