@@ -143,6 +143,23 @@ fn an_agent_that_takes_over_answers_on_virtual_addresses_from_the_first_moment()
 }
 
 #[test]
+fn an_agent_that_leaves_tells_the_clients_of_virtual_addresses_before_their_route_goes() {
+    needs!("etcd", "etcdctl");
+    let cluster = cluster(2, V4, "");
+    let [a, b] = cluster.nodes();
+    let _backend = a.serve("web", INSTANCE);
+    cluster.wait_serving("web", &["web-a-9000"]);
+    let main = SocketAddr::new(agreed(&cluster, "web", 1)[0], INSTANCE);
+    wait_answers(b, main, "web-a-9000");
+    let mut held: Vec<_> = (0..100).map(|_| b.hold(main).expect("a connection")).collect();
+    held.iter_mut().for_each(|held| assert_eq!(held.get("/").expect("an answer").status, 200));
+    b.terminate_agent();
+    b.wait_agent_end(2 * SOON);
+    let told = held.iter().filter(|held| held.has_ended()).count();
+    assert_eq!(told, held.len(), "whoever was not told waits for ever");
+}
+
+#[test]
 fn a_route_that_is_flushed_is_back_within_a_second_and_others_are_left_alone() {
     needs!("etcd", "etcdctl");
     let cluster = cluster(2, BOTH, "");

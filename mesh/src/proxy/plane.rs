@@ -338,6 +338,8 @@ impl Listener {
     pub async fn drain(self, deadline: Duration) -> u32 {
         /// How often the number of open connections is looked at; nobody waits for a drain to the millisecond.
         const LOOK: Duration = Duration::from_millis(20);
+        /// How long threads may take to reset what is left; it is their next step.
+        const RESET_WITHIN: Duration = Duration::from_secs(1);
         if !self.is_leaving.load(Ordering::Acquire) {
             self.stop_accepting();
         }
@@ -349,7 +351,18 @@ impl Listener {
         };
         match tokio::time::timeout(deadline, all_ended).await {
             Ok(()) => 0,
-            Err(_) => self.connections(),
+            Err(_) => {
+                let left = self.connections();
+                self.tell(Command::Reset);
+                // Not before clients are told: the route of a virtual address goes next, and with it the way to them.
+                let reset = async {
+                    while self.connections() > 0 {
+                        tokio::time::sleep(LOOK).await;
+                    }
+                };
+                let _ = tokio::time::timeout(RESET_WITHIN, reset).await;
+                left
+            }
         }
     }
 }
