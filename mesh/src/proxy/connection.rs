@@ -361,7 +361,10 @@ impl Connection {
                 let options = &self.route.config.tcp;
                 Side::new(socket::connect(*address, borrowed, speaks_first, options)?, Delay::Untouched)
             }
-            Address::Unix(path) => Side::unix(unix::connect(path, &self.route.config.tcp)?),
+            Address::Unix(path) => {
+                self.held = None;
+                Side::unix(unix::connect(path, &self.route.config.tcp)?)
+            }
         };
         let written = match early {
             0 => 0,
