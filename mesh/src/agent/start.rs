@@ -131,12 +131,7 @@ impl Rooms {
         let vip_metrics = vip::Metrics::new()?;
         vip_metrics.register(registry)?;
         let vip = bound.vip.start(catalog.clone(), Arc::clone(&store), vip_metrics, &owners.vip);
-        // Ports of virtual addresses are among those that are open when ingress has settled, which a take-over waits for.
-        if tokio::time::timeout(RANGES_WITHIN, vip.judged()).await.is_err() {
-            tracing::warn!(
-                "the kernel does not say within {RANGES_WITHIN:?} which virtual addresses are local; they follow later"
-            );
-        }
+        ranges_are_judged(&vip).await;
         let steer = start_steering(&config, &catalog, &bound.plane, registry, &owners.vip)?;
         let ingress = start_ingress(
             &config,
@@ -313,6 +308,15 @@ fn start_data_plane(config: &Config, registry: &Registry) -> anyhow::Result<Arc<
     let metrics = proxy::Metrics::new()?;
     metrics.register(registry)?;
     Ok(Arc::new(DataPlane::start(config.proxy(), metrics).context("start the data-plane threads")?))
+}
+
+/// Ports of virtual addresses are among those that are open when ingress has settled, which a take-over waits for.
+async fn ranges_are_judged(vip: &vip::Handle) {
+    if tokio::time::timeout(RANGES_WITHIN, vip.judged()).await.is_err() {
+        tracing::warn!(
+            "the kernel does not say within {RANGES_WITHIN:?} which virtual addresses are local; they follow later"
+        );
+    }
 }
 
 fn start_steering(

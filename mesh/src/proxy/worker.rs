@@ -47,6 +47,8 @@ pub(super) struct Worker {
     udp: Udp,
     /// Connections that have more to do, in their order.
     again: VecDeque<Key>,
+    /// Listening sockets that have clients waiting.
+    arrivals: Vec<Key>,
     /// Those that have not lasted yet, oldest first.
     young: VecDeque<(Instant, Key)>,
     limit: Arc<ConnectionLimit>,
@@ -70,6 +72,7 @@ impl Worker {
             connections: Arena::default(),
             udp: Udp::new(udp, Arc::clone(&limit)),
             again: VecDeque::new(),
+            arrivals: Vec::new(),
             young: VecDeque::new(),
             limit,
             metrics,
@@ -96,6 +99,10 @@ impl Worker {
                 }
             }
             self.udp_step(Udp::finish);
+            // Whoever is served already comes first: a new client waits no longer for it, and the slowest wait less.
+            while let Some(listener) = self.arrivals.pop() {
+                self.accept(listener);
+            }
             self.io.timers.expired(self.io.now, &mut woken);
             for key in woken.drain(..) {
                 self.wake(key);
@@ -126,7 +133,7 @@ impl Worker {
                 udp.listener_ready(key, io);
             }),
             Subject::UdpSession(key) => self.udp_step(|udp, io| udp.session_ready(key, io)),
-            Subject::Listener(key) => self.accept(key),
+            Subject::Listener(key) => self.arrivals.push(key),
             Subject::Inbox => self.read_inbox(),
         }
     }

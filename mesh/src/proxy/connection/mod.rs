@@ -3,16 +3,19 @@
 //! A connection is a small state that its thread's events push forward; it holds no task, no buffer and no timer of its
 //! own. A client fails only when no endpoint accepts within the deadline, or a limit that somebody set says so.
 
+mod search;
+
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use nerve::model::{Address, ClientAddress};
+use nerve::model::ClientAddress;
 use rustix::io::Errno;
 use smallvec::SmallVec;
 
+use self::search::Search;
 use super::arena::Key;
 use super::flow::{Broken, Flow, Moved};
 use super::io::Io;
@@ -21,16 +24,14 @@ use super::poll::{Interest, Readiness, Subject};
 use super::proxy_protocol::{self, Addresses};
 use super::route::Route;
 use super::side::{Delay, Side};
-use super::transparent::{Borrowed, Held};
-use super::{Dropped, socket, unix};
-use crate::balance::{ClientKey, ConnectFailure, Endpoint, Lease, Permit, Ticket, Tried};
+use super::transparent::Held;
+use super::{Dropped, socket};
+use crate::balance::{Endpoint, Lease, Permit};
 
 /// How long the header of a trusted proxy may take.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
 /// Quiet for so long, and not waiting for an answer: nobody notices that it is closed but a pool that is better off so.
 const QUIET: Duration = Duration::from_secs(1);
-/// How soon, and how late at most, an endpoint is asked again whose unix socket has a full backlog.
-const ASK_AGAIN: (Duration, Duration) = (Duration::from_millis(8), Duration::from_millis(64));
 
 /// A client, the endpoint that was found for it, and what moves between them.
 #[derive(Debug)]
@@ -61,17 +62,6 @@ pub(super) struct Connection {
     answered: bool,
     /// Its endpoint is dead: to be closed as soon as it is quiet.
     doomed: bool,
-}
-
-/// What only connections need whose first endpoint does not do.
-#[derive(Debug, Default)]
-struct Search {
-    tried: Tried,
-    ticket: Option<Ticket>,
-    /// What this host had none of at the last attempt.
-    lacked: Option<Errno>,
-    /// The attempt under way has taken too long, and there is no better one.
-    overdue: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -217,131 +207,10 @@ impl Connection {
         self.peer.key(self.route.config.unix_clients)
     }
 
-    /// Tries endpoints until one accepts, or it must be waited for whether it does. The first `early` bytes of the buffer are
-    /// for the endpoint and not held yet.
-    fn look_for_endpoint(&mut self, key: Key, io: &mut Io, early: usize) -> Step {
-        let picked = self.pick(io.now);
-        self.try_endpoints(key, io, picked, early)
-    }
-
-    /// Tries what was picked, and others where that fails.
-    fn try_endpoints(
-        &mut self,
-        key: Key,
-        io: &mut Io,
-        mut picked: Result<Lease, bool>,
-        mut early: usize,
-    ) -> Step {
-        loop {
-            let lease = match picked {
-                Ok(lease) => lease,
-                Err(is_full) => {
-                    self.hold(io, early);
-                    return if is_full { self.queue(key, io) } else { self.nobody() };
-                }
-            };
-            self.active = io.now;
-            if let Some(step) = self.try_endpoint(key, io, lease, &mut early) {
-                return step;
-            }
-            picked = self.pick(io.now);
-        }
-    }
-
-    /// Tries one; `None` if it cannot be connected to.
-    fn try_endpoint(&mut self, key: Key, io: &mut Io, lease: Lease, early: &mut usize) -> Option<Step> {
-        let attempt = self.attempt(key, io, &lease, *early);
-        let is_unix = matches!(lease.endpoint().address(), Address::Unix(_));
-        self.lease = Some(lease);
-        if let Ok(Stage::Relaying) = attempt {
-            return Some(self.connected(key, io));
-        }
-        self.hold(io, std::mem::take(early));
-        match attempt {
-            Ok(_) => {
-                self.stage = Stage::Connecting;
-                io.timers.set(self.attempt_ends(), key);
-            }
-            // Busy, not dead.
-            Err(Errno::AGAIN) if is_unix => {
-                self.stage = Stage::BacklogFull;
-                let (soon, late) = ASK_AGAIN;
-                let waited = io.now.saturating_duration_since(self.active);
-                io.timers.set(io.now + (waited / 2).clamp(soon, late), key);
-            }
-            Err(error) => {
-                self.attempt_failed(error);
-                return None;
-            }
-        }
-        Some(Step::Wait)
-    }
-
-    /// Asks an endpoint again whose backlog was full, until the attempt has lasted for as long as any may.
-    fn ask_again(&mut self, key: Key, io: &mut Io) -> Step {
-        if io.now >= self.attempt_ends() {
-            let step = self.attempt_timed_out(key, io);
-            let is_overdue = self.search.as_ref().is_some_and(|search| search.overdue);
-            if step != Step::Wait || !is_overdue {
-                return step;
-            }
-        }
-        let Some(lease) = self.lease.take() else { return Step::Wait };
-        if lease.endpoint().is_gone() {
-            return self.look_on(key, io);
-        }
-        match self.try_endpoint(key, io, lease, &mut 0) {
-            Some(step) => step,
-            None => self.look_on(key, io),
-        }
-    }
-
     fn hold(&mut self, io: &Io, early: usize) {
         if early > 0 {
             self.to_endpoint.hold(&io.buffer[..early], false);
         }
-    }
-
-    /// An endpoint; or whether there is none because all are at their limit.
-    fn pick(&mut self, now: Instant) -> Result<Lease, bool> {
-        let none = Tried::none();
-        let (tried, waited) = match &self.search {
-            Some(search) => (&search.tried, search.ticket.is_some()),
-            None => (&none, false),
-        };
-        let client = ClientKey { address: self.known_as(), waited, datagrams: false };
-        self.route.balancer.pick(&client, tried, now).map_err(|none| {
-            tracing::debug!(service = %self.route.balancer.service(), client = %self.peer, error = %none, "no endpoint for a client");
-            none.is_full()
-        })
-    }
-
-    fn nobody(&self) -> Step {
-        Step::Dropped(match self.search.as_deref() {
-            Some(Search { lacked: Some(Errno::ADDRNOTAVAIL | Errno::ADDRINUSE), .. }) => Dropped::OutOfPorts,
-            Some(Search { lacked: Some(_), .. }) => Dropped::OutOfDescriptors,
-            Some(Search { tried, .. }) if !tried.is_empty() => Dropped::ConnectFailed,
-            _ => Dropped::NoEndpoint,
-        })
-    }
-
-    /// Waits for a place, as far as the service lets it.
-    fn queue(&mut self, key: Key, io: &mut Io) -> Step {
-        let search = self.search.get_or_insert_default();
-        if let Some(ticket) = &search.ticket {
-            ticket.again(io.waker(key));
-            return Step::Wait;
-        }
-        // Asked even where nobody may wait: the balancer counts why.
-        let Ok(ticket) = self.route.balancer.wait(io.waker(key)) else {
-            return Step::Dropped(Dropped::AtLimit);
-        };
-        let timeout = self.route.balancer.queue_timeout().unwrap_or_default();
-        search.ticket = Some(ticket);
-        self.stage = Stage::Queued;
-        self.active = io.now;
-        io.timers.set(io.now + timeout, key);
-        Step::Wait
     }
 
     /// A place may be free.
@@ -350,112 +219,6 @@ impl Connection {
             Stage::Queued => self.look_for_endpoint(key, io, 0),
             Stage::Header | Stage::Connecting | Stage::BacklogFull | Stage::Relaying => Step::Wait,
         }
-    }
-
-    /// One attempt: connected at once (endpoints on this machine), or to be waited for.
-    fn attempt(&mut self, key: Key, io: &mut Io, lease: &Lease, early: usize) -> Result<Stage, Errno> {
-        let mut endpoint = match lease.endpoint().address() {
-            Address::Ip(address) => {
-                let speaks_first = early > 0 || self.to_endpoint.holds();
-                let borrowed = self.borrow(*address);
-                let options = &self.route.config.tcp;
-                Side::new(socket::connect(*address, borrowed, speaks_first, options)?, Delay::Untouched)
-            }
-            Address::Unix(path) => {
-                self.held = None;
-                Side::unix(unix::connect(path, &self.route.config.tcp)?)
-            }
-        };
-        let written = match early {
-            0 => 0,
-            early => endpoint.write(&io.buffer[..early], false)?,
-        };
-        let interest = if written > 0 { Interest::Read } else { Interest::ReadAndWrite };
-        endpoint.watch(&io.poller, Subject::Endpoint(key), interest).map_err(|_| Errno::NOMEM)?;
-        self.endpoint = Some(endpoint);
-        if written == 0 {
-            return Ok(Stage::Connecting);
-        }
-        if written < early {
-            self.to_endpoint.hold(&io.buffer[written..early], false);
-        }
-        self.awaits_answer = true;
-        self.route.tally.to_endpoint.add(written as u64);
-        Ok(Stage::Relaying)
-    }
-
-    /// The client's address, where the service asks for it and this endpoint can be shown it.
-    fn borrow(&mut self, endpoint: SocketAddr) -> Option<Borrowed> {
-        self.held = None;
-        if self.shown_as != ClientAddress::Transparent {
-            return None;
-        }
-        match self.route.steering.borrow(self.peer.ip()?, endpoint) {
-            Ok((borrowed, held)) => {
-                self.held = Some(held);
-                Some(borrowed)
-            }
-            Err(plain) => {
-                self.route.tally.plain(plain);
-                None
-            }
-        }
-    }
-
-    fn attempt_failed(&mut self, error: Errno) {
-        (self.endpoint, self.held) = (None, None);
-        let was_overdue = self.search.as_mut().is_some_and(|search| std::mem::take(&mut search.overdue));
-        if !was_overdue {
-            self.note_failure(error);
-        }
-        self.lease = None;
-        self.route.tally.retries.add(1);
-    }
-
-    /// The attempt counts as failed, for this connection and for others.
-    fn note_failure(&mut self, error: Errno) {
-        let Some(lease) = &self.lease else { return };
-        let search = self.search.get_or_insert_default();
-        let lacked = error;
-        let error = std::io::Error::from(error);
-        let failure = ConnectFailure::of(&error);
-        search.lacked = (failure == ConnectFailure::Local).then_some(lacked);
-        search.tried.failed(lease, failure);
-        tracing::debug!(
-            service = %self.route.balancer.service(),
-            endpoint = %lease.endpoint().id(),
-            address = %lease.endpoint().address(),
-            %error,
-            "cannot connect to an endpoint; another one is tried if there is one"
-        );
-    }
-
-    /// The endpoint has not answered in time: another one is tried. Without another one this one is waited for, as a client
-    /// without a balancer would do: what is slow (a full accept queue) is better than nothing.
-    fn attempt_timed_out(&mut self, key: Key, io: &mut Io) -> Step {
-        let deadline = self.began + self.route.config.connect_deadline;
-        if io.now >= deadline {
-            self.attempt_failed(Errno::TIMEDOUT);
-            return Step::Dropped(Dropped::ConnectDeadline);
-        }
-        self.note_failure(Errno::TIMEDOUT);
-        if let Ok(lease) = self.pick(io.now) {
-            (self.endpoint, self.held) = (None, None);
-            self.route.tally.retries.add(1);
-            return self.try_endpoints(key, io, Ok(lease), 0);
-        }
-        self.search.get_or_insert_default().overdue = true;
-        io.timers.set(deadline, key);
-        Step::Wait
-    }
-
-    fn attempt_ends(&self) -> Instant {
-        let config = &self.route.config;
-        let deadline = self.began + config.connect_deadline;
-        if self.search.as_ref().is_some_and(|search| search.overdue) {
-            return deadline;
-        }
-        deadline.min(self.active + config.connect_timeout)
     }
 
     fn connected(&mut self, key: Key, io: &mut Io) -> Step {
@@ -517,24 +280,6 @@ impl Connection {
                 Step::Wait
             }
         }
-    }
-
-    fn leave_queue(&mut self, now: Instant) -> Step {
-        let timeout = self.route.balancer.queue_timeout().unwrap_or_default();
-        if now < self.active + timeout {
-            return Step::Wait;
-        }
-        if let Some(ticket) = self.search.as_mut().and_then(|search| search.ticket.take()) {
-            let _ = ticket.timed_out();
-        }
-        Step::Dropped(Dropped::QueueTimeout)
-    }
-
-    fn look_on(&mut self, key: Key, io: &mut Io) -> Step {
-        if io.now >= self.began + self.route.config.connect_deadline {
-            return Step::Dropped(Dropped::ConnectDeadline);
-        }
-        self.look_for_endpoint(key, io, 0)
     }
 
     /// Moves what can be moved, both ways.
