@@ -149,8 +149,7 @@ impl Problems {
         let addresses =
             addresses.filter_map(|listener| listener.state.err().map(|error| problem("dns", error)));
         let refused = self.watcher.status().refused.into_iter();
-        let records = refused
-            .map(|(path, reason)| problem("store", format!("the record {path} is not taken: {reason}")));
+        let records = refused.map(|(path, reason)| problem("store", format!("the record {path}: {reason}")));
         let reload = self.reload.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let door = self.door.lock().unwrap_or_else(PoisonError::into_inner).clone();
         listeners
