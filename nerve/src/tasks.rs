@@ -93,6 +93,25 @@ impl Tasks {
         });
     }
 
+    /// The same for a task that knows nothing of the end: when the owner shuts down it is dropped where it waits, and does not
+    /// get to run once more.
+    pub fn spawn_until_stopped<F>(&self, name: &'static str, mut make: impl FnMut() -> F + Send + 'static)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let stop = self.stop.clone();
+        self.spawn_restarted(name, move || {
+            let (stop, task) = (stop.clone(), make());
+            async move {
+                tokio::select! {
+                    biased;
+                    () = stop.cancelled() => {}
+                    () = task => {}
+                }
+            }
+        });
+    }
+
     /// Tells every task to stop and waits until all have.
     pub async fn shutdown(&self) {
         self.stop.cancel();
@@ -129,5 +148,22 @@ mod tests {
         assert_eq!(runs.load(Ordering::Relaxed), 3);
         assert_eq!(tasks.panics(), 2);
         tasks.shutdown().await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_task_that_knows_of_no_end_ends_with_its_owner() {
+        let tasks = Tasks::new();
+        let runs = Arc::new(AtomicU64::new(0));
+        let seen = Arc::clone(&runs);
+        tasks.spawn_until_stopped("endless", move || {
+            let seen = Arc::clone(&seen);
+            async move {
+                assert!(seen.fetch_add(1, Ordering::Relaxed) > 0, "not yet");
+                std::future::pending::<()>().await;
+            }
+        });
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        tasks.shutdown().await;
+        assert_eq!((runs.load(Ordering::Relaxed), tasks.panics()), (2, 1));
     }
 }

@@ -6,7 +6,7 @@
 //! A port may be published on all addresses of the node while a virtual address has the same port: the kernel gives a
 //! connection to the socket whose address is the more specific one.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
@@ -22,7 +22,6 @@ use super::desired::{Addresses, Claims, Holder, Port, Wants, seen, virtual_ports
 use super::handover::Handover;
 use super::slots::{Slot, SlotKey, Slots, State};
 use super::status::conflict;
-use super::virtuals::Virtuals;
 use super::{Config, ListenerKind, ListenerStatus, LocalListen, LocalPort, Metrics, addresses, occupant};
 use crate::balance::{Balancer, Surroundings};
 use crate::inherited::{Inherited, Transport};
@@ -76,8 +75,9 @@ pub fn start(config: Config, catalog: Catalog, ranges: VirtualRanges, means: Mea
     let config = Arc::new(watch::Sender::new(config));
     let handle = Handle { shared: Arc::default(), config, handover: Handover::default() };
     let run = handle.clone();
-    let (owner, stop) = (tasks.clone(), tasks.stop_token());
-    tasks.spawn_restarted("ingress", move || {
+    let owner = tasks.clone();
+    // Once stopped, it opens nothing that a drain has just closed.
+    tasks.spawn_until_stopped("ingress", move || {
         let controller = Controller {
             handle: run.clone(),
             catalog: catalog.clone(),
@@ -92,18 +92,10 @@ pub fn start(config: Config, catalog: Catalog, ranges: VirtualRanges, means: Mea
             addresses: Addresses::default(),
             claims: Claims::default(),
             local: Vec::new(),
-            virtuals: Virtuals::default(),
+            virtuals: HashMap::new(),
             soon: 0,
         };
-        let stop = stop.clone();
-        async move {
-            // Biased: once stopped, it opens nothing that a drain has just closed.
-            tokio::select! {
-                biased;
-                () = stop.cancelled() => {}
-                () = controller.run() => {}
-            }
-        }
+        controller.run()
     });
     handle
 }
@@ -225,7 +217,8 @@ struct Controller {
     addresses: Addresses,
     claims: Claims,
     local: Vec<LocalPort>,
-    virtuals: Virtuals,
+    /// The wanted ports of virtual addresses.
+    virtuals: HashMap<ServiceName, BTreeMap<SlotKey, Holder>>,
     /// So many times more what failed is tried again soon.
     soon: u32,
 }
@@ -368,7 +361,11 @@ impl Controller {
     }
 
     fn virtual_slots_changed(&mut self, name: &ServiceName, wanted: BTreeMap<SlotKey, Holder>) {
-        let before = self.virtuals.set(name, wanted.clone());
+        let before = match wanted.is_empty() {
+            true => self.virtuals.remove(name),
+            false => self.virtuals.insert(name.clone(), wanted.clone()),
+        };
+        let before = before.unwrap_or_default();
         let gone = before.into_keys().filter(|key| !wanted.contains_key(key)).map(|key| (key, None));
         let mut changes: Changes = gone.collect();
         changes.extend(wanted.into_iter().map(|(key, holder)| (key, Some(holder))));

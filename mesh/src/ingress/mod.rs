@@ -15,7 +15,6 @@ mod slots;
 mod status;
 #[cfg(test)]
 mod tests;
-mod virtuals;
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;

@@ -29,8 +29,7 @@ const SETTLE: Duration = Duration::from_millis(200);
 
 /// Starts it.
 pub(super) fn start(handle: Handle, catalog: Catalog, metrics: Metrics, tasks: &Tasks) {
-    let stop = tasks.stop_token();
-    tasks.spawn_restarted("steering", move || {
+    tasks.spawn_until_stopped("steering", move || {
         let keeper = Keeper {
             handle: handle.clone(),
             catalog: catalog.clone(),
@@ -39,14 +38,7 @@ pub(super) fn start(handle: Handle, catalog: Catalog, metrics: Metrics, tasks: &
             said: BTreeMap::new(),
             kernel: Kernel::Unknown,
         };
-        let stop = stop.clone();
-        async move {
-            tokio::select! {
-                biased;
-                () = stop.cancelled() => {}
-                () = keeper.run() => {}
-            }
-        }
+        keeper.run()
     });
 }
 

@@ -36,8 +36,7 @@ pub(super) fn start(
     metrics: Metrics,
     tasks: &Tasks,
 ) {
-    let stop = tasks.stop_token();
-    tasks.spawn_restarted("virtual addresses", move || {
+    tasks.spawn_until_stopped("virtual addresses", move || {
         let keeper = Keeper {
             ledger: Ledger::new(config.node.clone(), config.release_after),
             tick: (config.release_after / 4).clamp(Duration::from_millis(100), LONGEST_TICK),
@@ -46,14 +45,7 @@ pub(super) fn start(
             handle: handle.clone(),
             metrics: metrics.clone(),
         };
-        let stop = stop.clone();
-        async move {
-            tokio::select! {
-                biased;
-                () = stop.cancelled() => {}
-                () = keeper.run() => {}
-            }
-        }
+        keeper.run()
     });
 }
 

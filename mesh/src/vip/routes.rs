@@ -33,22 +33,15 @@ pub(super) fn start(
     metrics: Metrics,
     tasks: &Tasks,
 ) {
-    let (ranges, tell, stop) = (Usable::from(&config.ranges[..]), Arc::new(tell), tasks.stop_token());
-    tasks.spawn_restarted("virtual address routes", move || {
+    let (ranges, tell) = (Usable::from(&config.ranges[..]), Arc::new(tell));
+    tasks.spawn_until_stopped("virtual address routes", move || {
         let keeper = Keeper {
             ranges: ranges.clone(),
             tell: Arc::clone(&tell),
             handle: handle.clone(),
             metrics: metrics.clone(),
         };
-        let stop = stop.clone();
-        async move {
-            tokio::select! {
-                biased;
-                () = stop.cancelled() => {}
-                () = keeper.run() => {}
-            }
-        }
+        keeper.run()
     });
 }
 

@@ -93,7 +93,7 @@ struct End {
 
 fn run(script: &[Step]) {
     let plane = plane();
-    let client = TcpStream::connect(plane.listener.address()).expect("the balancer accepts");
+    let client = TcpStream::connect(plane.listener.address().ip().expect("an IP address")).expect("the balancer accepts");
     let (endpoint, _) = plane.endpoint.accept().expect("the endpoint is connected to");
     let mut ends = [End::new(client), End::new(endpoint)];
     for step in script {
