@@ -18,7 +18,7 @@ pub(super) enum Command {
     OpenUdp(Arc<OwnedFd>, Box<UdpRoute>),
     /// Take what waits, then nothing more.
     StopAccepting(ListenerId),
-    /// Take nothing more: another process goes on with the socket.
+    /// Take nothing more: what waits belongs to whoever else has the socket.
     HandOver(ListenerId),
     /// Reset the listener's connections.
     Reset(ListenerId),

@@ -12,6 +12,7 @@ use super::peer::Peer;
 use super::poll::{Poller, Subject};
 use super::route::Route;
 use super::{socket, unix};
+use crate::sys;
 
 /// Out of descriptors or memory: the kernel will not have more at once.
 const PAUSE: Duration = Duration::from_millis(50);
@@ -44,6 +45,12 @@ impl Listening {
 
     pub(super) fn socket(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
+    }
+
+    /// How many clients wait to be accepted; where that cannot be asked, how many may.
+    pub(super) fn waiting(&self) -> u32 {
+        let most = socket::BACKLOG.unsigned_abs();
+        if self.route.is_unix { most } else { sys::sockopt::clients_waiting(self.socket()).unwrap_or(most) }
     }
 
     pub(super) fn accept(&mut self) -> Accepted {

@@ -369,8 +369,9 @@ impl Listener {
 
 impl Drop for Listener {
     fn drop(&mut self) {
-        // Not the file of a unix socket: a process that fails to take over must leave it to the one that runs.
-        self.tell(Command::StopAccepting);
+        // What waits in the sockets is not taken only to be reset, and the file of a unix socket stays: a process that fails
+        // to take over must leave both to the one that runs.
+        self.tell(Command::HandOver);
         self.tell(Command::Reset);
     }
 }

@@ -274,12 +274,13 @@ impl Worker {
     }
 
     /// Takes what the kernel has completed already, so that closing the socket resets no client that believes itself
-    /// connected, and then closes it.
+    /// connected, and then closes it. Those who keep coming meanwhile are not waited for: there may be no end to them.
     fn stop_accepting(&mut self, listener: ListenerId) {
         for key in self.listeners_of(listener) {
-            while let Some(listening) = self.listeners.get_mut(key)
-                && let Accepted::Client(client, peer) = listening.accept()
-            {
+            let waiting = self.listeners.get_mut(key).map_or(0, |listening| listening.waiting());
+            for _ in 0..waiting {
+                let Some(listening) = self.listeners.get_mut(key) else { break };
+                let Accepted::Client(client, peer) = listening.accept() else { break };
                 let route = Rc::clone(&listening.route);
                 self.begin(client, peer, &route);
             }

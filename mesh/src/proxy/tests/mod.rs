@@ -299,13 +299,34 @@ async fn a_drain_lets_connections_finish_and_takes_no_new_ones() {
         client.write_all(b"x").and_then(|()| client.read_exact(&mut byte)).unwrap();
     };
     echoes();
+    let is_closed =
+        move || TcpStream::connect(address).is_err_and(|e| e.kind() == ErrorKind::ConnectionRefused);
     let finishing = in_background(move || {
-        until("closed to new ones", || TcpStream::connect(address).is_err());
+        until("closed to new ones", is_closed);
         echoes();
     });
     assert_eq!(listener.drain(PATIENCE).await, 0);
     finishing.join().unwrap();
     assert_eq!(metrics.dropped_so_far("web", Dropped::Drain), 0);
+    plane.shutdown();
+}
+
+#[tokio::test]
+async fn clients_who_keep_coming_hold_up_no_drain() {
+    let (serve, served) = std::sync::mpsc::channel();
+    let quick = endpoint(move |stream| drop((stream, serve.send(()))));
+    let World { plane, listener, .. } = world(Config::default(), &[quick]);
+    let address = listener.address().ip().unwrap();
+    // More of them than one thread can accept and serve, so that somebody waits at any moment.
+    let coming: Vec<_> = (0..4)
+        .map(|_| in_background(move || until("refused", || TcpStream::connect(address).is_err())))
+        .collect();
+    assert_eq!(served.iter().take(100).count(), 100);
+    listener.stop_accepting();
+    for client in coming {
+        client.join().unwrap();
+    }
+    assert_eq!(listener.drain(PATIENCE).await, 0);
     plane.shutdown();
 }
 
