@@ -6,14 +6,17 @@ use std::task::Wake;
 
 use super::arena::Key;
 use super::inbox::Inbox;
-use super::route::{ListenerId, Route};
+use super::peer::Peer;
+use super::route::{ListenerId, OpenRoute, Route};
 use super::udp_route::Route as UdpRoute;
 use crate::balance::{Closing, Endpoint};
 
 #[derive(Debug)]
 pub(super) enum Command {
-    /// Listen on the socket.
-    Open(Arc<OwnedFd>, Box<Route>),
+    /// Listen on the socket; the routes are those of all threads in their order.
+    Open(Arc<OwnedFd>, Arc<[Arc<Route>]>),
+    /// Serve a client that another thread has accepted.
+    Serve(OwnedFd, Peer, OpenRoute),
     /// Take datagrams from the socket.
     OpenUdp(Arc<OwnedFd>, Box<UdpRoute>),
     /// Take what waits, then nothing more.

@@ -30,7 +30,7 @@ impl DataPlane {
                 steering: Arc::clone(&self.steering),
             };
             let command = Command::OpenUdp(socket, Box::new(route));
-            self.threads[place].inbox.send(command).map_err(|error| failed(io::Error::other(error)))?;
+            self.threads[place].seat.inbox.send(command).map_err(|error| failed(io::Error::other(error)))?;
         }
         for offset in count..threads {
             // A thread that has no part in it has nothing to stop.
@@ -85,7 +85,7 @@ impl DataPlane {
         if has_stopped {
             for thread in &self.threads {
                 // A thread that has ended has closed everything.
-                let _ = thread.inbox.send(Command::Reset(*id));
+                let _ = thread.seat.inbox.send(Command::Reset(*id));
             }
         }
         has_stopped

@@ -48,13 +48,18 @@ impl<T> Inbox<T> {
     }
 
     pub(super) fn send(&self, message: T) -> Result<(), SendError> {
+        self.offer(message).map_err(|(error, _)| error)
+    }
+
+    /// The same; the message comes back if it is not taken.
+    pub(super) fn offer(&self, message: T) -> Result<(), (SendError, T)> {
         {
             let mut queue = self.lock();
             if queue.closed {
-                return Err(SendError::Closed);
+                return Err((SendError::Closed, message));
             }
             if queue.messages.len() >= CAPACITY {
-                return Err(SendError::Full);
+                return Err((SendError::Full, message));
             }
             queue.messages.push_back(message);
         }

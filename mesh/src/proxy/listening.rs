@@ -1,7 +1,6 @@
 //! A listening socket on one thread.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -10,7 +9,7 @@ use rustix::io::Errno;
 use super::arena::Key;
 use super::peer::Peer;
 use super::poll::{Poller, Subject};
-use super::route::Route;
+use super::route::{OpenRoute, Route};
 use super::{socket, unix};
 use crate::sys;
 
@@ -21,7 +20,9 @@ const PAUSE: Duration = Duration::from_millis(50);
 pub(super) struct Listening {
     /// Shared with other threads where there are too many listeners for a socket a thread.
     socket: Arc<OwnedFd>,
-    pub(super) route: Rc<Route>,
+    pub(super) route: Arc<Route>,
+    /// Those of all threads, in their order.
+    routes: Arc<[Arc<Route>]>,
     paused_until: Option<Instant>,
     /// The last accept was refused, which is in the log.
     is_failing: bool,
@@ -39,8 +40,14 @@ impl Listening {
     /// Accepts in a row before the connections of the thread get their turn.
     pub(super) const BURST: usize = 64;
 
-    pub(super) fn new(socket: Arc<OwnedFd>, route: Route) -> Self {
-        Self { socket, route: Rc::new(route), paused_until: None, is_failing: false }
+    /// Of the thread with this index.
+    pub(super) fn new(socket: Arc<OwnedFd>, routes: Arc<[Arc<Route>]>, thread: usize) -> Self {
+        Self { socket, route: Arc::clone(&routes[thread]), routes, paused_until: None, is_failing: false }
+    }
+
+    /// The way of a client that the thread with this index is to serve.
+    pub(super) fn route_on(&self, thread: usize) -> OpenRoute {
+        OpenRoute::new(&self.routes[thread])
     }
 
     pub(super) fn socket(&self) -> BorrowedFd<'_> {

@@ -1,7 +1,7 @@
 //! Moving connections: clients on a listener, endpoints behind a [`Balancer`](crate::balance::Balancer).
 //!
 //! The [`DataPlane`] owns a few threads. Each is one loop around one epoll instance, with its own `SO_REUSEPORT` socket for
-//! every listener: a connection lives and dies on the thread that accepted it. Connections are small states in an arena,
+//! every listener. A connection stays with one thread: the one that accepted it, or another one that has fewer. Connections are small states in an arena,
 //! pushed forward by events; there is no task, no lock and no allocation for one that goes its usual way. The control plane
 //! opens and closes listeners by message and never waits in the path of a connection. Knows nothing of the catalog: what a
 //! service is, its balancer says. `docs/performance.md` says why.
@@ -24,6 +24,7 @@ mod plane;
 mod poll;
 pub mod proxy_protocol;
 mod route;
+mod seat;
 mod side;
 mod socket;
 mod socket_file;

@@ -17,6 +17,7 @@ use super::inbox::Inbox;
 use super::limit::ConnectionLimit;
 use super::metrics::Metrics;
 use super::route::{ListenerId, OpenConnections, Route};
+use super::seat::Seat;
 use super::socket_file::SocketFile;
 use super::transparent::Steering;
 use super::worker::Worker;
@@ -83,7 +84,7 @@ pub struct DataPlane {
 
 #[derive(Debug)]
 pub(super) struct Thread {
-    pub(super) inbox: Arc<Inbox<Command>>,
+    pub(super) seat: Arc<Seat>,
     handle: JoinHandle<()>,
 }
 
@@ -99,8 +100,11 @@ impl DataPlane {
             config.udp.max_sessions.map_or_else(|| udp::max_sessions(limit.limit()), NonZeroU32::get);
         let sessions = usize::try_from(sessions).unwrap_or(usize::MAX).div_ceil(threads.get());
         let udp = udp::Limits { sessions, idle_timeout: config.udp.idle_timeout };
+        let seats = (0..threads.get())
+            .map(|_| Ok(Arc::new(Seat::new(Arc::new(Inbox::new()?)))))
+            .collect::<io::Result<Arc<[_]>>>()?;
         let threads = (0..threads.get())
-            .map(|index| Thread::start(index, &limit, udp, &metrics))
+            .map(|index| Thread::start(index, &seats, &limit, udp, &metrics))
             .collect::<Result<_, _>>()?;
         Ok(Self {
             config: Arc::new(config),
@@ -131,13 +135,14 @@ impl DataPlane {
     ) -> io::Result<()> {
         // With fewer sockets than threads, all of them are everyone's.
         let is_shared = sockets.len() < self.threads.len();
+        let routes: Arc<[_]> =
+            (0..self.threads.len()).map(|index| Arc::new(self.route(balancer, listener, index))).collect();
         for (index, thread) in self.threads.iter().enumerate() {
             let own =
                 sockets.iter().enumerate().filter(|(n, _)| is_shared || n % self.threads.len() == index);
             for (_, socket) in own {
-                let route = Box::new(self.route(balancer, listener, index));
-                let command = Command::Open(Arc::clone(socket), route);
-                thread.inbox.send(command).map_err(io::Error::other)?;
+                let command = Command::Open(Arc::clone(socket), Arc::clone(&routes));
+                thread.seat.inbox.send(command).map_err(io::Error::other)?;
             }
         }
         Ok(())
@@ -161,7 +166,7 @@ impl DataPlane {
             file: Mutex::new(file),
             sockets: sockets.iter().map(Arc::downgrade).collect(),
             open: self.threads.iter().map(|_| Arc::default()).collect(),
-            threads: self.threads.iter().map(|thread| Arc::clone(&thread.inbox)).collect(),
+            threads: self.threads.iter().map(|thread| Arc::clone(&thread.seat.inbox)).collect(),
             is_leaving: Arc::default(),
         }
     }
@@ -208,13 +213,14 @@ impl DataPlane {
             trusted_proxies: Arc::clone(&self.config.trusted_proxies),
             steering: Arc::clone(&self.steering),
             is_unix: matches!(listener.address, Address::Unix(_)),
+            seat: Arc::clone(&self.threads[thread].seat),
         }
     }
 
     /// Ends connections of endpoints, when a balancer says so. It outlives the threads and then does nothing.
     #[must_use]
     pub fn closer(&self) -> OnClosing {
-        let threads: Vec<_> = self.threads.iter().map(|thread| Arc::clone(&thread.inbox)).collect();
+        let threads: Vec<_> = self.threads.iter().map(|thread| Arc::clone(&thread.seat.inbox)).collect();
         Arc::new(move |endpoint, closing| {
             for thread in &threads {
                 let _ = thread.send(Command::Close(Arc::clone(endpoint), closing));
@@ -238,7 +244,7 @@ impl DataPlane {
     pub fn shutdown(self) {
         for thread in &self.threads {
             // One that has ended already needs no telling.
-            let _ = thread.inbox.send(Command::End);
+            let _ = thread.seat.inbox.send(Command::End);
         }
         for thread in self.threads {
             if thread.handle.join().is_err() {
@@ -251,16 +257,17 @@ impl DataPlane {
 impl Thread {
     fn start(
         index: usize,
+        seats: &Arc<[Arc<Seat>]>,
         limit: &Arc<ConnectionLimit>,
         udp: udp::Limits,
         metrics: &Metrics,
     ) -> io::Result<Self> {
-        let inbox = Arc::new(Inbox::new()?);
-        let (limit, metrics, worker_inbox) = (Arc::clone(limit), metrics.clone(), Arc::clone(&inbox));
+        let seat = Arc::clone(&seats[index]);
+        let (seats, limit, metrics) = (Arc::clone(seats), Arc::clone(limit), metrics.clone());
         // Says whether it could start, so that an error is the caller's and not the thread's.
         let (tell, told) = std::sync::mpsc::sync_channel(1);
         let handle = std::thread::Builder::new().name(format!("data-{index}")).spawn(move || {
-            match Worker::new(worker_inbox, limit, udp, metrics) {
+            match Worker::new(index, seats, limit, udp, metrics) {
                 Ok(worker) => {
                     let _ = tell.send(Ok(()));
                     worker.run();
@@ -271,7 +278,7 @@ impl Thread {
             }
         })?;
         told.recv().map_err(io::Error::other)??;
-        Ok(Self { inbox, handle })
+        Ok(Self { seat, handle })
     }
 }
 

@@ -1,5 +1,6 @@
 //! What all connections of one listener on one thread share.
 
+use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
@@ -9,6 +10,7 @@ use prometheus::Histogram;
 use super::Config;
 use super::metrics::Tally;
 use super::peer::Peer;
+use super::seat::Seat;
 use super::transparent::Steering;
 use crate::balance::Balancer;
 
@@ -27,6 +29,35 @@ pub(super) struct Route {
     pub(super) steering: Arc<Steering>,
     /// Clients come by a unix socket.
     pub(super) is_unix: bool,
+    /// The thread.
+    pub(super) seat: Arc<Seat>,
+}
+
+/// The route of one connection, which counts as open from when a thread is chosen for it until this is dropped.
+#[derive(Debug)]
+pub(super) struct OpenRoute(Arc<Route>);
+
+impl OpenRoute {
+    pub(super) fn new(route: &Arc<Route>) -> Self {
+        route.open.add();
+        route.seat.add_connection();
+        Self(Arc::clone(route))
+    }
+}
+
+impl Deref for OpenRoute {
+    type Target = Route;
+
+    fn deref(&self) -> &Route {
+        &self.0
+    }
+}
+
+impl Drop for OpenRoute {
+    fn drop(&mut self) {
+        self.open.sub();
+        self.seat.sub_connection();
+    }
 }
 
 impl Route {
@@ -52,7 +83,7 @@ impl ListenerId {
     }
 }
 
-/// What one thread has open of one listener. Written by that thread alone.
+/// What one thread has open of one listener.
 #[derive(Debug, Default)]
 pub(super) struct OpenConnections {
     count: AtomicU32,
@@ -62,11 +93,11 @@ pub(super) struct OpenConnections {
 
 impl OpenConnections {
     pub(super) fn add(&self) {
-        self.count.store(self.count() + 1, Ordering::Relaxed);
+        self.count.fetch_add(1, Ordering::Relaxed);
     }
 
     pub(super) fn sub(&self) {
-        self.count.store(self.count() - 1, Ordering::Relaxed);
+        self.count.fetch_sub(1, Ordering::Relaxed);
     }
 
     pub(super) fn stop(&self) {

@@ -1,27 +1,26 @@
 //! A data-plane thread: its sockets, its connections, and the loop that serves them.
 //!
-//! A connection lives and dies on the thread that accepted it. The thread waits for sockets and for nothing else; the
+//! A connection stays with one thread: the one that accepted it, or another one that has fewer. The thread waits for sockets and for nothing else; the
 //! control plane talks to it through its inbox.
 
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::arena::{Arena, Key};
 use super::command::Command;
 use super::connection::{Connection, Step};
-use super::inbox::Inbox;
 use super::io::Io;
 use super::limit::ConnectionLimit;
 use super::listening::{Accepted, Listening};
 use super::metrics::Metrics;
 use super::peer::Peer;
 use super::poll::{Events, Readiness, Subject};
-use super::route::{ListenerId, Route};
+use super::route::{ListenerId, OpenRoute};
+use super::seat::{Seat, Spread};
 use super::udp::{Limits, Udp};
 use super::{Dropped, socket};
 use crate::balance::{Closing, Endpoint};
@@ -40,8 +39,11 @@ enum Ending {
 const SETTLED: Duration = Duration::from_secs(10);
 
 pub(super) struct Worker {
+    /// Which of the threads this one is.
+    index: usize,
+    seats: Arc<[Arc<Seat>]>,
+    spread: Spread,
     io: Io,
-    inbox: Arc<Inbox<Command>>,
     listeners: Arena<Listening>,
     connections: Arena<Connection>,
     udp: Udp,
@@ -58,16 +60,20 @@ pub(super) struct Worker {
 
 impl Worker {
     pub(super) fn new(
-        inbox: Arc<Inbox<Command>>,
+        index: usize,
+        seats: Arc<[Arc<Seat>]>,
         limit: Arc<ConnectionLimit>,
         udp: Limits,
         metrics: Metrics,
     ) -> io::Result<Self> {
-        let io = Io::new(Arc::clone(&inbox))?;
-        io.poller.add_level(&*inbox, Subject::Inbox)?;
+        let inbox = &seats[index].inbox;
+        let io = Io::new(Arc::clone(inbox))?;
+        io.poller.add_level(&**inbox, Subject::Inbox)?;
         Ok(Self {
+            index,
+            spread: Spread::new(index, Arc::clone(&seats)),
+            seats,
             io,
-            inbox,
             listeners: Arena::default(),
             connections: Arena::default(),
             udp: Udp::new(udp, Arc::clone(&limit)),
@@ -109,7 +115,7 @@ impl Worker {
             }
             self.settle();
         }
-        self.inbox.close();
+        self.seats[self.index].inbox.close();
     }
 
     fn wait_at_most(&self) -> Option<Duration> {
@@ -176,7 +182,6 @@ impl Worker {
     fn end(&mut self, key: Key, ending: Ending) {
         let Some(connection) = self.connections.remove(key) else { return };
         connection.route.tally.ended.add(1);
-        connection.route.open.sub();
         self.limit.give_back();
         match ending {
             Ending::Finished => {}
@@ -203,10 +208,7 @@ impl Worker {
         for _ in 0..Listening::BURST {
             let Some(listening) = self.listeners.get_mut(key) else { return };
             match listening.accept() {
-                Accepted::Client(client, peer) => {
-                    let route = Rc::clone(&listening.route);
-                    self.begin(client, peer, &route);
-                }
+                Accepted::Client(client, peer) => self.arrived(key, client, peer),
                 Accepted::Nothing => return,
                 Accepted::Failed(error) => {
                     self.metrics.accept_errors.inc();
@@ -218,7 +220,23 @@ impl Worker {
         }
     }
 
-    fn begin(&mut self, client: OwnedFd, peer: Peer, route: &Rc<Route>) {
+    /// A listener has a new client: this thread serves it, or another one does.
+    fn arrived(&mut self, listener: Key, client: OwnedFd, peer: Peer) {
+        let Some(listening) = self.listeners.get_mut(listener) else { return };
+        let thread = self.spread.choose();
+        let route = listening.route_on(thread);
+        if thread == self.index {
+            return self.begin(client, peer, route);
+        }
+        let offered = self.seats[thread].inbox.offer(Command::Serve(client, peer, route));
+        if let Err((_, Command::Serve(client, peer, _))) = offered {
+            // A thread that takes nothing more will have no fewer connections: those of the others serve on.
+            let route = listening.route_on(self.index);
+            self.begin(client, peer, route);
+        }
+    }
+
+    fn begin(&mut self, client: OwnedFd, peer: Peer, route: OpenRoute) {
         route.tally.accepted.add(1);
         if !self.limit.take() {
             route.tally.ended.add(1);
@@ -231,15 +249,15 @@ impl Worker {
             self.limit.give_back();
             return;
         };
-        route.open.add();
         self.young.push_back((self.io.now, key));
         self.step(key, |connection, io| connection.begin(key, io));
     }
 
     fn read_inbox(&mut self) {
-        for command in self.inbox.take() {
+        for command in self.seats[self.index].inbox.take() {
             match command {
-                Command::Open(socket, route) => self.open(Listening::new(socket, *route)),
+                Command::Open(socket, routes) => self.open(Listening::new(socket, routes, self.index)),
+                Command::Serve(client, peer, route) => self.begin(client, peer, route),
                 Command::OpenUdp(socket, route) => self.udp_step(|udp, io| udp.open(socket, *route, io)),
                 Command::StopAccepting(listener) => {
                     self.stop_accepting(listener);
@@ -281,8 +299,7 @@ impl Worker {
             for _ in 0..waiting {
                 let Some(listening) = self.listeners.get_mut(key) else { break };
                 let Accepted::Client(client, peer) = listening.accept() else { break };
-                let route = Rc::clone(&listening.route);
-                self.begin(client, peer, &route);
+                self.arrived(key, client, peer);
             }
         }
         self.let_go(listener);

@@ -7,7 +7,6 @@ mod search;
 
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
-use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -22,7 +21,7 @@ use super::io::Io;
 use super::peer::Peer;
 use super::poll::{Interest, Readiness, Subject};
 use super::proxy_protocol::{self, Addresses};
-use super::route::Route;
+use super::route::OpenRoute;
 use super::side::{Delay, Side};
 use super::transparent::Held;
 use super::{Dropped, socket};
@@ -52,7 +51,7 @@ pub(super) struct Connection {
     permit: Option<Permit>,
     search: Option<Box<Search>>,
     stage: Stage,
-    pub(super) route: Rc<Route>,
+    pub(super) route: OpenRoute,
     began: Instant,
     /// When something last moved; before that, when the stage began.
     active: Instant,
@@ -94,7 +93,7 @@ pub(super) enum Step {
 }
 
 impl Connection {
-    pub(super) fn new(client: OwnedFd, peer: Peer, route: &Rc<Route>, now: Instant) -> Self {
+    pub(super) fn new(client: OwnedFd, peer: Peer, route: OpenRoute, now: Instant) -> Self {
         let mut client = match peer {
             Peer::Ip(_) => Side::new(client, Delay::Off),
             Peer::Unix => Side::unix(client),
@@ -113,7 +112,7 @@ impl Connection {
             permit: None,
             search: None,
             stage: if route.is_trusted_proxy(peer) { Stage::Header } else { Stage::Connecting },
-            route: Rc::clone(route),
+            route,
             began: now,
             active: now,
             awaits_answer: false,

@@ -121,6 +121,11 @@ fn until(what: &str, mut holds: impl FnMut() -> bool) {
     }
 }
 
+/// Some 8 MiB in which no two places that a buffer's size lies between look alike.
+fn pattern() -> Vec<u8> {
+    (0..=250_u8).collect::<Vec<_>>().repeat(33_000)
+}
+
 fn in_background(work: impl FnOnce() + Send + 'static) -> JoinHandle<()> {
     std::thread::spawn(work)
 }
@@ -224,14 +229,12 @@ fn a_client_that_nobody_can_serve_is_reset_and_counted() {
 
 #[test]
 fn streams_both_ways_at_once_arrive_whole_past_a_slow_reader() {
-    const BYTES: usize = 8 << 20;
-    let pattern = |n: usize| (0..=250_u8).cycle().take(n).collect::<Vec<u8>>();
     let world = world(
         Config::default(),
         &[endpoint(move |mut stream| {
             let mut sending = stream.try_clone().unwrap();
             let sender = in_background(move || {
-                sending.write_all(&pattern(BYTES)).unwrap();
+                sending.write_all(&pattern()).unwrap();
                 sending.shutdown(Shutdown::Write).unwrap();
             });
             let mut received = Vec::new();
@@ -240,22 +243,45 @@ fn streams_both_ways_at_once_arrive_whole_past_a_slow_reader() {
             while let Ok(n @ 1..) = stream.read(&mut chunk) {
                 received.extend_from_slice(&chunk[..n]);
             }
-            assert!(received == pattern(BYTES));
+            assert!(received == pattern());
             sender.join().unwrap();
         })],
     );
     let mut client = world.connect();
     let mut sending = client.try_clone().unwrap();
     let sender = in_background(move || {
-        sending.write_all(&pattern(BYTES)).unwrap();
+        sending.write_all(&pattern()).unwrap();
         sending.shutdown(Shutdown::Write).unwrap();
     });
     let mut received = Vec::new();
     client.read_to_end(&mut received).unwrap();
     sender.join().unwrap();
-    assert!(received == pattern(BYTES));
+    assert!(received == pattern());
     until("ended", || world.listener.connections() == 0);
     world.end();
+}
+
+#[test]
+fn connections_that_stay_are_spread_over_the_threads() {
+    let echo = || {
+        endpoint(|mut stream| {
+            std::thread::spawn(move || {
+                stream.try_clone().and_then(|mut back| std::io::copy(&mut stream, &mut back))
+            });
+        })
+    };
+    for sharing in [Sharing::PerThread, Sharing::One] {
+        let world = world_with(Config::default(), &[echo()], &serde_json::json!({}), sharing);
+        let mut clients: Vec<_> = (0..40).map(|_| world.connect()).collect();
+        for client in &mut clients {
+            client.write_all(b"x").and_then(|()| client.read_exact(&mut [0; 1])).unwrap();
+        }
+        let on_threads: Vec<_> = world.listener.open.iter().map(|open| open.count()).collect();
+        assert!(on_threads.iter().all(|count| (17..=23).contains(count)), "{on_threads:?}");
+        drop(clients);
+        until("ended", || world.listener.connections() == 0);
+        world.end();
+    }
 }
 
 #[test]

@@ -113,20 +113,18 @@ fn an_endpoint_that_has_finished_sending_still_hears_a_unix_client() {
 
 #[test]
 fn streams_both_ways_at_once_arrive_whole_past_a_slow_reader() {
-    const BYTES: usize = 8 << 20;
-    let pattern = |n: usize| (0..=250_u8).cycle().take(n).collect::<Vec<u8>>();
     let sockets = Sockets::new();
     let busy = sockets.endpoint("busy", move |mut stream| {
         let mut sending = stream.try_clone().unwrap();
         let sender = in_background(move || {
-            sending.write_all(&pattern(BYTES)).unwrap();
+            sending.write_all(&pattern()).unwrap();
             sending.shutdown(Shutdown::Write).unwrap();
         });
         let (mut received, mut chunk) = (Vec::new(), [0; 1500]);
         while let Ok(n @ 1..) = stream.read(&mut chunk) {
             received.extend_from_slice(&chunk[..n]);
         }
-        assert!(received == pattern(BYTES));
+        assert!(received == pattern());
         sender.join().unwrap();
     });
     let world = on_sockets(&[busy], &none());
@@ -134,13 +132,13 @@ fn streams_both_ways_at_once_arrive_whole_past_a_slow_reader() {
     let mut client = connect(&sockets.path("web"));
     let mut sending = client.try_clone().unwrap();
     let sender = in_background(move || {
-        sending.write_all(&pattern(BYTES)).unwrap();
+        sending.write_all(&pattern()).unwrap();
         sending.shutdown(Shutdown::Write).unwrap();
     });
     let mut received = Vec::new();
     client.read_to_end(&mut received).unwrap();
     sender.join().unwrap();
-    assert!(received == pattern(BYTES));
+    assert!(received == pattern());
     until("ended", || listener.connections() == 0);
     drop(listener);
     world.end();
