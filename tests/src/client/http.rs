@@ -240,8 +240,10 @@ impl Held {
 
     fn line(&mut self) -> io::Result<String> {
         let mut line = String::new();
-        if self.stream.read_line(&mut line)? == 0 {
-            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "closed before the answer"));
+        self.stream.read_line(&mut line)?;
+        // Half a line is no line that says something wrong: whoever wrote it was ended.
+        if !line.ends_with('\n') {
+            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "closed before the end of the answer"));
         }
         Ok(line.trim_end().to_owned())
     }
