@@ -119,6 +119,8 @@ fn containers_and_processes_of_a_node_see_who_their_clients_are() {
     let asked = || (seen_from(client.namespace(), a.at(BOXED)), plain_of(a, "boxed", "source_check"));
     let _ = eventually!(SOON, asked(), |(seen, count)| *count > 0.0
         && matches!(seen, Ok((own, seen)) if own.ip() != seen.ip()));
+    let why = a.plexus(["why", "boxed"]).ok();
+    assert!(why.contains("src_valid_mark = 1 on its interface would drop its answers"), "{why}");
     wait_seen(client.namespace(), a.at(PUBLISHED));
     // From one container to a process of the host it is as from anywhere else.
     let (own, seen) =
@@ -331,7 +333,19 @@ fn an_endpoint_elsewhere_sees_the_node_and_that_is_said() {
     assert!(plain_of(b, "web", "elsewhere") > 0.0);
     let said = "sees this node's address: its answers do not pass through this node";
     assert!(b.plexus(["why", "web"]).ok().contains(said));
-    assert!(!a.plexus(["why", "web"]).ok().contains(said));
+    assert_eq!(b.plexus_json(["why", "web"])["endpoints"][0]["plain_reason"], "elsewhere");
+    // Where it sees addresses, there are clients that it does not see: whom, that depends on where it is.
+    let said_of = |service| a.plexus(["why", service]).ok();
+    let both = "sees this node's address for clients with IPv6, by loopback or link-local addresses, by unix sockets";
+    for (service, of_neighbours) in [("web", ""), ("boxed", ", in 172.30.0.0/24")] {
+        let why = said_of(service);
+        assert!(why.trim_end().contains(&format!("{both}{of_neighbours}\n")), "{why}");
+    }
+    let told = a.plexus_json(["why", "boxed"])["endpoints"][0].clone();
+    let reasons: Vec<_> =
+        told["plain_for"].as_array().expect("a list").iter().map(|one| one["reason"].clone()).collect();
+    assert_eq!(reasons, ["family", "scope", "unix_socket", "neighbour"]);
+    assert!(told["plain"].is_null(), "{told}");
     assert_eq!(left(b), "", "nothing to be steered there");
     // One that this node has registered, and that is another machine.
     let other = client.backend("other", 9300);
@@ -365,7 +379,8 @@ fn an_agent_that_may_not_steer_says_so_and_serves() {
     let (_, seen) = seen_from(client.namespace(), a.at(PUBLISHED)).expect("an answer");
     assert_eq!(seen.ip(), IpAddr::from(a.address()));
     assert!(plain_of(a, "web", "off") > 0.0);
-    assert!(a.plexus(["why", "web"]).ok().contains("see plexus status"));
+    let why = a.plexus(["why", "web"]).ok();
+    assert!(why.contains("are not steered here: ") && why.contains("CAP_NET_ADMIN"), "{why}");
     assert_eq!(agent.output().matches("CAP_NET_ADMIN").count(), 1, "said once");
     let _ = client.plexus(["unset", "web", "client_address"]).ok();
     eventually!(SOON, a.plexus(["status"]).ok(), |status| !status.contains("CAP_NET_ADMIN"));

@@ -138,6 +138,35 @@ fn an_instance_with_a_port_beside_its_socket_is_reached_by_what_is_nearer() {
 }
 
 #[test]
+fn nobody_is_shown_an_address_by_way_of_a_unix_socket_and_that_is_said() {
+    needs!("etcd", "etcdctl");
+    let cluster = Cluster::new(2);
+    let [a, b] = cluster.nodes();
+    let _backend = backend(a, "web", "app.sock");
+    define(a, "web", "app.sock", "");
+    cluster.wait_serving("web", &["web-a-app.sock"]);
+    cluster.publish("web", PUBLISHED);
+    let _ = b.plexus(["set", "web", "client_address=transparent"]).ok();
+    let said = "sees this node's address: this node reaches it by its unix socket, where nobody has an address";
+    eventually!(SOON, a.plexus(["why", "web"]).ok(), |why| why.contains(said));
+    assert_eq!(a.plexus_json(["why", "web"])["endpoints"][0]["plain_reason"], "unix_socket");
+    let plain = || {
+        let labels = "reason=\"unix_socket\",service=\"web\"";
+        a.metric("plexus_connections_plain_total", labels).unwrap_or_default()
+    };
+    let asked = || b.get(a.at(PUBLISHED), "/client").ok().map(|answer| answer.body);
+    eventually!(SOON, (asked(), plain()), |(seen, plain)| seen.as_deref() == Some("unix") && *plain > 0.0);
+    // Nor is a client of a unix socket, who has none.
+    let _other = a.serve("web", INSTANCE);
+    a.remove_service_file("web-app.sock.toml");
+    cluster.wait_serving("web", &["web-a-9000"]);
+    let socket = listen(&cluster, a, "web.sock", "");
+    let before = plain();
+    eventually!(SOON, (ask(&socket).ok(), plain()), |(id, plain)| id.as_deref() == Some("web-a-9000")
+        && *plain > before);
+}
+
+#[test]
 fn a_backend_whose_socket_goes_and_comes_back_costs_nobody_a_connection() {
     needs!("etcd", "etcdctl");
     let cluster = Cluster::new(2);

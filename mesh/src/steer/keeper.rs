@@ -92,6 +92,8 @@ struct Wanted {
     here: BTreeSet<IpAddr>,
     /// It has others.
     elsewhere: bool,
+    /// Some of those on this node are reached by a unix socket.
+    sockets: bool,
 }
 
 /// What the kernel has of ours.
@@ -188,7 +190,7 @@ impl Keeper {
             }
             self.take_told(netlink, &mut rules).await;
         }
-        self.note_problem(None);
+        self.note_lacks(None);
     }
 
     /// Events come in bursts: takes those that are there already.
@@ -219,6 +221,7 @@ impl Keeper {
                 Wanted {
                     here: here.iter().map(|endpoint| endpoint.instance.address).collect(),
                     elsewhere: !elsewhere.is_empty(),
+                    sockets: here.iter().any(|endpoint| endpoint.instance.socket.is_some()),
                 }
             });
             if self.wanted.get(&name) == wanted.as_ref() {
@@ -256,7 +259,7 @@ impl Keeper {
         match done {
             Ok(()) => {
                 self.tell(&verdicts, false);
-                self.note_problem(None);
+                self.note_lacks(None);
             }
             Err(why) => {
                 if self.kernel == Kernel::Nothing {
@@ -364,7 +367,7 @@ impl Keeper {
                 tracing::info!(%service, "every endpoint sees the clients' own addresses");
             }
             for plain in &reasons {
-                tracing::info!(%service, reason = %plain, "endpoints see this node's address, not their clients': {}", words(*plain));
+                tracing::info!(%service, reason = %plain, "endpoints see this node's address, not their clients': {}", words::of(*plain));
             }
             self.said.insert(service.clone(), reasons);
         }
@@ -373,17 +376,15 @@ impl Keeper {
     /// Nothing is steered, and that is said once.
     fn off(&mut self, why: &str) {
         self.tell(&Verdicts::new(), true);
-        self.note_problem(Some(format!(
-            "endpoints on this node see its address instead of their clients', although services ask for it: {why}"
-        )));
+        self.note_lacks(Some(why.to_owned()));
     }
 
-    fn note_problem(&self, problem: Option<String>) {
-        let mut known = self.handle.shared.problem.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(problem) = problem.as_ref().filter(|problem| known.as_ref() != Some(problem)) {
-            tracing::error!("{problem}");
+    fn note_lacks(&self, lacks: Option<String>) {
+        let mut known = self.handle.shared.lacks.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(why) = lacks.as_ref().filter(|why| known.as_ref() != Some(why)) {
+            tracing::error!("{}", words::off(why));
         }
-        *known = problem;
+        *known = lacks;
     }
 }
 
@@ -396,7 +397,8 @@ impl Wanted {
             Some(Err(plain)) => Some(*plain),
             None => Some(Plain::Off),
         });
-        here.chain(self.elsewhere.then_some(Plain::Elsewhere)).collect()
+        let others = [(self.elsewhere, Plain::Elsewhere), (self.sockets, Plain::UnixSocket)];
+        here.chain(others.into_iter().filter_map(|(are_there, plain)| are_there.then_some(plain))).collect()
     }
 }
 
