@@ -1,7 +1,9 @@
 //! With `client_address=transparent` an endpoint sees its client's own address, and what steers its answers comes and goes with
 //! the need.
 
+use std::ffi::OsStr;
 use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use plexus_tests::client::http::{Failure, Held};
@@ -339,7 +341,7 @@ fn an_endpoint_elsewhere_sees_the_node_and_that_is_said() {
     let both = "sees this node's address for clients with IPv6, by loopback or link-local addresses, by unix sockets";
     for (service, of_neighbours) in [("web", ""), ("boxed", ", in 172.30.0.0/24")] {
         let why = said_of(service);
-        assert!(why.trim_end().contains(&format!("{both}{of_neighbours}\n")), "{why}");
+        assert!(why.contains(&format!("{both}{of_neighbours}\n")), "{why}");
     }
     let told = a.plexus_json(["why", "boxed"])["endpoints"][0].clone();
     let reasons: Vec<_> =
@@ -358,6 +360,68 @@ fn an_endpoint_elsewhere_sees_the_node_and_that_is_said() {
     assert_eq!(seen.ip(), IpAddr::from(a.address()));
     assert!(a.agent_log().contains("endpoints see this node's address"));
     drop(other);
+}
+
+/// Starts the agent of a node where nft is not installed, but for what is put into the directory that this returns.
+fn start_without_nft(node: &Node) -> PathBuf {
+    let [installed, nothing] = ["installed", "nothing"].map(|name| node.directory().join(name));
+    for directory in [&installed, &nothing] {
+        std::fs::create_dir(directory).expect("a new directory");
+    }
+    // A view of the file system of its own, in which the place that is looked at beside the path is empty.
+    let script = "mount --bind \"$1\" /usr/sbin && PATH=\"$2\" && export PATH && shift 2 && exec \"$@\"";
+    let program = ["unshare", "--mount", "sh", "-c", script, "sh"].map(OsStr::new);
+    let own = [nothing.as_os_str(), installed.as_os_str(), plexus_program().as_os_str()];
+    node.start_agent_by(&program.into_iter().chain(own).collect::<Vec<_>>());
+    node.wait_ready(SOON);
+    installed
+}
+
+/// Installs a program of this machine, as package managers do: whole from the moment it has its name.
+fn install(program: &str, directory: &Path) {
+    let path = std::env::var_os("PATH").expect("a path");
+    let file = std::env::split_paths(&path).map(|place| place.join(program)).find(|file| file.is_file());
+    let new = directory.join("new");
+    std::fs::copy(file.expect("it is installed"), &new).expect("copied");
+    std::fs::rename(new, directory.join(program)).expect("named");
+}
+
+#[test]
+fn a_host_without_nft_says_what_to_install_and_steers_once_it_is() {
+    needs!("etcd", "etcdctl", "nft", "unshare", "mount");
+    let cluster = Cluster::of(2).without_agents().start();
+    let [a, client] = cluster.nodes();
+    client.restart_agent();
+    let installed = start_without_nft(a);
+    let _web = a.serve("web", INSTANCE);
+    cluster.wait_serving("web", &["web-a-9000"]);
+    cluster.publish("web", PUBLISHED);
+    let _ = client.plexus(["set", "web", "client_address=transparent"]).ok();
+    let lacks = "the program nft is not installed; install nftables";
+    let status = eventually!(SOON, a.plexus(["status"]).ok(), |status| status.contains(lacks));
+    assert!(status.contains("endpoints on this node see its address instead of their clients'"), "{status}");
+    let why = a.plexus(["why", "web"]).ok();
+    assert!(why.contains(&format!("answers to clients' addresses are not steered here: {lacks}")), "{why}");
+    assert_eq!(a.plexus_json(["why", "web"])["endpoints"][0]["plain_reason"], "off");
+    // Longer than the agent waits between two looks.
+    throughout!(
+        Duration::from_secs(6),
+        seen_from(client.namespace(), a.at(PUBLISHED)),
+        |seen| matches!(seen, Ok((_, seen)) if seen.ip() == a.address())
+    );
+    let plain = plain_of(a, "web", "off");
+    assert!(plain > 0.0 && a.metric("plexus_connections_plain_total", "") == Some(plain), "{plain}");
+    assert_eq!(a.agent_log().matches(lacks).count(), 1, "said once");
+    assert_eq!(a.metric("plexus_steer_on", ""), Some(0.0));
+    // Nobody tells the agent that it is there now.
+    install("nft", &installed);
+    wait_seen(client.namespace(), a.at(PUBLISHED));
+    let status = a.plexus(["status"]).ok();
+    assert!(!status.contains("nftables"), "{status}");
+    assert_eq!(a.metric("plexus_steer_on", ""), Some(1.0));
+    a.terminate_agent();
+    a.wait_agent_end(SOON);
+    assert_eq!(left(a), "");
 }
 
 #[test]
