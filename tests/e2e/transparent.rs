@@ -325,6 +325,67 @@ fn what_a_killed_agent_leaves_is_taken_over_or_removed_by_the_next() {
 }
 
 #[test]
+fn what_an_agent_before_has_open_goes_on_when_nobody_wants_it_any_more() {
+    needs!("etcd", "etcdctl", "nft");
+    let (cluster, _container, _servers) = cluster(2);
+    let [a, client] = cluster.nodes();
+    let ports = [BOXED, PUBLISHED];
+    ports.iter().for_each(|port| wait_seen(client.namespace(), a.at(*port)));
+    let complete = left(a);
+    let mut held = ports.map(|port| client.hold(a.at(port)).expect("a connection"));
+    let mut are_served = || {
+        held.iter_mut()
+            .all(|held| held.get("/client").is_ok_and(|answer| answer.body == held.own_address().to_string()))
+    };
+    assert!(are_served());
+    let mut first = a.take_over();
+    for service in ["boxed", "web"] {
+        let _ = client.plexus(["unset", service, "client_address"]).ok();
+    }
+    for port in ports {
+        let _ = eventually!(SOON, seen_from(client.namespace(), a.at(port)), |seen| matches!(
+            seen, Ok((own, seen)) if own.ip() != seen.ip()
+        ));
+    }
+    // Longer than the agent waits between two looks; so below.
+    throughout!(Duration::from_secs(6), are_served(), |served| *served);
+    assert_eq!(left(a), complete);
+    // The next one finds that nobody wants it, and was never told who has something open.
+    let _second = a.take_over();
+    throughout!(Duration::from_secs(6), are_served(), |served| *served);
+    assert_eq!(left(a), complete);
+    assert!(first.status().is_none(), "it has connections");
+    drop(held);
+    first.wait(SOON);
+    eventually!(SOON, left(a), |left| left.is_empty());
+}
+
+#[test]
+fn what_an_agent_before_has_open_keeps_what_the_next_one_wants_less_of() {
+    needs!("etcd", "etcdctl", "nft");
+    let (cluster, _container, _servers) = cluster(2);
+    let [a, client] = cluster.nodes();
+    [BOXED, PUBLISHED].iter().for_each(|port| wait_seen(client.namespace(), a.at(*port)));
+    let mut held = client.hold(a.at(PUBLISHED)).expect("a connection");
+    let mut is_served =
+        || held.get("/client").is_ok_and(|answer| answer.body == held.own_address().to_string());
+    assert!(is_served());
+    let tracks = || a.exec("nft", &["list", "table", "inet", "plexus-steer"]).ok().contains("ct mark");
+    let mut first = a.take_over();
+    // What containers need stays, what processes of the host need has lost its last service.
+    let _ = client.plexus(["unset", "web", "client_address"]).ok();
+    throughout!(Duration::from_secs(6), is_served(), |served| *served);
+    let _second = a.take_over();
+    throughout!(Duration::from_secs(6), is_served(), |served| *served);
+    assert!(tracks());
+    wait_seen(client.namespace(), a.at(BOXED));
+    drop(held);
+    first.wait(SOON);
+    eventually!(SOON, tracks(), |tracks| !*tracks);
+    wait_seen(client.namespace(), a.at(BOXED));
+}
+
+#[test]
 fn an_endpoint_elsewhere_sees_the_node_and_that_is_said() {
     needs!("etcd", "etcdctl", "nft");
     let (cluster, _container, _servers) = cluster(3);
@@ -373,7 +434,7 @@ fn start_without_nft(node: &Node) -> PathBuf {
     let program = ["unshare", "--mount", "sh", "-c", script, "sh"].map(OsStr::new);
     let own = [nothing.as_os_str(), installed.as_os_str(), plexus_program().as_os_str()];
     node.start_agent_by(&program.into_iter().chain(own).collect::<Vec<_>>());
-    node.wait_ready(SOON);
+    node.wait_ready(2 * SOON);
     installed
 }
 

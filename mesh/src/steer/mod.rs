@@ -17,6 +17,7 @@ mod netlink;
 mod nft;
 mod plan;
 mod ruleset;
+mod sockets;
 mod words;
 
 use std::net::IpAddr;
