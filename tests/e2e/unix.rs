@@ -2,7 +2,7 @@
 
 use std::ffi::OsStr;
 use std::io::{Read, Write};
-use std::net::Shutdown;
+use std::net::{IpAddr, Shutdown, SocketAddr};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -10,8 +10,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use plexus_tests::client::http;
 use plexus_tests::{
-    Cluster, Node, Process, Signal, backend_program, eventually, needs, plexus_program, throughout,
+    Cluster, Node, Process, Settings, Signal, backend_program, eventually, needs, plexus_program, throughout,
 };
 
 use crate::{INSTANCE, PUBLISHED};
@@ -195,6 +196,50 @@ fn a_backend_whose_socket_goes_and_comes_back_costs_nobody_a_connection() {
     let before = served(&load);
     eventually!(SOON, served(&load), |now| *now > before + 20);
     load.stop().assert_unharmed_after(killed);
+}
+
+#[test]
+fn a_virtual_address_leads_to_the_socket_on_its_node_and_to_the_address_elsewhere() {
+    needs!("etcd", "etcdctl");
+    let with_range = |settings: &mut Settings| settings.more = "[vip]\nrange = [\"10.96.0.0/16\"]".to_owned();
+    let cluster = Cluster::of(2).settings(with_range).start();
+    let [a, b] = cluster.nodes();
+    let (_near, far, named) = (backend(a, "web", "app.sock"), a.backend("web", INSTANCE), a.backend("web", 9100));
+    define(a, "web", "app.sock", "port = 9000\nports = { metrics = 9100 }");
+    let _only = backend(a, "api", "api.sock");
+    define(a, "api", "api.sock", "");
+    cluster.wait_serving("web", &["web-a-9000"]);
+    cluster.wait_serving("api", &["api-a-api.sock"]);
+    cluster.publish("api", PUBLISHED);
+    let vip_of = |service: &str| {
+        let seen = || cluster.all().map(|node| node.vips(service)).collect::<Vec<_>>();
+        let agreed = |seen: &Vec<Vec<IpAddr>>| seen[0].len() == 1 && seen[0] == seen[1];
+        eventually!(SOON, seen(), agreed)[0][0]
+    };
+    let (web, api) = (vip_of("web"), vip_of("api"));
+    let asked = |of: &Node, address| {
+        let answer = of.get(address, "/").ok().and_then(|answer| answer.instance());
+        answer.unwrap_or_default()
+    };
+    let main = SocketAddr::new(web, INSTANCE);
+    eventually!(SOON, asked(a, main), |id| id == "web-a-app.sock");
+    eventually!(SOON, asked(b, main), |id| id == far.id());
+    let container = a.namespace().container("box");
+    for _ in 0..10 {
+        assert_eq!((asked(a, main), asked(b, main)), ("web-a-app.sock".to_owned(), far.id().to_owned()));
+        let from_box = container.enter(move || http::get(main, "/")).expect("an answer");
+        assert_eq!(from_box.instance().as_deref(), Some("web-a-app.sock"));
+    }
+    // The socket is the main port's.
+    for node in [a, b] {
+        eventually!(SOON, asked(node, SocketAddr::new(web, 9100)), |id| id == named.id());
+    }
+    // Without a port of its own, a service has those that it publishes; and on other nodes nobody behind them.
+    let published = SocketAddr::new(api, PUBLISHED);
+    eventually!(SOON, asked(a, published), |id| id == "api-a-api.sock");
+    eventually!(SOON, b.can_connect(published), |open| *open);
+    assert_eq!(asked(b, published), "");
+    assert!(!a.can_connect(SocketAddr::new(api, 9)), "what stands in for its port in the store");
 }
 
 #[test]
