@@ -148,7 +148,8 @@ fn nobody_is_shown_an_address_by_way_of_a_unix_socket_and_that_is_said() {
     cluster.wait_serving("web", &["web-a-app.sock"]);
     cluster.publish("web", PUBLISHED);
     let _ = b.plexus(["set", "web", "client_address=transparent"]).ok();
-    let said = "sees this node's address: this node reaches it by its unix socket, where nobody has an address";
+    let said =
+        "sees this node's address: this node reaches it by its unix socket, where nobody has an address";
     eventually!(SOON, a.plexus(["why", "web"]).ok(), |why| why.contains(said));
     assert_eq!(a.plexus_json(["why", "web"])["endpoints"][0]["plain_reason"], "unix_socket");
     let plain = || {
@@ -204,7 +205,8 @@ fn a_virtual_address_leads_to_the_socket_on_its_node_and_to_the_address_elsewher
     let with_range = |settings: &mut Settings| settings.more = "[vip]\nrange = [\"10.96.0.0/16\"]".to_owned();
     let cluster = Cluster::of(2).settings(with_range).start();
     let [a, b] = cluster.nodes();
-    let (_near, far, named) = (backend(a, "web", "app.sock"), a.backend("web", INSTANCE), a.backend("web", 9100));
+    let (_near, far, named) =
+        (backend(a, "web", "app.sock"), a.backend("web", INSTANCE), a.backend("web", 9100));
     define(a, "web", "app.sock", "port = 9000\nports = { metrics = 9100 }");
     let _only = backend(a, "api", "api.sock");
     define(a, "api", "api.sock", "");
@@ -274,6 +276,48 @@ fn a_unix_listener_leads_to_the_fleet_and_its_file_goes_with_the_agent() {
     assert!(socket.exists() && ask(&socket).is_err());
     b.restart_agent();
     eventually!(SOON, curl(b, &socket), plexus_tests::Ran::success);
+}
+
+#[test]
+fn a_proxy_on_a_unix_socket_speaks_for_its_clients_where_that_is_configured() {
+    needs!("etcd", "etcdctl");
+    let cluster = Cluster::of(1).without_agents().start();
+    let [a] = cluster.nodes();
+    let socket = a.directory().join("web.sock");
+    let mut settings = cluster.settings().clone();
+    settings.more = format!(
+        "[proxy]\ntrusted_proxies = [\"unix\"]\n[[ingress.localhost]]\nservice = \"web\"\nsocket = \"{}\"",
+        socket.display()
+    );
+    a.configure(&settings);
+    a.restart_agent();
+    let _backend = a.serve("web", INSTANCE);
+    cluster.wait_serving("web", &["web-a-9000"]);
+    let _ = a.plexus(["set", "web", "limits.client_connections=1"]).ok();
+    // Connects for a client, and asks.
+    let ask_for = |client: &str| -> std::io::Result<(UnixStream, bool)> {
+        let mut stream = UnixStream::connect(&socket)?;
+        stream.set_read_timeout(Some(SOON))?;
+        let header = format!("PROXY TCP4 {client} 203.0.113.9 4711 443\r\n");
+        stream.write_all(format!("{header}GET / HTTP/1.1\r\nhost: web\r\n\r\n").as_bytes())?;
+        let mut answer = [0; 12];
+        let is_answered = stream.read_exact(&mut answer).is_ok() && answer == *b"HTTP/1.1 200";
+        Ok((stream, is_answered))
+    };
+    let is_served = |client: &str| ask_for(client).is_ok_and(|(_, is_answered)| is_answered);
+    eventually!(SOON, is_served("198.51.100.7"), |served| *served);
+    // Each of its clients is a client of its own to the limit.
+    let (held, _) =
+        eventually!(SOON, ask_for("198.51.100.7"), |asked| matches!(asked, Ok((_, true)))).unwrap();
+    let refused = || a.metric("plexus_balance_refused_total", "client_connections").unwrap_or_default();
+    eventually!(SOON, (is_served("198.51.100.7"), refused()), |(served, refused)| !served && *refused > 0.0);
+    eventually!(SOON, is_served("198.51.100.8"), |served| *served);
+    drop(held);
+    eventually!(SOON, is_served("198.51.100.7"), |served| *served);
+    // Whoever speaks for nobody is not served.
+    assert!(ask(&socket).is_err());
+    let dropped = || a.metric("plexus_connections_dropped_total", "reason=\"proxy_header\"");
+    eventually!(SOON, dropped(), |count| *count == Some(1.0));
 }
 
 #[test]

@@ -4,14 +4,13 @@ use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
-use nerve::model::Prefix;
 use prometheus::Histogram;
 
-use super::Config;
 use super::metrics::Tally;
 use super::peer::Peer;
 use super::seat::Seat;
 use super::transparent::Steering;
+use super::{Config, TrustedProxy};
 use crate::balance::Balancer;
 
 /// Where a listener's connections go, and what counts them.
@@ -24,7 +23,7 @@ pub(super) struct Route {
     pub(super) tally: Arc<Tally>,
     pub(super) connect_time: Histogram,
     /// Who is believed when it says in a PROXY protocol header whom it speaks for.
-    pub(super) trusted_proxies: Arc<[Prefix]>,
+    pub(super) trusted_proxies: Arc<[TrustedProxy]>,
     /// Which endpoints can be shown the client's address.
     pub(super) steering: Arc<Steering>,
     /// Clients come by a unix socket.
@@ -63,7 +62,7 @@ impl Drop for OpenRoute {
 impl Route {
     /// Must this client begin with a PROXY protocol header?
     pub(super) fn is_trusted_proxy(&self, peer: Peer) -> bool {
-        peer.ip().is_some_and(|peer| self.trusted_proxies.iter().any(|prefix| prefix.contains(peer.ip())))
+        self.trusted_proxies.iter().any(|trusted| trusted.is(peer))
     }
 }
 
