@@ -17,6 +17,7 @@ mod inbox;
 mod io;
 mod limit;
 mod listening;
+mod load;
 mod metrics;
 mod peer;
 mod pipe;

@@ -6,9 +6,9 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use prometheus::Histogram;
 
+use super::load::Load;
 use super::metrics::Tally;
 use super::peer::Peer;
-use super::seat::Seat;
 use super::transparent::Steering;
 use super::{Config, TrustedProxy};
 use crate::balance::Balancer;
@@ -28,8 +28,8 @@ pub(super) struct Route {
     pub(super) steering: Arc<Steering>,
     /// Clients come by a unix socket.
     pub(super) is_unix: bool,
-    /// The thread.
-    pub(super) seat: Arc<Seat>,
+    /// The thread's.
+    pub(super) load: Arc<Load>,
 }
 
 /// The route of one connection, which counts as open from when a thread is chosen for it until this is dropped.
@@ -39,7 +39,7 @@ pub(super) struct OpenRoute(Arc<Route>);
 impl OpenRoute {
     pub(super) fn new(route: &Arc<Route>) -> Self {
         route.open.add();
-        route.seat.add_connection();
+        route.load.add_connection();
         Self(Arc::clone(route))
     }
 }
@@ -55,7 +55,7 @@ impl Deref for OpenRoute {
 impl Drop for OpenRoute {
     fn drop(&mut self) {
         self.open.sub();
-        self.seat.sub_connection();
+        self.load.sub_connection();
     }
 }
 
