@@ -188,7 +188,9 @@ fn a_backend_whose_socket_goes_and_comes_back_costs_nobody_a_connection() {
     load.wait_for(100);
     eventually!(SOON, a.serving("web"), |ids| *ids == ["web-b-9000"]);
     let why = a.plexus(["why", "web"]).ok();
-    assert!(why.contains("connect to unix:") && why.contains("No such file"), "{why}");
+    // Which of its failed probes counts depends on when the file went.
+    let seen = ["Connection refused", "No such file"].into_iter().any(|error| why.contains(error));
+    assert!(why.contains("connect to unix:") && seen, "{why}");
     let _second = backend(a, "web", "app.sock");
     cluster.wait_serving("web", &["web-a-app.sock", "web-b-9000"]);
     let served = |load: &plexus_tests::client::load::Load| {
@@ -255,14 +257,15 @@ fn a_unix_listener_leads_to_the_fleet_and_its_file_goes_with_the_agent() {
     eventually!(SOON, curl(b, &socket), plexus_tests::Ran::success);
     let answers: String = (0..4).map(|_| curl(b, &socket).ok()).collect();
     assert!(backends.iter().all(|backend| answers.contains(backend.id())), "{answers}");
-    let mode = || std::fs::metadata(&socket).expect("a file").permissions().mode() & 0o777;
-    assert_eq!(mode(), 0o600);
+    // The file is another one when they change, so that for a moment there is none.
+    let mode = || std::fs::metadata(&socket).ok().map(|file| file.permissions().mode() & 0o777);
+    assert_eq!(mode(), Some(0o600));
     let why = b.plexus(["why", "web"]).ok();
     assert!(why.contains(&format!("unix:{}", socket.display())) && why.contains("listening"), "{why}");
     // Permissions are live.
     let _ = listen(&cluster, b, "web.sock", "mode = \"0666\"");
-    eventually!(SOON, mode(), |mode| *mode == 0o666);
-    assert!(curl(b, &socket).success());
+    eventually!(SOON, mode(), |mode| *mode == Some(0o666));
+    eventually!(SOON, curl(b, &socket), plexus_tests::Ran::success);
     // Whoever sweeps /run takes it away for a moment only.
     std::fs::remove_file(&socket).expect("it is there");
     eventually!(RETRIED, curl(b, &socket), plexus_tests::Ran::success);
