@@ -1,7 +1,9 @@
 //! With `client_address=transparent` an endpoint sees its client's own address, and what steers its answers comes and goes with
 //! the need.
 
+use std::ffi::OsStr;
 use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use plexus_tests::client::http::{Failure, Held};
@@ -119,6 +121,8 @@ fn containers_and_processes_of_a_node_see_who_their_clients_are() {
     let asked = || (seen_from(client.namespace(), a.at(BOXED)), plain_of(a, "boxed", "source_check"));
     let _ = eventually!(SOON, asked(), |(seen, count)| *count > 0.0
         && matches!(seen, Ok((own, seen)) if own.ip() != seen.ip()));
+    let why = a.plexus(["why", "boxed"]).ok();
+    assert!(why.contains("src_valid_mark = 1 on its interface would drop its answers"), "{why}");
     wait_seen(client.namespace(), a.at(PUBLISHED));
     // From one container to a process of the host it is as from anywhere else.
     let (own, seen) =
@@ -321,6 +325,67 @@ fn what_a_killed_agent_leaves_is_taken_over_or_removed_by_the_next() {
 }
 
 #[test]
+fn what_an_agent_before_has_open_goes_on_when_nobody_wants_it_any_more() {
+    needs!("etcd", "etcdctl", "nft");
+    let (cluster, _container, _servers) = cluster(2);
+    let [a, client] = cluster.nodes();
+    let ports = [BOXED, PUBLISHED];
+    ports.iter().for_each(|port| wait_seen(client.namespace(), a.at(*port)));
+    let complete = left(a);
+    let mut held = ports.map(|port| client.hold(a.at(port)).expect("a connection"));
+    let mut are_served = || {
+        held.iter_mut()
+            .all(|held| held.get("/client").is_ok_and(|answer| answer.body == held.own_address().to_string()))
+    };
+    assert!(are_served());
+    let mut first = a.take_over();
+    for service in ["boxed", "web"] {
+        let _ = client.plexus(["unset", service, "client_address"]).ok();
+    }
+    for port in ports {
+        let _ = eventually!(SOON, seen_from(client.namespace(), a.at(port)), |seen| matches!(
+            seen, Ok((own, seen)) if own.ip() != seen.ip()
+        ));
+    }
+    // Longer than the agent waits between two looks; so below.
+    throughout!(Duration::from_secs(6), are_served(), |served| *served);
+    assert_eq!(left(a), complete);
+    // The next one finds that nobody wants it, and was never told who has something open.
+    let _second = a.take_over();
+    throughout!(Duration::from_secs(6), are_served(), |served| *served);
+    assert_eq!(left(a), complete);
+    assert!(first.status().is_none(), "it has connections");
+    drop(held);
+    first.wait(SOON);
+    eventually!(SOON, left(a), |left| left.is_empty());
+}
+
+#[test]
+fn what_an_agent_before_has_open_keeps_what_the_next_one_wants_less_of() {
+    needs!("etcd", "etcdctl", "nft");
+    let (cluster, _container, _servers) = cluster(2);
+    let [a, client] = cluster.nodes();
+    [BOXED, PUBLISHED].iter().for_each(|port| wait_seen(client.namespace(), a.at(*port)));
+    let mut held = client.hold(a.at(PUBLISHED)).expect("a connection");
+    let mut is_served =
+        || held.get("/client").is_ok_and(|answer| answer.body == held.own_address().to_string());
+    assert!(is_served());
+    let tracks = || a.exec("nft", &["list", "table", "inet", "plexus-steer"]).ok().contains("ct mark");
+    let mut first = a.take_over();
+    // What containers need stays, what processes of the host need has lost its last service.
+    let _ = client.plexus(["unset", "web", "client_address"]).ok();
+    throughout!(Duration::from_secs(6), is_served(), |served| *served);
+    let _second = a.take_over();
+    throughout!(Duration::from_secs(6), is_served(), |served| *served);
+    assert!(tracks());
+    wait_seen(client.namespace(), a.at(BOXED));
+    drop(held);
+    first.wait(SOON);
+    eventually!(SOON, tracks(), |tracks| !*tracks);
+    wait_seen(client.namespace(), a.at(BOXED));
+}
+
+#[test]
 fn an_endpoint_elsewhere_sees_the_node_and_that_is_said() {
     needs!("etcd", "etcdctl", "nft");
     let (cluster, _container, _servers) = cluster(3);
@@ -331,7 +396,19 @@ fn an_endpoint_elsewhere_sees_the_node_and_that_is_said() {
     assert!(plain_of(b, "web", "elsewhere") > 0.0);
     let said = "sees this node's address: its answers do not pass through this node";
     assert!(b.plexus(["why", "web"]).ok().contains(said));
-    assert!(!a.plexus(["why", "web"]).ok().contains(said));
+    assert_eq!(b.plexus_json(["why", "web"])["endpoints"][0]["plain_reason"], "elsewhere");
+    // Where it sees addresses, there are clients that it does not see: whom, that depends on where it is.
+    let said_of = |service| a.plexus(["why", service]).ok();
+    let both = "sees this node's address for clients with IPv6, by loopback or link-local addresses, by unix sockets";
+    for (service, of_neighbours) in [("web", ""), ("boxed", ", in 172.30.0.0/24")] {
+        let why = said_of(service);
+        assert!(why.contains(&format!("{both}{of_neighbours}\n")), "{why}");
+    }
+    let told = a.plexus_json(["why", "boxed"])["endpoints"][0].clone();
+    let reasons: Vec<_> =
+        told["plain_for"].as_array().expect("a list").iter().map(|one| one["reason"].clone()).collect();
+    assert_eq!(reasons, ["family", "scope", "unix_socket", "neighbour"]);
+    assert!(told["plain"].is_null(), "{told}");
     assert_eq!(left(b), "", "nothing to be steered there");
     // One that this node has registered, and that is another machine.
     let other = client.backend("other", 9300);
@@ -344,6 +421,68 @@ fn an_endpoint_elsewhere_sees_the_node_and_that_is_said() {
     assert_eq!(seen.ip(), IpAddr::from(a.address()));
     assert!(a.agent_log().contains("endpoints see this node's address"));
     drop(other);
+}
+
+/// Starts the agent of a node where nft is not installed, but for what is put into the directory that this returns.
+fn start_without_nft(node: &Node) -> PathBuf {
+    let [installed, nothing] = ["installed", "nothing"].map(|name| node.directory().join(name));
+    for directory in [&installed, &nothing] {
+        std::fs::create_dir(directory).expect("a new directory");
+    }
+    // A view of the file system of its own, in which the place that is looked at beside the path is empty.
+    let script = "mount --bind \"$1\" /usr/sbin && PATH=\"$2\" && export PATH && shift 2 && exec \"$@\"";
+    let program = ["unshare", "--mount", "sh", "-c", script, "sh"].map(OsStr::new);
+    let own = [nothing.as_os_str(), installed.as_os_str(), plexus_program().as_os_str()];
+    node.start_agent_by(&program.into_iter().chain(own).collect::<Vec<_>>());
+    node.wait_ready(2 * SOON);
+    installed
+}
+
+/// Installs a program of this machine, as package managers do: whole from the moment it has its name.
+fn install(program: &str, directory: &Path) {
+    let path = std::env::var_os("PATH").expect("a path");
+    let file = std::env::split_paths(&path).map(|place| place.join(program)).find(|file| file.is_file());
+    let new = directory.join("new");
+    std::fs::copy(file.expect("it is installed"), &new).expect("copied");
+    std::fs::rename(new, directory.join(program)).expect("named");
+}
+
+#[test]
+fn a_host_without_nft_says_what_to_install_and_steers_once_it_is() {
+    needs!("etcd", "etcdctl", "nft", "unshare", "mount");
+    let cluster = Cluster::of(2).without_agents().start();
+    let [a, client] = cluster.nodes();
+    client.restart_agent();
+    let installed = start_without_nft(a);
+    let _web = a.serve("web", INSTANCE);
+    cluster.wait_serving("web", &["web-a-9000"]);
+    cluster.publish("web", PUBLISHED);
+    let _ = client.plexus(["set", "web", "client_address=transparent"]).ok();
+    let lacks = "the program nft is not installed; install nftables";
+    let status = eventually!(SOON, a.plexus(["status"]).ok(), |status| status.contains(lacks));
+    assert!(status.contains("endpoints on this node see its address instead of their clients'"), "{status}");
+    let why = a.plexus(["why", "web"]).ok();
+    assert!(why.contains(&format!("answers to clients' addresses are not steered here: {lacks}")), "{why}");
+    assert_eq!(a.plexus_json(["why", "web"])["endpoints"][0]["plain_reason"], "off");
+    // Longer than the agent waits between two looks.
+    throughout!(
+        Duration::from_secs(6),
+        seen_from(client.namespace(), a.at(PUBLISHED)),
+        |seen| matches!(seen, Ok((_, seen)) if seen.ip() == a.address())
+    );
+    let plain = plain_of(a, "web", "off");
+    assert!(plain > 0.0 && a.metric("plexus_connections_plain_total", "") == Some(plain), "{plain}");
+    assert_eq!(a.agent_log().matches(lacks).count(), 1, "said once");
+    assert_eq!(a.metric("plexus_steer_on", ""), Some(0.0));
+    // Nobody tells the agent that it is there now.
+    install("nft", &installed);
+    wait_seen(client.namespace(), a.at(PUBLISHED));
+    let status = a.plexus(["status"]).ok();
+    assert!(!status.contains("nftables"), "{status}");
+    assert_eq!(a.metric("plexus_steer_on", ""), Some(1.0));
+    a.terminate_agent();
+    a.wait_agent_end(SOON);
+    assert_eq!(left(a), "");
 }
 
 #[test]
@@ -365,7 +504,8 @@ fn an_agent_that_may_not_steer_says_so_and_serves() {
     let (_, seen) = seen_from(client.namespace(), a.at(PUBLISHED)).expect("an answer");
     assert_eq!(seen.ip(), IpAddr::from(a.address()));
     assert!(plain_of(a, "web", "off") > 0.0);
-    assert!(a.plexus(["why", "web"]).ok().contains("see plexus status"));
+    let why = a.plexus(["why", "web"]).ok();
+    assert!(why.contains("are not steered here: ") && why.contains("CAP_NET_ADMIN"), "{why}");
     assert_eq!(agent.output().matches("CAP_NET_ADMIN").count(), 1, "said once");
     let _ = client.plexus(["unset", "web", "client_address"]).ok();
     eventually!(SOON, a.plexus(["status"]).ok(), |status| !status.contains("CAP_NET_ADMIN"));

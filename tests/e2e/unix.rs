@@ -2,7 +2,7 @@
 
 use std::ffi::OsStr;
 use std::io::{Read, Write};
-use std::net::Shutdown;
+use std::net::{IpAddr, Shutdown, SocketAddr};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -10,8 +10,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use plexus_tests::client::http;
 use plexus_tests::{
-    Cluster, Node, Process, Signal, backend_program, eventually, needs, plexus_program, throughout,
+    Cluster, Node, Process, Settings, Signal, backend_program, eventually, needs, plexus_program, throughout,
 };
 
 use crate::{INSTANCE, PUBLISHED};
@@ -138,6 +139,36 @@ fn an_instance_with_a_port_beside_its_socket_is_reached_by_what_is_nearer() {
 }
 
 #[test]
+fn nobody_is_shown_an_address_by_way_of_a_unix_socket_and_that_is_said() {
+    needs!("etcd", "etcdctl");
+    let cluster = Cluster::new(2);
+    let [a, b] = cluster.nodes();
+    let _backend = backend(a, "web", "app.sock");
+    define(a, "web", "app.sock", "");
+    cluster.wait_serving("web", &["web-a-app.sock"]);
+    cluster.publish("web", PUBLISHED);
+    let _ = b.plexus(["set", "web", "client_address=transparent"]).ok();
+    let said =
+        "sees this node's address: this node reaches it by its unix socket, where nobody has an address";
+    eventually!(SOON, a.plexus(["why", "web"]).ok(), |why| why.contains(said));
+    assert_eq!(a.plexus_json(["why", "web"])["endpoints"][0]["plain_reason"], "unix_socket");
+    let plain = || {
+        let labels = "reason=\"unix_socket\",service=\"web\"";
+        a.metric("plexus_connections_plain_total", labels).unwrap_or_default()
+    };
+    let asked = || b.get(a.at(PUBLISHED), "/client").ok().map(|answer| answer.body);
+    eventually!(SOON, (asked(), plain()), |(seen, plain)| seen.as_deref() == Some("unix") && *plain > 0.0);
+    // Nor is a client of a unix socket, who has none.
+    let _other = a.serve("web", INSTANCE);
+    a.remove_service_file("web-app.sock.toml");
+    cluster.wait_serving("web", &["web-a-9000"]);
+    let socket = listen(&cluster, a, "web.sock", "");
+    let before = plain();
+    eventually!(SOON, (ask(&socket).ok(), plain()), |(id, plain)| id.as_deref() == Some("web-a-9000")
+        && *plain > before);
+}
+
+#[test]
 fn a_backend_whose_socket_goes_and_comes_back_costs_nobody_a_connection() {
     needs!("etcd", "etcdctl");
     let cluster = Cluster::new(2);
@@ -157,7 +188,9 @@ fn a_backend_whose_socket_goes_and_comes_back_costs_nobody_a_connection() {
     load.wait_for(100);
     eventually!(SOON, a.serving("web"), |ids| *ids == ["web-b-9000"]);
     let why = a.plexus(["why", "web"]).ok();
-    assert!(why.contains("connect to unix:") && why.contains("No such file"), "{why}");
+    // Which of its failed probes counts depends on when the file went.
+    let seen = ["Connection refused", "No such file"].into_iter().any(|error| why.contains(error));
+    assert!(why.contains("connect to unix:") && seen, "{why}");
     let _second = backend(a, "web", "app.sock");
     cluster.wait_serving("web", &["web-a-app.sock", "web-b-9000"]);
     let served = |load: &plexus_tests::client::load::Load| {
@@ -166,6 +199,51 @@ fn a_backend_whose_socket_goes_and_comes_back_costs_nobody_a_connection() {
     let before = served(&load);
     eventually!(SOON, served(&load), |now| *now > before + 20);
     load.stop().assert_unharmed_after(killed);
+}
+
+#[test]
+fn a_virtual_address_leads_to_the_socket_on_its_node_and_to_the_address_elsewhere() {
+    needs!("etcd", "etcdctl");
+    let with_range = |settings: &mut Settings| settings.more = "[vip]\nrange = [\"10.96.0.0/16\"]".to_owned();
+    let cluster = Cluster::of(2).settings(with_range).start();
+    let [a, b] = cluster.nodes();
+    let (_near, far, named) =
+        (backend(a, "web", "app.sock"), a.backend("web", INSTANCE), a.backend("web", 9100));
+    define(a, "web", "app.sock", "port = 9000\nports = { metrics = 9100 }");
+    let _only = backend(a, "api", "api.sock");
+    define(a, "api", "api.sock", "");
+    cluster.wait_serving("web", &["web-a-9000"]);
+    cluster.wait_serving("api", &["api-a-api.sock"]);
+    cluster.publish("api", PUBLISHED);
+    let vip_of = |service: &str| {
+        let seen = || cluster.all().map(|node| node.vips(service)).collect::<Vec<_>>();
+        let agreed = |seen: &Vec<Vec<IpAddr>>| seen[0].len() == 1 && seen[0] == seen[1];
+        eventually!(SOON, seen(), agreed)[0][0]
+    };
+    let (web, api) = (vip_of("web"), vip_of("api"));
+    let asked = |of: &Node, address| {
+        let answer = of.get(address, "/").ok().and_then(|answer| answer.instance());
+        answer.unwrap_or_default()
+    };
+    let main = SocketAddr::new(web, INSTANCE);
+    eventually!(SOON, asked(a, main), |id| id == "web-a-app.sock");
+    eventually!(SOON, asked(b, main), |id| id == far.id());
+    let container = a.namespace().container("box");
+    for _ in 0..10 {
+        assert_eq!((asked(a, main), asked(b, main)), ("web-a-app.sock".to_owned(), far.id().to_owned()));
+        let from_box = container.enter(move || http::get(main, "/")).expect("an answer");
+        assert_eq!(from_box.instance().as_deref(), Some("web-a-app.sock"));
+    }
+    // The socket is the main port's.
+    for node in [a, b] {
+        eventually!(SOON, asked(node, SocketAddr::new(web, 9100)), |id| id == named.id());
+    }
+    // Without a port of its own, a service has those that it publishes; and on other nodes nobody behind them.
+    let published = SocketAddr::new(api, PUBLISHED);
+    eventually!(SOON, asked(a, published), |id| id == "api-a-api.sock");
+    eventually!(SOON, b.can_connect(published), |open| *open);
+    assert_eq!(asked(b, published), "");
+    assert!(!a.can_connect(SocketAddr::new(api, 9)), "what stands in for its port in the store");
 }
 
 #[test]
@@ -179,14 +257,15 @@ fn a_unix_listener_leads_to_the_fleet_and_its_file_goes_with_the_agent() {
     eventually!(SOON, curl(b, &socket), plexus_tests::Ran::success);
     let answers: String = (0..4).map(|_| curl(b, &socket).ok()).collect();
     assert!(backends.iter().all(|backend| answers.contains(backend.id())), "{answers}");
-    let mode = || std::fs::metadata(&socket).expect("a file").permissions().mode() & 0o777;
-    assert_eq!(mode(), 0o600);
+    // The file is another one when they change, so that for a moment there is none.
+    let mode = || std::fs::metadata(&socket).ok().map(|file| file.permissions().mode() & 0o777);
+    assert_eq!(mode(), Some(0o600));
     let why = b.plexus(["why", "web"]).ok();
     assert!(why.contains(&format!("unix:{}", socket.display())) && why.contains("listening"), "{why}");
     // Permissions are live.
     let _ = listen(&cluster, b, "web.sock", "mode = \"0666\"");
-    eventually!(SOON, mode(), |mode| *mode == 0o666);
-    assert!(curl(b, &socket).success());
+    eventually!(SOON, mode(), |mode| *mode == Some(0o666));
+    eventually!(SOON, curl(b, &socket), plexus_tests::Ran::success);
     // Whoever sweeps /run takes it away for a moment only.
     std::fs::remove_file(&socket).expect("it is there");
     eventually!(RETRIED, curl(b, &socket), plexus_tests::Ran::success);
@@ -200,6 +279,48 @@ fn a_unix_listener_leads_to_the_fleet_and_its_file_goes_with_the_agent() {
     assert!(socket.exists() && ask(&socket).is_err());
     b.restart_agent();
     eventually!(SOON, curl(b, &socket), plexus_tests::Ran::success);
+}
+
+#[test]
+fn a_proxy_on_a_unix_socket_speaks_for_its_clients_where_that_is_configured() {
+    needs!("etcd", "etcdctl");
+    let cluster = Cluster::of(1).without_agents().start();
+    let [a] = cluster.nodes();
+    let socket = a.directory().join("web.sock");
+    let mut settings = cluster.settings().clone();
+    settings.more = format!(
+        "[proxy]\ntrusted_proxies = [\"unix\"]\n[[ingress.localhost]]\nservice = \"web\"\nsocket = \"{}\"",
+        socket.display()
+    );
+    a.configure(&settings);
+    a.restart_agent();
+    let _backend = a.serve("web", INSTANCE);
+    cluster.wait_serving("web", &["web-a-9000"]);
+    let _ = a.plexus(["set", "web", "limits.client_connections=1"]).ok();
+    // Connects for a client, and asks.
+    let ask_for = |client: &str| -> std::io::Result<(UnixStream, bool)> {
+        let mut stream = UnixStream::connect(&socket)?;
+        stream.set_read_timeout(Some(SOON))?;
+        let header = format!("PROXY TCP4 {client} 203.0.113.9 4711 443\r\n");
+        stream.write_all(format!("{header}GET / HTTP/1.1\r\nhost: web\r\n\r\n").as_bytes())?;
+        let mut answer = [0; 12];
+        let is_answered = stream.read_exact(&mut answer).is_ok() && answer == *b"HTTP/1.1 200";
+        Ok((stream, is_answered))
+    };
+    let is_served = |client: &str| ask_for(client).is_ok_and(|(_, is_answered)| is_answered);
+    eventually!(SOON, is_served("198.51.100.7"), |served| *served);
+    // Each of its clients is a client of its own to the limit.
+    let (held, _) =
+        eventually!(SOON, ask_for("198.51.100.7"), |asked| matches!(asked, Ok((_, true)))).unwrap();
+    let refused = || a.metric("plexus_balance_refused_total", "client_connections").unwrap_or_default();
+    eventually!(SOON, (is_served("198.51.100.7"), refused()), |(served, refused)| !served && *refused > 0.0);
+    eventually!(SOON, is_served("198.51.100.8"), |served| *served);
+    drop(held);
+    eventually!(SOON, is_served("198.51.100.7"), |served| *served);
+    // Whoever speaks for nobody is not served.
+    assert!(ask(&socket).is_err());
+    let dropped = || a.metric("plexus_connections_dropped_total", "reason=\"proxy_header\"");
+    eventually!(SOON, dropped(), |count| *count == Some(1.0));
 }
 
 #[test]

@@ -175,6 +175,7 @@ pub(crate) const HOMES: &[Home] = &[
             "mesh/src/agent/demo",
             "mesh/src/steer/netlink.rs",
             "mesh/src/steer/nft.rs",
+            "mesh/src/steer/sockets.rs",
             "mesh/src/vip/netlink.rs",
         ],
     ),

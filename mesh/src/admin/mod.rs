@@ -30,7 +30,7 @@ use synapse::catalog::{Catalog, Service};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use crate::api::{Problem, Resolution, TookOver, WhyBalance, WhyListener, WhyPick};
+use crate::api::{Problem, Resolution, TookOver, WhyBalance, WhyListener, WhyPick, WhyPlain};
 use crate::readiness::Readiness;
 
 pub use metrics::Metrics;
@@ -74,7 +74,7 @@ pub struct Handles {
     pub traffic: Arc<dyn Traffic>,
     /// The virtual addresses of a service that lead to it on this node.
     pub virtual_addresses: VirtualAddresses,
-    /// Why an endpoint sees this node's address although its service asks for the client's.
+    /// Where an endpoint sees this node's address although its service asks for the clients'.
     pub plain: Plain,
     /// What DNS answers here; `None` where it does not run.
     pub resolver: Option<Arc<dyn Resolver>>,
@@ -85,8 +85,8 @@ pub struct Handles {
 /// The virtual addresses of a service that count on this node, of those that are claimed for it.
 pub type VirtualAddresses = Arc<dyn Fn(&Service) -> Vec<IpAddr> + Send + Sync>;
 
-/// Why an endpoint of a service sees this node's address, in words; `None` where it sees the client's, or nobody asked.
-pub type Plain = Arc<dyn Fn(&Service, &Instance) -> Option<String> + Send + Sync>;
+/// Where an endpoint of a service sees this node's address instead of the clients'.
+pub type Plain = Arc<dyn Fn(&Service, &Instance) -> WhyPlain + Send + Sync>;
 
 /// The handles, as every answer gets them.
 type Shared = axum::extract::State<Arc<Handles>>;

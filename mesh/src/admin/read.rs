@@ -115,12 +115,12 @@ pub(super) async fn why(State(handles): Shared, Path(name): Path<String>) -> Ans
         let pick = picks.remove(&known.instance.id);
         let Counts { in_flight, connections, connect_failures } =
             handles.traffic.endpoint(&service.name, &known.instance.id);
-        let plain = (handles.plain)(&service, &known.instance);
+        let shown = (handles.plain)(&service, &known.instance);
         let mut endpoint = endpoint(known);
         if let Some(reason) = known.excluded_from(Some(&handles.node.name)) {
             (endpoint.serving, endpoint.excluded) = (false, Some(reason.as_str().to_owned()));
         }
-        WhyEndpoint { endpoint, in_flight, connections, connect_failures, pick, plain }
+        WhyEndpoint { endpoint, in_flight, connections, connect_failures, pick, shown }
     });
     Ok(Json(Why {
         stale: stale(&handles),

@@ -7,7 +7,7 @@ use nerve::model::{Address, InstanceId, ServiceName};
 use synapse::watch::store::Handle as Watcher;
 
 use crate::admin::{Counts, Resolver, Traffic};
-use crate::api::{Problem, Resolution, WhyBalance, WhyListener, WhyPick};
+use crate::api::{PlainFor, Problem, Resolution, WhyBalance, WhyListener, WhyPick, WhyPlain};
 use crate::balance::EndpointReport;
 use crate::{dns, ingress, steer, vip};
 
@@ -76,6 +76,20 @@ fn pick(endpoint: &EndpointReport) -> WhyPick {
         other_zone: endpoint.other_zone,
         outside_subset: endpoint.outside_subset,
         latency_us: endpoint.latency.map(|latency| whole(latency.as_micros())),
+    }
+}
+
+/// Of whom an endpoint sees this node's address.
+pub(super) fn seen_instead(shown: steer::Shown) -> WhyPlain {
+    match shown {
+        steer::Shown::Nodes { reason, why } => {
+            WhyPlain { plain: Some(why), plain_reason: Some(reason.to_string()), plain_for: Vec::new() }
+        }
+        steer::Shown::Clients { but } => {
+            let but = but.into_iter();
+            let plain_for = but.map(|(reason, clients)| PlainFor { reason: reason.to_string(), clients });
+            WhyPlain { plain_for: plain_for.collect(), ..WhyPlain::default() }
+        }
     }
 }
 

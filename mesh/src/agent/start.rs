@@ -21,7 +21,7 @@ use super::handover::{Door, Left, Outcome, SERVE_WITHIN, Taking, be_alone};
 use super::metrics::Metrics;
 use super::name_server::NameServer;
 use super::rooms::{Owners, Rooms, memory_file};
-use super::seams::Problems;
+use super::seams::{Problems, seen_instead};
 use super::{Origin, Phase, Succession};
 use crate::api::TookOver;
 use crate::config::Config;
@@ -388,7 +388,7 @@ fn virtual_addresses(vip: &vip::Handle) -> admin::VirtualAddresses {
 
 fn plain(steer: &steer::Handle) -> admin::Plain {
     let steer = steer.clone();
-    Arc::new(move |service, instance| steer.plain(service, instance))
+    Arc::new(move |service, instance| steer.shown(service, instance).map(seen_instead).unwrap_or_default())
 }
 
 fn resolver(name_server: Option<&NameServer>) -> Option<Arc<dyn admin::Resolver>> {

@@ -8,9 +8,9 @@ mod read;
 mod write;
 
 pub use read::{
-    Awaited, EndpointInfo, Endpoints, LocalInstance, LocalInstances, NodeInfo, Nodes, Problem, Resolution,
-    ServiceSummary, Services, Setting, Settings, Stale, Status, TookOver, Why, WhyBalance, WhyEndpoint,
-    WhyListener, WhyPick,
+    Awaited, EndpointInfo, Endpoints, LocalInstance, LocalInstances, NodeInfo, Nodes, PlainFor, Problem,
+    Resolution, ServiceSummary, Services, Setting, Settings, Stale, Status, TookOver, Why, WhyBalance,
+    WhyEndpoint, WhyListener, WhyPick, WhyPlain,
 };
 pub use write::{
     Changed, CheckRequest, DrainRequest, ErrorBody, PublishRequest, RegisterRequest, SettingsRequest,

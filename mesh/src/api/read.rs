@@ -221,9 +221,32 @@ pub struct WhyEndpoint {
     /// What the balancer makes of it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pick: Option<WhyPick>,
-    /// Why it sees the node's address although the service asks for the client's.
+    /// Where it sees the node's address although the service asks for the clients'.
+    #[serde(flatten)]
+    pub shown: WhyPlain,
+}
+
+/// Where an endpoint sees the node's address although its service asks for the clients'; empty where nobody asks.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct WhyPlain {
+    /// Why, whoever the client.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub plain: Option<String>,
+    /// The word for that, as metrics have it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub plain_reason: Option<String>,
+    /// It sees the addresses of clients, but of these it sees the node's.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub plain_for: Vec<PlainFor>,
+}
+
+/// Clients whose address an endpoint cannot be shown.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PlainFor {
+    /// The word for why, as metrics have it.
+    pub reason: String,
+    /// Who they are, in words that follow "clients".
+    pub clients: String,
 }
 
 /// One listener of this node for a service.

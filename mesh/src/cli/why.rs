@@ -9,7 +9,7 @@ use super::endpoints::{listens_on, reason};
 use super::output::{Cell, Output, Table, Tone};
 use super::services::addresses;
 use super::{Reach, Result, stale_banner};
-use crate::api::{self, WhyBalance, WhyEndpoint, WhyListener, WhyPick};
+use crate::api::{self, WhyBalance, WhyEndpoint, WhyListener, WhyPick, WhyPlain};
 
 const AFTER_HELP: &str = "\
 TRAFFIC is `yes`, or `no` with the word for why. SHARE is what its weight comes to of new connections, LATENCY the
@@ -121,12 +121,12 @@ fn endpoint_row(endpoint: &WhyEndpoint) -> [Cell; 10] {
         Cell::from(endpoint.connections),
         Cell::new(endpoint.connect_failures, failures),
         Cell::from(latency),
-        Cell::from(reasons(reason(info), &pick, endpoint.plain.as_deref())),
+        Cell::from(reasons(reason(info), &pick, &endpoint.shown)),
     ]
 }
 
 /// What the check saw, and what the balancer makes of the endpoint.
-fn reasons(check: String, pick: &WhyPick, plain: Option<&str>) -> String {
+fn reasons(check: String, pick: &WhyPick, shown: &WhyPlain) -> String {
     let ejected = pick.ejected.as_ref().map(|word| match pick.ejected_for_ms {
         Some(left) if left > 0 => format!("ejected: {word}, for {}.{} s", left / 1000, left % 1000 / 100),
         _ => format!("ejected: {word}, the next connection tries it"),
@@ -139,9 +139,16 @@ fn reasons(check: String, pick: &WhyPick, plain: Option<&str>) -> String {
         pick.group.as_ref().map(|group| format!("group {group}")),
         pick.other_zone.then(|| "another zone".to_owned()),
         pick.outside_subset.then(|| "outside of the subset".to_owned()),
-        plain.map(|why| format!("sees this node's address: {why}")),
+        shown.plain.as_ref().map(|why| format!("sees this node's address: {why}")),
+        plain_for(shown),
     ];
     said.into_iter().flatten().collect::<Vec<_>>().join("; ")
+}
+
+/// Of whom it sees the node's address, if it sees the addresses of others.
+fn plain_for(shown: &WhyPlain) -> Option<String> {
+    let clients: Vec<_> = shown.plain_for.iter().map(|some| some.clients.as_str()).collect();
+    (!clients.is_empty()).then(|| format!("sees this node's address for clients {}", clients.join(", ")))
 }
 
 fn listener_row(listener: &WhyListener) -> [Cell; 5] {

@@ -10,7 +10,8 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use crate::dns::Domain;
-use nerve::document::{FromValue, Reported, Section, Text};
+use crate::proxy::TrustedProxy;
+use nerve::document::{FromValue, Mismatch, Reported, Section, Text, Value};
 use nerve::model::{NodeName, Prefix, Zone};
 use nerve::period::Period;
 use nerve::store::{StoreConfig, StoreUrl};
@@ -126,8 +127,9 @@ pub struct Proxy {
     pub receive_buffer: Option<NonZeroU32>,
     /// Further addresses of this host to connect from, when the ports of one are used up.
     pub source_addresses: Vec<IpAddr>,
-    /// Proxies in front of this one.
-    pub trusted_proxies: Vec<Prefix>,
+    /// Proxies in front of this one: ranges of addresses, and `unix`.
+    #[serde(serialize_with = "all_as_text")]
+    pub trusted_proxies: Vec<TrustedProxy>,
     /// A bit of packet marks, which with the next higher one is for answers to clients' own addresses.
     pub transparent_mark: u32,
     /// A routing table for them.
@@ -363,6 +365,16 @@ impl Drain {
     }
 }
 
+impl FromValue for TrustedProxy {
+    fn expected() -> String {
+        "a range of addresses such as \"192.0.2.0/24\", or \"unix\"".to_owned()
+    }
+
+    fn from_value(value: &Value) -> Result<Self, Vec<Mismatch>> {
+        value.parse_text(&Self::expected())
+    }
+}
+
 impl LogLevel {
     /// As `tracing` filters are written.
     #[must_use]
@@ -416,6 +428,10 @@ impl Serialize for SecretFile {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         self.path.serialize(serializer)
     }
+}
+
+fn all_as_text<T: fmt::Display, S: Serializer>(values: &[T], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_seq(values.iter().map(T::to_string))
 }
 
 fn as_text<T: fmt::Display, S: Serializer>(value: &T, serializer: S) -> Result<S::Ok, S::Error> {

@@ -178,6 +178,18 @@ fn ranges_that_cannot_be_services_are_refused() {
 }
 
 #[test]
+fn a_trusted_proxy_is_a_range_or_comes_by_a_unix_socket() {
+    let with = |trusted: &str| format!("[store]\nurl = \"embedded\"\n[proxy]\ntrusted_proxies = [{trusted}]");
+    let config = read(&with("\"192.0.2.0/24\", \"unix\"")).unwrap();
+    let trusted = ["192.0.2.0/24", "unix"].map(|trusted| trusted.parse().unwrap());
+    assert_eq!(*config.proxy().trusted_proxies, trusted);
+    let printed = serde_json::to_value(&config).unwrap();
+    assert_eq!(printed["proxy"]["trusted_proxies"], serde_json::json!(["192.0.2.0/24", "unix"]));
+    let shown = errors(&with("\"unix:/run/web.sock\""));
+    assert!(shown.contains("plexus.toml:4:") && shown.contains("or \"unix\""), "{shown}");
+}
+
+#[test]
 fn rooms_on_one_address_are_refused() {
     let shown = errors("store.url = \"embedded\"\nadmin.listen = [\"127.0.0.1:53\"]");
     assert!(

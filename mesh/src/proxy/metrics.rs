@@ -145,14 +145,16 @@ impl Tallies {
         for (service, tallies) in &*of_service {
             let service = service.as_str();
             let sum = |count: &dyn Fn(&Tally) -> u64| tallies.iter().map(|tally| count(tally)).sum::<u64>();
-            raise(&self.connections, &[service], sum(&|t| t.accepted.get()));
+            let accepted = sum(&|t| t.accepted.get());
+            raise(&self.connections, &[service], accepted);
             raise(&self.retries, &[service], sum(&|t| t.retries.get()));
             raise(&self.bytes, &[service, "endpoint"], sum(&|t| t.to_endpoint.get()));
             raise(&self.bytes, &[service, "client"], sum(&|t| t.to_client.get()));
             for reason in Dropped::ALL {
                 let count = sum(&|t| t.dropped[reason as usize].get());
-                // Reasons that never came up have no series: there are many, and services may be ten thousand.
-                if count > 0 {
+                // At zero before it first happens, or `rate()` misses that. Not for services that nobody has asked for here: there
+                // are many reasons, and services may be ten thousand.
+                if count > 0 || accepted > 0 {
                     raise(&self.dropped, &[service, reason.as_str()], count);
                 }
             }
@@ -191,6 +193,10 @@ impl Collector for Tallies {
 mod tests {
     use super::*;
 
+    fn written(families: Vec<MetricFamily>) -> String {
+        prometheus::TextEncoder::new().encode_to_string(&families).unwrap()
+    }
+
     #[test]
     fn each_reason_has_its_own_counter() {
         let metrics = Metrics::new().unwrap();
@@ -209,14 +215,27 @@ mod tests {
     }
 
     #[test]
+    fn a_service_that_was_asked_for_has_every_reason_at_zero() {
+        let metrics = Metrics::new().unwrap();
+        let (web, _quiet) = (metrics.tally("web", 0), metrics.tally("quiet", 0));
+        web.accepted.add(1);
+        let series = |of: &str, end: &str| {
+            let text = written(metrics.tallies.collect());
+            let dropped = text.lines().filter(|line| line.starts_with("plexus_connections_dropped_total{"));
+            dropped.filter(|line| line.contains(of) && line.ends_with(end)).count()
+        };
+        assert_eq!((series("web", " 0"), series("quiet", "")), (Dropped::ALL.len(), 0));
+        web.dropped(Dropped::ConnectFailed);
+        assert_eq!((series("web", " 0"), series("connect_failed", " 1")), (Dropped::ALL.len() - 1, 1));
+    }
+
+    #[test]
     fn what_is_open_was_accepted_and_has_not_ended() {
         let metrics = Metrics::new().unwrap();
         metrics.tally("web", 0).accepted.add(3);
         metrics.tally("web", 1).accepted.add(2);
         metrics.tally("web", 1).ended.add(1);
-        let text =
-            |families: Vec<MetricFamily>| prometheus::TextEncoder::new().encode_to_string(&families).unwrap();
-        let text = text(metrics.tallies.collect());
+        let text = written(metrics.tallies.collect());
         assert!(text.contains("plexus_connections_active{service=\"web\"} 4"), "{text}");
         assert!(text.contains("plexus_connections_total{service=\"web\"} 5"), "{text}");
     }

@@ -17,6 +17,7 @@ mod inbox;
 mod io;
 mod limit;
 mod listening;
+mod load;
 mod metrics;
 mod peer;
 mod pipe;
@@ -32,6 +33,7 @@ mod socket_file;
 mod tests;
 mod timers;
 mod transparent;
+mod trusted;
 mod udp;
 mod udp_metrics;
 mod udp_route;
@@ -44,13 +46,12 @@ use std::num::{NonZeroU32, NonZeroUsize};
 use std::sync::Arc;
 use std::time::Duration;
 
-use nerve::model::Prefix;
-
 pub use error::{BindError, Dropped, Transport};
 pub use metrics::Metrics;
 pub use plane::{DataPlane, Listener, ListenerSpec, Sharing};
 pub use socket_file::{Access, Account, Mode, SocketFileError};
 pub use transparent::{Plain, Steering, Way, Ways};
+pub use trusted::TrustedProxy;
 pub use udp_metrics::Lost;
 pub use unix_listener::{UnixListenError, UnixListenerSpec};
 
@@ -69,8 +70,8 @@ pub struct Config {
     pub max_connections: Option<NonZeroU32>,
     /// Options of the sockets.
     pub tcp: TcpOptions,
-    /// Proxies in front of this one: a client from here must begin with a PROXY protocol header, and is believed.
-    pub trusted_proxies: Arc<[Prefix]>,
+    /// Proxies in front of this one: such a client must begin with a PROXY protocol header, and is believed.
+    pub trusted_proxies: Arc<[TrustedProxy]>,
     /// The address that clients of unix sockets, which have none, are known by to limits, affinity and hash policies: together
     /// they are one client.
     pub unix_clients: IpAddr,

@@ -213,7 +213,7 @@ impl DataPlane {
             trusted_proxies: Arc::clone(&self.config.trusted_proxies),
             steering: Arc::clone(&self.steering),
             is_unix: matches!(listener.address, Address::Unix(_)),
-            seat: Arc::clone(&self.threads[thread].seat),
+            load: Arc::clone(&self.threads[thread].seat.load),
         }
     }
 

@@ -4,14 +4,13 @@ use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
-use nerve::model::Prefix;
 use prometheus::Histogram;
 
-use super::Config;
+use super::load::Load;
 use super::metrics::Tally;
 use super::peer::Peer;
-use super::seat::Seat;
 use super::transparent::Steering;
+use super::{Config, TrustedProxy};
 use crate::balance::Balancer;
 
 /// Where a listener's connections go, and what counts them.
@@ -24,13 +23,13 @@ pub(super) struct Route {
     pub(super) tally: Arc<Tally>,
     pub(super) connect_time: Histogram,
     /// Who is believed when it says in a PROXY protocol header whom it speaks for.
-    pub(super) trusted_proxies: Arc<[Prefix]>,
+    pub(super) trusted_proxies: Arc<[TrustedProxy]>,
     /// Which endpoints can be shown the client's address.
     pub(super) steering: Arc<Steering>,
     /// Clients come by a unix socket.
     pub(super) is_unix: bool,
-    /// The thread.
-    pub(super) seat: Arc<Seat>,
+    /// The thread's.
+    pub(super) load: Arc<Load>,
 }
 
 /// The route of one connection, which counts as open from when a thread is chosen for it until this is dropped.
@@ -40,7 +39,7 @@ pub(super) struct OpenRoute(Arc<Route>);
 impl OpenRoute {
     pub(super) fn new(route: &Arc<Route>) -> Self {
         route.open.add();
-        route.seat.add_connection();
+        route.load.add_connection();
         Self(Arc::clone(route))
     }
 }
@@ -56,14 +55,14 @@ impl Deref for OpenRoute {
 impl Drop for OpenRoute {
     fn drop(&mut self) {
         self.open.sub();
-        self.seat.sub_connection();
+        self.load.sub_connection();
     }
 }
 
 impl Route {
     /// Must this client begin with a PROXY protocol header?
     pub(super) fn is_trusted_proxy(&self, peer: Peer) -> bool {
-        peer.ip().is_some_and(|peer| self.trusted_proxies.iter().any(|prefix| prefix.contains(peer.ip())))
+        self.trusted_proxies.iter().any(|trusted| trusted.is(peer))
     }
 }
 

@@ -1,38 +1,25 @@
 //! The data-plane threads as they see one another: how much each has to do, and how it is given something.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::command::Command;
 use super::inbox::Inbox;
+use super::load::Load;
 
 /// A data-plane thread.
 #[derive(Debug)]
 pub(super) struct Seat {
     pub(super) inbox: Arc<Inbox<Command>>,
-    load: Load,
+    pub(super) load: Arc<Load>,
 }
-
-/// Connections of a thread; on a cache line of its own, since another thread looks at it for each client that it accepts.
-#[derive(Debug, Default)]
-#[repr(align(128))]
-struct Load(AtomicU32);
 
 impl Seat {
     pub(super) fn new(inbox: Arc<Inbox<Command>>) -> Self {
-        Self { inbox, load: Load::default() }
-    }
-
-    pub(super) fn add_connection(&self) {
-        self.load.0.fetch_add(1, Ordering::Relaxed);
-    }
-
-    pub(super) fn sub_connection(&self) {
-        self.load.0.fetch_sub(1, Ordering::Relaxed);
+        Self { inbox, load: Arc::default() }
     }
 
     fn load(&self) -> u32 {
-        self.load.0.load(Ordering::Relaxed)
+        self.load.connections()
     }
 }
 
@@ -89,7 +76,7 @@ mod tests {
         let mut spread = Spread::new(0, Arc::clone(&seats));
         for _ in 0..100 {
             assert_eq!(spread.choose(), 0);
-            seats[0].add_connection();
+            seats[0].load.add_connection();
         }
     }
 
@@ -99,7 +86,7 @@ mod tests {
             let seats = seats(threads);
             let mut spread = Spread::new(1, Arc::clone(&seats));
             for _ in 0..threads * 100 {
-                seats[spread.choose()].add_connection();
+                seats[spread.choose()].load.add_connection();
             }
             let loads: Vec<_> = seats.iter().map(|seat| seat.load()).collect();
             assert!(loads.iter().all(|load| (80..=120).contains(load)), "{loads:?}");

@@ -29,12 +29,21 @@ pub enum Plain {
     Scope,
     /// The client is its neighbour, which it would answer directly.
     Neighbour,
+    /// It is reached by its unix socket, or its client came by one: neither has an address.
+    UnixSocket,
 }
 
 impl Plain {
     /// Every reason there is.
-    pub const ALL: [Self; 6] =
-        [Self::Off, Self::Elsewhere, Self::SourceCheck, Self::Family, Self::Scope, Self::Neighbour];
+    pub const ALL: [Self; 7] = [
+        Self::Off,
+        Self::Elsewhere,
+        Self::SourceCheck,
+        Self::Family,
+        Self::Scope,
+        Self::Neighbour,
+        Self::UnixSocket,
+    ];
 
     /// The word for it, as in metric labels.
     #[must_use]
@@ -46,6 +55,7 @@ impl Plain {
             Self::Family => "family",
             Self::Scope => "scope",
             Self::Neighbour => "neighbour",
+            Self::UnixSocket => "unix_socket",
         }
     }
 }

@@ -1,7 +1,8 @@
 //! The task that keeps the kernel's rules and routes, and the data plane's table, equal to what is wanted.
 //!
 //! While no service with an endpoint here asks for clients' addresses it only listens to the catalog. Else it looks at the kernel
-//! whenever that tells of a change, and on a slow tick. What open connections need stays until the last has ended.
+//! whenever that tells of a change, and on a slow tick. What open connections need stays until the last has ended, those too that an
+//! agent before finishes after this one took over: the kernel knows them by their mark.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::future::Future;
@@ -19,7 +20,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 use super::netlink::{Family, Netlink};
 use super::plan::{Judged, Needs, judge};
 use super::ruleset::{Marks, ruleset};
-use super::{Handle, Metrics, asks, nft, words};
+use super::{Handle, Metrics, asks, nft, sockets, words};
 use crate::proxy::{Plain, Way, Ways};
 
 /// How often it is looked whether everything is there, whatever the kernel told.
@@ -92,6 +93,8 @@ struct Wanted {
     here: BTreeSet<IpAddr>,
     /// It has others.
     elsewhere: bool,
+    /// Some of those on this node are reached by a unix socket.
+    sockets: bool,
 }
 
 /// What the kernel has of ours.
@@ -145,7 +148,16 @@ impl Keeper {
         }
     }
 
+    /// Does not complete while somebody else's connections need it: that is asked anew on the next tick.
     async fn remove_left(&self) {
+        match sockets::destinations(self.marks()).await {
+            Ok(open) if !open.is_empty() => {
+                tracing::debug!("what steers answers stays: an agent before has connections that need it");
+                return std::future::pending().await;
+            }
+            Ok(_) => {}
+            Err(error) => tracing::debug!(%error, "cannot look whether an agent before has connections"),
+        }
         let removed = match Netlink::open() {
             Ok((connection, netlink)) => while_open(connection, remove_all(&netlink)).await,
             Err(error) => Err(error),
@@ -188,7 +200,7 @@ impl Keeper {
             }
             self.take_told(netlink, &mut rules).await;
         }
-        self.note_problem(None);
+        self.note_lacks(None);
     }
 
     /// Events come in bursts: takes those that are there already.
@@ -219,6 +231,7 @@ impl Keeper {
                 Wanted {
                     here: here.iter().map(|endpoint| endpoint.instance.address).collect(),
                     elsewhere: !elsewhere.is_empty(),
+                    sockets: here.iter().any(|endpoint| endpoint.instance.socket.is_some()),
                 }
             });
             if self.wanted.get(&name) == wanted.as_ref() {
@@ -237,26 +250,23 @@ impl Keeper {
     }
 
     async fn reconcile(&mut self, netlink: &Netlink) {
-        let verdicts = match self.judge(netlink).await {
+        let addresses = self.wanted.values().flat_map(|wanted| wanted.here.iter().copied()).collect();
+        let verdicts = match self.judge(netlink, addresses).await {
             Ok(verdicts) => verdicts,
             Err(error) => return self.off(&error.to_string()),
         };
-        let mut needs = Needs::of(verdicts.iter());
+        let needs = Needs::of(verdicts.iter());
         if needs.is_nothing() {
             // Nobody begins what the rules are needed for from here on.
             self.tell(&verdicts, false);
         }
-        if let Kernel::Set(before, _) = &self.kernel
-            && self.handle.steering.open() > 0
-        {
-            needs = needs.and(*before);
-        }
+        let needs = self.and_open(netlink, needs).await;
         let done =
             if needs.is_nothing() { self.withdraw(netlink).await } else { self.apply(netlink, needs).await };
         match done {
             Ok(()) => {
                 self.tell(&verdicts, false);
-                self.note_problem(None);
+                self.note_lacks(None);
             }
             Err(why) => {
                 if self.kernel == Kernel::Nothing {
@@ -269,9 +279,37 @@ impl Keeper {
         self.metrics.on.set(i64::from(matches!(self.kernel, Kernel::Set(..))));
     }
 
-    async fn judge(&self, netlink: &Netlink) -> io::Result<Verdicts> {
-        let addresses: BTreeSet<IpAddr> =
-            self.wanted.values().flat_map(|wanted| wanted.here.iter().copied()).collect();
+    /// These needs, and those of connections that are open.
+    async fn and_open(&self, netlink: &Netlink, needs: Needs) -> Needs {
+        match &self.kernel {
+            Kernel::Nothing => return needs,
+            Kernel::Set(before, _) if needs.and(*before) == needs => return needs,
+            // Also of those that are about to be opened, which the kernel does not know.
+            Kernel::Set(before, _) if self.handle.steering.open() > 0 => return needs.and(*before),
+            // Something is to go, or what is there is an earlier agent's.
+            Kernel::Set(..) | Kernel::Unknown => {}
+        }
+        let open = async {
+            let open = sockets::destinations(self.marks()).await?;
+            self.judge(netlink, open).await
+        };
+        match open.await {
+            Ok(open) => needs.and(Needs::of(open.iter())),
+            Err(error) => {
+                // Who may not ask cannot steer either, and that is said.
+                if error.kind() != io::ErrorKind::PermissionDenied {
+                    tracing::warn!(%error, "cannot look which connections of an agent before need the steering of answers");
+                }
+                needs
+            }
+        }
+    }
+
+    fn marks(&self) -> Marks {
+        Marks::new(self.handle.config.mark)
+    }
+
+    async fn judge(&self, netlink: &Netlink, addresses: BTreeSet<IpAddr>) -> io::Result<Verdicts> {
         let mut verdicts = Verdicts::new();
         if addresses.is_empty() {
             return Ok(verdicts);
@@ -304,7 +342,7 @@ impl Keeper {
 
     /// Makes the kernel serve these needs.
     async fn apply(&mut self, netlink: &Netlink, needs: Needs) -> Result<(), String> {
-        let (marks, table) = (Marks::new(self.handle.config.mark), self.handle.config.table);
+        let (marks, table) = (self.marks(), self.handle.config.table);
         self.handle.shared.applied.store(true, Ordering::SeqCst);
         let mut mended = false;
         for (family, is_needed) in [(Family::V4, needs.v4), (Family::V6, needs.v6)] {
@@ -350,8 +388,7 @@ impl Keeper {
             .iter()
             .map(|(address, judged)| (*address, judged.as_ref().map(way).map_err(|plain| *plain)))
             .collect();
-        let mark = Marks::new(self.handle.config.mark).ours;
-        let ways = Ways { mark, endpoints, off };
+        let ways = Ways { mark: self.marks().ours, endpoints, off };
         if *self.handle.steering.ways() != ways {
             self.handle.steering.set(ways);
         }
@@ -364,7 +401,7 @@ impl Keeper {
                 tracing::info!(%service, "every endpoint sees the clients' own addresses");
             }
             for plain in &reasons {
-                tracing::info!(%service, reason = %plain, "endpoints see this node's address, not their clients': {}", words(*plain));
+                tracing::info!(%service, reason = %plain, "endpoints see this node's address, not their clients': {}", words::of(*plain));
             }
             self.said.insert(service.clone(), reasons);
         }
@@ -373,17 +410,15 @@ impl Keeper {
     /// Nothing is steered, and that is said once.
     fn off(&mut self, why: &str) {
         self.tell(&Verdicts::new(), true);
-        self.note_problem(Some(format!(
-            "endpoints on this node see its address instead of their clients', although services ask for it: {why}"
-        )));
+        self.note_lacks(Some(why.to_owned()));
     }
 
-    fn note_problem(&self, problem: Option<String>) {
-        let mut known = self.handle.shared.problem.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(problem) = problem.as_ref().filter(|problem| known.as_ref() != Some(problem)) {
-            tracing::error!("{problem}");
+    fn note_lacks(&self, lacks: Option<String>) {
+        let mut known = self.handle.shared.lacks.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(why) = lacks.as_ref().filter(|why| known.as_ref() != Some(why)) {
+            tracing::error!("{}", words::off(why));
         }
-        *known = problem;
+        *known = lacks;
     }
 }
 
@@ -396,7 +431,8 @@ impl Wanted {
             Some(Err(plain)) => Some(*plain),
             None => Some(Plain::Off),
         });
-        here.chain(self.elsewhere.then_some(Plain::Elsewhere)).collect()
+        let others = [(self.elsewhere, Plain::Elsewhere), (self.sockets, Plain::UnixSocket)];
+        here.chain(others.into_iter().filter_map(|(are_there, plain)| are_there.then_some(plain))).collect()
     }
 }
 

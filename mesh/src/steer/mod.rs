@@ -17,6 +17,8 @@ mod netlink;
 mod nft;
 mod plan;
 mod ruleset;
+mod sockets;
+mod words;
 
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -53,9 +55,27 @@ pub struct Handle {
 
 #[derive(Debug, Default)]
 struct Shared {
-    problem: Mutex<Option<String>>,
+    /// Why nothing is steered although services ask for it.
+    lacks: Mutex<Option<String>>,
     /// The kernel has something of ours, or may have.
     applied: AtomicBool,
+}
+
+/// Whose address an endpoint sees whose service asks for the clients'.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Shown {
+    /// This node's, whoever the client.
+    Nodes {
+        /// The reason.
+        reason: Plain,
+        /// The same in words.
+        why: String,
+    },
+    /// The clients' own, but for some.
+    Clients {
+        /// Of whom it sees this node's, each after the word "clients", with the reason.
+        but: Vec<(Plain, String)>,
+    },
 }
 
 /// Starts the task.
@@ -76,25 +96,35 @@ impl Handle {
     /// What fails, a sentence.
     #[must_use]
     pub fn problem(&self) -> Option<String> {
-        self.shared.problem.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.lacks().map(|why| words::off(&why))
     }
 
-    /// Why an endpoint of a service that asks for the client's address sees this node's, whoever the client; `None` where it sees
-    /// the client's, or nobody asked.
+    fn lacks(&self) -> Option<String> {
+        self.shared.lacks.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Whose address an endpoint of a service that asks for the clients' sees; `None` where nobody asks.
     #[must_use]
-    pub fn plain(&self, service: &Service, instance: &Instance) -> Option<String> {
+    pub fn shown(&self, service: &Service, instance: &Instance) -> Option<Shown> {
         if !asks(service) {
             return None;
         }
         let ways = self.steering.ways();
-        let plain = match ways.endpoints.get(&instance.address) {
+        let reason = match ways.endpoints.get(&instance.address) {
             _ if instance.node != self.config.node => Plain::Elsewhere,
+            _ if instance.socket.is_some() => Plain::UnixSocket,
             _ if ways.off => Plain::Off,
-            Some(Ok(_)) => return None,
+            Some(Ok(way)) => return Some(Shown::Clients { but: words::but(instance.address, way) }),
             Some(Err(plain)) => *plain,
             None => Plain::Off,
         };
-        Some(words(plain).to_owned())
+        let mut why = words::of(reason).to_owned();
+        if reason == Plain::Off
+            && let Some(lacks) = self.lacks()
+        {
+            why = format!("{why}: {lacks}");
+        }
+        Some(Shown::Nodes { reason, why })
     }
 
     /// Takes everything of ours out of the kernel. Call it after the task was stopped and no connection is left, and not when
@@ -112,11 +142,88 @@ fn asks(service: &Service) -> bool {
     service.settings.client_address == Some(ClientAddress::Transparent)
 }
 
-fn words(plain: Plain) -> &'static str {
-    match plain {
-        Plain::Off => "answers to clients' addresses are not steered here, see plexus status",
-        Plain::Elsewhere => "its answers do not pass through this node",
-        Plain::SourceCheck => "net.ipv4.conf.*.src_valid_mark = 1 on its interface would drop its answers",
-        Plain::Family | Plain::Scope | Plain::Neighbour => "this client's address cannot be shown to it",
+#[cfg(test)]
+mod tests {
+    use nerve::model::ServiceSettings;
+
+    use super::*;
+    use crate::proxy::{Way, Ways};
+
+    fn instance(node: &str, address: &str, socket: Option<&str>) -> Instance {
+        let mut json = serde_json::json!({
+            "service": "web", "id": "web", "node": node, "address": address, "port": 80,
+        });
+        if let Some(socket) = socket {
+            json["socket"] = socket.into();
+        }
+        serde_json::from_value(json).unwrap()
+    }
+
+    fn service(client_address: Option<ClientAddress>) -> Service {
+        Service {
+            name: "web".parse().unwrap(),
+            settings: Arc::new(ServiceSettings { client_address, ..ServiceSettings::default() }),
+            endpoints: Vec::new(),
+            vips: Vec::new(),
+            generation: 0,
+        }
+    }
+
+    fn handle(off: bool) -> Handle {
+        let endpoints = [
+            ("172.17.0.2", Ok(Way { neighbours: vec!["172.17.0.0/16".parse().unwrap()] })),
+            ("172.18.0.2", Err(Plain::SourceCheck)),
+        ];
+        let endpoints = endpoints.map(|(address, way)| (address.parse().unwrap(), way)).into();
+        let handle = Handle {
+            config: Arc::new(Config {
+                node: "a".parse().unwrap(),
+                address: "192.0.2.11".parse().unwrap(),
+                mark: 1,
+                table: 1,
+            }),
+            steering: Arc::default(),
+            shared: Arc::default(),
+        };
+        handle.steering.set(Ways { mark: 1, endpoints, off });
+        handle
+    }
+
+    #[test]
+    fn each_endpoint_is_told_apart_by_what_it_can_be_shown() {
+        let wants = service(Some(ClientAddress::Transparent));
+        for (off, node, address, socket, expected) in [
+            (false, "b", "172.17.0.2", None, Some(Plain::Elsewhere)),
+            (true, "b", "172.17.0.2", None, Some(Plain::Elsewhere)),
+            (false, "a", "172.17.0.2", Some("/run/web.sock"), Some(Plain::UnixSocket)),
+            (true, "a", "172.17.0.2", None, Some(Plain::Off)),
+            (false, "a", "172.18.0.2", None, Some(Plain::SourceCheck)),
+            // It was not looked at yet.
+            (false, "a", "172.19.0.2", None, Some(Plain::Off)),
+            (false, "a", "172.17.0.2", None, None),
+        ] {
+            let instance = instance(node, address, socket);
+            let reason = match handle(off).shown(&wants, &instance) {
+                Some(Shown::Nodes { reason, .. }) => Some(reason),
+                Some(Shown::Clients { but }) => {
+                    assert!(but.iter().any(|(reason, _)| *reason == Plain::Neighbour));
+                    None
+                }
+                None => panic!("the service asks"),
+            };
+            assert_eq!(reason, expected, "{node} {address} {socket:?}");
+            assert_eq!(handle(off).shown(&service(None), &instance), None);
+        }
+    }
+
+    #[test]
+    fn what_is_lacking_is_said_of_the_endpoints_too() {
+        let handle = handle(true);
+        *handle.shared.lacks.lock().unwrap() = Some("nft is not installed".to_owned());
+        let shown =
+            handle.shown(&service(Some(ClientAddress::Transparent)), &instance("a", "172.17.0.2", None));
+        let Some(Shown::Nodes { why, .. }) = shown else { panic!("nothing is steered") };
+        assert_eq!(why, "answers to clients' addresses are not steered here: nft is not installed");
+        assert!(handle.problem().unwrap().ends_with("ask for it: nft is not installed"));
     }
 }

@@ -21,7 +21,7 @@ use tokio::time::Instant;
 
 use super::*;
 use crate::admin::{self, Bound, Counts, Handles, Resolver, Traffic};
-use crate::api::{Problem, Resolution, TookOver, WhyBalance, WhyListener, WhyPick};
+use crate::api::{PlainFor, Problem, Resolution, TookOver, WhyBalance, WhyListener, WhyPick, WhyPlain};
 use crate::drain;
 use crate::inherited::Inherited;
 use crate::readiness::Readiness;
@@ -114,6 +114,19 @@ fn instance(id: &str, node: &str, address: &str) -> Instance {
     serde_json::from_value(json).unwrap()
 }
 
+fn plain_of(id: &str) -> WhyPlain {
+    let of =
+        |reason: &str, clients: &str| PlainFor { reason: reason.to_owned(), clients: clients.to_owned() };
+    match id {
+        "web-1" => WhyPlain {
+            plain_for: vec![of("family", "with IPv6"), of("neighbour", "in 172.17.0.0/16")],
+            ..WhyPlain::default()
+        },
+        "web-2" => WhyPlain { plain: Some("it is elsewhere".to_owned()), ..WhyPlain::default() },
+        _ => WhyPlain::default(),
+    }
+}
+
 /// The registrar of node `a`, with one instance from its configuration.
 fn registrar(store: &Arc<dyn Store>, tasks: &Tasks) -> registrar::Handle {
     let local = Local { node: NodeName::new("a").unwrap(), address: "192.0.2.1".parse().unwrap() };
@@ -159,7 +172,7 @@ impl World {
             registry,
             traffic: Arc::new(Busy),
             virtual_addresses: Arc::new(|service| service.vips.clone()),
-            plain: Arc::new(|_, instance| (instance.id.as_str() == "web-2").then(|| "elsewhere".to_owned())),
+            plain: Arc::new(|_, instance| plain_of(instance.id.as_str())),
             resolver: Some(Arc::new(Busy)),
             problems: Arc::new(|| {
                 let message =
@@ -259,8 +272,8 @@ web: 2 of 3 endpoints get traffic, as node a sees it
 policy maglev, 3 connections, 1 waiting, 1 of 2 endpoints ejected
 
 ID     NODE  ADDRESS         TRAFFIC       SHARE   IN FLIGHT  CONNECTIONS  FAILURES  LATENCY  REASON
-web-1  a     192.0.2.1:8080  no: ejected   0.0%    0          0            0         -        ejected: connect_failures, for 1.5 s; group v2
-web-2  b     192.0.2.2:8080  yes           100.0%  3          7            2         2.345ms  at its limit; slow start, 40%; sees this node's address: elsewhere
+web-1  a     192.0.2.1:8080  no: ejected   0.0%    0          0            0         -        ejected: connect_failures, for 1.5 s; group v2; sees this node's address for clients with IPv6, in 172.17.0.0/16
+web-2  b     192.0.2.2:8080  yes           100.0%  3          7            2         2.345ms  at its limit; slow start, 40%; sees this node's address: it is elsewhere
 web-3  b     192.0.2.2:8080  no: critical  -       0          0            0         -        http GET /healthz: status 503
 
 its virtual address: 10.96.0.1

@@ -14,7 +14,7 @@ use crate::proxy::io::Io;
 use crate::proxy::poll::{Interest, Subject};
 use crate::proxy::side::{Delay, Side};
 use crate::proxy::transparent::Borrowed;
-use crate::proxy::{Dropped, socket, unix};
+use crate::proxy::{Dropped, Plain, socket, unix};
 
 /// How soon, and how late at most, an endpoint is asked again whose unix socket has a full backlog.
 const ASK_AGAIN: (Duration, Duration) = (Duration::from_millis(8), Duration::from_millis(64));
@@ -181,7 +181,11 @@ impl Connection {
             }
             Address::Unix(path) => {
                 self.held = None;
-                Side::unix(unix::connect(path, &self.route.config.tcp)?)
+                let socket = unix::connect(path, &self.route.config.tcp)?;
+                if self.shown_as == ClientAddress::Transparent {
+                    self.route.tally.plain(Plain::UnixSocket);
+                }
+                Side::unix(socket)
             }
         };
         let written = match early {
@@ -208,7 +212,8 @@ impl Connection {
         if self.shown_as != ClientAddress::Transparent {
             return None;
         }
-        match self.route.steering.borrow(self.peer.ip()?, endpoint) {
+        let client = self.peer.ip().ok_or(Plain::UnixSocket);
+        match client.and_then(|client| self.route.steering.borrow(client, endpoint)) {
             Ok((borrowed, held)) => {
                 self.held = Some(held);
                 Some(borrowed)

@@ -211,6 +211,50 @@ fn an_endpoint_is_told_that_a_unix_client_has_no_address() {
 }
 
 #[test]
+fn a_proxy_on_a_unix_socket_is_believed_where_that_is_configured_and_only_there() {
+    const HEADER: &[u8] = b"PROXY TCP4 198.51.100.7 203.0.113.9 4711 443\r\n";
+    for (trusted, told) in [
+        (&["unix"][..], HEADER),
+        (&["127.0.0.0/8", "::/0"], b"PROXY UNKNOWN\r\nPROXY TCP4 198.51.100.7 203.0.113.9 4711 443\r\n"),
+    ] {
+        let length = told.len() + 5;
+        let (heard, hears) = std::sync::mpsc::channel();
+        let at = endpoint(move |mut stream| {
+            let mut bytes = vec![0; length];
+            stream.read_exact(&mut bytes).unwrap();
+            heard.send(bytes).unwrap();
+        });
+        let trusted_proxies = trusted.iter().map(|trusted| trusted.parse().unwrap()).collect();
+        let config = Config { trusted_proxies, ..Config::default() };
+        let settings = serde_json::json!({"client_address": "proxy_v1"});
+        let (sockets, world) = (Sockets::new(), world_with(config, &[at], &settings, Sharing::PerThread));
+        let listener = listen(&world, &sockets.path("web"));
+        let mut proxy = connect(&sockets.path("web"));
+        for byte in [HEADER, b"hello"].concat() {
+            proxy.write_all(&[byte]).unwrap();
+        }
+        assert_eq!(hears.recv_timeout(PATIENCE).unwrap(), [told, b"hello"].concat());
+        drop(listener);
+        world.end();
+    }
+}
+
+#[test]
+fn whoever_says_nothing_of_the_kind_by_a_trusted_unix_socket_is_closed_and_counted() {
+    let config = Config { trusted_proxies: Arc::new(["unix".parse().unwrap()]), ..Config::default() };
+    let (sockets, world) = (Sockets::new(), world(config, &[nobody()]));
+    let listener = listen(&world, &sockets.path("web"));
+    let mut client = connect(&sockets.path("web"));
+    client.write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
+    // What it said was not read, which a unix socket tells as a reset.
+    assert_eq!(client.read(&mut [0; 1]).unwrap_err().kind(), ErrorKind::ConnectionReset);
+    drop(connect(&sockets.path("web")));
+    until("counted", || world.dropped(Dropped::ProxyHeader) == 2);
+    drop(listener);
+    world.end();
+}
+
+#[test]
 fn unix_clients_are_one_client_to_limits_and_hashing() {
     let sockets = Sockets::new();
     let serve = |name: &'static str| {
