@@ -13,6 +13,7 @@ pub mod ingress;
 pub mod inherited;
 pub mod proxy;
 pub mod readiness;
+pub mod routes;
 pub mod steer;
 mod sys;
 pub mod vip;

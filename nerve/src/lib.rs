@@ -4,17 +4,21 @@
 //! [`model`] is the vocabulary everyone shares, [`store`] the key-value store behind one trait,
 //! [`check`] the probes, [`source`] where the definitions come from, [`registrar`] the loop that keeps the store
 //! equal to what is well here, [`settings`] and [`publish`] what an operator
-//! changes of a service, [`vips`] the claims on virtual addresses. [`document`] reads configuration text; [`tasks`] owns
-//! what runs in the background.
+//! changes of a service, [`vips`] the claims on virtual addresses, [`networks`] and [`subnets`] the overlay networks and who
+//! holds which part of them. [`document`] reads configuration text; [`tasks`] owns what runs in the background; [`hash`] is
+//! the same for everyone.
 
 pub mod check;
 pub mod document;
+pub mod hash;
 pub mod model;
+pub mod networks;
 pub mod period;
 pub mod publish;
 pub mod registrar;
 pub mod settings;
 pub mod source;
 pub mod store;
+pub mod subnets;
 pub mod tasks;
 pub mod vips;

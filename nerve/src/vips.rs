@@ -78,7 +78,7 @@ async fn exists(store: &dyn Store, service: &ServiceName) -> store::Result<bool>
 fn address(entry: &Entry) -> Option<IpAddr> {
     match Key::parse(&entry.path)? {
         Key::Vip(address) => Some(address),
-        Key::Instance(..) | Key::Service(_) | Key::Node(_) => None,
+        _ => None,
     }
 }
 

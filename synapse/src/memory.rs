@@ -14,14 +14,16 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use nerve::model::{Instance, Node, ServiceName, ServiceSettings, VipClaim};
+use nerve::model::{
+    Instance, Network, NetworkName, Node, ServiceName, ServiceSettings, Slot, Subnet, VipClaim,
+};
 use nerve::store::{Key, Revision};
 use nerve::tasks::Tasks;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use crate::Metrics;
-use crate::catalog::{Catalog, Change, Freshness, Names};
+use crate::catalog::{Catalog, Change, Freshness, Names, NetworkUpdate};
 use crate::watch::Recalled;
 use crate::watch::store::Handle as Watcher;
 
@@ -46,6 +48,11 @@ struct Saved {
     /// As the settings.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     vips: BTreeMap<IpAddr, Arc<str>>,
+    /// As the settings.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    networks: BTreeMap<NetworkName, Arc<str>>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    subnets: BTreeMap<NetworkName, BTreeMap<Slot, Arc<Subnet>>>,
     instances: Vec<Arc<Instance>>,
 }
 
@@ -104,6 +111,14 @@ fn read_image(file: &mut File) -> io::Result<Recalled> {
         let claim: VipClaim = serde_json::from_str(text)?;
         changes.push(Change::PutVip(*address, claim.service));
     }
+    for (name, text) in &saved.networks {
+        let network: Network = serde_json::from_str(text)?;
+        changes.push(Change::Network(name.clone(), NetworkUpdate::Put(Arc::new(network))));
+    }
+    for (network, held) in saved.subnets {
+        let put = |(slot, subnet)| Change::Network(network.clone(), NetworkUpdate::PutSubnet(slot, subnet));
+        changes.extend(held.into_iter().map(put));
+    }
     let mut names = Names::default();
     changes.extend(saved.instances.into_iter().map(|mut instance| {
         if let Some(instance) = Arc::get_mut(&mut instance) {
@@ -116,6 +131,7 @@ fn read_image(file: &mut File) -> io::Result<Recalled> {
         changes,
         durable: (saved.settings.into_iter().map(|(service, text)| (Key::Service(service), text)))
             .chain(saved.vips.into_iter().map(|(address, text)| (Key::Vip(address), text)))
+            .chain(saved.networks.into_iter().map(|(network, text)| (Key::Network(network), text)))
             .collect(),
         revision: Revision(saved.revision),
         as_of: saved.as_of,
@@ -212,12 +228,13 @@ fn image(catalog: &Catalog, watcher: &Watcher) -> Saved {
         Freshness::Stale { since, .. } => *since,
         Freshness::Live | Freshness::Awaiting => SystemTime::now(),
     };
-    let (mut settings, mut vips) = (BTreeMap::new(), BTreeMap::new());
+    let (mut settings, mut vips, mut networks) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
     for (key, text) in notes.durable {
         match key {
             Key::Service(service) => drop(settings.insert(service, text)),
             Key::Vip(address) => drop(vips.insert(address, text)),
-            Key::Instance(..) | Key::Node(_) => {}
+            Key::Network(network) => drop(networks.insert(network, text)),
+            Key::Instance(..) | Key::Node(_) | Key::Subnet(..) => {}
         }
     }
     let services = catalog.services();
@@ -229,6 +246,10 @@ fn image(catalog: &Catalog, watcher: &Watcher) -> Saved {
         nodes: catalog.nodes(),
         settings,
         vips,
+        networks,
+        subnets: (catalog.subnets().into_iter())
+            .map(|(network, subnets)| (network, subnets.all().into_iter().collect()))
+            .collect(),
         instances: services
             .iter()
             .flat_map(|s| s.endpoints.iter().map(|e| Arc::clone(&e.instance)))
@@ -280,6 +301,17 @@ mod tests {
 
     use super::*;
 
+    const NETWORK: &str = r#"{"vni":7,"pools":[{"cidr":"10.42.0.0/16","subnet_length":24}],"newer":1}"#;
+
+    fn blue() -> NetworkName {
+        NetworkName::new("blue").unwrap()
+    }
+
+    fn subnet() -> Subnet {
+        let text = r#"{"node":"a","address":"192.0.2.1","mac":"02:00:00:00:00:01","newer":[1]}"#;
+        serde_json::from_str(text).unwrap()
+    }
+
     fn saved(instances: Vec<Instance>, settings: BTreeMap<ServiceName, Arc<str>>) -> Saved {
         let node = r#"{"name":"a","address":"192.0.2.1","version":"0","draining":true}"#;
         Saved {
@@ -290,6 +322,8 @@ mod tests {
             nodes: vec![serde_json::from_str(node).unwrap()],
             settings,
             vips: BTreeMap::from([("10.96.0.1".parse().unwrap(), r#"{"service":"web","newer":1}"#.into())]),
+            networks: BTreeMap::from([(blue(), NETWORK.into())]),
+            subnets: BTreeMap::from([(blue(), BTreeMap::from([(Slot(7), Arc::new(subnet()))]))]),
             instances: instances.into_iter().map(Arc::new).collect(),
         }
     }
@@ -339,6 +373,13 @@ mod tests {
             let of_service = |(service, text): (&ServiceName, &Arc<str>)| (Key::Service(service.clone()), Arc::clone(text));
             let mut durable: BTreeMap<Key, Arc<str>> = settings.iter().map(of_service).collect();
             durable.insert(claim, r#"{"service":"web","newer":1}"#.into());
+            durable.insert(Key::Network(blue()), NETWORK.into());
+            for update in [
+                NetworkUpdate::Put(Arc::new(serde_json::from_str(NETWORK).unwrap())),
+                NetworkUpdate::PutSubnet(Slot(7), Arc::new(subnet())),
+            ] {
+                prop_assert!(recalled.changes.contains(&Change::Network(blue(), update)));
+            }
             prop_assert_eq!(&recalled.durable, &durable);
             prop_assert!(recalled.changes.iter().any(|change| matches!(change, Change::PutVip(_, service) if service.as_str() == "web")));
             let found: Vec<Instance> = recalled.changes.iter().filter_map(|change| match change {

@@ -16,6 +16,8 @@ pub struct Metrics {
     services: IntGauge,
     endpoints: IntGauge,
     nodes: IntGauge,
+    networks: IntGauge,
+    subnets: IntGauge,
     unconfirmed: IntGauge,
     stale: IntGauge,
     stale_seconds: StaleSeconds,
@@ -59,9 +61,14 @@ impl Metrics {
             services: IntGauge::new("plexus_catalog_services", "Services in the catalog.")?,
             endpoints: IntGauge::new("plexus_catalog_endpoints", "Endpoints in the catalog.")?,
             nodes: IntGauge::new("plexus_catalog_nodes", "Nodes in the catalog.")?,
+            networks: IntGauge::new("plexus_catalog_networks", "Overlay networks in the catalog.")?,
+            subnets: IntGauge::new(
+                "plexus_catalog_subnets",
+                "Subnets of overlay networks that nodes hold, in the catalog.",
+            )?,
             unconfirmed: IntGauge::new(
                 "plexus_catalog_unconfirmed",
-                "Instances and nodes that the store no longer lists and that are kept for the reconnect grace.",
+                "Instances, nodes and subnets that the store no longer lists and that are kept for the reconnect grace.",
             )?,
             stale: IntGauge::new(
                 "plexus_catalog_stale",
@@ -119,10 +126,12 @@ impl Metrics {
 
     /// Makes them visible.
     pub fn register(&self, registry: &Registry) -> prometheus::Result<()> {
-        let all: [Box<dyn Collector>; 14] = [
+        let all: [Box<dyn Collector>; 16] = [
             Box::new(self.services.clone()),
             Box::new(self.endpoints.clone()),
             Box::new(self.nodes.clone()),
+            Box::new(self.networks.clone()),
+            Box::new(self.subnets.clone()),
             Box::new(self.unconfirmed.clone()),
             Box::new(self.stale.clone()),
             Box::new(self.stale_seconds.clone()),
@@ -143,6 +152,8 @@ impl Metrics {
         self.services.set(gauge(catalog.service_count()));
         self.endpoints.set(gauge(catalog.endpoint_count()));
         self.nodes.set(gauge(catalog.node_count()));
+        self.networks.set(gauge(catalog.network_count()));
+        self.subnets.set(gauge(catalog.subnet_count()));
         self.unconfirmed.set(gauge(unconfirmed));
     }
 

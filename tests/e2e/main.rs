@@ -16,6 +16,7 @@ mod harness;
 mod health;
 mod ingress;
 mod mistakes;
+mod network;
 mod outage;
 mod outliers;
 mod reload;

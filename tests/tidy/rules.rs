@@ -18,6 +18,8 @@ pub(crate) const ROOMS: &[Room] = &[
     room("nerve::model", &["nerve::period"]),
     // Leaves: they know nothing of the mesh.
     room("nerve::tasks", &[]),
+    // The same number for a name, whoever asks.
+    room("nerve::hash", &[]),
     // Text → values of the vocabulary.
     room("nerve::period", &[]),
     room("nerve::document", &["nerve::model", "nerve::period"]),
@@ -28,6 +30,9 @@ pub(crate) const ROOMS: &[Room] = &[
     room("nerve::settings", &["nerve::model", "nerve::store"]),
     room("nerve::publish", &["nerve::model", "nerve::settings", "nerve::store"]),
     room("nerve::vips", &["nerve::model", "nerve::store"]),
+    // Who holds what of a network; the networks ask it before one of them goes.
+    room("nerve::subnets", &["nerve::model", "nerve::hash", "nerve::store"]),
+    room("nerve::networks", &["nerve::model", "nerve::hash", "nerve::store", "nerve::subnets"]),
     room(
         "nerve::registrar",
         &["nerve::model", "nerve::store", "nerve::check", "nerve::source", "nerve::period", "nerve::tasks"],
@@ -56,6 +61,8 @@ pub(crate) const ROOMS: &[Room] = &[
     // A socket is known by what the vocabulary has for where it is bound.
     room("mesh::inherited", &["nerve::model"]),
     room("mesh::readiness", &[]),
+    // What this host's routes say, for whoever is to stay out of their way.
+    room("mesh::routes", &["nerve::model"]),
     room("mesh::sys", &[]),
     room("mesh::api", &["nerve::model"]),
     // From an endpoint to a connection: each room knows those above it, and the proxy never the catalog.
@@ -75,7 +82,18 @@ pub(crate) const ROOMS: &[Room] = &[
         ],
     ),
     // Writes claims and routes; who listens on the addresses and who answers with them is told which ranges are usable.
-    room("mesh::vip", &["nerve::model", "nerve::store", "nerve::tasks", "nerve::vips", "synapse::catalog"]),
+    room(
+        "mesh::vip",
+        &[
+            "nerve::model",
+            "nerve::hash",
+            "nerve::store",
+            "nerve::tasks",
+            "nerve::vips",
+            "synapse::catalog",
+            "mesh::routes",
+        ],
+    ),
     // Tells the proxy whom it may connect as; what the kernel needs for that is nobody else's business.
     room("mesh::steer", &["nerve::model", "nerve::tasks", "synapse::catalog", "mesh::proxy"]),
     // Names are answered from the catalog; balancing is not its business.
@@ -96,6 +114,7 @@ pub(crate) const ROOMS: &[Room] = &[
         &[
             "nerve::model",
             "nerve::document",
+            "nerve::networks",
             "nerve::publish",
             "nerve::settings",
             "nerve::registrar",
@@ -107,6 +126,7 @@ pub(crate) const ROOMS: &[Room] = &[
             "mesh::drain",
             "mesh::inherited",
             "mesh::readiness",
+            "mesh::routes",
         ],
     ),
     // The rooms' `Config` types, and the reading of text.
@@ -173,6 +193,7 @@ pub(crate) const HOMES: &[Home] = &[
         "rtnetlink",
         &[
             "mesh/src/agent/demo",
+            "mesh/src/routes/netlink.rs",
             "mesh/src/steer/netlink.rs",
             "mesh/src/steer/nft.rs",
             "mesh/src/steer/sockets.rs",

@@ -2,7 +2,7 @@
 //!
 //! `/healthz`, `/readyz` and `/metrics` are what orchestrators and Prometheus expect; `/v1/plexus/…` is JSON for the
 //! command line ([`crate::api`] has the types). It reads the handles of every room and changes only what a user asks
-//! for: published ports, instances of this node, drains. Everything that fails on the node is told by `/v1/plexus/status`.
+//! for: published ports, overlay networks, instances of this node, drains. Everything that fails on the node is told by `/v1/plexus/status`.
 //!
 //! It has no passwords: it must listen on loopback, or on a network whose every member may operate the mesh. Only the
 //! agent imports this room.
@@ -10,6 +10,7 @@
 mod guard;
 mod local;
 mod metrics;
+mod networks;
 mod read;
 mod refusal;
 mod routes;
@@ -23,6 +24,7 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
+use futures_util::future::BoxFuture;
 use nerve::model::{Instance, InstanceId, Node, ServiceName};
 use nerve::store::Store;
 use serde::Serialize;
@@ -32,6 +34,7 @@ use tokio::time::Instant;
 
 use crate::api::{Problem, Resolution, TookOver, WhyBalance, WhyListener, WhyPick, WhyPlain};
 use crate::readiness::Readiness;
+use crate::routes::Route;
 
 pub use metrics::Metrics;
 pub use server::Bound;
@@ -66,7 +69,7 @@ pub struct Handles {
     pub catalog: Catalog,
     /// What runs on this node; for registering and draining.
     pub registrar: nerve::registrar::Handle,
-    /// For publishing.
+    /// For publishing, and for networks.
     pub store: Arc<dyn Store>,
     /// Every metric of the agent.
     pub registry: prometheus::Registry,
@@ -76,6 +79,8 @@ pub struct Handles {
     pub virtual_addresses: VirtualAddresses,
     /// Where an endpoint sees this node's address although its service asks for the clients'.
     pub plain: Plain,
+    /// The routes of this host, read when a network is created.
+    pub host_routes: HostRoutes,
     /// What DNS answers here; `None` where it does not run.
     pub resolver: Option<Arc<dyn Resolver>>,
     /// What only the agent knows to fail: a refused reload, a missing privilege.
@@ -87,6 +92,9 @@ pub type VirtualAddresses = Arc<dyn Fn(&Service) -> Vec<IpAddr> + Send + Sync>;
 
 /// Where an endpoint of a service sees this node's address instead of the clients'.
 pub type Plain = Arc<dyn Fn(&Service, &Instance) -> WhyPlain + Send + Sync>;
+
+/// The routes of this host, as the kernel has them at this moment.
+pub type HostRoutes = Arc<dyn Fn() -> BoxFuture<'static, io::Result<Vec<Route>>> + Send + Sync>;
 
 /// The handles, as every answer gets them.
 type Shared = axum::extract::State<Arc<Handles>>;

@@ -11,7 +11,7 @@ use axum::routing::{delete, get, put};
 use hyper::{StatusCode, header};
 
 use super::refusal::Refusal;
-use super::{Handles, Metrics, guard, local, read, settings, write};
+use super::{Handles, Metrics, guard, local, networks, read, settings, write};
 use crate::api::path;
 
 /// How long a request may take: longer than any call to the store does.
@@ -58,6 +58,8 @@ fn routes(handles: Arc<Handles>) -> Router {
         .route(path::PORTS, put(write::publish))
         .route(path::PORT, delete(write::unpublish))
         .route(path::VIP, put(write::set_vip))
+        .route(path::NETWORKS, get(networks::list))
+        .route(path::NETWORK, get(networks::inspect).put(networks::create).delete(networks::remove))
         .fallback(no_such_path)
         .method_not_allowed_fallback(no_such_method)
         .with_state(handles)

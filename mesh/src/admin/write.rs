@@ -16,6 +16,9 @@ use crate::api::{Changed, PublishRequest, VipRequest};
 
 /// The largest request body. The longest that is meant is one definition of an instance.
 const MAX_BODY_BYTES: usize = 64 * 1024;
+/// What is in the store that most requests are about.
+const SETTINGS: &str = "the settings of services";
+
 pub(super) async fn publish(
     State(handles): Shared,
     Path(service): Path<String>,
@@ -133,7 +136,7 @@ fn publish_refusal(error: publish::Error) -> Refusal {
     match error {
         publish::Error::Taken { .. } | publish::Error::Overlaps { .. } => Refusal::conflict(error),
         publish::Error::Settings(error) => settings_refusal(error),
-        publish::Error::Store(error) => store_refusal(&error),
+        publish::Error::Store(error) => store_refusal(SETTINGS, &error),
     }
 }
 
@@ -147,11 +150,12 @@ pub(super) fn settings_refusal(error: settings::Error) -> Refusal {
         settings::Error::Value(_) => Refusal::bad_request(error),
         settings::Error::Contended { .. } => Refusal::conflict(error),
         settings::Error::Unreadable { .. } => Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, error),
-        settings::Error::Store(error) => store_refusal(&error),
+        settings::Error::Store(error) => store_refusal(SETTINGS, &error),
     }
 }
 
-fn store_refusal(error: &nerve::store::Error) -> Refusal {
+/// `kept` is what the store has.
+pub(super) fn store_refusal(kept: &str, error: &nerve::store::Error) -> Refusal {
     let status = match error.kind {
         ErrorKind::Unavailable | ErrorKind::SessionLost => StatusCode::SERVICE_UNAVAILABLE,
         ErrorKind::Denied => StatusCode::FORBIDDEN,
@@ -161,7 +165,7 @@ fn store_refusal(error: &nerve::store::Error) -> Refusal {
     let refusal = Refusal::new(status, error);
     if error.is_retryable() {
         refusal
-            .hint("the settings of services are kept in the store: try again when it is reachable (`plexus status`)")
+            .hint(format!("{kept} are kept in the store: try again when it is reachable (`plexus status`)"))
     } else {
         refusal
     }

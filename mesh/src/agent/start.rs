@@ -29,7 +29,7 @@ use crate::drain;
 use crate::inherited::Inherited;
 use crate::proxy::DataPlane;
 use crate::readiness::Readiness;
-use crate::{admin, balance, dns, ingress, proxy, steer, vip};
+use crate::{admin, balance, dns, ingress, proxy, routes, steer, vip};
 
 /// How long after the catalog is known a socket may wait for whoever wants it, before it is said that nobody does.
 const UNWANTED_AFTER: Duration = Duration::from_secs(5);
@@ -271,6 +271,7 @@ impl Rooms {
             traffic: Arc::new(self.ingress.clone()),
             virtual_addresses: virtual_addresses(&self.vip),
             plain: plain(&self.steer),
+            host_routes: Arc::new(|| Box::pin(routes::read())),
             resolver: resolver(self.name_server.as_ref()),
             problems: Arc::new(move || listed.list()),
         };

@@ -4,9 +4,11 @@
 //! from closed lists (a reason, a phase) travel as text, and unknown fields are ignored: an older command line reads a
 //! newer agent. Imports the model only, and never decides anything.
 
+mod network;
 mod read;
 mod write;
 
+pub use network::{NetworkInfo, NetworkRequest, NetworkSummary, Networks, SubnetInfo};
 pub use read::{
     Awaited, EndpointInfo, Endpoints, LocalInstance, LocalInstances, NodeInfo, Nodes, PlainFor, Problem,
     Resolution, ServiceSummary, Services, Setting, Settings, Stale, Status, TookOver, Why, WhyBalance,
@@ -41,6 +43,10 @@ pub mod path {
     pub const WHY: &str = "/v1/plexus/why/{service}";
     /// `GET`: [`super::Nodes`].
     pub const NODES: &str = "/v1/plexus/nodes";
+    /// `GET`: [`super::Networks`].
+    pub const NETWORKS: &str = "/v1/plexus/networks";
+    /// `GET`: [`super::NetworkInfo`]; `PUT` a [`super::NetworkRequest`] and `DELETE ?force=`: [`super::Changed`].
+    pub const NETWORK: &str = "/v1/plexus/networks/{network}";
     /// `GET ?name=&type=`: [`super::Resolution`].
     pub const RESOLVE: &str = "/v1/plexus/resolve";
     /// `GET`: [`super::LocalInstances`]; `POST` a [`super::RegisterRequest`]: [`super::Changed`].

@@ -12,6 +12,7 @@ mod deregister;
 mod drain;
 mod endpoints;
 mod error;
+mod network;
 mod nodes;
 mod output;
 mod publish;
@@ -70,6 +71,7 @@ enum Command {
     Unset(settings::Unset),
     Split(split::Split),
     Vip(vip::Vip),
+    Network(network::Network),
     Register(register::Register),
     Deregister(deregister::Deregister),
     Drain(drain::Drain),
@@ -127,6 +129,7 @@ async fn execute(command: Command, out: &mut Output<'_>) -> Result {
         Command::Unset(command) => command.run(out).await,
         Command::Split(command) => command.run(out).await,
         Command::Vip(command) => command.run(out).await,
+        Command::Network(command) => command.run(out).await,
         Command::Register(command) => command.run(out).await,
         Command::Deregister(command) => command.run(out).await,
         Command::Drain(command) => command.run(out).await,

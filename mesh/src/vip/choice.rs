@@ -7,6 +7,7 @@
 
 use std::net::IpAddr;
 
+use nerve::hash;
 use nerve::model::{NodeName, Prefix, ServiceName};
 
 /// The address that `service` is to try for: the first that is free, from its own place on. `None` when all are taken.
@@ -17,7 +18,7 @@ pub(super) fn choose(
     is_taken: impl Fn(IpAddr) -> bool,
 ) -> Option<IpAddr> {
     let size = ranges.iter().map(usable).fold(0_u64, u64::saturating_add);
-    let first = hash(service.as_str()).checked_rem(size)?;
+    let first = hash::of(service.as_str()).checked_rem(size)?;
     // One more than are taken is always enough; in a range that nobody could fill the loop ends by itself as well.
     (0..size)
         .map(|step| place(ranges, first.wrapping_add(step) % size))
@@ -44,22 +45,10 @@ fn place(ranges: &[Prefix], mut at: u64) -> Option<IpAddr> {
 /// From 0 to 1, another number for each node and service: when they do the same, they need not do it at the same moment.
 pub(super) fn moment(node: &NodeName, service: &ServiceName) -> f64 {
     const STEPS: u64 = 1 << 20;
-    let step = hash(&format!("{node}/{service}")) % STEPS;
+    let step = hash::of(&format!("{node}/{service}")) % STEPS;
     #[allow(clippy::cast_precision_loss, reason = "both have at most 21 bits")]
     let (step, steps) = (step as f64, STEPS as f64);
     step / steps
-}
-
-/// FNV-1a of 64 bits, mixed once more so that names that differ in their last letter lie far apart. Every agent of every
-/// version must find the same place: this may never change.
-fn hash(text: &str) -> u64 {
-    let fnv = text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
-    });
-    // The finaliser of splitmix64.
-    let mixed = (fnv ^ (fnv >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    mixed ^ (mixed >> 31)
 }
 
 #[cfg(test)]

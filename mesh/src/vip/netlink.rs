@@ -3,25 +3,21 @@
 //! Routes of ours are marked by their protocol number, so that they are found again after a crash and nobody else's is
 //! ever touched. The connection is a future that moves while something else is awaited: whoever opens one polls both.
 
-use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::pin::Pin;
 
-use futures_util::{Stream, StreamExt, TryStreamExt};
+use futures_util::{Stream, StreamExt};
 use nerve::model::Prefix;
 use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
 use rtnetlink::packet_route::RouteNetlinkMessage;
-use rtnetlink::packet_route::link::LinkAttribute;
-use rtnetlink::packet_route::route::{
-    RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteScope, RouteType,
-};
+use rtnetlink::packet_route::route::{RouteMessage, RouteProtocol, RouteScope, RouteType};
 use rtnetlink::{Handle, MulticastGroup, RouteMessageBuilder, new_multicast_connection};
 
-use super::plan::{Kind, Route, destination};
+use super::plan::{OURS, is_ours};
+use crate::routes::Route;
+use crate::routes::netlink::{destination_of, failed, list};
 
-/// Marks our routes (`ip route show table local proto 80`); nothing in iproute2's `rt_protos` has it.
-const OURS: RouteProtocol = RouteProtocol::Other(80);
 /// `lo` has this index in every network namespace (`LOOPBACK_IFINDEX` of the kernel).
 const LOOPBACK: u32 = 1;
 /// The table of what is this host's own, asked before all others (`RT_TABLE_LOCAL` of the kernel).
@@ -73,19 +69,9 @@ impl Netlink {
         }
     }
 
-    /// Every route of every table: `ip route show table all`, `ip -6 route show table all`.
+    /// Every route of every table.
     pub(super) async fn routes(&self) -> io::Result<Vec<Route>> {
-        let names = self.link_names().await?;
-        let mut routes = Vec::new();
-        let v4 = RouteMessageBuilder::<Ipv4Addr>::new().build();
-        let v6 = RouteMessageBuilder::<Ipv6Addr>::new().build();
-        for family in [v4, v6] {
-            let mut listed = self.handle.route().get(family).execute();
-            while let Some(message) = listed.try_next().await.map_err(|e| failed("list the routes", &e))? {
-                routes.extend(route(&message, &names));
-            }
-        }
-        Ok(routes)
+        list(&self.handle).await
     }
 
     /// Makes `range` local: `ip route add local RANGE dev lo proto 80`. Tells whether it was missing.
@@ -104,26 +90,13 @@ impl Netlink {
         let removed = self.handle.route().del(ours(range)).execute().await;
         removed.map_err(|e| failed(&format!("remove the route to {range}"), &e))
     }
-
-    async fn link_names(&self) -> io::Result<HashMap<u32, String>> {
-        let mut names = HashMap::new();
-        let mut links = self.handle.link().get().execute();
-        while let Some(message) = links.try_next().await.map_err(|e| failed("list the interfaces", &e))? {
-            let name = message.attributes.into_iter().find_map(|attribute| match attribute {
-                LinkAttribute::IfName(name) => Some(name),
-                _ => None,
-            });
-            names.extend(name.map(|name| (message.header.index, name)));
-        }
-        Ok(names)
-    }
 }
 
 /// Takes every route of ours away.
 pub(super) async fn remove_all() -> io::Result<()> {
     let (connection, netlink) = Netlink::open()?;
     let remove = async {
-        for route in netlink.routes().await?.iter().filter(|route| route.ours) {
+        for route in netlink.routes().await?.iter().filter(|route| is_ours(route)) {
             netlink.remove(route.destination).await?;
         }
         Ok(())
@@ -148,44 +121,6 @@ fn ours(range: Prefix) -> RouteMessage {
     };
     message.header.kind = RouteType::Local;
     message.header.table = TABLE_LOCAL;
-    message.header.protocol = OURS;
+    message.header.protocol = RouteProtocol::Other(OURS);
     message
-}
-
-fn route(message: &RouteMessage, names: &HashMap<u32, String>) -> Option<Route> {
-    let kind = match message.header.kind {
-        RouteType::Local => Kind::Local,
-        RouteType::BlackHole | RouteType::Unreachable | RouteType::Prohibit | RouteType::Throw => {
-            Kind::Refuses
-        }
-        _ => Kind::Forwards,
-    };
-    let device = message.attributes.iter().find_map(|attribute| match attribute {
-        RouteAttribute::Oif(index) => names.get(index).cloned(),
-        _ => None,
-    });
-    Some(Route { destination: destination_of(message)?, kind, device, ours: message.header.protocol == OURS })
-}
-
-fn destination_of(message: &RouteMessage) -> Option<Prefix> {
-    use rtnetlink::packet_route::AddressFamily;
-    let v4 = match message.header.address_family {
-        AddressFamily::Inet => true,
-        AddressFamily::Inet6 => false,
-        _ => return None,
-    };
-    let address = message.attributes.iter().find_map(|attribute| match attribute {
-        RouteAttribute::Destination(RouteAddress::Inet(v4)) => Some(IpAddr::V4(*v4)),
-        RouteAttribute::Destination(RouteAddress::Inet6(v6)) => Some(IpAddr::V6(*v6)),
-        _ => None,
-    });
-    destination(address, message.header.destination_prefix_length, v4)
-}
-
-fn failed(what: &str, error: &rtnetlink::Error) -> io::Error {
-    let error = match error {
-        rtnetlink::Error::NetlinkError(message) => message.to_io(),
-        other => io::Error::other(other.to_string()),
-    };
-    io::Error::new(error.kind(), format!("cannot {what}: {error}"))
 }

@@ -14,7 +14,7 @@ use nerve::tasks::Tasks;
 use tokio::sync::watch;
 
 use super::netlink::{Event, Netlink};
-use super::plan::{Step, concerns, obsolete, step};
+use super::plan::{Step, concerns, obsolete, refusal, step};
 use super::{Config, Handle, Metrics, Problems, Usable};
 
 /// How often it is looked whether the routes are there, whatever the kernel told.
@@ -145,7 +145,7 @@ impl Keeper {
     async fn make_local(&self, netlink: &Netlink, range: Prefix, step: Step) -> Result<(), String> {
         match step {
             Step::Nothing => {}
-            Step::Refuse(collision) => return Err(collision.to_string()),
+            Step::Refuse(collision) => return Err(refusal(&collision)),
             Step::Add => {
                 netlink.add(range).await.map_err(|error| off(range, &advise(range, &error)))?;
                 self.metrics.routes_added.inc();

@@ -8,6 +8,7 @@ mod address;
 mod health;
 mod instance;
 mod name;
+mod network;
 mod node;
 mod prefix;
 mod settings;
@@ -17,7 +18,8 @@ mod vip;
 pub use address::{Address, ListensOn};
 pub use health::Health;
 pub use instance::{Instance, Weight};
-pub use name::{InstanceId, NameError, NodeName, PortName, ServiceName, Tag, Zone};
+pub use name::{InstanceId, NameError, NetworkName, NodeName, PortName, ServiceName, Tag, Zone};
+pub use network::{Mac, Mtu, Network, Pool, PoolError, PoolsError, Slot, Subnet, Vni};
 pub use node::Node;
 pub use prefix::Prefix;
 pub use settings::{

@@ -151,6 +151,10 @@ name!(
     NodeName, "node name", dns_label
 );
 name!(
+    /// An overlay network: a DNS label, as the other names of the fleet are.
+    NetworkName, "network name", dns_label
+);
+name!(
     /// A named port of an instance (`http`, `metrics`), as RFC 6335 would have it: a DNS label.
     PortName, "port name", dns_label
 );

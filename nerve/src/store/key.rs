@@ -5,6 +5,8 @@
 //! services/<service>               durable   ServiceSettings, JSON
 //! nodes/<node>                     leased    one Node, JSON
 //! vips/<ip>                        durable   one VipClaim, JSON: which service has the virtual address
+//! networks/<network>               durable   one Network, JSON
+//! subnets/<network>/<slot>         leased    one Subnet, JSON: which node holds that subnet of the network
 //! ```
 //!
 //! All of it stands below the store's prefix (`/plexus/v1` unless configured), which only the backends know.
@@ -13,7 +15,7 @@ use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use crate::model::{InstanceId, NodeName, ServiceName};
+use crate::model::{InstanceId, NetworkName, NodeName, ServiceName, Slot};
 
 /// Why a text is not a path.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -85,6 +87,10 @@ pub enum Key {
     Node(NodeName),
     /// A virtual address.
     Vip(IpAddr),
+    /// An overlay network.
+    Network(NetworkName),
+    /// A subnet of a network, by its number.
+    Subnet(NetworkName, Slot),
 }
 
 impl Key {
@@ -96,6 +102,8 @@ impl Key {
             Self::Service(service) => format!("services/{service}").into(),
             Self::Node(node) => format!("nodes/{node}").into(),
             Self::Vip(address) => format!("vips/{address}").into(),
+            Self::Network(network) => format!("networks/{network}").into(),
+            Self::Subnet(network, slot) => format!("subnets/{network}/{slot}").into(),
         })
     }
 
@@ -103,6 +111,18 @@ impl Key {
     #[must_use]
     pub fn vips() -> Path {
         Path("vips".into())
+    }
+
+    /// The directory that holds every overlay network.
+    #[must_use]
+    pub fn networks() -> Path {
+        Path("networks".into())
+    }
+
+    /// The directory that holds the subnets of a network that nodes hold.
+    #[must_use]
+    pub fn subnets_of(network: &NetworkName) -> Path {
+        Path(format!("subnets/{network}").into())
     }
 
     /// The directory that holds the instances of a service.
@@ -129,6 +149,10 @@ impl Key {
             ("nodes", node) => Self::Node(NodeName::new(node).ok()?),
             // One spelling an address: `vips/::0001` parses, and is not written by anyone.
             ("vips", text) => Self::Vip(text.parse().ok().filter(|ip: &IpAddr| ip.to_string() == text)?),
+            ("networks", network) => Self::Network(NetworkName::new(network).ok()?),
+            ("subnets", network) => {
+                Self::Subnet(NetworkName::new(network).ok()?, segments.next()?.parse().ok()?)
+            }
             _ => return None,
         };
         segments.next().is_none().then_some(key)
@@ -142,12 +166,16 @@ mod tests {
     #[test]
     fn keys_read_as_they_are_written() {
         let service = ServiceName::new("web").unwrap();
+        let network = NetworkName::new("blue").unwrap();
         for key in [
             Key::Instance(service.clone(), InstanceId::new("a:8080").unwrap()),
             Key::Service(service),
             Key::Node(NodeName::new("a").unwrap()),
             Key::Vip("10.96.0.1".parse().unwrap()),
             Key::Vip("fd00::1".parse().unwrap()),
+            Key::Network(network.clone()),
+            Key::Subnet(network.clone(), Slot(0)),
+            Key::Subnet(network, Slot(1023)),
         ] {
             assert_eq!(Key::parse(&key.path()), Some(key));
         }
@@ -155,7 +183,15 @@ mod tests {
             "instances/web",
             "instances/web/a/b",
             "services/Web",
-            "networks/x",
+            "networks",
+            "networks/Blue",
+            "networks/blue/1",
+            "subnets/blue",
+            "subnets/blue/01",
+            "subnets/blue/+1",
+            "subnets/blue/4294967296",
+            "subnets/blue/1/2",
+            "of-a-newer-agent/x",
             "nodes",
             "vips/x",
             "vips/fd00::0001",

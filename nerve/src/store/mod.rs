@@ -32,6 +32,8 @@ use tokio::sync::mpsc;
 pub use config::{DEFAULT_PREFIX, DEFAULT_REQUEST_TIMEOUT, OpenError, StoreConfig};
 pub use embedded::EmbeddedStore;
 pub use etcd::EtcdStore;
+#[cfg(test)]
+pub(crate) use etcd::TestCluster;
 pub use key::{Key, Path, PathError};
 pub use metrics::Metrics;
 pub use open::{open, open_inherited};

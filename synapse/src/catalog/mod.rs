@@ -1,14 +1,16 @@
-//! The catalog: this node's live copy of every service, endpoint and node.
+//! The catalog: this node's live copy of every service, endpoint, node and overlay network.
 //!
-//! Data: one immutable [`Service`] snapshot a service, one [`Node`] record a node.
+//! Data: one immutable [`Service`] snapshot a service, one [`Node`] record a node, one [`NetworkView`] a network, whose
+//! subnets change one by one.
 //! Update: one [`Writer`] applies batches of [`Change`]s; a batch costs the work of the services it names, whatever the
 //! number of services, and publishes each of them once.
-//! Interface: [`Catalog`] is a cheap handle whose reads take no lock; [`Subscription`] tells which services have changed,
-//! coalesced, so a slow consumer costs no memory beyond one name a service.
+//! Interface: [`Catalog`] is a cheap handle whose reads take no lock; [`Subscription`] tells which services (or
+//! networks) have changed, coalesced, so a slow consumer costs no memory beyond one name a service.
 
 mod endpoint;
 mod freshness;
 mod names;
+mod network;
 mod service;
 mod subscription;
 mod writer;
@@ -18,15 +20,17 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use arc_swap::ArcSwap;
-use nerve::model::{Node, NodeName, ServiceName};
+use nerve::model::{NetworkName, Node, NodeName, ServiceName};
 
 pub use endpoint::{Endpoint, Reason};
 pub use freshness::Freshness;
 pub(crate) use names::Names;
+pub use network::{NetworkChange, NetworkChanges, NetworkUpdate, NetworkView, Subnets};
 pub use service::Service;
-pub use subscription::Subscription;
+pub use subscription::{ServiceChanges, Subscription};
 pub use writer::{Change, Writer};
 
+use network::Networks;
 use subscription::Subscribers;
 
 #[derive(Debug)]
@@ -38,7 +42,8 @@ struct Inner {
     /// Kept with each change, so that a metric need not count a hundred thousand.
     endpoints: AtomicUsize,
     freshness: ArcSwap<Freshness>,
-    subscribers: Subscribers,
+    subscribers: Subscribers<ServiceChanges>,
+    networks: Networks,
 }
 
 /// Read handle of the catalog. Clones share it.
@@ -56,6 +61,7 @@ impl Catalog {
             endpoints: AtomicUsize::new(0),
             freshness: ArcSwap::from_pointee(Freshness::Awaiting),
             subscribers: Subscribers::default(),
+            networks: Networks::default(),
         });
         (Self(Arc::clone(&inner)), Writer::new(inner))
     }
@@ -124,8 +130,48 @@ impl Catalog {
         // Registered before the names are read: a service that appears in between is reported twice, never missed.
         let subscription = self.0.subscribers.add();
         for name in self.0.services.pin().keys() {
-            subscription.mark(name);
+            subscription.mark(|names| names.extend([name.clone()]));
         }
         subscription
+    }
+
+    /// The overlay network of this name.
+    #[must_use]
+    pub fn network(&self, name: &str) -> Option<Arc<NetworkView>> {
+        self.0.networks.get(name)
+    }
+
+    /// Every overlay network, in the order of their names.
+    #[must_use]
+    pub fn networks(&self) -> Vec<Arc<NetworkView>> {
+        self.0.networks.all()
+    }
+
+    /// How many overlay networks there are.
+    #[must_use]
+    pub fn network_count(&self) -> usize {
+        self.0.networks.len()
+    }
+
+    /// How many subnets of all networks are held.
+    #[must_use]
+    pub fn subnet_count(&self) -> usize {
+        self.0.networks.held()
+    }
+
+    /// A subscription to changes of overlay networks. It begins with every network that is there and all its subnets.
+    #[must_use]
+    pub fn subscribe_networks(&self) -> Subscription<NetworkChanges> {
+        self.0.networks.subscribe()
+    }
+
+    /// The subnets of every network, of those that are not known as well, in no order.
+    pub(crate) fn subnets(&self) -> Vec<(NetworkName, Subnets)> {
+        self.0.networks.subnets()
+    }
+
+    /// The subnets of a network, whether it is known or not.
+    pub(crate) fn subnets_of(&self, network: &NetworkName) -> Option<Subnets> {
+        self.0.networks.subnets_of(network.as_str())
     }
 }

@@ -6,7 +6,7 @@
 use std::collections::HashSet;
 use std::hash::Hash;
 
-use nerve::model::{Instance, NodeName, ServiceName, Zone};
+use nerve::model::{Instance, NodeName, ServiceName, Subnet, Zone};
 
 /// So many names of a kind are remembered; then it starts over. Names that are used no more are forgotten that way.
 const LIMIT: usize = 65_536;
@@ -27,6 +27,11 @@ impl Names {
         if let Some(zone) = &mut instance.zone {
             share(&mut self.zones, zone);
         }
+    }
+
+    /// The same for the name of a subnet's node.
+    pub(crate) fn share_node(&mut self, subnet: &mut Subnet) {
+        share(&mut self.nodes, &mut subnet.node);
     }
 
     /// An equal name that others hold already.

@@ -1,7 +1,7 @@
-//! Telling consumers which services have changed.
+//! Telling consumers what has changed.
 //!
-//! Each subscription holds the set of names that changed since it was last read: bounded by the number of services,
-//! however slow the consumer is, and a service that changes a hundred times is reported once.
+//! Each subscription holds the set of names that changed since it was last read: bounded by the number of things with
+//! names, however slow the consumer is, and what changes a hundred times is reported once.
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -9,35 +9,45 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use nerve::model::ServiceName;
 use tokio::sync::Notify;
 
+/// Names of services.
+pub type ServiceChanges = HashSet<ServiceName>;
+
 #[derive(Debug, Default)]
-struct Dirty {
-    names: Mutex<HashSet<ServiceName>>,
+struct Dirty<C> {
+    changes: Mutex<C>,
     wake: Notify,
 }
 
-impl Dirty {
-    fn mark(&self, name: &ServiceName) {
-        self.names.lock().unwrap_or_else(PoisonError::into_inner).insert(name.clone());
+impl<C> Dirty<C> {
+    fn mark(&self, mark: impl FnOnce(&mut C)) {
+        mark(&mut self.changes.lock().unwrap_or_else(PoisonError::into_inner));
         self.wake.notify_one();
     }
 }
 
 /// Every subscription that still has a reader.
-#[derive(Debug, Default)]
-pub(super) struct Subscribers(Mutex<Vec<Weak<Dirty>>>);
+#[derive(Debug)]
+pub(super) struct Subscribers<C>(Mutex<Vec<Weak<Dirty<C>>>>);
 
-impl Subscribers {
-    pub(super) fn add(&self) -> Subscription {
+impl<C> Default for Subscribers<C> {
+    fn default() -> Self {
+        Self(Mutex::default())
+    }
+}
+
+impl<C: Default> Subscribers<C> {
+    pub(super) fn add(&self) -> Subscription<C> {
         let dirty = Arc::new(Dirty::default());
         self.0.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::downgrade(&dirty));
         Subscription(dirty)
     }
 
-    pub(super) fn mark(&self, name: &ServiceName) {
+    /// Lets `mark` write into each what has changed.
+    pub(super) fn mark(&self, mark: impl Fn(&mut C)) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).retain(|subscriber| {
             match subscriber.upgrade() {
                 Some(dirty) => {
-                    dirty.mark(name);
+                    dirty.mark(&mark);
                     true
                 }
                 None => false,
@@ -46,23 +56,23 @@ impl Subscribers {
     }
 }
 
-/// One consumer's view of what changed.
+/// One consumer's view of what changed: of services unless said otherwise.
 #[derive(Debug)]
-pub struct Subscription(Arc<Dirty>);
+pub struct Subscription<C = ServiceChanges>(Arc<Dirty<C>>);
 
-impl Subscription {
-    pub(super) fn mark(&self, name: &ServiceName) {
-        self.0.mark(name);
+impl<C: Default + PartialEq> Subscription<C> {
+    pub(super) fn mark(&self, mark: impl FnOnce(&mut C)) {
+        self.0.mark(mark);
     }
 
-    /// Waits until a service has changed, then takes the names of all that have. Never empty. Cancel-safe: a name is
-    /// taken only when it is returned.
-    pub async fn changed(&mut self) -> HashSet<ServiceName> {
+    /// Waits until something has changed, then takes all that has. Never empty. Cancel-safe: a name is taken only when it
+    /// is returned.
+    pub async fn changed(&mut self) -> C {
         loop {
             let woken = self.0.wake.notified();
-            let names = std::mem::take(&mut *self.0.names.lock().unwrap_or_else(PoisonError::into_inner));
-            if !names.is_empty() {
-                return names;
+            let changes = std::mem::take(&mut *self.0.changes.lock().unwrap_or_else(PoisonError::into_inner));
+            if changes != C::default() {
+                return changes;
             }
             woken.await;
         }

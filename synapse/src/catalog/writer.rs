@@ -5,10 +5,10 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use nerve::model::{Instance, InstanceId, Node, NodeName, ServiceName, ServiceSettings};
+use nerve::model::{Instance, InstanceId, NetworkName, Node, NodeName, ServiceName, ServiceSettings};
 use papaya::Guard;
 
-use super::{Catalog, Endpoint, Freshness, Inner, Service};
+use super::{Catalog, Endpoint, Freshness, Inner, NetworkUpdate, Service};
 
 /// One change of the catalog.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,6 +31,8 @@ pub enum Change {
     PutVip(IpAddr, ServiceName),
     /// A virtual address is nobody's.
     RemoveVip(IpAddr),
+    /// An overlay network, or who holds a part of it, changed.
+    Network(NetworkName, NetworkUpdate),
 }
 
 /// The one handle that changes the catalog.
@@ -67,6 +69,7 @@ impl Writer {
             match change {
                 Change::PutNode(node) => drop(self.inner.nodes.pin().insert(node.name.clone(), node)),
                 Change::RemoveNode(name) => drop(self.inner.nodes.pin().remove(&name)),
+                Change::Network(name, update) => self.inner.networks.apply(&name, update),
                 Change::PutInstance(ref instance) => {
                     by_service.entry(instance.service.clone()).or_default().push(change);
                 }
@@ -145,7 +148,7 @@ impl Writer {
             new.generation = self.generation;
             services.insert(name.clone(), Arc::new(new));
         }
-        self.inner.subscribers.mark(name);
+        self.inner.subscribers.mark(|names| names.extend([name.clone()]));
         true
     }
 }
@@ -182,7 +185,11 @@ fn apply_one(service: &mut Service, change: &Change) -> bool {
             service.settings = Arc::default();
             changed
         }
-        Change::PutNode(_) | Change::RemoveNode(_) | Change::PutVip(..) | Change::RemoveVip(_) => false,
+        Change::PutNode(_)
+        | Change::RemoveNode(_)
+        | Change::PutVip(..)
+        | Change::RemoveVip(_)
+        | Change::Network(..) => false,
     }
 }
 
@@ -209,7 +216,8 @@ fn apply_many(service: &mut Service, changes: &[Change]) -> bool {
             | Change::PutNode(_)
             | Change::RemoveNode(_)
             | Change::PutVip(..)
-            | Change::RemoveVip(_) => {
+            | Change::RemoveVip(_)
+            | Change::Network(..) => {
                 changed |= apply_one(service, change);
             }
         }

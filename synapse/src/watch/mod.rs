@@ -19,7 +19,7 @@ pub struct Recalled {
     pub store: String,
     /// What fills an empty catalog.
     pub changes: Vec<Change>,
-    /// Durable records (settings of services, claims on virtual addresses) as they stood in the store.
+    /// Durable records (settings of services, networks, claims on virtual addresses) as they stood in the store.
     pub durable: BTreeMap<Key, Arc<str>>,
     /// The revision of the store that it was true at.
     pub revision: Revision,

@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use nerve::model::{Instance, Node, ServiceSettings, VipClaim};
+use nerve::model::{Instance, Network, Node, ServiceSettings, Subnet, VipClaim};
 use nerve::store::Key;
 
-use crate::catalog::{Change, Names};
+use crate::catalog::{Change, Names, NetworkUpdate};
 
 /// Why a record is not taken.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -71,6 +71,16 @@ pub(super) fn decode(key: &Key, value: &[u8], names: &mut Names) -> Result<Decod
             let change = Change::PutVip(*address, names.shared_service(claim.service));
             return Ok(Decoded { change, text: Some(text(value)?), partly: None });
         }
+        Key::Network(name) => {
+            let network: Network = json(value)?;
+            let change = Change::Network(name.clone(), NetworkUpdate::Put(Arc::new(network)));
+            return Ok(Decoded { change, text: Some(text(value)?), partly: None });
+        }
+        Key::Subnet(network, slot) => {
+            let mut subnet: Subnet = json(value)?;
+            names.share_node(&mut subnet);
+            Change::Network(network.clone(), NetworkUpdate::PutSubnet(*slot, Arc::new(subnet)))
+        }
     };
     Ok(Decoded { change, text: None, partly: None })
 }
@@ -82,6 +92,28 @@ pub(super) fn removal(key: &Key) -> Change {
         Key::Service(service) => Change::RemoveSettings(service.clone()),
         Key::Node(node) => Change::RemoveNode(node.clone()),
         Key::Vip(address) => Change::RemoveVip(*address),
+        Key::Network(name) => Change::Network(name.clone(), NetworkUpdate::Remove),
+        Key::Subnet(network, slot) => Change::Network(network.clone(), NetworkUpdate::RemoveSubnet(*slot)),
+    }
+}
+
+/// The change that marks what stood at a key as kept without the store's word. Nodes have no such mark; nor has what is
+/// durable, which is never kept like that.
+pub(super) fn unconfirmation(key: &Key) -> Option<Change> {
+    match key {
+        Key::Instance(service, id) => Some(Change::Unconfirm(service.clone(), id.clone())),
+        Key::Subnet(network, slot) => {
+            Some(Change::Network(network.clone(), NetworkUpdate::UnconfirmSubnet(*slot)))
+        }
+        Key::Node(_) | Key::Service(_) | Key::Vip(_) | Key::Network(_) => None,
+    }
+}
+
+/// Does what stands at a key outlive its writer?
+pub(super) fn is_durable(key: &Key) -> bool {
+    match key {
+        Key::Service(_) | Key::Vip(_) | Key::Network(_) => true,
+        Key::Instance(..) | Key::Node(_) | Key::Subnet(..) => false,
     }
 }
 
@@ -150,9 +182,28 @@ mod tests {
         assert!(matches!(read("vips/10.96.0.1", "{}"), Err(Refused::Undecodable(_))));
     }
 
+    #[test]
+    fn a_network_and_its_subnets_are_known_by_their_paths() {
+        let text =
+            r#"{"vni": 7, "pools": [{"cidr":"10.42.0.0/16","subnet_length":24}], "of_a_newer_agent": 1}"#;
+        let decoded = read("networks/blue", text).unwrap();
+        assert_eq!(decoded.text.as_deref(), Some(text));
+        assert!(
+            matches!(decoded.change, Change::Network(name, NetworkUpdate::Put(_)) if name.as_str() == "blue")
+        );
+        let subnet = r#"{"node":"a","address":"192.0.2.1","mac":"02:00:00:00:00:01"}"#;
+        let decoded = read("subnets/blue/7", subnet).unwrap();
+        assert!(
+            matches!(decoded.change, Change::Network(_, NetworkUpdate::PutSubnet(slot, _)) if slot.0 == 7)
+        );
+        assert_eq!(decoded.text, None);
+        assert!(matches!(read("networks/blue", r#"{"vni":7,"pools":[]}"#), Err(Refused::Undecodable(_))));
+        assert!(matches!(read("subnets/blue/7", "{}"), Err(Refused::Undecodable(_))));
+    }
+
     proptest! {
         #[test]
-        fn no_record_crashes_the_reader(path in "(instances/a/[a-z]|nodes/[a-z]|services/[a-z])", value in ".{0,60}") {
+        fn no_record_crashes_the_reader(path in "(instances/a/[a-z]|nodes/[a-z]|services/[a-z]|networks/[a-z]|subnets/a/[1-9])", value in ".{0,60}") {
             let _ = read(&path, &value);
         }
     }

@@ -1,5 +1,6 @@
 //! Transcripts: commands against a real admin server on loopback, over a catalog and a store that the test fills.
 
+mod network;
 mod usage;
 
 use std::collections::HashMap;
@@ -25,6 +26,7 @@ use crate::api::{PlainFor, Problem, Resolution, TookOver, WhyBalance, WhyListene
 use crate::drain;
 use crate::inherited::Inherited;
 use crate::readiness::Readiness;
+use crate::routes::{Kind, Route};
 
 /// A node of its own: a catalog to fill, a store, and the admin server that the commands talk to.
 struct World {
@@ -103,6 +105,12 @@ impl Resolver for Busy {
     }
 }
 
+/// What this host uses already.
+fn host_route() -> Route {
+    let destination = "10.99.0.0/16".parse().unwrap();
+    Route { destination, kind: Kind::Forwards, device: Some("tun0".to_owned()), protocol: 2 }
+}
+
 fn node(name: &str, address: &str) -> Arc<Node> {
     let json = json!({ "name": name, "address": address, "version": "0.1.0", "zone": "eu-1a" });
     Arc::new(serde_json::from_value(json).unwrap())
@@ -173,6 +181,7 @@ impl World {
             traffic: Arc::new(Busy),
             virtual_addresses: Arc::new(|service| service.vips.clone()),
             plain: Arc::new(|_, instance| plain_of(instance.id.as_str())),
+            host_routes: Arc::new(|| Box::pin(async { Ok(vec![host_route()]) })),
             resolver: Some(Arc::new(Busy)),
             problems: Arc::new(|| {
                 let message =

@@ -234,4 +234,7 @@ fn under(session: Option<&Session>) -> Option<PutOptions> {
 }
 
 #[cfg(test)]
+pub(crate) use self::tests::Cluster as TestCluster;
+
+#[cfg(test)]
 mod tests;

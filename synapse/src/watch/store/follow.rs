@@ -5,8 +5,9 @@
 //! from one that ended because its node died, nor from a deregistration, and the nodes need a moment to come back; a
 //! connection to an instance that really is gone fails at once and is made elsewhere. What gets no traffic anyway
 //! (draining, failing) is deleted at once: an agent that leaves in such a moment is obeyed if it drains first.
-//! Settings and claims on virtual addresses are durable: their delete is someone's will, except where a whole store lost
-//! its data. Those are kept and written back.
+//! Subnets of overlay networks are kept in the same way, since whoever loses its place among the peers loses its traffic.
+//! Settings, networks and claims on virtual addresses are durable: their delete is someone's will, except where a whole
+//! store lost its data. Those are kept and written back.
 //!
 //! The catalog itself is the model of what is known; beside it stand only the texts of durable records and what is
 //! doomed.
@@ -23,7 +24,7 @@ use super::grace::Grace;
 use super::handle::{Handle, Shared};
 use super::restore::Restoration;
 use crate::Metrics;
-use crate::catalog::{Catalog, Change, Freshness, Names, Writer};
+use crate::catalog::{Catalog, Change, Freshness, Names, NetworkUpdate, Writer};
 use crate::watch::Recalled;
 use crate::watch::record::{self, Refused};
 
@@ -220,7 +221,7 @@ impl Follower {
         let (count, mut changes, mut lost) = (missing.len(), Vec::new(), Vec::new());
         for key in missing {
             match key {
-                key if key_is_durable(&key) && judgement.cause == SnapshotCause::Reset => lost.push(key),
+                key if record::is_durable(&key) && judgement.cause == SnapshotCause::Reset => lost.push(key),
                 key if self.restoration.protects(&key, revision) => {}
                 key if judgement.keep_missing => self.delete(key, true, &mut changes),
                 key => self.delete(key, false, &mut changes),
@@ -273,9 +274,13 @@ impl Follower {
             service.endpoints.iter().map(|e| Key::Instance(service.name.clone(), e.instance.id.clone()))
         });
         let nodes = self.catalog.nodes().into_iter().map(|node| Key::Node(node.name.clone()));
+        let subnets = self.catalog.subnets().into_iter().flat_map(|(network, subnets)| {
+            subnets.all().into_iter().map(move |(slot, _)| Key::Subnet(network.clone(), slot))
+        });
         let notes = self.shared.notes();
         let durable = notes.durable.keys().cloned();
-        instances.chain(nodes).chain(durable).filter(|key| !listed.contains(key)).collect()
+        let known = instances.chain(nodes).chain(subnets).chain(durable);
+        known.filter(|key| !listed.contains(key)).collect()
     }
 
     fn changes(&mut self, changes: Vec<store::Change>) {
@@ -314,28 +319,39 @@ impl Follower {
                 service.endpoint(id).is_some_and(crate::catalog::Endpoint::is_serving)
             }),
             Key::Node(name) => self.catalog.node(name.as_str()).is_some_and(|node| !node.draining),
-            Key::Service(_) | Key::Vip(_) => false,
+            Key::Subnet(..) => true,
+            Key::Service(_) | Key::Vip(_) | Key::Network(_) => false,
         }
     }
 
     /// What stood at `key` is gone, or is kept for a while.
     fn delete(&mut self, key: Key, keep: bool, changes: &mut Vec<Change>) {
-        match (key, keep) {
-            (key @ Key::Instance(..), true) => {
-                if let Key::Instance(service, id) = &key {
-                    changes.push(Change::Unconfirm(service.clone(), id.clone()));
-                }
-                self.grace.doom(key, Instant::now());
+        let is_durable = record::is_durable(&key);
+        if keep && !is_durable {
+            changes.extend(record::unconfirmation(&key));
+            self.grace.doom(key, Instant::now());
+            return;
+        }
+        self.grace.forget(&key);
+        if is_durable {
+            self.restoration.seen(&key);
+            self.shared.notes().durable.remove(&key);
+        }
+        changes.push(record::removal(&key));
+    }
+
+    /// What is known to stand at `key`, as the change that confirms it; nothing where that has no mark.
+    fn confirmation(&self, key: &Key) -> Option<Change> {
+        match key {
+            Key::Instance(service, id) => {
+                let service = self.catalog.service(service.as_str())?;
+                Some(Change::PutInstance(Arc::clone(&service.endpoint(id)?.instance)))
             }
-            (key @ Key::Node(_), true) => self.grace.doom(key, Instant::now()),
-            (key, _) => {
-                self.grace.forget(&key);
-                if key_is_durable(&key) {
-                    self.restoration.seen(&key);
-                    self.shared.notes().durable.remove(&key);
-                }
-                changes.push(record::removal(&key));
+            Key::Subnet(network, slot) => {
+                let held = self.catalog.subnets_of(network)?.get(*slot)?;
+                Some(Change::Network(network.clone(), NetworkUpdate::PutSubnet(*slot, held)))
             }
+            Key::Node(_) | Key::Service(_) | Key::Vip(_) | Key::Network(_) => None,
         }
     }
 
@@ -345,12 +361,9 @@ impl Follower {
             self.metrics.unknown.inc();
             return None;
         };
-        if self.grace.forget(&key)
-            && let Key::Instance(service, id) = &key
-            && let Some(known) = self.catalog.service(service.as_str()).as_ref().and_then(|s| s.endpoint(id))
-        {
+        if self.grace.forget(&key) {
             // Confirmed, even if what stands there cannot be read.
-            changes.push(Change::PutInstance(Arc::clone(&known.instance)));
+            changes.extend(self.confirmation(&key));
         }
         match record::decode(&key, &entry.value, &mut self.names) {
             Ok(decoded) => {
@@ -394,7 +407,7 @@ impl Follower {
             let records = records.len();
             tracing::warn!(
                 records,
-                "the store lost its data; settings of services and claims on virtual addresses are kept and written back"
+                "the store lost its data; settings of services, networks and claims on virtual addresses are kept and written back"
             );
         }
         self.restoration.begin(records, Instant::now());
@@ -488,20 +501,13 @@ impl Follower {
         self.metrics.note_size(&self.catalog, self.grace.len());
         let durable = self.shared.notes().durable.len();
         let mut status = self.shared.status();
-        status.entries = self.catalog.endpoint_count() + self.catalog.node_count() + durable;
+        status.entries =
+            self.catalog.endpoint_count() + self.catalog.node_count() + self.catalog.subnet_count() + durable;
         status.unconfirmed = self.grace.len();
         if std::mem::take(&mut self.refused_changed) {
             let shown = self.refused.iter().map(|(path, (_, why))| (path.to_string(), why.to_string()));
             status.refused = shown.collect();
             status.refused.sort();
         }
-    }
-}
-
-/// Does what stands at `key` outlive its writer?
-fn key_is_durable(key: &Key) -> bool {
-    match key {
-        Key::Service(_) | Key::Vip(_) => true,
-        Key::Instance(..) | Key::Node(_) => false,
     }
 }

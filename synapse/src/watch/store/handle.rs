@@ -18,9 +18,10 @@ pub struct Status {
     pub last_change: Option<SystemTime>,
     /// The revision up to which the catalog is true.
     pub revision: Revision,
-    /// Records of the store that the catalog holds: instances, nodes, settings and claims on virtual addresses.
+    /// Records of the store that the catalog holds: instances, nodes, settings, networks, subnets and claims on virtual
+    /// addresses.
     pub entries: usize,
-    /// Instances and nodes that the store lists no more and that are kept for the reconnect grace.
+    /// Instances, nodes and subnets that the store lists no more and that are kept for the reconnect grace.
     pub unconfirmed: usize,
     /// Records that stand in the store and cannot be used, with the reason; at most a thousand.
     pub refused: Vec<(String, String)>,
@@ -34,8 +35,8 @@ pub(crate) struct Notes {
     /// The revision that a later life is to compare the store's with. Not that of a store that has lost durable records
     /// which are not written back yet: a restart must find the loss again.
     pub(crate) revision: Revision,
-    /// Durable records (settings of services, claims on virtual addresses) as they were written, with what this version
-    /// does not understand of them.
+    /// Durable records (settings of services, networks, claims on virtual addresses) as they were written, with what this
+    /// version does not understand of them.
     pub(crate) durable: BTreeMap<Key, Arc<str>>,
 }
 

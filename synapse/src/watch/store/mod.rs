@@ -1,7 +1,7 @@
 //! The store's watch → the catalog.
 //!
 //! One watch over everything below the prefix: one stream is one order and one revision, so a snapshot is consistent
-//! across services, instances and nodes, and reconnecting costs one round trip. Keys of newer agents come along and are
+//! across services, instances, nodes and networks, and reconnecting costs one round trip. Keys of newer agents come along and are
 //! counted and left out.
 //!
 //! What an event does to the catalog is [`follow`]'s; here are the waiting and the writing. It never blocks on the store:

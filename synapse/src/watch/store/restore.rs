@@ -1,4 +1,4 @@
-//! Settings and claims that a store lost with its data, and that this node writes back (pure: the writes are the caller's).
+//! Settings, networks and claims that a store lost with its data, and that this node writes back (pure: the writes are the caller's).
 //!
 //! Every agent of the fleet has the same to write. Each begins at a moment and a place of its own and leaves out what it
 //! hears of as written meanwhile, so that the fleet shares the work; a write expects to find nothing, so that whoever

@@ -48,6 +48,29 @@ fn node(name: &str) -> Entry {
     entry(&format!("nodes/{name}"), &value, 1)
 }
 
+fn network(vni: u32) -> Entry {
+    let pools = serde_json::json!([{"cidr": "10.42.0.0/16", "subnet_length": 24}]);
+    entry("networks/blue", &serde_json::json!({"vni": vni, "pools": pools}), 1)
+}
+
+fn subnet(slot: u32, node: &str) -> Entry {
+    let value = serde_json::json!({"node": node, "address": "192.0.2.1", "mac": "02:00:00:00:00:01"});
+    entry(&format!("subnets/blue/{slot}"), &value, 1)
+}
+
+/// `slot node` of each subnet, with a `?` where it is unconfirmed.
+fn held(catalog: &Catalog) -> Vec<String> {
+    let of = |(_, subnets): (_, crate::catalog::Subnets)| {
+        let mark = |slot| if subnets.is_unconfirmed(slot) { "?" } else { "" };
+        subnets
+            .all()
+            .iter()
+            .map(|(slot, held)| format!("{slot} {}{}", held.node, mark(*slot)))
+            .collect::<Vec<_>>()
+    };
+    catalog.subnets().into_iter().flat_map(of).collect()
+}
+
 fn settings() -> Entry {
     let value = serde_json::json!({"published": [{"port": 8080, "of_a_newer_agent": true}]});
     entry("services/web", &value, 1)
@@ -173,6 +196,42 @@ async fn what_registers_again_within_the_grace_is_as_good_as_before() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn subnets_that_a_wiped_store_lost_are_kept_for_the_grace_and_their_network_is_written_back() {
+    let mut world = world();
+    let known = [network(7), subnet(1, "a"), subnet(2, "b"), subnet(3, "c")];
+    world.after([snapshot(&known, SnapshotCause::First)]).await;
+    assert_eq!(
+        (held(&world.catalog), world.handle.status().entries),
+        (vec!["1 a".into(), "2 b".into(), "3 c".into()], 4)
+    );
+    world.after([snapshot(&[], SnapshotCause::Reset)]).await;
+    assert!(world.catalog.network("blue").is_some() && world.follower.next_write().is_some());
+    assert_eq!(held(&world.catalog), ["1 a?", "2 b?", "3 c?"]);
+    // One comes back, another node takes what was the second's, one's record cannot be read.
+    let broken = entry("subnets/blue/3", &serde_json::json!({}), 2);
+    world.after([put(subnet(1, "a")), put(subnet(2, "d")), put(broken)]).await;
+    assert_eq!(held(&world.catalog), ["1 a", "2 d", "3 c"]);
+    world.after([snapshot(&[network(7)], SnapshotCause::Resync)]).await.seconds_later(14).await;
+    assert_eq!(held(&world.catalog), ["1 a?", "2 d?", "3 c?"]);
+    world.seconds_later(1).await;
+    assert_eq!(held(&world.catalog), [""; 0]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_subnet_that_is_given_back_and_a_network_that_is_removed_are_gone_at_once() {
+    let mut world = world();
+    world.after([snapshot(&[network(7), subnet(1, "a"), subnet(2, "b")], SnapshotCause::First)]).await;
+    world.after([deleted("subnets/blue/1"), deleted("networks/blue")]).await;
+    assert!(world.catalog.network("blue").is_none() && held(&world.catalog) == ["2 b"]);
+    // A lease that ended while the store was away is doubted, as an instance's.
+    world.after([WatchEvent::Disconnected(error())]).await.seconds_later(60).await;
+    world.after([WatchEvent::Resumed, deleted("subnets/blue/2")]).await;
+    assert_eq!(held(&world.catalog), ["2 b?"]);
+    world.seconds_later(15).await;
+    assert_eq!(held(&world.catalog), [""; 0]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_stands_there_but_cannot_be_read_is_confirmed_as_it_was() {
     let mut world = world();
     world.after([snapshot(&[instance("1")], SnapshotCause::First)]).await;
@@ -245,7 +304,7 @@ async fn a_record_that_cannot_be_read_leaves_its_last_good_version_and_is_listed
     world.after([snapshot(&[instance("1")], SnapshotCause::First)]).await;
     let broken = entry("instances/web/1", &serde_json::json!({"service": 1}), 2);
     let strange = entry("instances/web/3", &record("4"), 2);
-    let newer = entry("networks/default", &serde_json::json!({}), 2);
+    let newer = entry("of-a-newer-agent/default", &serde_json::json!({}), 2);
     world.after([put(broken.clone()), put(strange.clone()), put(newer)]).await;
     assert_eq!((world.endpoints(), world.handle.status().refused.len()), (vec!["1".to_owned()], 2));
     world.after([snapshot(&[broken, strange], SnapshotCause::Resync)]).await;
@@ -393,7 +452,7 @@ async fn the_catalog_follows_a_real_store_and_keeps_what_it_knows_when_that_ends
 
 /// What a store may do, for the property below: 0 to 2 act on it, the others are what its watch tells of itself.
 fn acts() -> impl Strategy<Value = Vec<(u8, u8, u16)>> {
-    proptest::collection::vec((0..8u8, 0..6u8, 1..4u16), 0..60)
+    proptest::collection::vec((0..8u8, 0..8u8, 1..4u16), 0..60)
 }
 
 fn written(what: u8, port: u16) -> Entry {
@@ -406,7 +465,9 @@ fn written(what: u8, port: u16) -> Entry {
         }
         3 => node("a"),
         4 => entry("services/web", &serde_json::json!({"published": [{"port": port}]}), 1),
-        _ => entry("networks/x", &serde_json::json!({}), 1),
+        5 => network(u32::from(port)),
+        6 => subnet(7, if port == 1 { "a" } else { "b" }),
+        _ => entry("of-a-newer-agent/x", &serde_json::json!({}), 1),
     };
     written.revision = Revision(u64::from(port));
     written
@@ -465,7 +526,9 @@ proptest! {
             let shown = |catalog: &Catalog| {
                 let services = catalog.services();
                 let services: Vec<_> = services.iter().map(|s| (s.name.clone(), s.settings.clone(), s.endpoints.clone())).collect();
-                (services, catalog.nodes())
+                let networks = catalog.networks();
+                let networks: Vec<_> = networks.iter().map(|view| (view.name.clone(), view.network.clone())).collect();
+                (services, catalog.nodes(), networks, held(catalog))
             };
             prop_assert_eq!(shown(&world.catalog), shown(&fresh));
             prop_assert_eq!(world.follower.next_doom(), None);

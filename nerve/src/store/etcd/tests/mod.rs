@@ -8,7 +8,8 @@ use std::future::Future;
 use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
 use tokio::time::{Instant, sleep, timeout};
 
-use self::server::{Cluster, Gate, store};
+pub(crate) use self::server::Cluster;
+use self::server::{Gate, store};
 use super::*;
 use crate::store::contract::{self, Replica, path};
 use crate::store::{SnapshotCause, StoreUrl, WatchEvent, open};

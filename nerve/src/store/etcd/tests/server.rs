@@ -16,7 +16,7 @@ use crate::store::{Metrics, Store, StoreConfig, StoreUrl, open};
 use crate::tasks::Tasks;
 
 /// A cluster whose members are killed on drop.
-pub(super) struct Cluster {
+pub(crate) struct Cluster {
     members: Vec<Member>,
     /// Arguments that all members get.
     extra: Vec<String>,
@@ -32,7 +32,7 @@ struct Member {
 
 impl Cluster {
     /// Starts `count` members, or says why not.
-    pub(super) fn start(count: usize) -> Option<Self> {
+    pub(crate) fn start(count: usize) -> Option<Self> {
         Self::start_with(count, "http", |_| Vec::new())
     }
 
@@ -115,7 +115,7 @@ impl Cluster {
         self.directory.path()
     }
 
-    pub(super) fn url(&self) -> StoreUrl {
+    pub(crate) fn url(&self) -> StoreUrl {
         let hosts: Vec<_> =
             self.members.iter().map(|member| format!("127.0.0.1:{}", member.client_port)).collect();
         let scheme = if self.scheme == "https" { "etcds" } else { "etcd" };
@@ -128,7 +128,7 @@ impl Cluster {
     }
 
     /// Waits until every member that runs takes part: it answers a linearizable read.
-    pub(super) async fn ready(&self) {
+    pub(crate) async fn ready(&self) {
         for (i, _) in self.members.iter().enumerate().filter(|(_, member)| member.process.is_some()) {
             let end = Instant::now() + Duration::from_secs(20);
             loop {
