@@ -25,8 +25,6 @@ pub struct Draft {
     pub mtu: Option<Mtu>,
     /// Networks that it is to reach.
     pub reaches: BTreeSet<NetworkName>,
-    /// Between nodes on one link: without encapsulation?
-    pub direct: bool,
 }
 
 /// A network that is there.
@@ -110,15 +108,15 @@ pub enum Error {
         /// What that one has.
         held: Prefix,
     },
-    /// Nodes take part in it.
+    /// Containers are attached to it.
     #[error(
-        "network {name} cannot be removed: nodes take part in it ({}); detach their containers first, or remove it with --force",
+        "network {name} cannot be removed: containers are attached to it on {}; detach them first, or remove it with --force",
         listed(nodes)
     )]
     Held {
         /// The network.
         name: NetworkName,
-        /// Those that hold a subnet of it.
+        /// Their nodes.
         nodes: BTreeSet<NodeName>,
     },
     /// It was written while it was being removed.
@@ -178,7 +176,7 @@ pub async fn create(store: &dyn Store, name: &NetworkName, draft: Draft) -> Resu
     }
 }
 
-/// Removes a network that no node takes part in, or with `force` any. Idempotent. Its nodes are told by the store, and let
+/// Removes a network that no container is attached to, or with `force` any. Idempotent. Its nodes are told by the store, and let
 /// go of it.
 ///
 /// # Errors
@@ -188,7 +186,8 @@ pub async fn remove(store: &dyn Store, name: &NetworkName, force: bool) -> Resul
     let Some(entry) = store.get(&path).await? else { return Ok(Removed::Unchanged) };
     if !force {
         let held = subnets::list(store, name).await?;
-        let nodes: BTreeSet<NodeName> = held.into_values().flatten().map(|subnet| subnet.node).collect();
+        let in_use = held.into_values().flatten().filter(|subnet| subnet.in_use);
+        let nodes: BTreeSet<NodeName> = in_use.map(|subnet| subnet.node).collect();
         if !nodes.is_empty() {
             return Err(Error::Held { name: name.clone(), nodes });
         }
@@ -211,7 +210,6 @@ impl Draft {
             pools: self.pools.clone(),
             mtu: self.mtu,
             reaches: self.reaches.clone(),
-            direct: self.direct,
             unknown: Default::default(),
         })
     }
@@ -225,12 +223,12 @@ impl Draft {
     }
 
     fn asks_for(&self, network: &Network) -> bool {
-        let Self { pools, vni, mtu, reaches, direct } = self;
+        let Self { pools, vni, mtu, reaches } = self;
         let is_same_range = |pool| network.pools.contains(pool);
         pools.len() == network.pools.len()
             && pools.iter().all(is_same_range)
             && vni.is_none_or(|vni| vni == network.vni)
-            && (mtu, reaches, direct) == (&network.mtu, &network.reaches, &network.direct)
+            && (mtu, reaches) == (&network.mtu, &network.reaches)
     }
 }
 
@@ -272,7 +270,7 @@ fn read(entry: &Entry) -> Option<Network> {
 }
 
 fn described(network: &Network) -> String {
-    let Network { vni, pools, mtu, reaches, direct, .. } = network;
+    let Network { vni, pools, mtu, reaches, .. } = network;
     let mut text = pools.iter().map(ToString::to_string).collect::<Vec<_>>().join(" and ");
     text.push_str(&format!(", VNI {vni}"));
     if let Some(mtu) = mtu {
@@ -280,9 +278,6 @@ fn described(network: &Network) -> String {
     }
     if !reaches.is_empty() {
         text.push_str(&format!(", reaching {}", listed(reaches)));
-    }
-    if *direct {
-        text.push_str(", direct");
     }
     text
 }
@@ -319,7 +314,7 @@ mod tests {
             Pool::new(cidr, Pool::usual_subnet_length(cidr)).unwrap()
         };
         let pools = cidrs.iter().map(pool).collect();
-        Draft { pools, vni: None, mtu: None, reaches: BTreeSet::new(), direct: false }
+        Draft { pools, vni: None, mtu: None, reaches: BTreeSet::new() }
     }
 
     async fn names(store: &EmbeddedStore) -> Vec<String> {
@@ -352,7 +347,6 @@ mod tests {
             draft(&["10.42.0.0/16", "fd42::/48"]),
             Draft { mtu: Mtu::new(1400), ..wanted.clone() },
             Draft { reaches: BTreeSet::from([name("red")]), ..wanted.clone() },
-            Draft { direct: true, ..wanted.clone() },
             Draft { vni: Vni::new(8), ..wanted.clone() },
         ] {
             let error = create(&store, &blue, other).await.unwrap_err().to_string();
@@ -409,18 +403,19 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_network_that_nodes_take_part_in_is_removed_by_force_alone() {
+    async fn a_network_that_containers_are_attached_to_is_removed_by_force_alone() {
         let (store, blue) = (store(), name("blue"));
         create(&store, &blue, draft(&["10.42.0.0/16"])).await.unwrap();
         let session = store.open_session(Duration::from_secs(10)).await.unwrap();
-        for slot in 0..12 {
+        for slot in 0..13 {
+            // Of the first one, nothing is attached.
             let node = NodeName::new(&format!("n{slot:02}")).unwrap();
             let (address, unknown) = ("192.0.2.1".parse().unwrap(), Default::default());
-            let subnet = Subnet { node, address, mac: Mac([2, 0, 0, 0, 0, 1]), unknown };
+            let subnet = Subnet { node, address, mac: Mac([2, 0, 0, 0, 0, 1]), in_use: slot > 0, unknown };
             subnets::claim(&store, &session, &blue, Slot(slot), &subnet).await.unwrap();
         }
         let error = remove(&store, &blue, false).await.unwrap_err().to_string();
-        assert!(error.contains("(n00, n01,") && error.contains("n09, and 2 more)"), "{error}");
+        assert!(error.contains("on n01, n02,") && error.contains("n10, and 2 more;"), "{error}");
         assert_eq!(names(&store).await, ["blue"]);
         assert!(matches!(remove(&store, &blue, true).await.unwrap(), Removed::Done(Some(_))));
         assert_eq!(names(&store).await, [""; 0]);

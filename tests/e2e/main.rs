@@ -19,6 +19,7 @@ mod mistakes;
 mod network;
 mod outage;
 mod outliers;
+mod overlay;
 mod reload;
 mod settings;
 mod transparent;

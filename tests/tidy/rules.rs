@@ -63,6 +63,8 @@ pub(crate) const ROOMS: &[Room] = &[
     room("mesh::readiness", &[]),
     // What this host's routes say, for whoever is to stay out of their way.
     room("mesh::routes", &["nerve::model"]),
+    room("mesh::netns", &[]),
+    room("mesh::nft", &[]),
     room("mesh::sys", &[]),
     room("mesh::api", &["nerve::model"]),
     // From an endpoint to a connection: each room knows those above it, and the proxy never the catalog.
@@ -95,7 +97,22 @@ pub(crate) const ROOMS: &[Room] = &[
         ],
     ),
     // Tells the proxy whom it may connect as; what the kernel needs for that is nobody else's business.
-    room("mesh::steer", &["nerve::model", "nerve::tasks", "synapse::catalog", "mesh::proxy"]),
+    room("mesh::steer", &["nerve::model", "nerve::tasks", "synapse::catalog", "mesh::proxy", "mesh::nft"]),
+    // Claims subnets, programs the kernel, connects containers. What moves packets is the kernel; nobody waits for it.
+    room(
+        "mesh::overlay",
+        &[
+            "nerve::hash",
+            "nerve::model",
+            "nerve::networks",
+            "nerve::store",
+            "nerve::subnets",
+            "nerve::tasks",
+            "synapse::catalog",
+            "mesh::netns",
+            "mesh::nft",
+        ],
+    ),
     // Names are answered from the catalog; balancing is not its business.
     room(
         "mesh::dns",
@@ -146,6 +163,7 @@ pub(crate) const ROOMS: &[Room] = &[
             "mesh::dns",
             "mesh::ingress",
             "mesh::proxy",
+            "mesh::overlay",
             "mesh::steer",
             "mesh::vip",
         ],
@@ -194,8 +212,9 @@ pub(crate) const HOMES: &[Home] = &[
         &[
             "mesh/src/agent/demo",
             "mesh/src/routes/netlink.rs",
+            "mesh/src/nft.rs",
+            "mesh/src/overlay",
             "mesh/src/steer/netlink.rs",
-            "mesh/src/steer/nft.rs",
             "mesh/src/steer/sockets.rs",
             "mesh/src/vip/netlink.rs",
         ],
@@ -203,7 +222,13 @@ pub(crate) const HOMES: &[Home] = &[
     home("libc", &["mesh/src/sys", "mesh/src/dns/server"]),
     home(
         "nix",
-        &["mesh/src/agent", "mesh/src/dns/server", "mesh/src/ingress/addresses.rs", "mesh/src/proxy"],
+        &[
+            "mesh/src/agent",
+            "mesh/src/dns/server",
+            "mesh/src/ingress/addresses.rs",
+            "mesh/src/netns.rs",
+            "mesh/src/proxy",
+        ],
     ),
     home("rand", &["mesh/src/dns"]),
     home(

@@ -7,6 +7,7 @@
 //! It has no passwords: it must listen on loopback, or on a network whose every member may operate the mesh. Only the
 //! agent imports this room.
 
+mod attachments;
 mod guard;
 mod local;
 mod metrics;
@@ -36,6 +37,7 @@ use crate::api::{Problem, Resolution, TookOver, WhyBalance, WhyListener, WhyPick
 use crate::readiness::Readiness;
 use crate::routes::Route;
 
+pub use attachments::{Attacher, NotAttached};
 pub use metrics::Metrics;
 pub use server::Bound;
 
@@ -79,6 +81,8 @@ pub struct Handles {
     pub virtual_addresses: VirtualAddresses,
     /// Where an endpoint sees this node's address although its service asks for the clients'.
     pub plain: Plain,
+    /// Attaches containers to overlay networks.
+    pub attacher: Arc<dyn Attacher>,
     /// The routes of this host, read when a network is created.
     pub host_routes: HostRoutes,
     /// What DNS answers here; `None` where it does not run.

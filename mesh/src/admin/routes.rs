@@ -11,7 +11,7 @@ use axum::routing::{delete, get, put};
 use hyper::{StatusCode, header};
 
 use super::refusal::Refusal;
-use super::{Handles, Metrics, guard, local, networks, read, settings, write};
+use super::{Handles, Metrics, attachments, guard, local, networks, read, settings, write};
 use crate::api::path;
 
 /// How long a request may take: longer than any call to the store does.
@@ -58,6 +58,8 @@ fn routes(handles: Arc<Handles>) -> Router {
         .route(path::PORTS, put(write::publish))
         .route(path::PORT, delete(write::unpublish))
         .route(path::VIP, put(write::set_vip))
+        .route(path::ATTACHMENTS, get(attachments::list).post(attachments::attach))
+        .route(path::ATTACHMENT, delete(attachments::detach))
         .route(path::NETWORKS, get(networks::list))
         .route(path::NETWORK, get(networks::inspect).put(networks::create).delete(networks::remove))
         .fallback(no_such_path)

@@ -23,7 +23,7 @@ use crate::drain::DrainTrigger;
 use crate::inherited::Inherited;
 use crate::proxy::DataPlane;
 use crate::readiness::{Guard, Readiness};
-use crate::{ingress, steer, vip};
+use crate::{ingress, overlay, steer, vip};
 
 /// The catalog on disk, in the state directory.
 const MEMORY_FILE: &str = "catalog.json";
@@ -38,6 +38,7 @@ pub(super) struct Rooms {
     pub(super) ingress: ingress::Handle,
     pub(super) vip: vip::Handle,
     pub(super) steer: steer::Handle,
+    pub(super) overlay: overlay::Handle,
     pub(super) name_server: Option<NameServer>,
     /// `None` until it answers, which is the last thing that an agent starts with.
     pub(super) admin: Option<DrainTrigger>,
@@ -72,7 +73,7 @@ pub(super) struct Owners {
     pub(super) rest: Tasks,
     /// Ingress stops opening ports first.
     pub(super) ingress: Tasks,
-    /// Claims and routes of virtual addresses, and what steers answers: another agent goes on with them at once.
+    /// Claims and routes of virtual addresses, what steers answers, and overlay networks: another agent goes on with them at once.
     pub(super) vip: Tasks,
     /// Another agent may go on with the session while connections here are finished.
     pub(super) registrar: Tasks,

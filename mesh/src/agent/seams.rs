@@ -3,13 +3,16 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use async_trait::async_trait;
 use nerve::model::{Address, InstanceId, ServiceName};
 use synapse::watch::store::Handle as Watcher;
 
-use crate::admin::{Counts, Resolver, Traffic};
-use crate::api::{PlainFor, Problem, Resolution, WhyBalance, WhyListener, WhyPick, WhyPlain};
+use crate::admin::{Attacher, Counts, NotAttached, Resolver, Traffic};
+use crate::api::{
+    AttachRequest, Attachment, PlainFor, Problem, Resolution, WhyBalance, WhyListener, WhyPick, WhyPlain,
+};
 use crate::balance::EndpointReport;
-use crate::{dns, ingress, steer, vip};
+use crate::{dns, ingress, overlay, steer, vip};
 
 impl Traffic for ingress::Handle {
     fn endpoint(&self, service: &ServiceName, endpoint: &InstanceId) -> Counts {
@@ -125,12 +128,46 @@ impl Resolver for dns::Handle {
     }
 }
 
+#[async_trait]
+impl Attacher for overlay::Handle {
+    async fn attach(&self, request: AttachRequest) -> Result<Attachment, NotAttached> {
+        let AttachRequest { id, network, namespace, interface, addresses } = request;
+        let request = overlay::Attach { id, network, namespace, interface, addresses };
+        Self::attach(self, request).await.map(attachment).map_err(|error| not_attached(&error))
+    }
+
+    async fn detach(&self, id: &str) -> Result<Option<Attachment>, NotAttached> {
+        let detached = Self::detach(self, id).await.map_err(|error| not_attached(&error))?;
+        Ok(detached.map(attachment))
+    }
+
+    async fn attached(&self) -> Vec<Attachment> {
+        Self::attached(self).await.into_iter().map(attachment).collect()
+    }
+}
+
+fn attachment(attached: overlay::Attached) -> Attachment {
+    let overlay::Attached { id, network, addresses, mac, namespace, interface, link } = attached;
+    Attachment { id, network, addresses, mac, namespace, interface, link }
+}
+
+fn not_attached(error: &overlay::AttachError) -> NotAttached {
+    use overlay::AttachError as E;
+    let why = error.to_string();
+    match error {
+        E::Off | E::NotReady(..) | E::Kernel(_) => NotAttached::Unavailable(why),
+        E::NoNetwork(_) | E::Namespace { .. } | E::Interface(_) => NotAttached::Wrong(why),
+        E::Address(_) => NotAttached::Taken(why),
+    }
+}
+
 /// Everything that fails on this node and that only its rooms know.
 #[derive(Debug, Clone)]
 pub(super) struct Problems {
     pub(super) ingress: ingress::Handle,
     pub(super) vip: vip::Handle,
     pub(super) steer: steer::Handle,
+    pub(super) overlay: overlay::Handle,
     pub(super) dns: Option<dns::Handle>,
     pub(super) watcher: Watcher,
     /// What of a reload could not be applied.
@@ -159,6 +196,7 @@ impl Problems {
         });
         let virtuals = self.vip.problems().into_iter().map(|message| problem("vip", message));
         let steering = self.steer.problem().map(|message| problem("steering", message));
+        let overlay = self.overlay.problems().into_iter().map(|message| problem("overlay", message));
         let addresses = self.dns.iter().flat_map(dns::Handle::listeners);
         let addresses =
             addresses.filter_map(|listener| listener.state.err().map(|error| problem("dns", error)));
@@ -169,6 +207,7 @@ impl Problems {
         listeners
             .chain(virtuals)
             .chain(steering)
+            .chain(overlay)
             .chain(addresses)
             .chain(door.map(|message| problem("handover", message)))
             .chain(records)

@@ -29,7 +29,7 @@ use crate::drain;
 use crate::inherited::Inherited;
 use crate::proxy::DataPlane;
 use crate::readiness::Readiness;
-use crate::{admin, balance, dns, ingress, proxy, routes, steer, vip};
+use crate::{admin, balance, dns, ingress, overlay, proxy, routes, steer, vip};
 
 /// How long after the catalog is known a socket may wait for whoever wants it, before it is said that nobody does.
 const UNWANTED_AFTER: Duration = Duration::from_secs(5);
@@ -143,6 +143,8 @@ impl Rooms {
             &owners.ingress,
         )?;
 
+        let overlay = start_overlay(&config, &catalog, &store, registry, &owners.vip)?;
+
         // What this node says of itself.
         let services = ConfigSource::new(config.services.clone());
         let registrar =
@@ -152,6 +154,7 @@ impl Rooms {
             ingress: ingress.clone(),
             vip: vip.clone(),
             steer: steer.clone(),
+            overlay: overlay.clone(),
             dns: name_server.as_ref().map(|name_server| name_server.handle.clone()),
             watcher: watcher.clone(),
             reload: Arc::default(),
@@ -166,6 +169,7 @@ impl Rooms {
             ingress,
             vip,
             steer,
+            overlay,
             name_server,
             admin: None,
             inherited,
@@ -271,6 +275,7 @@ impl Rooms {
             traffic: Arc::new(self.ingress.clone()),
             virtual_addresses: virtual_addresses(&self.vip),
             plain: plain(&self.steer),
+            attacher: Arc::new(self.overlay.clone()),
             host_routes: Arc::new(|| Box::pin(routes::read())),
             resolver: resolver(self.name_server.as_ref()),
             problems: Arc::new(move || listed.list()),
@@ -330,6 +335,19 @@ fn start_steering(
     let metrics = steer::Metrics::new()?;
     metrics.register(registry)?;
     Ok(steer::start(config.steer(), catalog.clone(), plane.steering(), metrics, tasks))
+}
+
+fn start_overlay(
+    config: &Config,
+    catalog: &Catalog,
+    store: &Arc<dyn Store>,
+    registry: &Registry,
+    tasks: &Tasks,
+) -> anyhow::Result<overlay::Handle> {
+    let metrics = overlay::Metrics::new()?;
+    metrics.register(registry)?;
+    overlay::start(config.overlay(), catalog, store, &metrics, tasks)
+        .context("read which addresses containers have")
 }
 
 fn start_ingress(

@@ -4,10 +4,12 @@
 //! from closed lists (a reason, a phase) travel as text, and unknown fields are ignored: an older command line reads a
 //! newer agent. Imports the model only, and never decides anything.
 
+mod attach;
 mod network;
 mod read;
 mod write;
 
+pub use attach::{AttachRequest, Attachment, Attachments};
 pub use network::{NetworkInfo, NetworkRequest, NetworkSummary, Networks, SubnetInfo};
 pub use read::{
     Awaited, EndpointInfo, Endpoints, LocalInstance, LocalInstances, NodeInfo, Nodes, PlainFor, Problem,
@@ -55,6 +57,10 @@ pub mod path {
     pub const INSTANCE: &str = "/v1/plexus/instances/{id}";
     /// `PUT` a [`super::DrainRequest`]: [`super::Changed`].
     pub const DRAIN: &str = "/v1/plexus/drain";
+    /// `GET`: [`super::Attachments`]; `POST` an [`super::AttachRequest`]: [`super::Attachment`].
+    pub const ATTACHMENTS: &str = "/v1/plexus/attachments";
+    /// `DELETE`: [`super::Changed`].
+    pub const ATTACHMENT: &str = "/v1/plexus/attachments/{id}";
     /// `GET`: [`super::Status`].
     pub const STATUS: &str = "/v1/plexus/status";
     /// `GET`: 200 for as long as the process answers.

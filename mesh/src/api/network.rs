@@ -23,9 +23,6 @@ pub struct NetworkRequest {
     /// Networks that it is to reach.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub reaches: BTreeSet<NetworkName>,
-    /// Between nodes on one link: without encapsulation?
-    #[serde(default)]
-    pub direct: bool,
 }
 
 /// Every overlay network.
@@ -56,9 +53,6 @@ pub struct NetworkSummary {
     /// Networks that name it as reached, which is as good.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub reached_by: BTreeSet<NetworkName>,
-    /// Between nodes on one link: without encapsulation?
-    #[serde(default)]
-    pub direct: bool,
     /// Nodes that take part in it.
     pub nodes: usize,
     /// How many can.

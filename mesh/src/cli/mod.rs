@@ -4,6 +4,7 @@
 //! by themselves. Never exits the process and never reads a configuration to find the agent: `--admin` says where it is.
 
 mod agent;
+mod attach;
 mod client;
 mod completions;
 mod config;
@@ -76,6 +77,9 @@ enum Command {
     Deregister(deregister::Deregister),
     Drain(drain::Drain),
     Undrain(drain::Undrain),
+    Attach(attach::Attach),
+    Detach(attach::Detach),
+    Attachments(attach::List),
     Config(config::Config),
     Completions(completions::Completions),
     #[command(hide = true)]
@@ -134,6 +138,9 @@ async fn execute(command: Command, out: &mut Output<'_>) -> Result {
         Command::Deregister(command) => command.run(out).await,
         Command::Drain(command) => command.run(out).await,
         Command::Undrain(command) => command.run(out).await,
+        Command::Attach(command) => command.run(out).await,
+        Command::Detach(command) => command.run(out).await,
+        Command::Attachments(command) => command.run(out).await,
         Command::Config(command) => command.run(out),
         Command::Completions(command) => command.run(&mut Arguments::command(), out),
         Command::Agent(command) => command.run(),

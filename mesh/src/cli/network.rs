@@ -17,8 +17,7 @@ Examples:
   plexus network create blue --cidr 10.42.0.0/16
   plexus network create blue --cidr 10.42.0.0/16 --cidr fd42::/48
   plexus network create many --cidr 10.64.0.0/12 --subnet-len 26      for up to 16384 nodes
-  plexus network create red --cidr 10.43.0.0/16 --reach blue          containers of the two reach each other
-  plexus network create fast --cidr 10.44.0.0/16 --direct             no encapsulation between nodes on one link";
+  plexus network create red --cidr 10.43.0.0/16 --reach blue          containers of the two reach each other";
 
 const LS_HELP: &str = "\
 NODES is how many nodes take part in the network, of how many can.
@@ -28,7 +27,7 @@ Examples:
   plexus network ls --json | jq -r '.networks[].vni'";
 
 const RM_HELP: &str = "\
-Refused while nodes take part in the network, which are named; with --force they are told to let go of it.
+Refused while containers are attached to the network; their nodes are named. With --force the network goes all the same.
 
 Examples:
   plexus network rm blue
@@ -77,9 +76,6 @@ struct Create {
     /// A network whose containers may reach this one's and be reached by them; as often as needed
     #[arg(long = "reach", value_name = "NETWORK")]
     reaches: Vec<NetworkName>,
-    /// Nodes on one link send each other packets without encapsulation
-    #[arg(long)]
-    direct: bool,
     #[command(flatten)]
     reach: Reach,
 }
@@ -98,7 +94,7 @@ struct Ls {
 struct Rm {
     /// Its name
     name: NetworkName,
-    /// Also while nodes take part in it
+    /// Also while containers are attached to it
     #[arg(long)]
     force: bool,
     #[command(flatten)]
@@ -130,8 +126,8 @@ impl Create {
     async fn run(self, out: &mut Output<'_>) -> Result {
         let what = format!("creating network {}", self.name);
         let pools = self.pools().map_err(|error| Error::failed(&what, error))?;
-        let Self { name, vni, mtu, reaches, direct, reach, .. } = self;
-        let body = NetworkRequest { pools, vni, mtu, reaches: reaches.into_iter().collect(), direct };
+        let Self { name, vni, mtu, reaches, reach, .. } = self;
+        let body = NetworkRequest { pools, vni, mtu, reaches: reaches.into_iter().collect() };
         let changed: Changed = reach.admin.send(&what, Method::PUT, &path(&name), &body).await?;
         print_change(out, reach.json, &changed)
     }
@@ -198,10 +194,6 @@ impl Inspect {
             out.line(format!("ranges        {}", list(&network.pools)))?;
             out.line(format!("VNI           {}", network.vni))?;
             out.line(format!("MTU           {}", mtu(network)))?;
-            out.line(format!(
-                "between nodes {}",
-                if network.direct { "direct on one link" } else { "VXLAN" }
-            ))?;
             out.line(format!("reaches       {}", reached(network)))?;
             out.line(format!("nodes         {} of at most {}", network.nodes, network.slots))?;
             let mut table = Table::new(&["SLOT", "SUBNET", "NODE", "ADDRESS", "MAC"]);

@@ -22,7 +22,8 @@ pub use localhost::{Listen, Localhost};
 pub use machine::Machine;
 pub use reload::{Reload, diff};
 pub use sections::{
-    Admin, Dns, Drain, Ingress, Log, LogFormat, LogLevel, Node, Proxy, Secret, SecretFile, Store, Vip,
+    Admin, Dns, Drain, Ingress, Log, LogFormat, LogLevel, Node, Overlay, Proxy, Secret, SecretFile, Store,
+    Vip,
 };
 
 /// Everything that a node is told, with every default filled in.
@@ -40,6 +41,8 @@ pub struct Config {
     pub ingress: Ingress,
     /// `[vip]`.
     pub vip: Vip,
+    /// `[overlay]`.
+    pub overlay: Overlay,
     /// `[proxy]`.
     pub proxy: Proxy,
     /// `[dns]`.
@@ -92,6 +95,7 @@ impl Config {
         let store = root.section_or_empty("store", |section| Store::read(section, base));
         let ingress = root.section_or_empty("ingress", Ingress::read);
         let vip = root.section_or_empty("vip", Vip::read);
+        let overlay = root.section_or_empty("overlay", Overlay::read);
         let proxy = root.section_or_empty("proxy", Proxy::read);
         let dns = root.section_or_empty("dns", Dns::read);
         let admin = root.section_or_empty("admin", Admin::read);
@@ -116,6 +120,7 @@ impl Config {
             store: store?,
             ingress: ingress?,
             vip: vip?,
+            overlay: overlay?,
             proxy,
             dns,
             admin,

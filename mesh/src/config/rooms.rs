@@ -8,7 +8,7 @@ use nerve::source::Local;
 use nerve::store::StoreConfig;
 
 use super::{Config, Node};
-use crate::{dns, ingress, proxy, steer, vip};
+use crate::{dns, ingress, overlay, proxy, steer, vip};
 
 impl Node {
     /// What definitions of instances take from the node.
@@ -115,6 +115,19 @@ impl Config {
             ranges: self.vip.range.clone(),
             release_after: self.vip.release_after.get(),
         }
+    }
+
+    /// What overlay networks are told; `None` where this node takes part in none.
+    #[must_use]
+    pub fn overlay(&self) -> Option<overlay::Config> {
+        self.overlay.enabled.then(|| overlay::Config {
+            node: self.node.name.clone(),
+            address: self.node.address,
+            default: self.overlay.default.clone(),
+            port: self.overlay.port.get(),
+            lease: self.overlay.lease.get(),
+            state_dir: self.state_dir.clone(),
+        })
     }
 
     /// What the name server is told; `None` where it does not run.

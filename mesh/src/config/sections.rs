@@ -5,14 +5,14 @@
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::num::NonZeroU32;
+use std::num::{NonZeroU16, NonZeroU32};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use crate::dns::Domain;
 use crate::proxy::TrustedProxy;
 use nerve::document::{FromValue, Mismatch, Reported, Section, Text, Value};
-use nerve::model::{NodeName, Prefix, Zone};
+use nerve::model::{Network, NodeName, Pool, Prefix, Zone};
 use nerve::period::Period;
 use nerve::store::{StoreConfig, StoreUrl};
 use serde::{Serialize, Serializer};
@@ -93,6 +93,19 @@ pub struct Vip {
     pub range: Vec<Prefix>,
     /// How long the address of a service that is gone stays its own.
     pub release_after: Period,
+}
+
+/// `[overlay]`: networks of containers over all nodes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Overlay {
+    /// Does this node take part?
+    pub enabled: bool,
+    /// The ranges of the network `default`, which is made where it is not there; none: only what `plexus network create` makes.
+    pub default: Vec<Prefix>,
+    /// The UDP port of the tunnels, the same on every node.
+    pub port: NonZeroU16,
+    /// How long a node that has fallen silent keeps its subnets.
+    pub lease: Period,
 }
 
 /// `[proxy]`: how connections are carried.
@@ -270,6 +283,9 @@ impl Ingress {
     }
 }
 
+/// What IANA has for VXLAN (RFC 7348).
+const VXLAN_PORT: NonZeroU16 = NonZeroU16::new(4789).unwrap();
+
 /// The longest prefix of a range: a service or two are not worth a route.
 const SMALLEST_RANGE: (u8, u8) = (30, 126);
 /// The shortest: a whole family, or a large part of it, is never free on a host.
@@ -292,6 +308,34 @@ impl Vip {
             }
         }
         Ok(Self { range, release_after })
+    }
+}
+
+/// Containers live on while an agent is restarted or replaced: their addresses must not be given to others meanwhile.
+const SHORTEST_LEASE: Period = Period::seconds(60);
+
+impl Overlay {
+    pub(super) fn read(section: &mut Section<'_>) -> Result<Self, Reported> {
+        let read = Self {
+            enabled: section.or("enabled", false),
+            default: section.or("default", Vec::new()),
+            port: section.or("port", VXLAN_PORT),
+            lease: section
+                .or_where("lease", Period::seconds(900), "1m or longer", |lease| *lease >= SHORTEST_LEASE),
+        };
+        let pools = read.default.iter().map(|range| Pool::new(*range, Pool::usual_subnet_length(*range)));
+        let pools = pools.collect::<Result<Vec<_>, _>>().map_err(|error| error.to_string());
+        if let Err(error) = pools.and_then(|pools| match pools.as_slice() {
+            [] => Ok(()),
+            pools => Network::check_pools(pools).map_err(|error| error.to_string()),
+        }) {
+            return Err(section.invalid(
+                "default",
+                error,
+                "a range of each family at most, such as [\"10.42.0.0/16\"]",
+            ));
+        }
+        Ok(read)
     }
 }
 

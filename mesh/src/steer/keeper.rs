@@ -19,8 +19,9 @@ use tokio::time::{Instant, MissedTickBehavior};
 
 use super::netlink::{Family, Netlink};
 use super::plan::{Judged, Needs, judge};
-use super::ruleset::{Marks, ruleset};
-use super::{Handle, Metrics, asks, nft, sockets, words};
+use super::ruleset::{Marks, TABLE, ruleset};
+use super::{Handle, Metrics, asks, sockets, words};
+use crate::nft;
 use crate::proxy::{Plain, Way, Ways};
 
 /// How often it is looked whether everything is there, whatever the kernel told.
@@ -62,7 +63,7 @@ async fn while_open<T>(
 
 /// Nothing is marked any more before what the mark leads to goes. Tells whether there was anything.
 async fn remove_all(netlink: &Netlink) -> io::Result<bool> {
-    let rules = nft::remove().await;
+    let rules = nft::remove(TABLE).await;
     let mut found = false;
     for family in Family::BOTH {
         found |= netlink.remove(family).await?;
@@ -356,14 +357,14 @@ impl Keeper {
             };
             mended |= changed.map_err(|error| error.to_string())?;
         }
-        let there = nft::list().await.map_err(|error| error.to_string())?;
+        let there = nft::list(TABLE).await.map_err(|error| error.to_string())?;
         let (is_there, was_set) = match &self.kernel {
             Kernel::Set(before, listing) if *before == needs => (there.as_ref() == Some(listing), true),
             Kernel::Set(..) | Kernel::Unknown | Kernel::Nothing => (false, false),
         };
         if !is_there {
             nft::apply(&ruleset(marks, needs)).await.map_err(|error| error.to_string())?;
-            let listing = nft::list().await.map_err(|error| error.to_string())?.unwrap_or_default();
+            let listing = nft::list(TABLE).await.map_err(|error| error.to_string())?.unwrap_or_default();
             if !matches!(self.kernel, Kernel::Set(..)) {
                 tracing::info!("answers to clients' addresses are steered to this agent");
             }

@@ -14,7 +14,6 @@
 mod keeper;
 mod metrics;
 mod netlink;
-mod nft;
 mod plan;
 mod ruleset;
 mod sockets;

@@ -1,6 +1,7 @@
 //! The packet filter's part as text for `nft` (pure).
 
 use super::plan::Needs;
+use crate::nft::removal;
 
 /// Our table, in the family `inet`. Nothing outside of it is ours.
 pub(super) const TABLE: &str = "plexus-steer";
@@ -51,12 +52,7 @@ pub(super) fn ruleset(marks: Marks, needs: Needs) -> String {
                }}\n"
         );
     }
-    format!("{}table inet {TABLE} {{\n{chains}}}\n", removal())
-}
-
-/// The text that takes our table away, whether it is there or not.
-pub(super) fn removal() -> String {
-    format!("table inet {TABLE}\ndelete table inet {TABLE}\n")
+    format!("{}table inet {TABLE} {{\n{chains}}}\n", removal(TABLE))
 }
 
 #[cfg(test)]

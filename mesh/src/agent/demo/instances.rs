@@ -12,7 +12,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::backend::Backend;
-use super::netns::Namespace;
+use crate::netns::Namespace;
 
 /// Long enough to look at what the mesh makes of it, short enough to see it return.
 pub(super) const RESTART_AFTER: Duration = Duration::from_secs(15);

@@ -7,7 +7,6 @@
 pub mod backend;
 mod guide;
 mod instances;
-mod netns;
 mod network;
 mod plan;
 

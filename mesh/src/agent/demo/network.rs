@@ -21,7 +21,7 @@ use rtnetlink::packet_route::link::LinkAttribute;
 use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute};
 use rtnetlink::{Handle, LinkBridge, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
 
-use super::netns::Namespace;
+use crate::netns::Namespace;
 
 /// The first two octets of every subnet that the demo may take; the third is the first that nothing on the host uses.
 const SUBNETS: [u8; 2] = [10, 213];

@@ -8,8 +8,8 @@ use std::path::Path;
 use nerve::model::{InstanceId, NameError, NodeName, ServiceName};
 
 use super::backend::Backend;
-use super::netns::Namespace;
 use super::network::{Network, NodePlace};
+use crate::netns::Namespace;
 
 /// The published port of `web`, where it is free.
 const PUBLISHED: u16 = 8080;

@@ -165,6 +165,7 @@ impl World {
         metrics.register(&registry).unwrap();
         let readiness = Readiness::new();
         let handles = Handles {
+            attacher: Arc::new(crate::overlay::Handle::default()),
             node: node("a", "192.0.2.1"),
             started: Instant::now(),
             took_over: Some(TookOver {

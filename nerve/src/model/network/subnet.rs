@@ -65,6 +65,9 @@ pub struct Subnet {
     pub address: IpAddr,
     /// The address of the node's VXLAN device.
     pub mac: Mac,
+    /// Containers of the node are attached to the network.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub in_use: bool,
     /// What a newer agent wrote and this one does not know.
     #[serde(flatten)]
     pub unknown: BTreeMap<String, serde_json::Value>,

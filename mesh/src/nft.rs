@@ -11,8 +11,6 @@ use rtnetlink::sys::{AsyncSocket, AsyncSocketExt, SocketAddr, TokioSocket};
 use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
 
-use super::ruleset::{TABLE, removal};
-
 /// Where it is: on the path, or where distributions have it, which is not on everyone's path.
 const PROGRAMS: [&str; 2] = ["nft", "/usr/sbin/nft"];
 /// How long it may take. It waits for whoever changes rules at the moment.
@@ -22,7 +20,7 @@ const GROUP: u32 = 7;
 
 /// Why rules could not be read or changed.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum Error {
+pub(crate) enum Error {
     /// The program is not there.
     #[error("the program nft is not installed; install nftables")]
     Missing,
@@ -39,9 +37,9 @@ pub(super) enum Error {
     },
 }
 
-/// Our table as nft prints it; `None` where there is none.
-pub(super) async fn list() -> Result<Option<String>, Error> {
-    let output = run(&["--stateless", "--numeric", "list", "table", "inet", TABLE], "").await?;
+/// A table of the family `inet` as nft prints it, without what it has counted; `None` where there is none.
+pub(crate) async fn list(table: &str) -> Result<Option<String>, Error> {
+    let output = run(&["--stateless", "--numeric", "list", "table", "inet", table], "").await?;
     if output.status.success() {
         return Ok(Some(String::from_utf8_lossy(&output.stdout).into_owned()));
     }
@@ -52,17 +50,22 @@ pub(super) async fn list() -> Result<Option<String>, Error> {
 }
 
 /// Applies a text as one transaction.
-pub(super) async fn apply(ruleset: &str) -> Result<(), Error> {
+pub(crate) async fn apply(ruleset: &str) -> Result<(), Error> {
     let output = run(&["--file", "-"], ruleset).await?;
     if output.status.success() { Ok(()) } else { Err(refused("set the rules", &output)) }
 }
 
-/// Takes our table away, if it is there.
-pub(super) async fn remove() -> Result<(), Error> {
-    if list().await?.is_some() {
-        apply(&removal()).await?;
+/// Takes a table away, if it is there.
+pub(crate) async fn remove(table: &str) -> Result<(), Error> {
+    if list(table).await?.is_some() {
+        apply(&removal(table)).await?;
     }
     Ok(())
+}
+
+/// The text that takes a table away, whether it is there or not.
+pub(crate) fn removal(table: &str) -> String {
+    format!("table inet {table}\ndelete table inet {table}\n")
 }
 
 fn refused(what: &'static str, output: &Output) -> Error {
@@ -94,11 +97,11 @@ async fn run(arguments: &[&str], input: &str) -> Result<Output, Error> {
 }
 
 /// Tells of changes of packet filter rules, anybody's.
-pub(super) struct Events(TokioSocket);
+pub(crate) struct Events(TokioSocket);
 
 impl Events {
     /// Opens a socket for them.
-    pub(super) fn open() -> io::Result<Self> {
+    pub(crate) fn open() -> io::Result<Self> {
         let mut socket = TokioSocket::new(NETLINK_NETFILTER)?;
         socket.socket_mut().bind(&SocketAddr::new(0, 0))?;
         socket.socket_mut().add_membership(GROUP)?;
@@ -106,7 +109,7 @@ impl Events {
     }
 
     /// Something has changed. Cancel-safe.
-    pub(super) async fn next(&mut self) {
+    pub(crate) async fn next(&mut self) {
         // An error says that there was more than fits: a change all the same.
         let _ = self.0.recv_from_full().await;
     }

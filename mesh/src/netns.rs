@@ -7,38 +7,44 @@ use std::fs::File;
 use std::future::Future;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::path::Path;
 use std::sync::Arc;
 
 use nix::sched::CloneFlags;
 
 /// A network namespace. Clones are the same one.
 #[derive(Debug, Clone)]
-pub(super) struct Namespace(Arc<File>);
+pub(crate) struct Namespace(Arc<File>);
 
 impl Namespace {
     /// Makes an empty one: `unshare --net`.
-    pub(super) fn create() -> io::Result<Self> {
-        on_thread("demo-unshare", || {
+    pub(crate) fn create() -> io::Result<Self> {
+        on_thread("netns-make", || {
             nix::sched::unshare(CloneFlags::CLONE_NEWNET)?;
             Self::current()
         })
     }
 
+    /// The one that this file stands for: `/run/netns/NAME`, `/proc/PID/ns/net`.
+    pub(crate) fn open(path: &Path) -> io::Result<Self> {
+        Ok(Self(Arc::new(File::open(path)?)))
+    }
+
     /// The one that the calling thread is in.
-    pub(super) fn current() -> io::Result<Self> {
+    pub(crate) fn current() -> io::Result<Self> {
         Ok(Self(Arc::new(File::open("/proc/thread-self/ns/net")?)))
     }
 
     /// Runs `work` on a thread of its own inside: what it opens, and what it starts, belongs to the namespace.
-    pub(super) fn run<T: Send>(&self, work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
-        on_thread("demo-netns", || {
+    pub(crate) fn run<T: Send>(&self, work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
+        on_thread("netns", || {
             nix::sched::setns(self.0.as_fd(), CloneFlags::CLONE_NEWNET)?;
             work()
         })
     }
 
     /// Runs an asynchronous `work` inside, on a runtime of its own.
-    pub(super) fn block_on<T: Send, F: Future<Output = io::Result<T>>>(
+    pub(crate) fn block_on<T: Send, F: Future<Output = io::Result<T>>>(
         &self,
         work: impl FnOnce() -> F + Send,
     ) -> io::Result<T> {

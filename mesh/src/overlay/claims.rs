@@ -1,0 +1,341 @@
+//! The task that holds a subnet of each network for this node.
+//!
+//! The claims stand under a lease of their own, which lasts for minutes: containers live on while the agent is restarted, and no
+//! other node may get their addresses meanwhile. An agent that starts takes its node's claims over into its own lease. Where the lease ended
+//! and another node was faster, this node takes another subnet, and says which containers have addresses that are not its any more.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use nerve::model::{NetworkName, Pool, Slot, Subnet};
+use nerve::networks::{self, Draft};
+use nerve::store::{self, Session, Store};
+use nerve::subnets::{self, Claimed};
+use nerve::tasks::Tasks;
+use synapse::catalog::{Catalog, NetworkView};
+use tokio::sync::watch;
+use tokio::time::{Instant, MissedTickBehavior};
+
+use super::{Config, Handle, Held, Metrics, Problems, plan};
+
+/// The pause after the store failed.
+const PAUSE: Duration = Duration::from_secs(1);
+/// How often every claim is looked at, whatever the watch told.
+const TICK: Duration = Duration::from_secs(30);
+/// Claims that others may be faster for, before changes are looked at again.
+const TRIES: usize = 16;
+/// The network that configurations name the ranges of.
+const DEFAULT: &str = "default";
+/// Which subnets this node had last.
+const FILE: &str = "subnets.json";
+
+/// Starts it.
+pub(super) fn start(
+    config: &Arc<Config>,
+    catalog: &Catalog,
+    store: &Arc<dyn Store>,
+    (tell, tell_leased): (watch::Sender<Held>, watch::Sender<bool>),
+    handle: &Handle,
+    metrics: &Metrics,
+    tasks: &Tasks,
+) {
+    let Some(attachments) = &handle.attachments else { return };
+    let used = attachments.used();
+    let (config, catalog, store) = (Arc::clone(config), catalog.clone(), Arc::clone(store));
+    let (tell, tell_leased) = (Arc::new(tell), Arc::new(tell_leased));
+    let (handle, metrics) = (handle.clone(), metrics.clone());
+    tasks.spawn_until_stopped("overlay claims", move || {
+        let claims = Claims {
+            preferred: Preferred::read(&config.state_dir.join(FILE)),
+            config: Arc::clone(&config),
+            catalog: catalog.clone(),
+            store: Arc::clone(&store),
+            tell: Arc::clone(&tell),
+            tell_leased: Arc::clone(&tell_leased),
+            handle: handle.clone(),
+            metrics: metrics.clone(),
+            used: used.clone(),
+            problems: BTreeMap::new(),
+        };
+        claims.run()
+    });
+}
+
+struct Claims {
+    config: Arc<Config>,
+    catalog: Catalog,
+    store: Arc<dyn Store>,
+    tell: Arc<watch::Sender<Held>>,
+    /// May addresses be given?
+    tell_leased: Arc<watch::Sender<bool>>,
+    handle: Handle,
+    metrics: Metrics,
+    preferred: Preferred,
+    /// The networks that containers here are attached to.
+    used: watch::Receiver<BTreeSet<NetworkName>>,
+    problems: BTreeMap<NetworkName, String>,
+}
+
+/// Which of a network's subnets stand under the present lease.
+type Confirmed = BTreeMap<NetworkName, Slot>;
+
+impl Claims {
+    async fn run(mut self) {
+        self.recall();
+        loop {
+            let session = match self.store.open_session(self.config.lease).await {
+                Ok(session) => session,
+                Err(error) => {
+                    tracing::debug!(%error, "no lease for subnets yet");
+                    tokio::time::sleep(PAUSE).await;
+                    continue;
+                }
+            };
+            self.tell_leased.send_replace(true);
+            let lost = tokio::select! {
+                lost = session.lost() => lost,
+                () = self.serve(&session) => continue,
+            };
+            self.tell_leased.send_replace(false);
+            self.metrics.leases_lost.inc();
+            tracing::warn!(reason = %lost, "the lease of this node's subnets has ended; they are claimed again");
+        }
+    }
+
+    /// What this node had when the catalog was last known: good until the store says otherwise.
+    fn recall(&mut self) {
+        let views = self.catalog.networks();
+        let held = views.iter().filter_map(|view| Some((view.name.clone(), self.recorded(view)?)));
+        self.tell.send_replace(held.collect());
+    }
+
+    /// Keeps a claim on each network under this session; ends with the catalog only.
+    async fn serve(&mut self, session: &Session) {
+        let mut confirmed = Confirmed::new();
+        let mut changes = self.catalog.subscribe_networks();
+        let mut due: BTreeSet<NetworkName> = self.names();
+        let mut tick = tokio::time::interval_at(Instant::now() + TICK, TICK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut used = self.used.clone();
+        let mut lacks_default = !self.config.default.is_empty();
+        loop {
+            lacks_default = lacks_default && !self.make_default().await;
+            let pause = self.settle(&mut due, &mut confirmed, session).await || lacks_default;
+            tokio::select! {
+                changed = changes.changed() => due.extend(changed.into_iter().filter_map(|(name, change)| {
+                    let is_ours = confirmed.get(&name).is_none_or(|slot| change.slots.contains(slot));
+                    (change.record || is_ours).then_some(name)
+                })),
+                Ok(()) = used.changed() => due = self.names(),
+                _ = tick.tick() => due = self.names(),
+                () = tokio::time::sleep(PAUSE), if pause => {}
+            }
+        }
+    }
+
+    /// The network of the configuration: whoever is first makes it. Tells whether nothing is left to do.
+    async fn make_default(&mut self) -> bool {
+        let Ok(name) = NetworkName::new(DEFAULT) else { return true };
+        let pools =
+            self.config.default.iter().map(|range| Pool::new(*range, Pool::usual_subnet_length(*range)));
+        let pools = pools.filter_map(Result::ok).collect();
+        let draft = Draft { pools, vni: None, mtu: None, reaches: BTreeSet::new() };
+        match networks::create(&*self.store, &name, draft).await {
+            Ok(created) => {
+                if created.new {
+                    tracing::info!(network = %name, vni = %created.network.vni, "made the network of the configuration");
+                }
+                self.note(&name, None);
+                true
+            }
+            Err(networks::Error::Store(error)) if error.is_retryable() => false,
+            Err(error) => {
+                self.note(&name, Some(format!("overlay.default: {error}")));
+                true
+            }
+        }
+    }
+
+    fn names(&self) -> BTreeSet<NetworkName> {
+        let known = self.catalog.networks();
+        known.iter().map(|view| view.name.clone()).chain(self.tell.borrow().keys().cloned()).collect()
+    }
+
+    /// Looks at the networks that are due; those for which the store failed stay due. Tells whether there are any.
+    async fn settle(
+        &mut self,
+        due: &mut BTreeSet<NetworkName>,
+        confirmed: &mut Confirmed,
+        session: &Session,
+    ) -> bool {
+        for name in std::mem::take(due) {
+            let Some(view) = self.catalog.network(name.as_str()) else {
+                self.forget(&name, confirmed).await;
+                continue;
+            };
+            let is_confirmed = confirmed.get(&name).is_some_and(|slot| self.is_ours(&view, *slot));
+            if is_confirmed {
+                continue;
+            }
+            match self.claim(&view, confirmed.get(&name).copied(), session).await {
+                Ok(Some(slot)) => {
+                    confirmed.insert(name.clone(), slot);
+                    self.hold(&view, slot);
+                    self.note(&name, None);
+                }
+                Ok(None) => {
+                    self.note(&name, Some(full(&view)));
+                    due.insert(name);
+                }
+                Err(error) => {
+                    self.metrics.claims.with_label_values(&["failed"]).inc();
+                    if !error.is_retryable() {
+                        self.note(
+                            &name,
+                            Some(format!("no subnet of network {name} can be claimed: {error}")),
+                        );
+                    }
+                    due.insert(name);
+                }
+            }
+        }
+        !due.is_empty()
+    }
+
+    fn is_ours(&self, view: &NetworkView, slot: Slot) -> bool {
+        view.subnets.get(slot).is_some_and(|subnet| *subnet == self.record(&view.name))
+    }
+
+    /// The subnet that this node has as far as the catalog knows.
+    fn recorded(&self, view: &NetworkView) -> Option<Slot> {
+        let all = view.subnets.all();
+        all.into_iter().find(|(_, subnet)| subnet.node == self.config.node).map(|(slot, _)| slot)
+    }
+
+    /// What this node says of itself.
+    fn record(&self, network: &NetworkName) -> Subnet {
+        let in_use = self.used.borrow().contains(network);
+        let Config { node, address, .. } = &*self.config;
+        Subnet {
+            node: node.clone(),
+            address: *address,
+            mac: plan::mac(network, node),
+            in_use,
+            unknown: BTreeMap::new(),
+        }
+    }
+
+    /// Claims one; `None`: all are taken.
+    async fn claim(
+        &self,
+        view: &NetworkView,
+        before: Option<Slot>,
+        session: &Session,
+    ) -> store::Result<Option<Slot>> {
+        let name = &view.name;
+        let node = &self.config.node;
+        let preferred = before.or_else(|| self.recorded(view)).or_else(|| self.preferred.of(name));
+        let others = view.subnets.all().into_iter().filter(|(_, subnet)| subnet.node != *node);
+        let mut taken: BTreeSet<Slot> = others.map(|(slot, _)| slot).collect();
+        for _ in 0..TRIES {
+            let choice =
+                subnets::choose(node, name, view.network.slots(), |slot| taken.contains(&slot), preferred);
+            let Some(slot) = choice else { return Ok(None) };
+            match subnets::claim(&*self.store, session, name, slot, &self.record(name)).await? {
+                Claimed::Done => {
+                    self.metrics.claims.with_label_values(&["done"]).inc();
+                    return Ok(Some(slot));
+                }
+                Claimed::Taken(_) => {
+                    self.metrics.claims.with_label_values(&["taken"]).inc();
+                    taken.insert(slot);
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    fn hold(&mut self, view: &NetworkView, slot: Slot) {
+        let name = &view.name;
+        let before = self.tell.borrow().get(name).copied();
+        if before == Some(slot) {
+            return;
+        }
+        let shown = |slot: Slot| {
+            let subnets = view.network.subnets(slot);
+            subnets.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+        };
+        match before {
+            None => tracing::info!(network = %name, subnet = shown(slot), "this node has a subnet"),
+            Some(before) => tracing::error!(
+                network = %name, subnet = shown(slot), before = shown(before),
+                "another node has the subnet that this one had, whose lease had ended; containers with addresses of it must be \
+                 attached again"
+            ),
+        }
+        self.tell.send_modify(|held| {
+            held.insert(name.clone(), slot);
+        });
+        self.preferred.set(&self.tell.borrow());
+    }
+
+    /// The network is no more: one that is made under its name later is another one.
+    async fn forget(&mut self, name: &NetworkName, confirmed: &mut Confirmed) {
+        if let Some(slot) = confirmed.remove(name)
+            && let Err(error) = subnets::release(&*self.store, name, slot, &self.config.node).await
+        {
+            tracing::debug!(network = %name, %error, "a subnet is not given back; it ends with its lease");
+        }
+        self.note(name, None);
+        if self.tell.send_if_modified(|held| held.remove(name).is_some()) {
+            tracing::info!(network = %name, "the network is no more");
+            self.preferred.set(&self.tell.borrow());
+        }
+    }
+
+    fn note(&mut self, name: &NetworkName, problem: Option<String>) {
+        match problem {
+            Some(problem) => self.problems.insert(name.clone(), problem),
+            None => self.problems.remove(name),
+        };
+        Problems::set(&self.handle.problems.claims, self.problems.values().cloned().collect());
+    }
+}
+
+fn full(view: &NetworkView) -> String {
+    format!(
+        "this node has no subnet of network {}: all {} are taken; remove nodes that are no more, or make a network with a larger \
+         range or longer subnets (--subnet-len)",
+        view.name,
+        view.network.slots()
+    )
+}
+
+/// Which subnets this node had last: after an absence that its lease did not survive, it tries for them first.
+#[derive(Debug)]
+struct Preferred {
+    file: PathBuf,
+    slots: Held,
+}
+
+impl Preferred {
+    fn read(file: &Path) -> Self {
+        let read = std::fs::read(file).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
+        Self { file: file.to_owned(), slots: read.unwrap_or_default() }
+    }
+
+    fn of(&self, network: &NetworkName) -> Option<Slot> {
+        self.slots.get(network).copied()
+    }
+
+    /// A file that cannot be written costs a preference and nothing else.
+    fn set(&mut self, held: &Held) {
+        self.slots = held.clone();
+        let text = serde_json::to_vec(held).unwrap_or_default();
+        if let Err(error) = std::fs::write(&self.file, text) {
+            tracing::warn!(file = %self.file.display(), %error, "which subnets this node has is not kept");
+        }
+    }
+}

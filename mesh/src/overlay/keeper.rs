@@ -1,0 +1,343 @@
+//! The task that makes the kernel what the plan says.
+//!
+//! A change of one peer is a comparison of that peer's entries, and a few messages. When the kernel tells that something of ours was
+//! removed, and on a slow tick, everything is listed and compared.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use nerve::model::{Network, NetworkName, Prefix, Slot, Vni};
+use nerve::tasks::Tasks;
+use synapse::catalog::{Catalog, Freshness, NetworkChange, NetworkChanges, NetworkView};
+use tokio::sync::watch;
+use tokio::time::{Instant, MissedTickBehavior};
+
+use super::firewall::{self, Zone, ruleset};
+use super::netlink::{Indexes, Netlink};
+use super::plan::{self, Entry, Links, difference};
+use super::{Config, Handle, Held, Metrics, Problems, sysctl};
+use crate::nft;
+
+/// How often it is looked whether everything is there, whatever the kernel told.
+const TICK: Duration = Duration::from_secs(30);
+/// What failed is tried again after this.
+const PAUSE: Duration = Duration::from_secs(2);
+/// Events that come within this are one.
+const SETTLE: Duration = Duration::from_millis(100);
+/// Of a link whose MTU is not known.
+const USUAL_MTU: u32 = 1500;
+
+/// Starts it.
+pub(super) fn start(
+    config: &Arc<Config>,
+    catalog: &Catalog,
+    held: watch::Receiver<Held>,
+    tell: watch::Sender<Ready>,
+    handle: &Handle,
+    metrics: &Metrics,
+    tasks: &Tasks,
+) {
+    let tell = Arc::new(tell);
+    let (config, catalog) = (Arc::clone(config), catalog.clone());
+    let (handle, metrics) = (handle.clone(), metrics.clone());
+    tasks.spawn_until_stopped("overlay", move || {
+        let keeper = Keeper {
+            config: Arc::clone(&config),
+            catalog: catalog.clone(),
+            held: held.clone(),
+            handle: handle.clone(),
+            metrics: metrics.clone(),
+            here: BTreeMap::new(),
+            filter: None,
+            tell: Arc::clone(&tell),
+        };
+        keeper.run()
+    });
+}
+
+/// The networks that containers here can be attached to.
+pub(super) type Ready = BTreeMap<NetworkName, Place>;
+
+/// What a container is attached to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Place {
+    pub(super) bridge: u32,
+    pub(super) subnets: Vec<Prefix>,
+    pub(super) mtu: u32,
+}
+
+struct Keeper {
+    config: Arc<Config>,
+    catalog: Catalog,
+    held: watch::Receiver<Held>,
+    handle: Handle,
+    metrics: Metrics,
+    here: BTreeMap<NetworkName, Here>,
+    /// The packet filter's text as it was set, and as it was listed then.
+    filter: Option<(String, String)>,
+    tell: Arc<watch::Sender<Ready>>,
+}
+
+/// A network on this node.
+struct Here {
+    slot: Slot,
+    network: Arc<Network>,
+    links: Links,
+    indexes: Indexes,
+    peers: BTreeMap<Slot, Vec<Entry>>,
+}
+
+impl Here {
+    fn place(&self) -> Place {
+        Place { bridge: self.indexes.bridge, subnets: self.links.subnets.clone(), mtu: self.links.mtu }
+    }
+}
+
+impl Keeper {
+    async fn run(mut self) {
+        loop {
+            match Netlink::open() {
+                Ok((connection, mut netlink)) => tokio::select! {
+                    () = connection => tracing::warn!("the kernel ended the netlink connection; it is opened again"),
+                    () = self.follow(&mut netlink) => {}
+                },
+                Err(error) => self.note(&[format!("overlay networks are off here: {error}")]),
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+
+    async fn follow(&mut self, netlink: &mut Netlink) {
+        let mut rules = nft::Events::open()
+            .inspect_err(|error| tracing::debug!(%error, "changes of packet filter rules are not told"))
+            .ok();
+        let mut changes = self.catalog.subscribe_networks();
+        let mut tick = tokio::time::interval_at(Instant::now() + TICK, TICK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut is_well = self.reconcile(netlink).await;
+        loop {
+            let mut held = self.held.clone();
+            tokio::select! {
+                changed = changes.changed() => if is_well && self.follow_peers(netlink, changed).await {
+                    continue;
+                },
+                told = netlink.changed() => {
+                    if !told { return; }
+                    self.settle(netlink, &mut rules).await;
+                }
+                () = told(&mut rules), if !self.here.is_empty() => self.settle(netlink, &mut rules).await,
+                Ok(()) = held.changed() => {}
+                _ = tick.tick() => {}
+                () = tokio::time::sleep(PAUSE), if !is_well => {}
+            }
+            is_well = self.reconcile(netlink).await;
+        }
+    }
+
+    /// Events come in bursts: takes those of this one.
+    async fn settle(&self, netlink: &mut Netlink, rules: &mut Option<nft::Events>) {
+        let burst = async {
+            loop {
+                tokio::select! {
+                    is_open = netlink.changed() => if !is_open { return },
+                    () = told(rules) => {}
+                }
+            }
+        };
+        // That it times out is the usual end.
+        let _ = tokio::time::timeout(SETTLE, burst).await;
+    }
+
+    /// Where peers changed and nothing else did, their entries alone are changed. `false`: more is to be done.
+    async fn follow_peers(&mut self, netlink: &Netlink, changed: NetworkChanges) -> bool {
+        for (name, NetworkChange { record, slots }) in changed {
+            let view = self.catalog.network(name.as_str());
+            let Some((here, view)) = self.here.get_mut(&name).zip(view) else { return false };
+            if record || slots.contains(&here.slot) {
+                return false;
+            }
+            for slot in slots {
+                let peer = view.subnets.get(slot);
+                let after = peer.map_or_else(Vec::new, |peer| here.links.entries(&view.network, slot, &peer));
+                let before = here.peers.get(&slot).cloned().unwrap_or_default();
+                let (wanted, there) = (after.iter().copied().collect(), before.into_iter().collect());
+                if let Err(error) = apply(netlink, &self.metrics, here.indexes.vxlan, &wanted, &there).await {
+                    tracing::debug!(%error, network = %name, "a peer's entries; everything is compared now");
+                    return false;
+                }
+                if after.is_empty() {
+                    here.peers.remove(&slot)
+                } else {
+                    here.peers.insert(slot, after)
+                };
+            }
+            count_peers(&self.metrics, &name, here);
+        }
+        true
+    }
+
+    /// Compares everything with what is wanted and puts it right. Tells whether that worked.
+    async fn reconcile(&mut self, netlink: &mut Netlink) -> bool {
+        let held = self.held.borrow_and_update().clone();
+        let mut problems = Vec::new();
+        for (name, slot) in &held {
+            let Some(view) = self.catalog.network(name.as_str()) else { continue };
+            match self.ensure(netlink, &view, *slot).await {
+                Ok(here) => {
+                    count_peers(&self.metrics, name, &here);
+                    self.here.insert(name.clone(), here);
+                }
+                Err(error) => {
+                    problems.push(format!("network {name} is not as it should be on this node: {error}"))
+                }
+            }
+        }
+        for name in self.here.keys().filter(|name| !held.contains_key(*name)).cloned().collect::<Vec<_>>() {
+            self.here.remove(&name);
+            let _ = self.metrics.peers.remove_label_values(&[name.as_str()]);
+        }
+        if let Err(error) = self.remove_obsolete(netlink, &held).await {
+            problems.push(format!("links of networks that are no more stay behind: {error}"));
+        }
+        if let Err(error) = self.allow().await {
+            problems.push(format!("containers cannot reach beyond this node: {error}"));
+        }
+        netlink
+            .watch(self.here.values().flat_map(|here| [here.indexes.bridge, here.indexes.vxlan]).collect());
+        let ready: Ready = self.here.iter().map(|(name, here)| (name.clone(), here.place())).collect();
+        self.tell.send_if_modified(|known| {
+            let is_new = *known != ready;
+            *known = ready;
+            is_new
+        });
+        self.metrics.networks.set(i64::try_from(self.here.len()).unwrap_or(i64::MAX));
+        self.note(&problems);
+        problems.is_empty()
+    }
+
+    async fn ensure(&self, netlink: &Netlink, view: &NetworkView, slot: Slot) -> io::Result<Here> {
+        let Config { node, address, port, .. } = &*self.config;
+        let underlay = netlink.mtu_of(*address).await?.unwrap_or(USUAL_MTU);
+        let links = Links::new(&view.network, slot, (*address, *port), plan::mac(&view.name, node), underlay)
+            .ok_or_else(|| io::Error::other(format!("it has no subnet {slot}")))?;
+        let was = self.here.get(&view.name).filter(|here| here.links == links);
+        let indexes = netlink.ensure_links(&links).await?;
+        let peers: BTreeMap<Slot, Vec<Entry>> = view
+            .subnets
+            .all()
+            .into_iter()
+            .filter(|(peer, _)| *peer != slot)
+            .map(|(slot, peer)| (slot, links.entries(&view.network, slot, &peer)))
+            .filter(|(_, entries)| !entries.is_empty())
+            .collect();
+        let wanted: BTreeSet<Entry> = peers.values().flatten().copied().collect();
+        let there = netlink.entries(indexes.vxlan).await?;
+        apply(netlink, &self.metrics, indexes.vxlan, &wanted, &there).await?;
+        if let Some(was) = was {
+            let was_set = was.peers.values().flatten();
+            let lost = was_set.filter(|entry| wanted.contains(entry) && !there.contains(entry)).count();
+            if was.indexes != indexes || lost > 0 {
+                self.metrics.repairs.inc();
+                tracing::warn!(network = %view.name, entries = lost, "links or entries of the network were taken away by somebody else; they are put back");
+            }
+        }
+        Ok(Here { slot, network: Arc::clone(&view.network), links, indexes, peers })
+    }
+
+    /// Removes the links of networks that this node has no part in any more.
+    async fn remove_obsolete(&self, netlink: &Netlink, held: &Held) -> io::Result<()> {
+        let wanted: BTreeSet<Vni> = held
+            .keys()
+            .filter_map(|name| self.catalog.network(name.as_str()))
+            .map(|view| view.network.vni)
+            .collect();
+        // While the store does not say what there is, nothing is obsolete.
+        if held.len() != wanted.len() || *self.catalog.freshness() != Freshness::Live {
+            return Ok(());
+        }
+        let names: BTreeSet<String> =
+            wanted.iter().flat_map(|vni| [plan::bridge(*vni), plan::vxlan(*vni)]).collect();
+        for (name, link) in netlink.links().await? {
+            if !names.contains(&name) {
+                netlink.remove_link(link.index).await?;
+                tracing::info!(link = name, "removed a link of a network that is no more");
+            }
+        }
+        Ok(())
+    }
+
+    /// Lets packets pass, and only those that may.
+    async fn allow(&mut self) -> io::Result<()> {
+        if self.here.is_empty() && self.filter.is_none() {
+            return Ok(());
+        }
+        let ranges = || self.here.values().flat_map(|here| &here.network.pools);
+        sysctl::forward(
+            ranges().any(|pool| pool.cidr().is_ipv4()),
+            ranges().any(|pool| !pool.cidr().is_ipv4()),
+        )?;
+        let text = ruleset(&self.zones());
+        let there = nft::list(firewall::TABLE).await.map_err(io::Error::other)?;
+        let is_there =
+            self.filter.as_ref().is_some_and(|(set, listed)| *set == text && there.as_ref() == Some(listed));
+        if is_there {
+            return Ok(());
+        }
+        nft::apply(&text).await.map_err(io::Error::other)?;
+        let listed = nft::list(firewall::TABLE).await.map_err(io::Error::other)?;
+        if self.filter.as_ref().is_some_and(|(set, _)| *set == text) {
+            self.metrics.repairs.inc();
+            tracing::warn!(
+                "packet filter rules of overlay networks were changed by somebody else; they are put back"
+            );
+        }
+        self.filter = listed.map(|listed| (text, listed));
+        Ok(())
+    }
+
+    fn zones(&self) -> BTreeSet<Zone> {
+        let vni = |name: &NetworkName| self.here.get(name).map(|here| here.network.vni);
+        let zone = |here: &Here| Zone {
+            vni: here.network.vni,
+            ranges: here.network.pools.iter().map(|pool| pool.cidr()).collect(),
+            reaches: here.network.reaches.iter().filter_map(vni).collect(),
+        };
+        self.here.values().map(zone).collect()
+    }
+
+    fn note(&self, problems: &[String]) {
+        Problems::set(&self.handle.problems.kernel, problems.to_vec());
+    }
+}
+
+/// Makes what is there what is wanted.
+async fn apply(
+    netlink: &Netlink,
+    metrics: &Metrics,
+    vxlan: u32,
+    wanted: &BTreeSet<Entry>,
+    there: &BTreeSet<Entry>,
+) -> io::Result<()> {
+    let (add, remove) = difference(wanted, there);
+    // What leads to a peer goes before what its packets need.
+    netlink.remove(vxlan, &remove).await?;
+    netlink.add(vxlan, &add).await?;
+    metrics.entries.with_label_values(&["set"]).inc_by(add.len() as u64);
+    metrics.entries.with_label_values(&["removed"]).inc_by(remove.len() as u64);
+    Ok(())
+}
+
+fn count_peers(metrics: &Metrics, name: &NetworkName, here: &Here) {
+    let count = i64::try_from(here.peers.len()).unwrap_or(i64::MAX);
+    metrics.peers.with_label_values(&[name.as_str()]).set(count);
+}
+
+/// Something has changed among the packet filter rules, if that is told.
+async fn told(rules: &mut Option<nft::Events>) {
+    match rules {
+        Some(rules) => rules.next().await,
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,71 @@
+//! What overlay networks count.
+
+use prometheus::{IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
+
+/// Subnets, peers, and what is done in the kernel.
+#[derive(Debug, Clone)]
+pub struct Metrics {
+    /// By how the store decided: `done`, `taken`, `failed`.
+    pub(super) claims: IntCounterVec,
+    /// Leases that ended while the agent ran.
+    pub(super) leases_lost: IntCounter,
+    /// Networks that this node has links of.
+    pub(super) networks: IntGauge,
+    /// Nodes that its containers can reach, by network.
+    pub(super) peers: IntGaugeVec,
+    /// Entries set and removed in the kernel: routes, neighbours and forwarding entries.
+    pub(super) entries: IntCounterVec,
+    /// Times that something of ours was missing or wrong in the kernel.
+    pub(super) repairs: IntCounter,
+}
+
+impl Metrics {
+    /// Counters at zero, not registered yet.
+    pub fn new() -> prometheus::Result<Self> {
+        Ok(Self {
+            claims: IntCounterVec::new(
+                Opts::new(
+                    "plexus_overlay_claims_total",
+                    "Subnets that this agent tried to claim, by outcome.",
+                ),
+                &["outcome"],
+            )?,
+            leases_lost: IntCounter::new(
+                "plexus_overlay_leases_lost_total",
+                "Leases of this node's subnets that ended while the agent ran.",
+            )?,
+            networks: IntGauge::new(
+                "plexus_overlay_networks",
+                "Overlay networks that this node has links of.",
+            )?,
+            peers: IntGaugeVec::new(
+                Opts::new(
+                    "plexus_overlay_peers",
+                    "Nodes whose containers can be reached from here, by network.",
+                ),
+                &["network"],
+            )?,
+            entries: IntCounterVec::new(
+                Opts::new(
+                    "plexus_overlay_entries_total",
+                    "Routes, neighbours and forwarding entries of peers that were set or removed in the kernel.",
+                ),
+                &["change"],
+            )?,
+            repairs: IntCounter::new(
+                "plexus_overlay_repairs_total",
+                "Times that something of an overlay network was missing or wrong in the kernel and was put right.",
+            )?,
+        })
+    }
+
+    /// Makes them visible.
+    pub fn register(&self, registry: &Registry) -> prometheus::Result<()> {
+        registry.register(Box::new(self.claims.clone()))?;
+        registry.register(Box::new(self.leases_lost.clone()))?;
+        registry.register(Box::new(self.networks.clone()))?;
+        registry.register(Box::new(self.peers.clone()))?;
+        registry.register(Box::new(self.entries.clone()))?;
+        registry.register(Box::new(self.repairs.clone()))
+    }
+}

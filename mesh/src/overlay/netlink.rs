@@ -1,0 +1,556 @@
+//! The kernel's links, routes, neighbours and forwarding entries, read and changed by netlink. Its types stop here.
+//!
+//! Ours are the links with names of ours, everything on them, and routes with our protocol number: they are found again after a
+//! crash, and nobody else's is ever touched. The connection is a future that moves while something else is awaited: whoever opens
+//! one polls both.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::pin::Pin;
+
+use futures_util::{Stream, StreamExt, TryStreamExt};
+use nerve::model::{Mac, Prefix, Vni};
+use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
+use rtnetlink::packet_route::address::AddressAttribute;
+use rtnetlink::packet_route::link::{
+    InfoData, InfoKind, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+};
+use rtnetlink::packet_route::neighbour::{
+    NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
+};
+use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteProtocol};
+use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
+use rtnetlink::sys::AsyncSocket as _;
+use rtnetlink::{
+    Handle, LinkBridge, LinkUnspec, LinkVxlan, MulticastGroup, RouteMessageBuilder, new_multicast_connection,
+};
+
+use super::plan::{Entry, Links};
+
+/// Marks our routes (`ip route show proto 82`); nothing in iproute2's `rt_protos` has it.
+const OURS: RouteProtocol = RouteProtocol::Other(82);
+/// What may take something of ours away.
+const GROUPS: [MulticastGroup; 6] = [
+    MulticastGroup::Link,
+    MulticastGroup::Neigh,
+    MulticastGroup::Ipv4Ifaddr,
+    MulticastGroup::Ipv6Ifaddr,
+    MulticastGroup::Ipv4Route,
+    MulticastGroup::Ipv6Route,
+];
+/// Of every bridge: what it looks for containers from. The kernel would give it one a second or two after the first container.
+const LINK_LOCAL: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
+/// Requests that are under way at once; the kernel answers one after the other.
+const AT_ONCE: usize = 64;
+
+type Events = Pin<Box<dyn Stream<Item = NetlinkMessage<RouteNetlinkMessage>> + Send + Sync>>;
+
+/// An open connection to the kernel.
+pub(super) struct Netlink {
+    pub(super) handle: Handle,
+    events: Events,
+    /// Links of ours.
+    watched: BTreeSet<u32>,
+}
+
+/// A link as the kernel has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Link {
+    pub(super) index: u32,
+    pub(super) is_up: bool,
+    pub(super) mtu: u32,
+    pub(super) mac: Option<Mac>,
+    pub(super) kind: LinkKind,
+}
+
+/// What a link is, as far as it matters.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum LinkKind {
+    Bridge,
+    Vxlan { vni: u32, port: u16, local: Option<IpAddr>, learns: bool },
+    Other,
+}
+
+/// The indexes of a network's links.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Indexes {
+    pub(super) bridge: u32,
+    pub(super) vxlan: u32,
+}
+
+impl Netlink {
+    /// Opens one; the future must be polled for as long as it is used, and ends when the kernel ends it.
+    pub(super) fn open() -> io::Result<(impl Future<Output = ()> + Send, Self)> {
+        let (mut connection, handle, events) = new_multicast_connection(&GROUPS)?;
+        // So that a request for what is on one link is answered with that alone.
+        connection.socket_mut().socket_mut().set_netlink_get_strict_chk(true)?;
+        let events: Events = Box::pin(events.map(|(message, _)| message));
+        Ok((connection, Self { handle, events, watched: BTreeSet::new() }))
+    }
+
+    /// On these links, what neighbours and addresses are taken away matters from now on.
+    pub(super) fn watch(&mut self, links: BTreeSet<u32>) {
+        self.watched = links;
+    }
+
+    /// Waits until something was removed or changed that may be ours; `false` when the connection ended. Cancel-safe.
+    pub(super) async fn changed(&mut self) -> bool {
+        loop {
+            let Some(message) = self.events.next().await else { return false };
+            let NetlinkPayload::InnerMessage(message) = message.payload else { continue };
+            match message {
+                RouteNetlinkMessage::NewLink(link) | RouteNetlinkMessage::DelLink(link)
+                    if name_of(&link).is_some_and(is_ours) =>
+                {
+                    return true;
+                }
+                RouteNetlinkMessage::DelNeighbour(neighbour)
+                    if self.watched.contains(&neighbour.header.ifindex) =>
+                {
+                    return true;
+                }
+                RouteNetlinkMessage::DelAddress(address) if self.watched.contains(&address.header.index) => {
+                    return true;
+                }
+                RouteNetlinkMessage::DelRoute(route) if route.header.protocol == OURS => return true,
+                _ => {}
+            }
+        }
+    }
+
+    /// Our links, by name: those of networks that are no more as well.
+    pub(super) async fn links(&self) -> io::Result<BTreeMap<String, Link>> {
+        let mut links = BTreeMap::new();
+        let mut listed = self.handle.link().get().execute();
+        while let Some(message) = listed.try_next().await.map_err(|e| failed("list the links", &e))? {
+            if let Some(name) = name_of(&message).filter(|name| is_ours(name)) {
+                links.insert(name.to_owned(), link(&message));
+            }
+        }
+        Ok(links)
+    }
+
+    /// The MTU of the link that this address is on.
+    pub(super) async fn mtu_of(&self, address: IpAddr) -> io::Result<Option<u32>> {
+        let mut on = None;
+        let mut listed = self.handle.address().get().execute();
+        while let Some(message) = listed.try_next().await.map_err(|e| failed("list the addresses", &e))? {
+            if local_address(&message.attributes) == Some(address) {
+                on = Some(message.header.index);
+            }
+        }
+        let Some(index) = on else { return Ok(None) };
+        let mut found = self.handle.link().get().match_index(index).execute();
+        let message = found.try_next().await.map_err(|e| failed("read a link", &e))?;
+        Ok(message.map(|message| link(&message).mtu))
+    }
+
+    /// Makes a network's links what they are to be. A VXLAN device of another VNI, port or address is replaced, since those
+    /// cannot be changed.
+    pub(super) async fn ensure_links(&self, wanted: &Links) -> io::Result<Indexes> {
+        let there = self.links().await?;
+        let (bridge, vxlan) = (wanted.bridge(), wanted.vxlan());
+        let bridge_index = match there.get(&bridge) {
+            Some(link) if link.kind == LinkKind::Bridge => {
+                self.adjust(&bridge, link, wanted.mtu, None).await?;
+                link.index
+            }
+            Some(_) => return Err(taken(&bridge)),
+            None => {
+                let message = LinkBridge::new(&bridge).mtu(wanted.mtu).up().build();
+                self.add_link(&bridge, message).await?
+            }
+        };
+        self.ensure_addresses(bridge_index, &bridge, wanted).await?;
+        let kind = LinkKind::Vxlan {
+            vni: wanted.vni.get(),
+            port: wanted.port,
+            local: Some(wanted.local),
+            learns: false,
+        };
+        let vxlan_index = match there.get(&vxlan) {
+            Some(link) if link.kind == kind => {
+                self.adjust(&vxlan, link, wanted.mtu, Some(wanted.mac)).await?;
+                link.index
+            }
+            Some(link) if matches!(link.kind, LinkKind::Vxlan { .. }) => {
+                self.remove_link(link.index).await?;
+                self.add_link(&vxlan, vxlan_message(&vxlan, wanted)).await?
+            }
+            Some(_) => return Err(taken(&vxlan)),
+            None => self.add_link(&vxlan, vxlan_message(&vxlan, wanted)).await?,
+        };
+        Ok(Indexes { bridge: bridge_index, vxlan: vxlan_index })
+    }
+
+    async fn add_link(&self, name: &str, message: LinkMessage) -> io::Result<u32> {
+        let added = self.handle.link().add(message).execute().await;
+        added.map_err(|e| failed(&format!("make the link {name}"), &e))?;
+        let mut found = self.handle.link().get().match_name(name.to_owned()).execute();
+        match found.try_next().await.map_err(|e| failed(&format!("find the link {name}"), &e))? {
+            Some(message) => Ok(message.header.index),
+            None => {
+                Err(io::Error::new(io::ErrorKind::NotFound, format!("the link {name} was removed at once")))
+            }
+        }
+    }
+
+    async fn adjust(&self, name: &str, link: &Link, mtu: u32, mac: Option<Mac>) -> io::Result<()> {
+        let is_right_mac = mac.is_none_or(|mac| link.mac == Some(mac));
+        if link.is_up && link.mtu == mtu && is_right_mac {
+            return Ok(());
+        }
+        let mut message = LinkUnspec::new_with_index(link.index).mtu(mtu).up();
+        if let Some(mac) = mac.filter(|_| !is_right_mac) {
+            message = message.address(mac.0.to_vec());
+        }
+        let set = self.handle.link().set(message.build()).execute().await;
+        set.map_err(|e| failed(&format!("set MTU, MAC and state of {name}"), &e))
+    }
+
+    /// Removes a link, with everything on it.
+    pub(super) async fn remove_link(&self, index: u32) -> io::Result<()> {
+        let removed = self.handle.link().del(index).execute().await;
+        or_gone(removed).map_err(|e| failed("remove a link", &e))
+    }
+
+    async fn ensure_addresses(&self, index: u32, bridge: &str, wanted: &Links) -> io::Result<()> {
+        let mut lacking: BTreeSet<(IpAddr, u8)> = wanted.gateways().collect();
+        if wanted.subnets.iter().any(|subnet| !subnet.is_ipv4()) {
+            lacking.insert((IpAddr::V6(LINK_LOCAL), 64));
+        }
+        let mut obsolete = Vec::new();
+        let mut listed = self.handle.address().get().set_link_index_filter(index).execute();
+        while let Some(message) = listed.try_next().await.map_err(|e| failed("list addresses", &e))? {
+            let Some(address) = local_address(&message.attributes) else { continue };
+            let is_link_local = matches!(address, IpAddr::V6(v6) if v6.is_unicast_link_local());
+            if !lacking.remove(&(address, message.header.prefix_len)) && !is_link_local {
+                obsolete.push(message);
+            }
+        }
+        for message in obsolete {
+            or_gone(self.handle.address().del(message).execute().await)
+                .map_err(|e| failed(&format!("take an address from {bridge}"), &e))?;
+        }
+        for (address, length) in lacking {
+            let mut request = self.handle.address().add(index, address, length);
+            if address.is_ipv6() {
+                // The subnet is this node's alone: there is nobody to ask whether the address is taken.
+                request.message_mut().header.flags |=
+                    rtnetlink::packet_route::address::AddressHeaderFlags::Nodad;
+            }
+            request.execute().await.map_err(|e| failed(&format!("give {address} to {bridge}"), &e))?;
+        }
+        Ok(())
+    }
+
+    /// What peers have on a VXLAN device.
+    pub(super) async fn entries(&self, vxlan: u32) -> io::Result<BTreeSet<Entry>> {
+        let mut entries = BTreeSet::new();
+        for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+            let mut asked = self.handle.neighbours().get().set_address_family(family);
+            asked.message_mut().attributes.push(NeighbourAttribute::IfIndex(vxlan));
+            let mut listed = asked.execute();
+            while let Some(message) = or_none(listed.try_next().await, "list neighbours")? {
+                let is_permanent = message.header.state == NeighbourState::Permanent;
+                entries
+                    .extend(neighbour(&message).filter(|_| message.header.ifindex == vxlan && is_permanent));
+            }
+            let mut asked = RouteMessage::default();
+            asked.header.address_family = family;
+            asked.header.protocol = OURS;
+            asked.attributes.push(RouteAttribute::Oif(vxlan));
+            let mut listed = self.handle.route().get(asked).execute();
+            while let Some(message) = or_none(listed.try_next().await, "list routes")? {
+                if message.header.protocol == OURS && message.attributes.contains(&RouteAttribute::Oif(vxlan))
+                {
+                    entries.extend(route(&message));
+                }
+            }
+        }
+        let mut asked = self.handle.neighbours().get().set_address_family(AddressFamily::Bridge);
+        asked.message_mut().header.ifindex = vxlan;
+        let mut listed = asked.execute();
+        while let Some(message) = or_none(listed.try_next().await, "list forwarding entries")? {
+            if message.header.ifindex == vxlan {
+                entries.extend(forward(&message));
+            }
+        }
+        Ok(entries)
+    }
+
+    /// Adds these, or replaces what stands in their place. They are sent without waiting for one another's answers, and worked off
+    /// in their order. Tells how many requests that took.
+    pub(super) async fn add(&self, vxlan: u32, entries: &[Entry]) -> io::Result<usize> {
+        let requests: Vec<_> = entries.iter().map(|entry| self.add_one(vxlan, *entry)).collect();
+        let mut requests = futures_util::stream::iter(requests).buffered(AT_ONCE);
+        let mut count = 0;
+        while let Some(done) = requests.next().await {
+            done?;
+            count += 1;
+        }
+        Ok(count)
+    }
+
+    async fn add_one(&self, vxlan: u32, entry: Entry) -> io::Result<()> {
+        let added = match entry {
+            Entry::Forward { mac, to } => {
+                let request = self.handle.neighbours().add_bridge(vxlan, &mac.0).destination(to);
+                request.flags(NeighbourFlags::Own).replace().execute().await
+            }
+            Entry::Neighbour { gateway, mac } => {
+                let request = self.handle.neighbours().add(vxlan, gateway).link_layer_address(&mac.0);
+                request.replace().execute().await
+            }
+            Entry::Route { .. } => {
+                let request = self.handle.route().add(route_message(vxlan, entry));
+                request.replace().execute().await
+            }
+        };
+        added.map_err(|e| failed(&format!("set {entry}"), &e))
+    }
+
+    /// Removes these; those that are gone already are no error.
+    pub(super) async fn remove(&self, vxlan: u32, entries: &[Entry]) -> io::Result<usize> {
+        for entry in entries {
+            let removed = match *entry {
+                Entry::Forward { mac, to } => {
+                    let mut message = NeighbourMessage::default();
+                    message.header.family = AddressFamily::Bridge;
+                    message.header.ifindex = vxlan;
+                    message.header.flags = NeighbourFlags::Own;
+                    message.attributes.push(NeighbourAttribute::LinkLayerAddress(mac.0.to_vec()));
+                    message.attributes.push(NeighbourAttribute::Destination(neighbour_address(to)));
+                    self.handle.neighbours().del(message).execute().await
+                }
+                Entry::Neighbour { gateway, .. } => {
+                    let mut message = NeighbourMessage::default();
+                    message.header.family = family(gateway);
+                    message.header.ifindex = vxlan;
+                    message.attributes.push(NeighbourAttribute::Destination(neighbour_address(gateway)));
+                    self.handle.neighbours().del(message).execute().await
+                }
+                Entry::Route { .. } => self.handle.route().del(route_message(vxlan, *entry)).execute().await,
+            };
+            or_gone(removed).map_err(|e| failed(&format!("remove {entry}"), &e))?;
+        }
+        Ok(entries.len())
+    }
+}
+
+fn vxlan_message(name: &str, wanted: &Links) -> LinkMessage {
+    let message = LinkVxlan::new(name, wanted.vni.get()).port(wanted.port).learning(false);
+    let message = match wanted.local {
+        IpAddr::V4(v4) => message.local(v4),
+        IpAddr::V6(v6) => message.local6(v6),
+    };
+    message.address(wanted.mac.0.to_vec()).mtu(wanted.mtu).up().build()
+}
+
+fn route_message(vxlan: u32, entry: Entry) -> RouteMessage {
+    let Entry::Route { subnet, gateway, source } = entry else { return RouteMessage::default() };
+    match (subnet.network(), gateway, source) {
+        (IpAddr::V4(subnet_v4), IpAddr::V4(gateway), IpAddr::V4(source)) => {
+            RouteMessageBuilder::<Ipv4Addr>::new()
+                .destination_prefix(subnet_v4, subnet.length())
+                .gateway(gateway)
+                .pref_source(source)
+                .output_interface(vxlan)
+                .protocol(OURS)
+                .onlink()
+                .build()
+        }
+        (IpAddr::V6(subnet_v6), IpAddr::V6(gateway), IpAddr::V6(source)) => {
+            RouteMessageBuilder::<Ipv6Addr>::new()
+                .destination_prefix(subnet_v6, subnet.length())
+                .gateway(gateway)
+                .pref_source(source)
+                .output_interface(vxlan)
+                .protocol(OURS)
+                .onlink()
+                .build()
+        }
+        // A plan has one family a route.
+        _ => RouteMessage::default(),
+    }
+}
+
+fn link(message: &LinkMessage) -> Link {
+    let mut link = Link {
+        index: message.header.index,
+        is_up: message.header.flags.contains(LinkFlags::Up),
+        mtu: 0,
+        mac: None,
+        kind: LinkKind::Other,
+    };
+    for attribute in &message.attributes {
+        match attribute {
+            LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
+            LinkAttribute::Address(address) => link.mac = address.as_slice().try_into().ok().map(Mac),
+            LinkAttribute::LinkInfo(infos) => link.kind = kind(infos),
+            _ => {}
+        }
+    }
+    link
+}
+
+fn kind(infos: &[LinkInfo]) -> LinkKind {
+    if infos.contains(&LinkInfo::Kind(InfoKind::Bridge)) {
+        return LinkKind::Bridge;
+    }
+    let data = infos.iter().find_map(|info| match info {
+        LinkInfo::Data(InfoData::Vxlan(data)) => Some(data),
+        _ => None,
+    });
+    let Some(data) = data else { return LinkKind::Other };
+    let (mut of_vni, mut of_port, mut of_local, mut learns) = (0, 0, None, false);
+    for info in data {
+        match info {
+            InfoVxlan::Id(vni) => of_vni = *vni,
+            InfoVxlan::Port(port) => of_port = *port,
+            InfoVxlan::Local(v4) => of_local = Some(IpAddr::V4(*v4)),
+            InfoVxlan::Local6(v6) => of_local = Some(IpAddr::V6(*v6)),
+            InfoVxlan::Learning(learning) => learns = *learning,
+            _ => {}
+        }
+    }
+    LinkKind::Vxlan { vni: of_vni, port: of_port, local: of_local, learns }
+}
+
+fn neighbour(message: &NeighbourMessage) -> Option<Entry> {
+    let (mut gateway, mut mac) = (None, None);
+    for attribute in &message.attributes {
+        match attribute {
+            NeighbourAttribute::Destination(address) => gateway = ip(address),
+            NeighbourAttribute::LinkLayerAddress(bytes) => mac = bytes.as_slice().try_into().ok().map(Mac),
+            _ => {}
+        }
+    }
+    Some(Entry::Neighbour { gateway: gateway?, mac: mac? })
+}
+
+fn forward(message: &NeighbourMessage) -> Option<Entry> {
+    match neighbour(message)? {
+        Entry::Neighbour { gateway, mac } => Some(Entry::Forward { mac, to: gateway }),
+        Entry::Forward { .. } | Entry::Route { .. } => None,
+    }
+}
+
+fn route(message: &RouteMessage) -> Option<Entry> {
+    let (mut network, mut via, mut from) = (None, None, None);
+    for attribute in &message.attributes {
+        match attribute {
+            RouteAttribute::Destination(address) => network = route_ip(address),
+            RouteAttribute::Gateway(address) => via = route_ip(address),
+            RouteAttribute::PrefSource(address) => from = route_ip(address),
+            _ => {}
+        }
+    }
+    let subnet = Prefix::new(network?, message.header.destination_prefix_length)?;
+    let gateway = via?;
+    // One without a source is not as it is to be, and is replaced.
+    Some(Entry::Route { subnet, gateway, source: from.unwrap_or(gateway) })
+}
+
+fn ip(address: &NeighbourAddress) -> Option<IpAddr> {
+    match address {
+        NeighbourAddress::Inet(v4) => Some(IpAddr::V4(*v4)),
+        NeighbourAddress::Inet6(v6) => Some(IpAddr::V6(*v6)),
+        // Of a forwarding entry, whose family says nothing of its destination's.
+        NeighbourAddress::Other(bytes) => match bytes.len() {
+            4 => <[u8; 4]>::try_from(bytes.as_slice()).ok().map(IpAddr::from),
+            _ => <[u8; 16]>::try_from(bytes.as_slice()).ok().map(IpAddr::from),
+        },
+        _ => None,
+    }
+}
+
+fn route_ip(address: &RouteAddress) -> Option<IpAddr> {
+    match address {
+        RouteAddress::Inet(v4) => Some(IpAddr::V4(*v4)),
+        RouteAddress::Inet6(v6) => Some(IpAddr::V6(*v6)),
+        _ => None,
+    }
+}
+
+fn local_address(attributes: &[AddressAttribute]) -> Option<IpAddr> {
+    let mut address = None;
+    for attribute in attributes {
+        match attribute {
+            AddressAttribute::Local(local) => return Some(*local),
+            AddressAttribute::Address(other) => address = Some(*other),
+            _ => {}
+        }
+    }
+    address
+}
+
+fn neighbour_address(address: IpAddr) -> NeighbourAddress {
+    match address {
+        IpAddr::V4(v4) => NeighbourAddress::Inet(v4),
+        IpAddr::V6(v6) => NeighbourAddress::Inet6(v6),
+    }
+}
+
+fn family(address: IpAddr) -> AddressFamily {
+    if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 }
+}
+
+pub(super) fn name_of(message: &LinkMessage) -> Option<&str> {
+    message.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::IfName(name) => Some(name.as_str()),
+        _ => None,
+    })
+}
+
+/// Bridges and VXLAN devices of networks: a prefix of ours and a VNI.
+fn is_ours(name: &str) -> bool {
+    ["plxb", "plxv"]
+        .iter()
+        .any(|prefix| name.strip_prefix(prefix).is_some_and(|vni| vni.parse::<Vni>().is_ok()))
+}
+
+fn taken(name: &str) -> io::Error {
+    let what = format!(
+        "there is a link {name} that is not of the kind that this network needs; remove it (ip link del {name})"
+    );
+    io::Error::new(io::ErrorKind::AlreadyExists, what)
+}
+
+/// What is gone already needs no removing.
+pub(super) fn or_gone(result: Result<(), rtnetlink::Error>) -> Result<(), rtnetlink::Error> {
+    match result {
+        Err(rtnetlink::Error::NetlinkError(message)) if is_gone(&message.to_io()) => Ok(()),
+        result => result,
+    }
+}
+
+fn is_gone(error: &io::Error) -> bool {
+    const ESRCH: i32 = 3;
+    const ENODEV: i32 = 19;
+    const EADDRNOTAVAIL: i32 = 99;
+    error.kind() == io::ErrorKind::NotFound
+        || matches!(error.raw_os_error(), Some(ESRCH | ENODEV | EADDRNOTAVAIL))
+}
+
+/// The next of a list. There is none of a family that this host does not speak, and on a link that is gone.
+fn or_none<T>(next: Result<Option<T>, rtnetlink::Error>, what: &str) -> io::Result<Option<T>> {
+    match next {
+        Ok(next) => Ok(next),
+        Err(error) => match failed(what, &error) {
+            error if error.kind() == io::ErrorKind::Unsupported => Ok(None),
+            error => Err(error),
+        },
+    }
+}
+
+pub(super) fn failed(what: &str, error: &rtnetlink::Error) -> io::Error {
+    let error = match error {
+        rtnetlink::Error::NetlinkError(message) => message.to_io(),
+        other => io::Error::other(other.to_string()),
+    };
+    let advice =
+        if error.kind() == io::ErrorKind::PermissionDenied { "; give the agent CAP_NET_ADMIN" } else { "" };
+    io::Error::new(error.kind(), format!("cannot {what}: {error}{advice}"))
+}

@@ -1,0 +1,301 @@
+//! What the kernel is to have of a network on this node (pure).
+//!
+//! Between nodes a network is routed: each node's subnet is behind the gateway of its bridge, and the gateways are each other's
+//! neighbours on a VXLAN device. A node costs its peers, for each family, a route and a neighbour, and once a forwarding entry that says at
+//! which address of the underlay the neighbour's MAC is. Nothing is learned and nothing is flooded.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::net::IpAddr;
+
+use nerve::model::{Mac, Network, NetworkName, NodeName, Prefix, Slot, Subnet, Vni};
+
+/// What VXLAN adds to a packet: Ethernet, VXLAN and UDP headers (RFC 7348, section 5); the outer IP header comes on top.
+const ENCAPSULATION: u32 = 14 + 8 + 8;
+const IPV4_HEADER: u32 = 20;
+const IPV6_HEADER: u32 = 40;
+
+/// The links of a network on this node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Links {
+    pub(super) vni: Vni,
+    /// Of the underlay: where peers send to.
+    pub(super) local: IpAddr,
+    pub(super) port: u16,
+    /// Of the VXLAN device.
+    pub(super) mac: Mac,
+    pub(super) mtu: u32,
+    /// This node's subnets; the gateway of each is its first address.
+    pub(super) subnets: Vec<Prefix>,
+}
+
+/// What one peer needs in the kernel, by parts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) enum Entry {
+    /// Frames to this MAC go to that address of the underlay.
+    Forward { mac: Mac, to: IpAddr },
+    /// The peer's gateway has this MAC.
+    Neighbour { gateway: IpAddr, mac: Mac },
+    /// Its subnet is behind its gateway; what this node itself sends there comes from `source`.
+    Route { subnet: Prefix, gateway: IpAddr, source: IpAddr },
+}
+
+impl Links {
+    /// What a node that holds `slot` has, on an underlay of that MTU; `None` where the network has no such slot.
+    pub(super) fn new(
+        network: &Network,
+        slot: Slot,
+        (local, port): (IpAddr, u16),
+        mac: Mac,
+        underlay_mtu: u32,
+    ) -> Option<Self> {
+        let subnets = Some(network.subnets(slot)).filter(|subnets| !subnets.is_empty())?;
+        let mtu = network.mtu.map_or_else(|| mtu(local, underlay_mtu), |mtu| u32::from(mtu.get()));
+        Some(Self { vni: network.vni, local, port, mac, mtu, subnets })
+    }
+
+    /// The network's bridge, which containers are attached to.
+    pub(super) fn bridge(&self) -> String {
+        bridge(self.vni)
+    }
+
+    /// Its VXLAN device.
+    pub(super) fn vxlan(&self) -> String {
+        vxlan(self.vni)
+    }
+
+    /// The addresses of the bridge, each with the length of its subnet.
+    pub(super) fn gateways(&self) -> impl Iterator<Item = (IpAddr, u8)> + '_ {
+        self.subnets.iter().filter_map(|subnet| Some((gateway(*subnet)?, subnet.length())))
+    }
+
+    /// What a peer needs here. A peer that the underlay's family does not reach needs nothing.
+    pub(super) fn entries(&self, network: &Network, slot: Slot, peer: &Subnet) -> Vec<Entry> {
+        if peer.address.is_ipv4() != self.local.is_ipv4() {
+            return Vec::new();
+        }
+        let mut entries = vec![Entry::Forward { mac: peer.mac, to: peer.address }];
+        for subnet in network.subnets(slot) {
+            let source = self.gateways().find(|(own, _)| own.is_ipv4() == subnet.is_ipv4());
+            if let (Some(gateway), Some((source, _))) = (gateway(subnet), source) {
+                entries.push(Entry::Neighbour { gateway, mac: peer.mac });
+                entries.push(Entry::Route { subnet, gateway, source });
+            }
+        }
+        entries
+    }
+}
+
+/// What is to be done so that there is what is wanted: first what to add or to replace, in the order in which it works, then
+/// what to remove.
+pub(super) fn difference(wanted: &BTreeSet<Entry>, there: &BTreeSet<Entry>) -> (Vec<Entry>, Vec<Entry>) {
+    let add: Vec<Entry> = wanted.difference(there).copied().collect();
+    let kept: BTreeSet<Place> = wanted.iter().map(Entry::place).collect();
+    // What stands in the place of something wanted is replaced by it.
+    let remove = there.difference(wanted).filter(|entry| !kept.contains(&entry.place())).copied();
+    // Routes go first, and with them what leads to the rest.
+    let mut remove: Vec<Entry> = remove.collect();
+    remove.reverse();
+    (add, remove)
+}
+
+/// Where an entry stands: of two with the same place, the kernel has one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Place {
+    Forward(Mac),
+    Neighbour(IpAddr),
+    Route(Prefix),
+}
+
+impl Entry {
+    fn place(&self) -> Place {
+        match self {
+            Self::Forward { mac, .. } => Place::Forward(*mac),
+            Self::Neighbour { gateway, .. } => Place::Neighbour(*gateway),
+            Self::Route { subnet, .. } => Place::Route(*subnet),
+        }
+    }
+}
+
+impl fmt::Display for Entry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Forward { mac, to } => write!(f, "the forwarding entry of {mac} to {to}"),
+            Self::Neighbour { gateway, mac } => write!(f, "the neighbour {gateway} at {mac}"),
+            Self::Route { subnet, gateway, .. } => write!(f, "the route to {subnet} by {gateway}"),
+        }
+    }
+}
+
+/// The name of a network's bridge. Names of links have 15 characters at most (`IFNAMSIZ`), which a VNI fits into and a network's
+/// name does not.
+pub(super) fn bridge(vni: Vni) -> String {
+    format!("plxb{vni}")
+}
+
+/// The name of a network's VXLAN device.
+pub(super) fn vxlan(vni: Vni) -> String {
+    format!("plxv{vni}")
+}
+
+/// The first address of a subnet that a host can have.
+pub(super) fn gateway(subnet: Prefix) -> Option<IpAddr> {
+    subnet.nth(1)
+}
+
+/// The largest packet that passes through the tunnel whole.
+fn mtu(underlay: IpAddr, underlay_mtu: u32) -> u32 {
+    let header = if underlay.is_ipv4() { IPV4_HEADER } else { IPV6_HEADER };
+    underlay_mtu.saturating_sub(ENCAPSULATION + header)
+}
+
+/// The MAC of a node's VXLAN device in a network: always the same, locally administered, and of 46 bits of a hash, so that
+/// among a thousand nodes two have the same with a chance of one in a hundred million.
+pub(super) fn mac(network: &NetworkName, node: &NodeName) -> Mac {
+    let bytes = nerve::hash::of(&format!("{network}/{node}")).to_be_bytes();
+    Mac([bytes[0] & 0b1111_1100 | 0b10, bytes[1], bytes[2], bytes[3], bytes[4], bytes[5]])
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use proptest::prelude::*;
+
+    fn network() -> Network {
+        let json = serde_json::json!({
+            "vni": 4096,
+            "pools": [{"cidr": "10.42.0.0/16", "subnet_length": 24}, {"cidr": "fd42::/48", "subnet_length": 64}],
+        });
+        serde_json::from_value(json).unwrap()
+    }
+
+    fn subnet(node: &str, address: &str) -> Subnet {
+        let (network, node) = (NetworkName::new("default").unwrap(), NodeName::new(node).unwrap());
+        let mac = mac(&network, &node);
+        Subnet { node, address: address.parse().unwrap(), mac, in_use: false, unknown: BTreeMap::new() }
+    }
+
+    fn links() -> Links {
+        Links::new(
+            &network(),
+            Slot(3),
+            ("192.0.2.1".parse().unwrap(), 4789),
+            subnet("a", "192.0.2.1").mac,
+            1500,
+        )
+        .unwrap()
+    }
+
+    #[test]
+    fn links_follow_from_the_slot_and_the_network_beneath() {
+        let of_a = links();
+        assert_eq!(
+            (of_a.bridge(), of_a.vxlan(), of_a.mtu),
+            ("plxb4096".to_owned(), "plxv4096".to_owned(), 1450)
+        );
+        let gateways: Vec<String> =
+            of_a.gateways().map(|(address, length)| format!("{address}/{length}")).collect();
+        assert_eq!(gateways, ["10.42.3.1/24", "fd42:0:0:3::1/64"]);
+        let over_v6 = Links::new(
+            &network(),
+            Slot(3),
+            ("2001:db8::1".parse().unwrap(), 4789),
+            subnet("a", "2001:db8::1").mac,
+            1500,
+        )
+        .unwrap();
+        assert_eq!(over_v6.mtu, 1430);
+        assert_eq!(
+            Links::new(
+                &network(),
+                Slot(256),
+                ("192.0.2.1".parse().unwrap(), 4789),
+                subnet("a", "192.0.2.1").mac,
+                1500
+            ),
+            None
+        );
+        // The longest names that there can be are names of links.
+        assert!(vxlan(Vni::MAX).len() <= 15);
+    }
+
+    #[test]
+    fn a_peer_is_a_forwarding_entry_and_a_neighbour_and_a_route_of_each_family() {
+        let (of_a, peer) = (links(), subnet("b", "192.0.2.2"));
+        let entries: Vec<String> =
+            of_a.entries(&network(), Slot(7), &peer).iter().map(ToString::to_string).collect();
+        let mac = peer.mac;
+        assert_eq!(
+            entries,
+            [
+                format!("the forwarding entry of {mac} to 192.0.2.2"),
+                format!("the neighbour 10.42.7.1 at {mac}"),
+                "the route to 10.42.7.0/24 by 10.42.7.1".to_owned(),
+                format!("the neighbour fd42:0:0:7::1 at {mac}"),
+                "the route to fd42:0:0:7::/64 by fd42:0:0:7::1".to_owned(),
+            ]
+        );
+        assert!(of_a.entries(&network(), Slot(7), &subnet("b", "2001:db8::2")).is_empty());
+    }
+
+    #[test]
+    fn a_peer_that_moves_is_replaced_and_not_removed_first() {
+        let of_a = links();
+        let entries =
+            |address: &str| of_a.entries(&network(), Slot(7), &subnet("b", address)).into_iter().collect();
+        let (add, remove) = difference(&entries("192.0.2.3"), &entries("192.0.2.2"));
+        assert!(matches!(add[..], [Entry::Forward { .. }]) && remove.is_empty(), "{add:?} {remove:?}");
+    }
+
+    #[test]
+    fn the_mac_of_a_node_is_its_own_in_each_network() {
+        let of = |network: &str, node: &str| {
+            mac(&NetworkName::new(network).unwrap(), &NodeName::new(node).unwrap())
+        };
+        assert_eq!(of("default", "a"), of("default", "a"));
+        let all: BTreeSet<Mac> = (0..1000).map(|n| of("default", &format!("node-{n}"))).collect();
+        assert_eq!(all.len(), 1000);
+        assert!(all.iter().all(|mac| mac.0[0] & 0b11 == 0b10), "of one device, and given by nobody");
+        assert_ne!(of("default", "a"), of("blue", "a"));
+    }
+
+    proptest! {
+        /// Whatever is there: afterwards there is what is wanted, and nothing is there without what it needs in between.
+        #[test]
+        fn the_difference_makes_what_is_there_what_is_wanted(
+            wanted in proptest::collection::btree_set((0..20_u32, 1..4_u8), 0..20),
+            there in proptest::collection::btree_set((0..20_u32, 1..4_u8), 0..20),
+        ) {
+            let (network, of_a) = (network(), links());
+            let entries = |peers: &BTreeSet<(u32, u8)>| {
+                // Of two addresses that a peer was seen at, the last one counts.
+                let peers: BTreeMap<u32, u8> = peers.iter().copied().collect();
+                let entries = peers.iter().flat_map(|(slot, host)| {
+                    let peer = subnet(&format!("n{slot}"), &format!("192.0.2.{host}"));
+                    of_a.entries(&network, Slot(*slot), &peer)
+                });
+                entries.collect::<BTreeSet<Entry>>()
+            };
+            let (wanted, there) = (entries(&wanted), entries(&there));
+            let (add, remove) = difference(&wanted, &there);
+            // As the kernel does it: what is added takes the place of what stands there.
+            let mut kernel: BTreeMap<Place, Entry> = there.iter().map(|entry| (entry.place(), *entry)).collect();
+            for entry in &remove {
+                prop_assert!(kernel.remove(&entry.place()).is_some());
+                if let Entry::Neighbour { gateway, .. } = entry {
+                    let needs_it = |other: &Entry| matches!(other, Entry::Route { gateway: by, .. } if by == gateway);
+                    prop_assert!(!kernel.values().any(needs_it), "a route leads to nobody");
+                }
+            }
+            for entry in &add {
+                if let Entry::Route { gateway, .. } = entry {
+                    prop_assert!(kernel.contains_key(&Place::Neighbour(*gateway)), "a route before its gateway");
+                }
+                kernel.insert(entry.place(), *entry);
+            }
+            prop_assert_eq!(kernel.into_values().collect::<BTreeSet<_>>(), wanted);
+        }
+    }
+}

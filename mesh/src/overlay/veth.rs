@@ -1,0 +1,167 @@
+//! A container's link: a veth pair, one end on the network's bridge, the other one in the container's namespace.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::os::fd::AsRawFd;
+
+use futures_util::TryStreamExt;
+use nerve::model::{Mac, Prefix};
+use rtnetlink::packet_route::address::AddressHeaderFlags;
+use rtnetlink::packet_route::link::{InfoData, InfoVeth, LinkAttribute};
+use rtnetlink::packet_route::route::RouteMessage;
+use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
+
+use super::netlink::{Netlink, failed, name_of, or_gone};
+use crate::netns::Namespace;
+
+/// `lo` has this index in every network namespace (`LOOPBACK_IFINDEX` of the kernel).
+const LOOPBACK: u32 = 1;
+
+/// The beginning of the names of links to containers.
+pub(super) const LINK: &str = "plxe";
+
+/// A container's link as the kernel has it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct ContainerLink {
+    pub(super) index: u32,
+    pub(super) bridge: Option<u32>,
+}
+
+/// By name.
+pub(super) type ContainerLinks = BTreeMap<String, ContainerLink>;
+
+/// What a container gets.
+#[derive(Debug, Clone)]
+pub(super) struct Veth {
+    /// The end on this host.
+    pub(super) link: String,
+    /// The end in the container.
+    pub(super) interface: String,
+    pub(super) mac: Mac,
+    pub(super) mtu: u32,
+    /// With the length of the subnet, and its gateway.
+    pub(super) addresses: Vec<(IpAddr, u8, IpAddr)>,
+    /// What is behind the gateway whatever else the container is attached to.
+    pub(super) ranges: Vec<Prefix>,
+}
+
+impl Netlink {
+    /// Makes the pair: `ip link add LINK mtu MTU master BRIDGE up type veth peer name INTERFACE address MAC netns …`.
+    pub(super) async fn add_veth(&self, veth: &Veth, bridge: u32, namespace: &Namespace) -> io::Result<()> {
+        let peer = LinkMessageBuilder::<LinkUnspec>::new()
+            .name(veth.interface.clone())
+            .mtu(veth.mtu)
+            .address(veth.mac.0.to_vec())
+            .setns_by_fd(namespace.as_raw_fd())
+            .build();
+        let pair = LinkVeth::new(&veth.link, &veth.interface)
+            .set_info_data(InfoData::Veth(InfoVeth::Peer(peer)))
+            .mtu(veth.mtu)
+            .controller(bridge)
+            .up()
+            .build();
+        let what = format!("make {} in the container, with its other end {}", veth.interface, veth.link);
+        self.handle.link().add(pair).execute().await.map_err(|e| failed(&what, &e))
+    }
+
+    /// The ends of containers' links on this host.
+    pub(super) async fn container_links(&self) -> io::Result<ContainerLinks> {
+        let mut links = ContainerLinks::new();
+        let mut listed = self.handle.link().get().execute();
+        while let Some(message) = listed.try_next().await.map_err(|e| failed("list the links", &e))? {
+            let Some(name) = name_of(&message).filter(|name| name.starts_with(LINK)) else { continue };
+            let bridge = message.attributes.iter().find_map(|attribute| match attribute {
+                LinkAttribute::Controller(bridge) => Some(*bridge),
+                _ => None,
+            });
+            links.insert(name.to_owned(), ContainerLink { index: message.header.index, bridge });
+        }
+        Ok(links)
+    }
+
+    /// Puts the end on this host on the bridge, where somebody took it away.
+    pub(super) async fn enslave(&self, index: u32, bridge: u32) -> io::Result<()> {
+        let message = LinkUnspec::new_with_index(index).controller(bridge).up().build();
+        self.handle
+            .link()
+            .set(message)
+            .execute()
+            .await
+            .map_err(|e| failed("put a container's link on the bridge", &e))
+    }
+}
+
+/// Gives the container's end its addresses and routes. Blocks; runs on a thread of its own in the namespace.
+pub(super) fn set_up(namespace: &Namespace, veth: &Veth) -> io::Result<()> {
+    namespace.block_on(|| async {
+        let (connection, handle, _) = rtnetlink::new_connection()?;
+        tokio::select! {
+            done = inside(&handle, veth) => done,
+            () = connection => Err(io::Error::other("the kernel ended the netlink connection")),
+        }
+    })
+}
+
+async fn inside(handle: &Handle, veth: &Veth) -> io::Result<()> {
+    let name = &veth.interface;
+    let mut found = handle.link().get().match_name(name.clone()).execute();
+    let message = found.try_next().await.map_err(|e| failed(&format!("find {name} in the container"), &e))?;
+    let index = message.map(|message| message.header.index).ok_or(io::ErrorKind::NotFound)?;
+    for link in [LOOPBACK, index] {
+        let up = LinkUnspec::new_with_index(link).up().build();
+        handle.link().set(up).execute().await.map_err(|e| failed(&format!("set {name} up"), &e))?;
+    }
+    for (address, length, gateway) in &veth.addresses {
+        let mut request = handle.address().add(index, *address, *length);
+        if address.is_ipv6() {
+            // It was given to nobody else: there is nobody to ask, and nothing to wait for.
+            request.message_mut().header.flags |= AddressHeaderFlags::Nodad;
+        }
+        request.execute().await.map_err(|e| failed(&format!("give {address} to {name}"), &e))?;
+        for range in veth.ranges.iter().filter(|range| range.is_ipv4() == address.is_ipv4()) {
+            let route = handle.route().add(route(Some(*range), *gateway, index)).replace().execute().await;
+            route.map_err(|e| failed(&format!("add a route to {range}"), &e))?;
+        }
+        let default = handle.route().add(route(None, *gateway, index)).execute().await;
+        match default.map_err(|e| failed("add a default route", &e)) {
+            // Of several networks, the first one leads to the rest of the world.
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            done => done?,
+        }
+    }
+    Ok(())
+}
+
+/// To a range, or to everything.
+fn route(to: Option<Prefix>, gateway: IpAddr, index: u32) -> RouteMessage {
+    match gateway {
+        IpAddr::V4(gateway) => {
+            let route = RouteMessageBuilder::<Ipv4Addr>::new().gateway(gateway).output_interface(index);
+            match to.map(|to| (to.network(), to.length())) {
+                Some((IpAddr::V4(network), length)) => route.destination_prefix(network, length).build(),
+                _ => route.build(),
+            }
+        }
+        IpAddr::V6(gateway) => {
+            let route = RouteMessageBuilder::<Ipv6Addr>::new().gateway(gateway).output_interface(index);
+            match to.map(|to| (to.network(), to.length())) {
+                Some((IpAddr::V6(network), length)) => route.destination_prefix(network, length).build(),
+                _ => route.build(),
+            }
+        }
+    }
+}
+
+impl Netlink {
+    /// Removes a container's link with both of its ends; one that is gone is no error.
+    pub(super) async fn remove_veth(&self, link: &str) -> io::Result<()> {
+        let mut found = self.handle.link().get().match_name(link.to_owned()).execute();
+        let index = match found.try_next().await {
+            Ok(Some(message)) => message.header.index,
+            Ok(None) => return Ok(()),
+            Err(error) => return or_gone(Err(error)).map_err(|e| failed(&format!("find {link}"), &e)),
+        };
+        self.remove_link(index).await
+    }
+}
