@@ -15,7 +15,7 @@ use nerve::model::{Mac, NetworkName, Prefix};
 use nerve::tasks::Tasks;
 use serde::{Deserialize, Serialize};
 use synapse::catalog::Catalog;
-use tokio::sync::{Mutex, watch};
+use tokio::sync::{Mutex, MutexGuard, watch};
 use tokio::time::MissedTickBehavior;
 
 use super::keeper::{Place, Ready};
@@ -153,6 +153,12 @@ impl Attachments {
         });
     }
 
+    async fn ledger(&self) -> Result<MutexGuard<'_, Ledger<Details>>, LedgerError> {
+        let mut ledger = self.ledger.lock().await;
+        ledger.refresh()?;
+        Ok(ledger)
+    }
+
     /// Everything that is attached.
     pub(super) async fn all(&self) -> Vec<Attached> {
         self.ledger.lock().await.all().map(|(id, record)| attached(id, record)).collect()
@@ -169,7 +175,7 @@ impl Attachments {
         let place = self.place(&network).await?;
         let opened = Namespace::open(&namespace)
             .map_err(|source| AttachError::Namespace { path: namespace.clone(), source })?;
-        let mut ledger = self.ledger.lock().await;
+        let mut ledger = self.ledger().await.map_err(Refused)?;
         let link = link_name(&id);
         // The MAC follows from the address: what neighbours know of an address is true of its next owner as well.
         let details = |given: &[IpAddr]| Details { namespace, interface, link, mac: mac_of(given) };
@@ -218,7 +224,7 @@ impl Attachments {
 
     /// Detaches a container; `None`: there is none.
     pub(super) async fn detach(&self, id: &str) -> Result<Option<Attached>, AttachError> {
-        let mut ledger = self.ledger.lock().await;
+        let mut ledger = self.ledger().await.map_err(Refused)?;
         let Some(record) = ledger.get(id).cloned() else { return Ok(None) };
         with_netlink(async |netlink| netlink.remove_veth(&record.details.link).await)
             .await
@@ -246,7 +252,7 @@ impl Attachments {
 
     /// Gives back what vanished containers had, removes links that are nobody's, and puts the others on their bridges.
     async fn compare(&self) -> io::Result<()> {
-        let mut ledger = self.ledger.lock().await;
+        let mut ledger = self.ledger().await.map_err(io::Error::other)?;
         with_netlink(async |netlink| {
             let mut links = netlink.container_links().await?;
             let known: Vec<(String, Record<Details>)> =

@@ -8,7 +8,7 @@
 //! Addresses are given in turn, so that one that was given back is used again as late as possible: peers and clients may still
 //! know whom it belonged to.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io::{self, Write};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -98,24 +98,38 @@ impl<T: Serialize + DeserializeOwned> Ledger<T> {
         let mut problems = Vec::new();
         let (records, holders, last) = (BTreeMap::new(), HashMap::new(), HashMap::new());
         let mut ledger = Self { directory: directory.clone(), records, holders, last };
-        for entry in std::fs::read_dir(&directory).map_err(failed)? {
-            let path = entry.map_err(failed)?.path();
-            let owner = path.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default().to_owned();
-            if path.extension().is_none_or(|extension| extension != SUFFIX) {
+        for path in ledger.files()? {
+            let Some(owner) = owner(&path) else {
                 // Begun and not finished: nobody was told of it.
                 let _ = std::fs::remove_file(&path);
                 continue;
-            }
-            let read = std::fs::read(&path).map_err(|error| error.to_string());
-            match read.and_then(|bytes| serde_json::from_slice::<Record<T>>(&bytes).map_err(|error| error.to_string())) {
+            };
+            match read(&path) {
                 Ok(record) => ledger.note(owner, record),
-                Err(error) => problems.push(format!(
-                    "{} cannot be read ({error}): its addresses may be given to others; remove it, or detach and attach its owner",
-                    path.display()
-                )),
+                Err(error) => problems.push(unreadable(&path, &error)),
             }
         }
         Ok((ledger, problems))
+    }
+
+    /// Notes what an agent has given and taken back that this one is about to replace: until that one has stopped, both are there.
+    pub(super) fn refresh(&mut self) -> Result<(), LedgerError> {
+        let mut there = BTreeSet::new();
+        for path in self.files()? {
+            let Some(owner) = owner(&path) else { continue };
+            if !self.records.contains_key(&owner)
+                && let Ok(record) = read(&path)
+            {
+                self.note(owner.clone(), record);
+            }
+            there.insert(owner);
+        }
+        let gone: Vec<String> =
+            self.records.keys().filter(|owner| !there.contains(*owner)).cloned().collect();
+        for owner in gone {
+            self.forget(&owner);
+        }
+        Ok(())
     }
 
     /// What an owner has.
@@ -182,13 +196,21 @@ impl<T: Serialize + DeserializeOwned> Ledger<T> {
             }
             _ => {}
         }
-        let record = self.records.remove(owner);
-        for address in record.iter().flat_map(|record| &record.addresses) {
-            if let Some(record) = &record {
-                self.holders.remove(&(record.network.clone(), *address));
-            }
+        Ok(self.forget(owner))
+    }
+
+    fn forget(&mut self, owner: &str) -> Option<Record<T>> {
+        let record = self.records.remove(owner)?;
+        for address in &record.addresses {
+            self.holders.remove(&(record.network.clone(), *address));
         }
-        Ok(record)
+        Some(record)
+    }
+
+    fn files(&self) -> Result<Vec<PathBuf>, LedgerError> {
+        let failed = |source| LedgerError::Io { file: self.directory.clone(), source };
+        let entries = std::fs::read_dir(&self.directory).map_err(failed)?;
+        entries.map(|entry| Ok(entry.map_err(failed)?.path())).collect()
     }
 
     fn note(&mut self, owner: String, record: Record<T>) {
@@ -230,6 +252,23 @@ impl<T: Serialize + DeserializeOwned> Ledger<T> {
         let file = self.file(owner);
         write(&file, record).map_err(|source| LedgerError::Io { file, source })
     }
+}
+
+/// Whose file it is; `None`: one that was never finished.
+fn owner(path: &Path) -> Option<String> {
+    path.extension().filter(|extension| *extension == SUFFIX)?;
+    Some(path.file_stem()?.to_str()?.to_owned())
+}
+
+fn read<T: DeserializeOwned>(path: &Path) -> io::Result<Record<T>> {
+    Ok(serde_json::from_slice(&std::fs::read(path)?)?)
+}
+
+fn unreadable(path: &Path, error: &io::Error) -> String {
+    format!(
+        "{} cannot be read ({error}): its addresses may be given to others; remove it, or detach and attach its owner",
+        path.display()
+    )
 }
 
 fn write(file: &Path, record: &impl Serialize) -> io::Result<()> {
@@ -351,6 +390,22 @@ mod tests {
         assert_eq!((ledger.all().count(), problems.len()), (0, 1));
         assert!(problems[0].contains("a.json cannot be read"), "{problems:?}");
         assert!(directory.path().join("a.json").exists() && !directory.path().join("b.new").exists());
+    }
+
+    #[test]
+    fn what_the_agent_before_gave_and_took_back_is_noted() {
+        let directory = tempfile::tempdir().unwrap();
+        let subnet = subnets(&["10.42.3.0/24"]);
+        let mut before = open(directory.path());
+        give(&mut before, "a", &subnet).unwrap();
+        let mut next = open(directory.path());
+        let given = give(&mut before, "b", &subnet).unwrap();
+        before.take_back("a").unwrap();
+        next.refresh().unwrap();
+        let known: Vec<_> =
+            next.all().map(|(owner, record)| (owner.as_str(), record.addresses.clone())).collect();
+        assert_eq!(known, [("b", given.clone())]);
+        assert_ne!(give(&mut next, "c", &subnet).unwrap(), given);
     }
 
     #[derive(Debug, Clone)]
