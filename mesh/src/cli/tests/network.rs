@@ -97,7 +97,6 @@ blue  7    10.42.0.0/16 in /24, fd42::/48 in /64  1400  2/256
 ranges        10.42.0.0/16 in /24, fd42::/48 in /64
 VNI           7
 MTU           1400
-between nodes VXLAN
 reaches       no other network
 nodes         2 of at most 256
 
@@ -132,13 +131,13 @@ async fn who_reaches_whom_is_said_and_what_was_probably_mistyped() {
 }
 
 #[tokio::test]
-async fn a_network_that_nodes_take_part_in_is_removed_by_force_alone() {
+async fn a_network_that_containers_are_attached_to_is_removed_by_force_alone() {
     let world = World::filled().await;
     world.prints("network create blue --cidr 10.42.0.0/16").await;
-    let subnet = json!({ "node": "b", "address": "192.0.2.2", "mac": "02:ab:00:00:00:01" });
+    let subnet = json!({ "node": "b", "address": "192.0.2.2", "mac": "02:ab:00:00:00:01", "in_use": true });
     let path = Key::Subnet(blue(), Slot(7)).path();
     world.store.put(&path, subnet.to_string().into_bytes(), None).await.unwrap();
     let error = world.fails("network rm blue").await;
-    assert!(error.contains("nodes take part in it (b)") && error.contains("--force"), "{error}");
+    assert!(error.contains("containers are attached to it on b") && error.contains("--force"), "{error}");
     assert!(world.prints("network rm blue --force").await.contains("is removed"));
 }
