@@ -80,7 +80,7 @@ fn a_drained_instance_gets_nothing_new_and_keeps_what_it_has() {
     cluster.publish("web", PUBLISHED);
     let mut held = (0..4).map(|_| b.hold(b.at(PUBLISHED)).expect("a connection")).collect::<Vec<_>>();
     let served = held.iter_mut().filter_map(|held| held.get("/").expect("an answer").instance());
-    assert_eq!(served.filter(|id| id == "web-a-9000").count(), 2);
+    assert!((1..=3).contains(&served.filter(|id| id == "web-a-9000").count()), "both have some");
     let _ = a.plexus(["drain", "web-a-9000"]).ok();
     cluster.wait_serving("web", &["web-b-9000"]);
     let before = backend.seen().connections;
@@ -110,7 +110,7 @@ fn with_a_deadline_a_drained_instance_keeps_what_it_has_until_then_and_no_longer
     let mut held = (0..4).map(|_| c.hold(c.at(PUBLISHED)).expect("a connection")).collect::<Vec<_>>();
     let of = held.iter_mut().map(|held| held.get("/").expect("an answer").instance().unwrap_or_default());
     let of: Vec<String> = of.collect();
-    assert_eq!(of.iter().filter(|id| *id == "web-a-9000").count(), 2, "{of:?}");
+    assert!((1..=3).contains(&of.iter().filter(|id| *id == "web-a-9000").count()), "both have some: {of:?}");
     let drained = Instant::now();
     let _ = a.plexus(["drain", "web-a-9000"]).ok();
     cluster.wait_serving("web", &["web-b-9000"]);
