@@ -14,6 +14,7 @@ use libfuzzer_sys::fuzz_target;
 use mesh::balance::{self, Balancer, Place, Surroundings};
 use mesh::proxy::{Config, DataPlane, Listener, ListenerSpec, Metrics, Sharing};
 use nerve::model::ServiceName;
+use nix::sys::signal::{SigSet, Signal};
 use socket2::SockRef;
 use synapse::catalog::{Catalog, Change};
 
@@ -40,15 +41,15 @@ enum Act {
     Yield,
 }
 
-fuzz_target!(init: ignore_sigpipe(), |script: Vec<Step>| {
+fuzz_target!(init: block_sigpipe(), |script: Vec<Step>| {
     // What more steps would find, fewer find sooner.
     run(&script[..script.len().min(64)]);
 });
 
-/// As Rust's own `main` does, which a fuzzer has not: what is spliced into a broken connection is an error and not the end.
-fn ignore_sigpipe() {
-    // SAFETY: no handler is installed, and no other thread runs yet.
-    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
+/// What is spliced into a broken connection is an error and not the end: Rust's own `main` ignores the signal, a fuzzer's does not.
+/// Threads have it blocked as whoever starts them.
+fn block_sigpipe() {
+    SigSet::from(Signal::SIGPIPE).thread_block().expect("a signal can be blocked");
 }
 
 struct Plane {
