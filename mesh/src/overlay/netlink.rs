@@ -281,16 +281,14 @@ impl Netlink {
     }
 
     /// Adds these, or replaces what stands in their place. They are sent without waiting for one another's answers, and worked off
-    /// in their order. Tells how many requests that took.
-    pub(super) async fn add(&self, vxlan: u32, entries: &[Entry]) -> io::Result<usize> {
+    /// in their order.
+    pub(super) async fn add(&self, vxlan: u32, entries: &[Entry]) -> io::Result<()> {
         let requests: Vec<_> = entries.iter().map(|entry| self.add_one(vxlan, *entry)).collect();
         let mut requests = futures_util::stream::iter(requests).buffered(AT_ONCE);
-        let mut count = 0;
         while let Some(done) = requests.next().await {
             done?;
-            count += 1;
         }
-        Ok(count)
+        Ok(())
     }
 
     async fn add_one(&self, vxlan: u32, entry: Entry) -> io::Result<()> {
@@ -312,7 +310,7 @@ impl Netlink {
     }
 
     /// Removes these; those that are gone already are no error.
-    pub(super) async fn remove(&self, vxlan: u32, entries: &[Entry]) -> io::Result<usize> {
+    pub(super) async fn remove(&self, vxlan: u32, entries: &[Entry]) -> io::Result<()> {
         for entry in entries {
             let removed = match *entry {
                 Entry::Forward { mac, to } => {
@@ -335,7 +333,7 @@ impl Netlink {
             };
             or_gone(removed).map_err(|e| failed(&format!("remove {entry}"), &e))?;
         }
-        Ok(entries.len())
+        Ok(())
     }
 }
 

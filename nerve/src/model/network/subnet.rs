@@ -56,7 +56,7 @@ impl From<Mac> for String {
     }
 }
 
-/// Says which node holds a subnet. Leased: it dies with the agent that wrote it; written by compare-and-swap only.
+/// Says which node holds a subnet. Leased, for longer than an agent takes to be restarted; written by compare-and-swap only.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Subnet {
     /// The node.
