@@ -2,6 +2,7 @@
 //!
 //! Rules go in as text: one file is one transaction, and there is no maintained crate that speaks nf_tables without C libraries.
 
+use std::fmt;
 use std::io;
 use std::process::{Output, Stdio};
 use std::time::Duration;
@@ -37,15 +38,87 @@ pub(crate) enum Error {
     },
 }
 
-/// A table of the family `inet` as nft prints it, without what it has counted; `None` where there is none.
-pub(crate) async fn list(table: &str) -> Result<Option<String>, Error> {
-    let output = run(&["--stateless", "--numeric", "list", "table", "inet", table], "").await?;
-    if output.status.success() {
-        return Ok(Some(String::from_utf8_lossy(&output.stdout).into_owned()));
+/// A table of ours.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Table {
+    /// Whose packets: `inet`, `netdev`.
+    pub(crate) family: &'static str,
+    pub(crate) name: &'static str,
+}
+
+impl fmt::Display for Table {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.family, self.name)
     }
-    match refused("list its table", &output) {
-        Error::Refused { said, .. } if said.contains("No such file or directory") => Ok(None),
-        error => Err(error),
+}
+
+impl Table {
+    /// The text that takes it away, whether it is there or not.
+    pub(crate) fn removal(self) -> String {
+        format!("table {self}\ndelete table {self}\n")
+    }
+
+    /// As nft prints it, without what it has counted; `None` where there is none.
+    pub(crate) async fn list(self) -> Result<Option<String>, Error> {
+        let arguments = ["--stateless", "--numeric", "list", "table", self.family, self.name];
+        let output = run(&arguments, "").await?;
+        if output.status.success() {
+            return Ok(Some(String::from_utf8_lossy(&output.stdout).into_owned()));
+        }
+        match refused("list its table", &output) {
+            Error::Refused { said, .. } if said.contains("No such file or directory") => Ok(None),
+            error => Err(error),
+        }
+    }
+
+    /// Takes it away, if it is there.
+    pub(crate) async fn remove(self) -> Result<(), Error> {
+        if self.list().await?.is_some() {
+            apply(&self.removal()).await?;
+        }
+        Ok(())
+    }
+}
+
+/// Tables that are kept as they were set.
+#[derive(Debug)]
+pub(crate) struct Kept<const N: usize> {
+    tables: [Table; N],
+    /// The text as it was applied, and the tables as they were listed then.
+    set: Option<(String, [Option<String>; N])>,
+}
+
+impl<const N: usize> Kept<N> {
+    /// Nothing is known yet of what these hold.
+    pub(crate) fn new(tables: [Table; N]) -> Self {
+        Self { tables, set: None }
+    }
+
+    /// Was something set?
+    pub(crate) fn is_set(&self) -> bool {
+        self.set.is_some()
+    }
+
+    /// Makes the tables hold this text, which replaces them. Tells whether it did already and somebody has changed them since.
+    pub(crate) async fn ensure(&mut self, text: String) -> Result<bool, Error> {
+        let was_set = self.set.as_ref().is_some_and(|(set, _)| *set == text);
+        if was_set {
+            let there = self.listed().await?;
+            if self.set.as_ref().is_some_and(|(_, listed)| *listed == there) {
+                return Ok(false);
+            }
+        }
+        apply(&text).await?;
+        self.set = Some((text, self.listed().await?));
+        Ok(was_set)
+    }
+
+    async fn listed(&self) -> Result<[Option<String>; N], Error> {
+        let mut listed = [const { None }; N];
+        for (table, listed) in self.tables.iter().zip(&mut listed) {
+            *listed = table.list().await?;
+        }
+        Ok(listed)
     }
 }
 
@@ -53,19 +126,6 @@ pub(crate) async fn list(table: &str) -> Result<Option<String>, Error> {
 pub(crate) async fn apply(ruleset: &str) -> Result<(), Error> {
     let output = run(&["--file", "-"], ruleset).await?;
     if output.status.success() { Ok(()) } else { Err(refused("set the rules", &output)) }
-}
-
-/// Takes a table away, if it is there.
-pub(crate) async fn remove(table: &str) -> Result<(), Error> {
-    if list(table).await?.is_some() {
-        apply(&removal(table)).await?;
-    }
-    Ok(())
-}
-
-/// The text that takes a table away, whether it is there or not.
-pub(crate) fn removal(table: &str) -> String {
-    format!("table inet {table}\ndelete table inet {table}\n")
 }
 
 fn refused(what: &'static str, output: &Output) -> Error {

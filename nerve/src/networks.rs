@@ -410,8 +410,8 @@ mod tests {
         for slot in 0..13 {
             // Of the first one, nothing is attached.
             let node = NodeName::new(&format!("n{slot:02}")).unwrap();
-            let (address, unknown) = ("192.0.2.1".parse().unwrap(), Default::default());
-            let subnet = Subnet { node, address, mac: Mac([2, 0, 0, 0, 0, 1]), in_use: slot > 0, unknown };
+            let held = Subnet::new(node, "192.0.2.1".parse().unwrap(), Mac([2, 0, 0, 0, 0, 1]));
+            let subnet = Subnet { in_use: slot > 0, ..held };
             subnets::claim(&store, &session, &blue, Slot(slot), &subnet).await.unwrap();
         }
         let error = remove(&store, &blue, false).await.unwrap_err().to_string();

@@ -20,6 +20,7 @@ mod network;
 mod outage;
 mod outliers;
 mod overlay;
+mod overlay_clients;
 mod reload;
 mod settings;
 mod transparent;

@@ -9,11 +9,11 @@ use plexus_tests::{Cluster, Namespace, Node, Process, backend_program, eventuall
 use crate::INSTANCE;
 
 /// Shorter than the tick with which everything is compared.
-const SOON: Duration = Duration::from_secs(10);
+pub(crate) const SOON: Duration = Duration::from_secs(10);
 const CONFIGURATION: &str =
     "[overlay]\nenabled = true\ndefault = [\"10.42.0.0/16\", \"fd00:42::/48\"]\nlease = \"1m\"\n";
 
-fn cluster(nodes: usize) -> Cluster {
+pub(crate) fn cluster(nodes: usize) -> Cluster {
     let cluster = Cluster::of(nodes).settings(|settings| settings.more = CONFIGURATION.to_owned()).start();
     for node in cluster.all() {
         wait_peers(node, "default", nodes - 1);
@@ -29,14 +29,14 @@ fn wait_peers(node: &Node, network: &str, count: usize) {
 }
 
 /// Something in a network namespace of its own, on a network.
-struct Container {
-    namespace: Namespace,
-    addresses: Vec<IpAddr>,
+pub(crate) struct Container {
+    pub(crate) namespace: Namespace,
+    pub(crate) addresses: Vec<IpAddr>,
 }
 
 impl Container {
     #[track_caller]
-    fn on(node: &Node, name: &str, network: &str) -> Self {
+    pub(crate) fn on(node: &Node, name: &str, network: &str) -> Self {
         let name = format!("{}-{name}", node.namespace().name());
         let namespace = Namespace::add(name, node.address());
         let attached = node.plexus_json(["attach", namespace.name(), "--network", network]);
@@ -45,11 +45,11 @@ impl Container {
         Self { addresses: addresses.collect(), namespace }
     }
 
-    fn v4(&self) -> IpAddr {
+    pub(crate) fn v4(&self) -> IpAddr {
         self.addresses[0]
     }
 
-    fn reaches(&self, other: IpAddr) -> bool {
+    pub(crate) fn reaches(&self, other: IpAddr) -> bool {
         self.sends(other, "56")
     }
 
@@ -59,7 +59,7 @@ impl Container {
     }
 
     /// An HTTP server of an instance, on all of its addresses.
-    fn serve(&self, cluster: &Cluster, node: &str) -> Process {
+    pub(crate) fn serve(&self, cluster: &Cluster, node: &str) -> Process {
         let mut command = self.namespace.command(backend_program());
         let name = self.namespace.name();
         command.args([&format!("[::]:{INSTANCE}"), "web", name, node]);
@@ -265,6 +265,6 @@ fn networks_reach_each_other_only_where_one_says_so() {
     let second = ["attach", both.namespace.name(), "--network", "blue", "--interface", "eth1"];
     let _ = a.plexus(second).ok();
     for to in [&default[1], &blue[0], &blue[1]] {
-        assert!(both.reaches(to.v4()), "{}", to.v4());
+        let _ = eventually!(SOON, both.reaches(to.v4()), |reaches| *reaches);
     }
 }

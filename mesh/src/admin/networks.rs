@@ -35,6 +35,8 @@ pub(super) async fn inspect(State(handles): Shared, Path(name): Path<String>) ->
         node: held.node.clone(),
         address: held.address,
         mac: held.mac,
+        in_use: held.in_use,
+        returns: held.returns,
         unconfirmed: view.subnets.is_unconfirmed(slot),
     });
     let subnets = subnets.collect();

@@ -84,6 +84,12 @@ pub struct SubnetInfo {
     pub address: IpAddr,
     /// The address of its VXLAN device.
     pub mac: Mac,
+    /// Containers of it are attached.
+    #[serde(default)]
+    pub in_use: bool,
+    /// Its containers can be shown the addresses of clients that other nodes balance.
+    #[serde(default)]
+    pub returns: bool,
     /// The store no longer confirms it.
     #[serde(default)]
     pub unconfirmed: bool,

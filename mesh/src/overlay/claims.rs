@@ -18,7 +18,9 @@ use synapse::catalog::{Catalog, NetworkView};
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior};
 
-use super::{Config, Handle, Held, Metrics, Problems, plan};
+use super::keeper::Returning;
+use super::names::mac;
+use super::{Config, Handle, Held, Metrics, Problems};
 
 /// The pause after the store failed.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -36,7 +38,7 @@ pub(super) fn start(
     config: &Arc<Config>,
     catalog: &Catalog,
     store: &Arc<dyn Store>,
-    (tell, tell_leased): (watch::Sender<Held>, watch::Sender<bool>),
+    channels: Channels,
     handle: &Handle,
     metrics: &Metrics,
     tasks: &Tasks,
@@ -44,7 +46,6 @@ pub(super) fn start(
     let Some(attachments) = &handle.attachments else { return };
     let used = attachments.used();
     let (config, catalog, store) = (Arc::clone(config), catalog.clone(), Arc::clone(store));
-    let (tell, tell_leased) = (Arc::new(tell), Arc::new(tell_leased));
     let (handle, metrics) = (handle.clone(), metrics.clone());
     tasks.spawn_until_stopped("overlay claims", move || {
         let claims = Claims {
@@ -52,8 +53,7 @@ pub(super) fn start(
             config: Arc::clone(&config),
             catalog: catalog.clone(),
             store: Arc::clone(&store),
-            tell: Arc::clone(&tell),
-            tell_leased: Arc::clone(&tell_leased),
+            channels: channels.clone(),
             handle: handle.clone(),
             metrics: metrics.clone(),
             used: used.clone(),
@@ -63,13 +63,20 @@ pub(super) fn start(
     });
 }
 
+/// What it is told, and where it tells what this node holds. Clones are the same.
+#[derive(Debug, Clone)]
+pub(super) struct Channels {
+    pub(super) held: Arc<watch::Sender<Held>>,
+    /// May addresses be given?
+    pub(super) leased: Arc<watch::Sender<bool>>,
+    pub(super) returning: watch::Receiver<Option<Returning>>,
+}
+
 struct Claims {
     config: Arc<Config>,
     catalog: Catalog,
     store: Arc<dyn Store>,
-    tell: Arc<watch::Sender<Held>>,
-    /// May addresses be given?
-    tell_leased: Arc<watch::Sender<bool>>,
+    channels: Channels,
     handle: Handle,
     metrics: Metrics,
     preferred: Preferred,
@@ -93,12 +100,12 @@ impl Claims {
                     continue;
                 }
             };
-            self.tell_leased.send_replace(true);
+            self.channels.leased.send_replace(true);
             let lost = tokio::select! {
                 lost = session.lost() => lost,
                 () = self.serve(&session) => continue,
             };
-            self.tell_leased.send_replace(false);
+            self.channels.leased.send_replace(false);
             self.metrics.leases_lost.inc();
             tracing::warn!(reason = %lost, "the lease of this node's subnets has ended; they are claimed again");
         }
@@ -108,7 +115,7 @@ impl Claims {
     fn recall(&mut self) {
         let views = self.catalog.networks();
         let held = views.iter().filter_map(|view| Some((view.name.clone(), self.recorded(view)?)));
-        self.tell.send_replace(held.collect());
+        self.channels.held.send_replace(held.collect());
     }
 
     /// Keeps a claim on each network under this session; ends with the catalog only.
@@ -118,7 +125,7 @@ impl Claims {
         let mut due: BTreeSet<NetworkName> = self.names();
         let mut tick = tokio::time::interval_at(Instant::now() + TICK, TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut used = self.used.clone();
+        let (mut used, mut returning) = (self.used.clone(), self.channels.returning.clone());
         let mut lacks_default = !self.config.default.is_empty();
         loop {
             lacks_default = lacks_default && !self.make_default().await;
@@ -129,6 +136,7 @@ impl Claims {
                     (change.record || is_ours).then_some(name)
                 })),
                 Ok(()) = used.changed() => due = self.names(),
+                Ok(()) = returning.changed() => due = self.names(),
                 _ = tick.tick() => due = self.names(),
                 () = tokio::time::sleep(PAUSE), if pause => {}
             }
@@ -160,7 +168,11 @@ impl Claims {
 
     fn names(&self) -> BTreeSet<NetworkName> {
         let known = self.catalog.networks();
-        known.iter().map(|view| view.name.clone()).chain(self.tell.borrow().keys().cloned()).collect()
+        known
+            .iter()
+            .map(|view| view.name.clone())
+            .chain(self.channels.held.borrow().keys().cloned())
+            .collect()
     }
 
     /// Looks at the networks that are due; those for which the store failed stay due. Tells whether there are any.
@@ -205,7 +217,7 @@ impl Claims {
     }
 
     fn is_ours(&self, view: &NetworkView, slot: Slot) -> bool {
-        view.subnets.get(slot).is_some_and(|subnet| *subnet == self.record(&view.name))
+        view.subnets.get(slot).is_some_and(|subnet| *subnet == self.record(view, slot))
     }
 
     /// The subnet that this node has as far as the catalog knows.
@@ -215,16 +227,18 @@ impl Claims {
     }
 
     /// What this node says of itself.
-    fn record(&self, network: &NetworkName) -> Subnet {
-        let in_use = self.used.borrow().contains(network);
+    fn record(&self, view: &NetworkView, slot: Slot) -> Subnet {
+        let in_use = self.used.borrow().contains(&view.name);
         let Config { node, address, .. } = &*self.config;
-        Subnet {
-            node: node.clone(),
-            address: *address,
-            mac: plan::mac(network, node),
-            in_use,
-            unknown: BTreeMap::new(),
-        }
+        let (returns, own) = match &*self.channels.returning.borrow() {
+            Some(Returning { networks, own }) => (networks.contains(&view.name), own.clone()),
+            // Until it is known, what was true before the agent was restarted is.
+            None => {
+                let recorded = view.subnets.get(slot).filter(|subnet| subnet.node == *node);
+                recorded.map(|subnet| (subnet.returns, subnet.own.clone())).unwrap_or_default()
+            }
+        };
+        Subnet { in_use, returns, own, ..Subnet::new(node.clone(), *address, mac(slot)) }
     }
 
     /// Claims one; `None`: all are taken.
@@ -243,7 +257,7 @@ impl Claims {
             let choice =
                 subnets::choose(node, name, view.network.slots(), |slot| taken.contains(&slot), preferred);
             let Some(slot) = choice else { return Ok(None) };
-            match subnets::claim(&*self.store, session, name, slot, &self.record(name)).await? {
+            match subnets::claim(&*self.store, session, name, slot, &self.record(view, slot)).await? {
                 Claimed::Done => {
                     self.metrics.claims.with_label_values(&["done"]).inc();
                     return Ok(Some(slot));
@@ -259,7 +273,7 @@ impl Claims {
 
     fn hold(&mut self, view: &NetworkView, slot: Slot) {
         let name = &view.name;
-        let before = self.tell.borrow().get(name).copied();
+        let before = self.channels.held.borrow().get(name).copied();
         if before == Some(slot) {
             return;
         }
@@ -275,10 +289,10 @@ impl Claims {
                  attached again"
             ),
         }
-        self.tell.send_modify(|held| {
+        self.channels.held.send_modify(|held| {
             held.insert(name.clone(), slot);
         });
-        self.preferred.set(&self.tell.borrow());
+        self.preferred.set(&self.channels.held.borrow());
     }
 
     /// The network is no more: one that is made under its name later is another one.
@@ -289,9 +303,9 @@ impl Claims {
             tracing::debug!(network = %name, %error, "a subnet is not given back; it ends with its lease");
         }
         self.note(name, None);
-        if self.tell.send_if_modified(|held| held.remove(name).is_some()) {
+        if self.channels.held.send_if_modified(|held| held.remove(name).is_some()) {
             tracing::info!(network = %name, "the network is no more");
-            self.preferred.set(&self.tell.borrow());
+            self.preferred.set(&self.channels.held.borrow());
         }
     }
 

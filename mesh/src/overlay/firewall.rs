@@ -5,11 +5,11 @@ use std::fmt::Write as _;
 
 use nerve::model::{Prefix, Vni};
 
-use super::plan::{bridge, vxlan};
-use crate::nft::removal;
+use super::names::{bridge, vxlan};
+use crate::nft::Table;
 
-/// Our table, in the family `inet`. Nothing outside of it is ours.
-pub(super) const TABLE: &str = "plexus-overlay";
+/// Our table. Nothing outside of it is ours.
+pub(super) const TABLE: Table = Table { family: "inet", name: "plexus-overlay" };
 
 /// A network as the packet filter knows it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -22,14 +22,14 @@ pub(super) struct Zone {
 
 /// The text that replaces our table, whether it is there or not, in one transaction; without networks there is none.
 pub(super) fn ruleset(zones: &BTreeSet<Zone>) -> String {
-    let mut text = removal(TABLE);
+    let mut text = TABLE.removal();
     if zones.is_empty() {
         return text;
     }
     // Of a concatenation that is not in the set, it is nobody's wish that it pass. Writing to a string does not fail.
     let _ = write!(
         text,
-        "table inet {TABLE} {{\n\
+        "table {TABLE} {{\n\
          {ranges}  \
            set passing {{\n    \
              type ifname . ifname\n    \
@@ -156,6 +156,6 @@ mod tests {
 
     #[test]
     fn without_networks_the_table_goes() {
-        assert_eq!(ruleset(&BTreeSet::new()), removal(TABLE));
+        assert_eq!(ruleset(&BTreeSet::new()), TABLE.removal());
     }
 }

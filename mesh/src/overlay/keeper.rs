@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,8 +17,8 @@ use tokio::time::{Instant, MissedTickBehavior};
 
 use super::firewall::{self, Zone, ruleset};
 use super::netlink::{Indexes, Netlink};
-use super::plan::{self, Entry, Links, difference};
-use super::{Config, Handle, Held, Metrics, Problems, sysctl};
+use super::plan::{Entry, Links, difference};
+use super::{Config, Handle, Held, Metrics, Problems, names, returns, sysctl};
 use crate::nft;
 
 /// How often it is looked whether everything is there, whatever the kernel told.
@@ -26,6 +27,8 @@ const TICK: Duration = Duration::from_secs(30);
 const PAUSE: Duration = Duration::from_secs(2);
 /// Events that come within this are one.
 const SETTLE: Duration = Duration::from_millis(100);
+/// Others are told so many addresses of this host.
+const MOST_ADDRESSES: usize = 64;
 /// Of a link whose MTU is not known.
 const USUAL_MTU: u32 = 1500;
 
@@ -34,12 +37,11 @@ pub(super) fn start(
     config: &Arc<Config>,
     catalog: &Catalog,
     held: watch::Receiver<Held>,
-    tell: watch::Sender<Ready>,
+    tell: Tell,
     handle: &Handle,
     metrics: &Metrics,
     tasks: &Tasks,
 ) {
-    let tell = Arc::new(tell);
     let (config, catalog) = (Arc::clone(config), catalog.clone());
     let (handle, metrics) = (handle.clone(), metrics.clone());
     tasks.spawn_until_stopped("overlay", move || {
@@ -50,8 +52,9 @@ pub(super) fn start(
             handle: handle.clone(),
             metrics: metrics.clone(),
             here: BTreeMap::new(),
-            filter: None,
-            tell: Arc::clone(&tell),
+            filter: nft::Kept::new([firewall::TABLE]),
+            returns: nft::Kept::new([returns::INSIDE, returns::OUTSIDE]),
+            tell: tell.clone(),
         };
         keeper.run()
     });
@@ -59,6 +62,23 @@ pub(super) fn start(
 
 /// The networks that containers here can be attached to.
 pub(super) type Ready = BTreeMap<NetworkName, Place>;
+
+/// Where it is told how the kernel stands. Clones are the same.
+#[derive(Debug, Clone)]
+pub(super) struct Tell {
+    pub(super) ready: Arc<watch::Sender<Ready>>,
+    /// `None`: not known yet.
+    pub(super) returning: Arc<watch::Sender<Option<Returning>>>,
+}
+
+/// What other nodes may know of the answers of containers here.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(super) struct Returning {
+    /// The networks in which clients elsewhere are answered by the node that they came by.
+    pub(super) networks: BTreeSet<NetworkName>,
+    /// This node's addresses: clients that have one are answered here.
+    pub(super) own: BTreeSet<IpAddr>,
+}
 
 /// What a container is attached to.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -75,9 +95,9 @@ struct Keeper {
     handle: Handle,
     metrics: Metrics,
     here: BTreeMap<NetworkName, Here>,
-    /// The packet filter's text as it was set, and as it was listed then.
-    filter: Option<(String, String)>,
-    tell: Arc<watch::Sender<Ready>>,
+    filter: nft::Kept<1>,
+    returns: nft::Kept<2>,
+    tell: Tell,
 }
 
 /// A network on this node.
@@ -207,20 +227,25 @@ impl Keeper {
         netlink
             .watch(self.here.values().flat_map(|here| [here.indexes.bridge, here.indexes.vxlan]).collect());
         let ready: Ready = self.here.iter().map(|(name, here)| (name.clone(), here.place())).collect();
-        self.tell.send_if_modified(|known| {
-            let is_new = *known != ready;
-            *known = ready;
-            is_new
-        });
+        send_if_new(&self.tell.ready, ready);
         self.metrics.networks.set(i64::try_from(self.here.len()).unwrap_or(i64::MAX));
+        let is_well = problems.is_empty();
+        let returning = self.lead_back(netlink).await.unwrap_or_else(|error| {
+            // Containers lack nothing by it but their clients' addresses, and a kernel does not learn it by being asked often.
+            problems.push(format!(
+                "containers here are not shown clients' own addresses by other nodes: {error}"
+            ));
+            Returning::default()
+        });
+        send_if_new(&self.tell.returning, Some(returning));
         self.note(&problems);
-        problems.is_empty()
+        is_well
     }
 
     async fn ensure(&self, netlink: &Netlink, view: &NetworkView, slot: Slot) -> io::Result<Here> {
-        let Config { node, address, port, .. } = &*self.config;
+        let Config { address, port, .. } = &*self.config;
         let underlay = netlink.mtu_of(*address).await?.unwrap_or(USUAL_MTU);
-        let links = Links::new(&view.network, slot, (*address, *port), plan::mac(&view.name, node), underlay)
+        let links = Links::new(&view.network, slot, (*address, *port), underlay)
             .ok_or_else(|| io::Error::other(format!("it has no subnet {slot}")))?;
         let was = self.here.get(&view.name).filter(|here| here.links == links);
         let indexes = netlink.ensure_links(&links).await?;
@@ -232,11 +257,12 @@ impl Keeper {
             .map(|(slot, peer)| (slot, links.entries(&view.network, slot, &peer)))
             .filter(|(_, entries)| !entries.is_empty())
             .collect();
-        let wanted: BTreeSet<Entry> = peers.values().flatten().copied().collect();
+        sysctl::accept_any_source(&links.vxlan())?;
+        let wanted: BTreeSet<Entry> = peers.values().flatten().copied().chain(links.own_entries()).collect();
         let there = netlink.entries(indexes.vxlan).await?;
         apply(netlink, &self.metrics, indexes.vxlan, &wanted, &there).await?;
         if let Some(was) = was {
-            let was_set = was.peers.values().flatten();
+            let was_set = was.peers.values().flatten().copied().chain(was.links.own_entries());
             let lost = was_set.filter(|entry| wanted.contains(entry) && !there.contains(entry)).count();
             if was.indexes != indexes || lost > 0 {
                 self.metrics.repairs.inc();
@@ -258,7 +284,7 @@ impl Keeper {
             return Ok(());
         }
         let names: BTreeSet<String> =
-            wanted.iter().flat_map(|vni| [plan::bridge(*vni), plan::vxlan(*vni)]).collect();
+            wanted.iter().flat_map(|vni| [names::bridge(*vni), names::vxlan(*vni)]).collect();
         for (name, link) in netlink.links().await? {
             if !names.contains(&name) {
                 netlink.remove_link(link.index).await?;
@@ -270,7 +296,7 @@ impl Keeper {
 
     /// Lets packets pass, and only those that may.
     async fn allow(&mut self) -> io::Result<()> {
-        if self.here.is_empty() && self.filter.is_none() {
+        if self.here.is_empty() && !self.filter.is_set() {
             return Ok(());
         }
         let ranges = || self.here.values().flat_map(|here| &here.network.pools);
@@ -278,23 +304,44 @@ impl Keeper {
             ranges().any(|pool| pool.cidr().is_ipv4()),
             ranges().any(|pool| !pool.cidr().is_ipv4()),
         )?;
-        let text = ruleset(&self.zones());
-        let there = nft::list(firewall::TABLE).await.map_err(io::Error::other)?;
-        let is_there =
-            self.filter.as_ref().is_some_and(|(set, listed)| *set == text && there.as_ref() == Some(listed));
-        if is_there {
-            return Ok(());
-        }
-        nft::apply(&text).await.map_err(io::Error::other)?;
-        let listed = nft::list(firewall::TABLE).await.map_err(io::Error::other)?;
-        if self.filter.as_ref().is_some_and(|(set, _)| *set == text) {
-            self.metrics.repairs.inc();
-            tracing::warn!(
-                "packet filter rules of overlay networks were changed by somebody else; they are put back"
+        if self.filter.ensure(ruleset(&self.zones())).await.map_err(io::Error::other)? {
+            self.put_back(
+                "packet filter rules of overlay networks were changed by somebody else; they are put back",
             );
         }
-        self.filter = listed.map(|listed| (text, listed));
         Ok(())
+    }
+
+    /// Makes answers to clients elsewhere go back by the node that they came by. Tells what others may know of it.
+    async fn lead_back(&mut self, netlink: &Netlink) -> io::Result<Returning> {
+        let networks = self.here.iter().filter(|(_, here)| returns::is_possible(&here.network));
+        let names: BTreeSet<NetworkName> = networks.clone().map(|(name, _)| name.clone()).collect();
+        if names.is_empty() && !self.returns.is_set() {
+            return Ok(Returning::default());
+        }
+        let mut own = netlink.own_addresses().await?;
+        own.remove(&self.config.address);
+        if own.len() > MOST_ADDRESSES {
+            return Err(io::Error::other(format!("the host has more than {MOST_ADDRESSES} addresses")));
+        }
+        let vnis = networks.clone().map(|(_, here)| here.links.vni).collect();
+        let of_families = |here: &Here| {
+            let families: BTreeSet<bool> = here.links.subnets.iter().map(Prefix::is_ipv4).collect();
+            families.into_iter().map(|v4| (here.links.vni, v4)).collect::<Vec<_>>()
+        };
+        let rules = networks.flat_map(|(_, here)| of_families(here)).collect();
+        let was_set = self.returns.is_set();
+        let lacking = netlink.ensure_rules(&rules).await?;
+        let changed = self.returns.ensure(returns::ruleset(&vnis)).await.map_err(io::Error::other)?;
+        if changed || was_set && lacking > 0 {
+            self.put_back("rules that lead answers back to clients elsewhere were changed by somebody else; they are put back");
+        }
+        Ok(Returning { networks: names, own })
+    }
+
+    fn put_back(&self, what: &str) {
+        self.metrics.repairs.inc();
+        tracing::warn!("{what}");
     }
 
     fn zones(&self) -> BTreeSet<Zone> {
@@ -327,6 +374,14 @@ async fn apply(
     metrics.entries.with_label_values(&["set"]).inc_by(add.len() as u64);
     metrics.entries.with_label_values(&["removed"]).inc_by(remove.len() as u64);
     Ok(())
+}
+
+fn send_if_new<T: PartialEq>(to: &watch::Sender<T>, value: T) {
+    to.send_if_modified(|known| {
+        let is_new = *known != value;
+        *known = value;
+        is_new
+    });
 }
 
 fn count_peers(metrics: &Metrics, name: &NetworkName, here: &Here) {

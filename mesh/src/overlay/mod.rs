@@ -8,14 +8,19 @@
 //! While the store is out of reach nothing is taken away: what the kernel has goes on passing packets. Without `CAP_NET_ADMIN`
 //! networks are not for this node, that is said, and the rest of the agent does not notice.
 
+mod addresses;
 mod attach;
 mod claims;
 mod firewall;
 mod keeper;
 mod ledger;
+mod messages;
 mod metrics;
+mod names;
 mod netlink;
 mod plan;
+mod returns;
+mod rules;
 mod sysctl;
 mod veth;
 
@@ -85,13 +90,17 @@ pub fn start(
     let Some(config) = config else { return Ok(Handle::default()) };
     let ((tell_held, held), (tell_leased, leased)) = (watch::channel(Held::new()), watch::channel(false));
     let (tell_ready, ready) = watch::channel(keeper::Ready::new());
+    let (tell_returning, returning) = watch::channel(None);
     let (attachments, unread) = Attachments::start(&config.state_dir, catalog, ready, leased, tasks)
         .map_err(std::io::Error::other)?;
     unread.iter().for_each(|problem| tracing::error!("{problem}"));
     let handle = Handle { problems: Arc::default(), attachments: Some(attachments) };
     let config = Arc::new(config);
-    claims::start(&config, catalog, store, (tell_held, tell_leased), &handle, metrics, tasks);
-    keeper::start(&config, catalog, held, tell_ready, &handle, metrics, tasks);
+    let (tell_held, tell_leased) = (Arc::new(tell_held), Arc::new(tell_leased));
+    let channels = claims::Channels { held: tell_held, leased: tell_leased, returning };
+    claims::start(&config, catalog, store, channels, &handle, metrics, tasks);
+    let tell = keeper::Tell { ready: Arc::new(tell_ready), returning: Arc::new(tell_returning) };
+    keeper::start(&config, catalog, held, tell, &handle, metrics, tasks);
     Ok(handle)
 }
 

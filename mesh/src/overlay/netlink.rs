@@ -12,33 +12,35 @@ use std::pin::Pin;
 use futures_util::{Stream, StreamExt, TryStreamExt};
 use nerve::model::{Mac, Prefix, Vni};
 use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
-use rtnetlink::packet_route::address::AddressAttribute;
 use rtnetlink::packet_route::link::{
     InfoData, InfoKind, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
 };
 use rtnetlink::packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
 };
-use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteProtocol};
+use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage};
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 use rtnetlink::sys::AsyncSocket as _;
 use rtnetlink::{
     Handle, LinkBridge, LinkUnspec, LinkVxlan, MulticastGroup, RouteMessageBuilder, new_multicast_connection,
 };
 
+use super::messages::{OURS, is_our_rule, local_address, own_address};
 use super::plan::{Entry, Links};
 
-/// Marks our routes (`ip route show proto 82`); nothing in iproute2's `rt_protos` has it.
-const OURS: RouteProtocol = RouteProtocol::Other(82);
 /// What may take something of ours away.
-const GROUPS: [MulticastGroup; 6] = [
+const GROUPS: [MulticastGroup; 8] = [
     MulticastGroup::Link,
     MulticastGroup::Neigh,
     MulticastGroup::Ipv4Ifaddr,
     MulticastGroup::Ipv6Ifaddr,
     MulticastGroup::Ipv4Route,
     MulticastGroup::Ipv6Route,
+    MulticastGroup::Ipv4Rule,
+    MulticastGroup::Ipv6Rule,
 ];
+/// The routing table that every host has (`RT_TABLE_MAIN` of the kernel).
+const MAIN: u32 = 254;
 /// Of every bridge: what it looks for containers from. The kernel would give it one a second or two after the first container.
 const LINK_LOCAL: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
 /// Requests that are under way at once; the kernel answers one after the other.
@@ -51,7 +53,7 @@ pub(super) struct Netlink {
     pub(super) handle: Handle,
     events: Events,
     /// Links of ours.
-    watched: BTreeSet<u32>,
+    pub(super) watched: BTreeSet<u32>,
 }
 
 /// A link as the kernel has it.
@@ -113,7 +115,13 @@ impl Netlink {
                 RouteNetlinkMessage::DelAddress(address) if self.watched.contains(&address.header.index) => {
                     return true;
                 }
+                RouteNetlinkMessage::NewAddress(address) | RouteNetlinkMessage::DelAddress(address)
+                    if !self.watched.contains(&address.header.index) && own_address(&address).is_some() =>
+                {
+                    return true;
+                }
                 RouteNetlinkMessage::DelRoute(route) if route.header.protocol == OURS => return true,
+                RouteNetlinkMessage::DelRule(rule) if is_our_rule(&rule) => return true,
                 _ => {}
             }
         }
@@ -162,7 +170,11 @@ impl Netlink {
                 self.add_link(&bridge, message).await?
             }
         };
-        self.ensure_addresses(bridge_index, &bridge, wanted).await?;
+        let mut addresses: BTreeSet<(IpAddr, u8)> = wanted.gateways().collect();
+        if wanted.subnets.iter().any(|subnet| !subnet.is_ipv4()) {
+            addresses.insert((IpAddr::V6(LINK_LOCAL), 64));
+        }
+        self.ensure_addresses(bridge_index, &bridge, addresses).await?;
         let kind = LinkKind::Vxlan {
             vni: wanted.vni.get(),
             port: wanted.port,
@@ -181,6 +193,10 @@ impl Netlink {
             Some(_) => return Err(taken(&vxlan)),
             None => self.add_link(&vxlan, vxlan_message(&vxlan, wanted)).await?,
         };
+        // A link without an address cannot let in what comes from elsewhere, where all links check sources.
+        let own =
+            wanted.gateways().filter(|(gateway, _)| gateway.is_ipv4()).map(|(gateway, _)| (gateway, 32));
+        self.ensure_addresses(vxlan_index, &vxlan, own.collect()).await?;
         Ok(Indexes { bridge: bridge_index, vxlan: vxlan_index })
     }
 
@@ -215,11 +231,13 @@ impl Netlink {
         or_gone(removed).map_err(|e| failed("remove a link", &e))
     }
 
-    async fn ensure_addresses(&self, index: u32, bridge: &str, wanted: &Links) -> io::Result<()> {
-        let mut lacking: BTreeSet<(IpAddr, u8)> = wanted.gateways().collect();
-        if wanted.subnets.iter().any(|subnet| !subnet.is_ipv4()) {
-            lacking.insert((IpAddr::V6(LINK_LOCAL), 64));
-        }
+    /// Gives a link these addresses, and takes all others but IPv6's own of the link.
+    async fn ensure_addresses(
+        &self,
+        index: u32,
+        link: &str,
+        mut lacking: BTreeSet<(IpAddr, u8)>,
+    ) -> io::Result<()> {
         let mut obsolete = Vec::new();
         let mut listed = self.handle.address().get().set_link_index_filter(index).execute();
         while let Some(message) = listed.try_next().await.map_err(|e| failed("list addresses", &e))? {
@@ -231,7 +249,7 @@ impl Netlink {
         }
         for message in obsolete {
             or_gone(self.handle.address().del(message).execute().await)
-                .map_err(|e| failed(&format!("take an address from {bridge}"), &e))?;
+                .map_err(|e| failed(&format!("take an address from {link}"), &e))?;
         }
         for (address, length) in lacking {
             let mut request = self.handle.address().add(index, address, length);
@@ -240,7 +258,7 @@ impl Netlink {
                 request.message_mut().header.flags |=
                     rtnetlink::packet_route::address::AddressHeaderFlags::Nodad;
             }
-            request.execute().await.map_err(|e| failed(&format!("give {address} to {bridge}"), &e))?;
+            request.execute().await.map_err(|e| failed(&format!("give {address} to {link}"), &e))?;
         }
         Ok(())
     }
@@ -301,7 +319,7 @@ impl Netlink {
                 let request = self.handle.neighbours().add(vxlan, gateway).link_layer_address(&mac.0);
                 request.replace().execute().await
             }
-            Entry::Route { .. } => {
+            Entry::Route { .. } | Entry::Return { .. } => {
                 let request = self.handle.route().add(route_message(vxlan, entry));
                 request.replace().execute().await
             }
@@ -329,7 +347,9 @@ impl Netlink {
                     message.attributes.push(NeighbourAttribute::Destination(neighbour_address(gateway)));
                     self.handle.neighbours().del(message).execute().await
                 }
-                Entry::Route { .. } => self.handle.route().del(route_message(vxlan, *entry)).execute().await,
+                Entry::Route { .. } | Entry::Return { .. } => {
+                    self.handle.route().del(route_message(vxlan, *entry)).execute().await
+                }
             };
             or_gone(removed).map_err(|e| failed(&format!("remove {entry}"), &e))?;
         }
@@ -347,30 +367,32 @@ fn vxlan_message(name: &str, wanted: &Links) -> LinkMessage {
 }
 
 fn route_message(vxlan: u32, entry: Entry) -> RouteMessage {
-    let Entry::Route { subnet, gateway, source } = entry else { return RouteMessage::default() };
-    match (subnet.network(), gateway, source) {
-        (IpAddr::V4(subnet_v4), IpAddr::V4(gateway), IpAddr::V4(source)) => {
-            RouteMessageBuilder::<Ipv4Addr>::new()
-                .destination_prefix(subnet_v4, subnet.length())
-                .gateway(gateway)
-                .pref_source(source)
-                .output_interface(vxlan)
-                .protocol(OURS)
-                .onlink()
-                .build()
+    let (gateway, subnet, table) = match entry {
+        Entry::Route { subnet, gateway, source } => (gateway, Some((subnet, source)), None),
+        Entry::Return { table, gateway } => (gateway, None, Some(table)),
+        Entry::Forward { .. } | Entry::Neighbour { .. } => return RouteMessage::default(),
+    };
+    match gateway {
+        IpAddr::V4(gateway) => {
+            let route = RouteMessageBuilder::<Ipv4Addr>::new().gateway(gateway).onlink();
+            let route = route.output_interface(vxlan).protocol(OURS).table_id(table.unwrap_or(MAIN));
+            match subnet.map(|(subnet, source)| (subnet.network(), subnet.length(), source)) {
+                Some((IpAddr::V4(network), length, IpAddr::V4(source))) => {
+                    route.destination_prefix(network, length).pref_source(source).build()
+                }
+                _ => route.build(),
+            }
         }
-        (IpAddr::V6(subnet_v6), IpAddr::V6(gateway), IpAddr::V6(source)) => {
-            RouteMessageBuilder::<Ipv6Addr>::new()
-                .destination_prefix(subnet_v6, subnet.length())
-                .gateway(gateway)
-                .pref_source(source)
-                .output_interface(vxlan)
-                .protocol(OURS)
-                .onlink()
-                .build()
+        IpAddr::V6(gateway) => {
+            let route = RouteMessageBuilder::<Ipv6Addr>::new().gateway(gateway).onlink();
+            let route = route.output_interface(vxlan).protocol(OURS).table_id(table.unwrap_or(MAIN));
+            match subnet.map(|(subnet, source)| (subnet.network(), subnet.length(), source)) {
+                Some((IpAddr::V6(network), length, IpAddr::V6(source))) => {
+                    route.destination_prefix(network, length).pref_source(source).build()
+                }
+                _ => route.build(),
+            }
         }
-        // A plan has one family a route.
-        _ => RouteMessage::default(),
     }
 }
 
@@ -431,22 +453,26 @@ fn neighbour(message: &NeighbourMessage) -> Option<Entry> {
 fn forward(message: &NeighbourMessage) -> Option<Entry> {
     match neighbour(message)? {
         Entry::Neighbour { gateway, mac } => Some(Entry::Forward { mac, to: gateway }),
-        Entry::Forward { .. } | Entry::Route { .. } => None,
+        Entry::Forward { .. } | Entry::Route { .. } | Entry::Return { .. } => None,
     }
 }
 
 fn route(message: &RouteMessage) -> Option<Entry> {
-    let (mut network, mut via, mut from) = (None, None, None);
+    let (mut network, mut via, mut from, mut table) = (None, None, None, message.header.table.into());
     for attribute in &message.attributes {
         match attribute {
+            RouteAttribute::Table(named) => table = *named,
             RouteAttribute::Destination(address) => network = route_ip(address),
             RouteAttribute::Gateway(address) => via = route_ip(address),
             RouteAttribute::PrefSource(address) => from = route_ip(address),
             _ => {}
         }
     }
-    let subnet = Prefix::new(network?, message.header.destination_prefix_length)?;
     let gateway = via?;
+    if table != MAIN && network.is_none() {
+        return Some(Entry::Return { table, gateway });
+    }
+    let subnet = Prefix::new(network?, message.header.destination_prefix_length)?;
     // One without a source is not as it is to be, and is replaced.
     Some(Entry::Route { subnet, gateway, source: from.unwrap_or(gateway) })
 }
@@ -470,18 +496,6 @@ fn route_ip(address: &RouteAddress) -> Option<IpAddr> {
         RouteAddress::Inet6(v6) => Some(IpAddr::V6(*v6)),
         _ => None,
     }
-}
-
-fn local_address(attributes: &[AddressAttribute]) -> Option<IpAddr> {
-    let mut address = None;
-    for attribute in attributes {
-        match attribute {
-            AddressAttribute::Local(local) => return Some(*local),
-            AddressAttribute::Address(other) => address = Some(*other),
-            _ => {}
-        }
-    }
-    address
 }
 
 fn neighbour_address(address: IpAddr) -> NeighbourAddress {
@@ -533,7 +547,7 @@ fn is_gone(error: &io::Error) -> bool {
 }
 
 /// The next of a list. There is none of a family that this host does not speak, and on a link that is gone.
-fn or_none<T>(next: Result<Option<T>, rtnetlink::Error>, what: &str) -> io::Result<Option<T>> {
+pub(super) fn or_none<T>(next: Result<Option<T>, rtnetlink::Error>, what: &str) -> io::Result<Option<T>> {
     match next {
         Ok(next) => Ok(next),
         Err(error) => match failed(what, &error) {

@@ -8,7 +8,10 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::net::IpAddr;
 
-use nerve::model::{Mac, Network, NetworkName, NodeName, Prefix, Slot, Subnet, Vni};
+use nerve::model::{Mac, Network, Prefix, Slot, Subnet, Vni};
+
+use super::names::{bridge, mac, vxlan};
+use super::returns;
 
 /// What VXLAN adds to a packet: Ethernet, VXLAN and UDP headers (RFC 7348, section 5); the outer IP header comes on top.
 const ENCAPSULATION: u32 = 14 + 8 + 8;
@@ -38,6 +41,8 @@ pub(super) enum Entry {
     Neighbour { gateway: IpAddr, mac: Mac },
     /// Its subnet is behind its gateway; what this node itself sends there comes from `source`.
     Route { subnet: Prefix, gateway: IpAddr, source: IpAddr },
+    /// By this table, all goes to the gateway that stands for whom a connection came from.
+    Return { table: u32, gateway: IpAddr },
 }
 
 impl Links {
@@ -46,12 +51,11 @@ impl Links {
         network: &Network,
         slot: Slot,
         (local, port): (IpAddr, u16),
-        mac: Mac,
         underlay_mtu: u32,
     ) -> Option<Self> {
         let subnets = Some(network.subnets(slot)).filter(|subnets| !subnets.is_empty())?;
         let mtu = network.mtu.map_or_else(|| mtu(local, underlay_mtu), |mtu| u32::from(mtu.get()));
-        Some(Self { vni: network.vni, local, port, mac, mtu, subnets })
+        Some(Self { vni: network.vni, local, port, mac: mac(slot), mtu, subnets })
     }
 
     /// The network's bridge, which containers are attached to.
@@ -67,6 +71,15 @@ impl Links {
     /// The addresses of the bridge, each with the length of its subnet.
     pub(super) fn gateways(&self) -> impl Iterator<Item = (IpAddr, u8)> + '_ {
         self.subnets.iter().filter_map(|subnet| Some((gateway(*subnet)?, subnet.length())))
+    }
+
+    /// What the network needs here whoever its peers are: what answers to clients elsewhere go back by.
+    pub(super) fn own_entries(&self) -> impl Iterator<Item = Entry> + '_ {
+        let is_spoken = |gateway: &IpAddr| self.subnets.iter().any(|own| own.is_ipv4() == gateway.is_ipv4());
+        returns::GATEWAYS.into_iter().filter(is_spoken).flat_map(|gateway| {
+            let table = returns::table(self.vni);
+            [Entry::Neighbour { gateway, mac: mac(Slot(0)) }, Entry::Return { table, gateway }]
+        })
     }
 
     /// What a peer needs here. A peer that the underlay's family does not reach needs nothing.
@@ -105,6 +118,7 @@ enum Place {
     Forward(Mac),
     Neighbour(IpAddr),
     Route(Prefix),
+    Return(u32, bool),
 }
 
 impl Entry {
@@ -113,6 +127,7 @@ impl Entry {
             Self::Forward { mac, .. } => Place::Forward(*mac),
             Self::Neighbour { gateway, .. } => Place::Neighbour(*gateway),
             Self::Route { subnet, .. } => Place::Route(*subnet),
+            Self::Return { table, gateway } => Place::Return(*table, gateway.is_ipv4()),
         }
     }
 }
@@ -123,19 +138,9 @@ impl fmt::Display for Entry {
             Self::Forward { mac, to } => write!(f, "the forwarding entry of {mac} to {to}"),
             Self::Neighbour { gateway, mac } => write!(f, "the neighbour {gateway} at {mac}"),
             Self::Route { subnet, gateway, .. } => write!(f, "the route to {subnet} by {gateway}"),
+            Self::Return { table, gateway } => write!(f, "the route of table {table} by {gateway}"),
         }
     }
-}
-
-/// The name of a network's bridge. Names of links have 15 characters at most (`IFNAMSIZ`), which a VNI fits into and a network's
-/// name does not.
-pub(super) fn bridge(vni: Vni) -> String {
-    format!("plxb{vni}")
-}
-
-/// The name of a network's VXLAN device.
-pub(super) fn vxlan(vni: Vni) -> String {
-    format!("plxv{vni}")
 }
 
 /// The first address of a subnet that a host can have.
@@ -149,16 +154,11 @@ fn mtu(underlay: IpAddr, underlay_mtu: u32) -> u32 {
     underlay_mtu.saturating_sub(ENCAPSULATION + header)
 }
 
-/// The MAC of a node's VXLAN device in a network: always the same, locally administered, and of 46 bits of a hash, so that
-/// among a thousand nodes two have the same with a chance of one in a hundred million.
-pub(super) fn mac(network: &NetworkName, node: &NodeName) -> Mac {
-    let bytes = nerve::hash::of(&format!("{network}/{node}")).to_be_bytes();
-    Mac([bytes[0] & 0b1111_1100 | 0b10, bytes[1], bytes[2], bytes[3], bytes[4], bytes[5]])
-}
-
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
+
+    use nerve::model::NodeName;
 
     use super::*;
     use proptest::prelude::*;
@@ -171,21 +171,13 @@ mod tests {
         serde_json::from_value(json).unwrap()
     }
 
-    fn subnet(node: &str, address: &str) -> Subnet {
-        let (network, node) = (NetworkName::new("default").unwrap(), NodeName::new(node).unwrap());
-        let mac = mac(&network, &node);
-        Subnet { node, address: address.parse().unwrap(), mac, in_use: false, unknown: BTreeMap::new() }
+    fn subnet(slot: u32, address: &str) -> Subnet {
+        let node = NodeName::new(&format!("n{slot}")).unwrap();
+        Subnet::new(node, address.parse().unwrap(), mac(Slot(slot)))
     }
 
     fn links() -> Links {
-        Links::new(
-            &network(),
-            Slot(3),
-            ("192.0.2.1".parse().unwrap(), 4789),
-            subnet("a", "192.0.2.1").mac,
-            1500,
-        )
-        .unwrap()
+        Links::new(&network(), Slot(3), ("192.0.2.1".parse().unwrap(), 4789), 1500).unwrap()
     }
 
     #[test]
@@ -198,32 +190,16 @@ mod tests {
         let gateways: Vec<String> =
             of_a.gateways().map(|(address, length)| format!("{address}/{length}")).collect();
         assert_eq!(gateways, ["10.42.3.1/24", "fd42:0:0:3::1/64"]);
-        let over_v6 = Links::new(
-            &network(),
-            Slot(3),
-            ("2001:db8::1".parse().unwrap(), 4789),
-            subnet("a", "2001:db8::1").mac,
-            1500,
-        )
-        .unwrap();
+        let over_v6 = Links::new(&network(), Slot(3), ("2001:db8::1".parse().unwrap(), 4789), 1500).unwrap();
         assert_eq!(over_v6.mtu, 1430);
-        assert_eq!(
-            Links::new(
-                &network(),
-                Slot(256),
-                ("192.0.2.1".parse().unwrap(), 4789),
-                subnet("a", "192.0.2.1").mac,
-                1500
-            ),
-            None
-        );
+        assert_eq!(Links::new(&network(), Slot(256), ("192.0.2.1".parse().unwrap(), 4789), 1500), None);
         // The longest names that there can be are names of links.
         assert!(vxlan(Vni::MAX).len() <= 15);
     }
 
     #[test]
     fn a_peer_is_a_forwarding_entry_and_a_neighbour_and_a_route_of_each_family() {
-        let (of_a, peer) = (links(), subnet("b", "192.0.2.2"));
+        let (of_a, peer) = (links(), subnet(7, "192.0.2.2"));
         let entries: Vec<String> =
             of_a.entries(&network(), Slot(7), &peer).iter().map(ToString::to_string).collect();
         let mac = peer.mac;
@@ -237,28 +213,36 @@ mod tests {
                 "the route to fd42:0:0:7::/64 by fd42:0:0:7::1".to_owned(),
             ]
         );
-        assert!(of_a.entries(&network(), Slot(7), &subnet("b", "2001:db8::2")).is_empty());
+        assert!(of_a.entries(&network(), Slot(7), &subnet(7, "2001:db8::2")).is_empty());
     }
 
     #[test]
     fn a_peer_that_moves_is_replaced_and_not_removed_first() {
         let of_a = links();
         let entries =
-            |address: &str| of_a.entries(&network(), Slot(7), &subnet("b", address)).into_iter().collect();
+            |address: &str| of_a.entries(&network(), Slot(7), &subnet(7, address)).into_iter().collect();
         let (add, remove) = difference(&entries("192.0.2.3"), &entries("192.0.2.2"));
         assert!(matches!(add[..], [Entry::Forward { .. }]) && remove.is_empty(), "{add:?} {remove:?}");
     }
 
     #[test]
-    fn the_mac_of_a_node_is_its_own_in_each_network() {
-        let of = |network: &str, node: &str| {
-            mac(&NetworkName::new(network).unwrap(), &NodeName::new(node).unwrap())
-        };
-        assert_eq!(of("default", "a"), of("default", "a"));
-        let all: BTreeSet<Mac> = (0..1000).map(|n| of("default", &format!("node-{n}"))).collect();
-        assert_eq!(all.len(), 1000);
-        assert!(all.iter().all(|mac| mac.0[0] & 0b11 == 0b10), "of one device, and given by nobody");
-        assert_ne!(of("default", "a"), of("blue", "a"));
+    fn answers_to_clients_elsewhere_have_a_gateway_of_each_family() {
+        let entries: Vec<String> = links().own_entries().map(|entry| entry.to_string()).collect();
+        assert_eq!(
+            entries,
+            [
+                "the neighbour 169.254.82.82 at 02:50:4c:00:00:00",
+                "the route of table 1375735808 by 169.254.82.82",
+                "the neighbour fe80::5252 at 02:50:4c:00:00:00",
+                "the route of table 1375735808 by fe80::5252",
+            ]
+        );
+    }
+
+    #[test]
+    fn the_mac_of_a_node_says_its_slot() {
+        assert_eq!(mac(Slot(0x01_02_03)).to_string(), "02:50:4c:01:02:03");
+        assert_eq!(mac(Slot(0)).0[0] & 0b11, 0b10, "of one device, and given by nobody");
     }
 
     proptest! {
@@ -273,7 +257,7 @@ mod tests {
                 // Of two addresses that a peer was seen at, the last one counts.
                 let peers: BTreeMap<u32, u8> = peers.iter().copied().collect();
                 let entries = peers.iter().flat_map(|(slot, host)| {
-                    let peer = subnet(&format!("n{slot}"), &format!("192.0.2.{host}"));
+                    let peer = subnet(*slot, &format!("192.0.2.{host}"));
                     of_a.entries(&network, Slot(*slot), &peer)
                 });
                 entries.collect::<BTreeSet<Entry>>()

@@ -26,6 +26,15 @@ pub(super) fn forward(v4: bool, v6: bool) -> io::Result<()> {
     Ok(())
 }
 
+/// Lets packets in by a link whose source is not behind it: of clients whose own address is shown to containers here. The stricter of
+/// the link's and all links' setting holds, but for 2, which goes before 1 and asks for any way back (`rp_filter` in the kernel's
+/// ip-sysctl.rst).
+pub(super) fn accept_any_source(link: &str) -> io::Result<()> {
+    let of = |link: &str| format!("/proc/sys/net/ipv4/conf/{link}/rp_filter");
+    let of_all = read(Path::new(&of("all")))?;
+    set(Path::new(&of(link)), if of_all == "0" { "0" } else { "2" }).map(drop)
+}
+
 /// A host that forwards IPv6 does not listen to routers any more, unless a link says 2 (`accept_ra` in the kernel's
 /// ip-sysctl.rst): without that, it would lose the default route that it was advertised.
 fn keep_advertised_routes() {

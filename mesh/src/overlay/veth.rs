@@ -12,11 +12,9 @@ use rtnetlink::packet_route::link::{InfoData, InfoVeth, LinkAttribute};
 use rtnetlink::packet_route::route::RouteMessage;
 use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
 
+use super::messages::LOOPBACK;
 use super::netlink::{Netlink, failed, name_of, or_gone};
 use crate::netns::Namespace;
-
-/// `lo` has this index in every network namespace (`LOOPBACK_IFINDEX` of the kernel).
-const LOOPBACK: u32 = 1;
 
 /// The beginning of the names of links to containers.
 pub(super) const LINK: &str = "plxe";

@@ -71,6 +71,8 @@ impl fmt::Display for Plain {
 pub struct Way {
     /// Whom it answers past this node: those on its link, and itself.
     pub neighbours: Vec<Prefix>,
+    /// Of those, whom it answers by this node all the same.
+    pub but: Vec<Prefix>,
 }
 
 /// What is known of the endpoints of services that ask for the client's address.
@@ -78,7 +80,7 @@ pub struct Way {
 pub struct Ways {
     /// Marks the sockets whose answers are steered (`SO_MARK`).
     pub mark: u32,
-    /// Endpoints of this node by address. Others are elsewhere.
+    /// Endpoints by address: those of this node, and those of other nodes that answer by this one. Others are elsewhere.
     pub endpoints: HashMap<IpAddr, Result<Way, Plain>>,
     /// Nothing is steered, whatever the endpoint.
     pub off: bool,
@@ -146,7 +148,8 @@ impl Ways {
         if client.is_loopback() != endpoint.is_loopback() || !is_someones(client) {
             return Err(Plain::Scope);
         }
-        if way.neighbours.iter().any(|prefix| prefix.contains(client)) {
+        let is_in = |ranges: &[Prefix]| ranges.iter().any(|range| range.contains(client));
+        if is_in(&way.neighbours) && !is_in(&way.but) {
             return Err(Plain::Neighbour);
         }
         Ok(())
@@ -189,8 +192,11 @@ mod tests {
     const CONTAINER: &str = "172.30.0.2";
 
     fn steering() -> Arc<Steering> {
-        let way = Way { neighbours: vec!["172.30.0.0/24".parse().unwrap()] };
+        let ranges = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect();
+        let way = Way { neighbours: ranges(&["172.30.0.0/24"]), but: Vec::new() };
+        let overlay = Way { neighbours: ranges(&["10.42.0.0/16"]), but: ranges(&["10.42.3.0/24"]) };
         let endpoints = HashMap::from([
+            ("10.42.7.2".parse().unwrap(), Ok(overlay)),
             (CONTAINER.parse().unwrap(), Ok(way)),
             ("127.0.0.1".parse().unwrap(), Ok(Way::default())),
             ("2001:db8::2".parse().unwrap(), Ok(Way::default())),
@@ -204,6 +210,13 @@ mod tests {
     fn ask(steering: &Arc<Steering>, client: &str, endpoint: &str) -> Result<Borrowed, Plain> {
         let address = |ip: &str, port| SocketAddr::new(ip.parse().unwrap(), port);
         steering.borrow(address(client, 40_000), address(endpoint, 9000)).map(|(borrowed, _)| borrowed)
+    }
+
+    #[test]
+    fn an_endpoint_on_a_network_answers_this_nodes_containers_by_this_node() {
+        let steering = steering();
+        assert!(ask(&steering, "10.42.3.9", "10.42.7.2").is_ok());
+        assert_eq!(ask(&steering, "10.42.4.9", "10.42.7.2"), Err(Plain::Neighbour));
     }
 
     #[test]

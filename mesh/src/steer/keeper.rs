@@ -14,10 +14,11 @@ use std::time::Duration;
 
 use nerve::model::ServiceName;
 use nerve::tasks::Tasks;
-use synapse::catalog::{Catalog, Freshness, Subscription};
+use synapse::catalog::{Catalog, Freshness, NetworkChanges, Subscription};
 use tokio::time::{Instant, MissedTickBehavior};
 
 use super::netlink::{Family, Netlink};
+use super::networks::Networks;
 use super::plan::{Judged, Needs, judge};
 use super::ruleset::{Marks, TABLE, ruleset};
 use super::{Handle, Metrics, asks, sockets, words};
@@ -37,6 +38,7 @@ pub(super) fn start(handle: Handle, catalog: Catalog, metrics: Metrics, tasks: &
             catalog: catalog.clone(),
             metrics: metrics.clone(),
             wanted: BTreeMap::new(),
+            networks: Networks::default(),
             said: BTreeMap::new(),
             kernel: Kernel::Unknown,
         };
@@ -63,7 +65,7 @@ async fn while_open<T>(
 
 /// Nothing is marked any more before what the mark leads to goes. Tells whether there was anything.
 async fn remove_all(netlink: &Netlink) -> io::Result<bool> {
-    let rules = nft::remove(TABLE).await;
+    let rules = TABLE.remove().await;
     let mut found = false;
     for family in Family::BOTH {
         found |= netlink.remove(family).await?;
@@ -82,6 +84,7 @@ struct Keeper {
     metrics: Metrics,
     /// The services that ask.
     wanted: BTreeMap<ServiceName, Wanted>,
+    networks: Networks,
     /// What was logged of each.
     said: BTreeMap<ServiceName, BTreeSet<Plain>>,
     kernel: Kernel,
@@ -92,8 +95,8 @@ struct Keeper {
 struct Wanted {
     /// The addresses of its endpoints on this node.
     here: BTreeSet<IpAddr>,
-    /// It has others.
-    elsewhere: bool,
+    /// Those of the others.
+    elsewhere: BTreeSet<IpAddr>,
     /// Some of those on this node are reached by a unix socket.
     sockets: bool,
 }
@@ -108,11 +111,14 @@ enum Kernel {
     Set(Needs, String),
 }
 
+/// Of the catalog: its services', and its networks'.
+type Changes = (Subscription, Subscription<NetworkChanges>);
+
 type Verdicts = BTreeMap<IpAddr, Result<Judged, Plain>>;
 
 impl Keeper {
     async fn run(mut self) {
-        let mut changes = self.catalog.subscribe();
+        let mut changes = (self.catalog.subscribe(), self.catalog.subscribe_networks());
         loop {
             self.rest(&mut changes).await;
             match Netlink::open() {
@@ -133,14 +139,15 @@ impl Keeper {
     }
 
     /// Waits until something is wanted. What an earlier agent left goes, once it is known that nobody wants it.
-    async fn rest(&mut self, changes: &mut Subscription) {
+    async fn rest(&mut self, (services, networks): &mut Changes) {
         while !self.is_wanted() {
             self.tell(&Verdicts::new(), false);
             // Asked first: what made it known is among the changes then.
             let is_known = *self.catalog.freshness() != Freshness::Awaiting;
             tokio::select! {
                 biased;
-                names = changes.changed() => { self.note(names); }
+                names = services.changed() => { self.note(names); }
+                _ = networks.changed() => self.note_networks(),
                 () = self.remove_left(), if is_known && self.kernel == Kernel::Unknown => {
                     self.kernel = Kernel::Nothing;
                 }
@@ -171,7 +178,7 @@ impl Keeper {
         }
     }
 
-    async fn follow(&mut self, netlink: &mut Netlink, changes: &mut Subscription) {
+    async fn follow(&mut self, netlink: &mut Netlink, (services, networks): &mut Changes) {
         let mut rules = nft::Events::open()
             .inspect_err(|error| tracing::debug!(%error, "changes of packet filter rules are not told"))
             .ok();
@@ -184,7 +191,11 @@ impl Keeper {
             }
             loop {
                 tokio::select! {
-                    names = changes.changed() => if self.note(names) { break },
+                    names = services.changed() => if self.note(names) { break },
+                    _ = networks.changed() => {
+                        self.note_networks();
+                        break;
+                    }
                     told = netlink.changed(self.handle.config.table) => {
                         if !told {
                             return;
@@ -217,7 +228,19 @@ impl Keeper {
     }
 
     fn is_wanted(&self) -> bool {
-        self.wanted.values().any(|wanted| !wanted.here.is_empty())
+        self.addresses().next().is_some()
+    }
+
+    /// The endpoints that may be shown clients' addresses.
+    fn addresses(&self) -> impl Iterator<Item = IpAddr> + '_ {
+        self.wanted.values().flat_map(|wanted| {
+            let elsewhere = wanted.elsewhere.iter().filter(|address| self.networks.contain(**address));
+            wanted.here.iter().chain(elsewhere).copied()
+        })
+    }
+
+    fn note_networks(&mut self) {
+        self.networks = Networks::of(&self.catalog, &self.handle.config.node);
     }
 
     /// Takes over what the catalog says of these services. Tells whether that changes anything.
@@ -231,7 +254,7 @@ impl Keeper {
                     service.endpoints.iter().partition(|endpoint| endpoint.instance.node == *node);
                 Wanted {
                     here: here.iter().map(|endpoint| endpoint.instance.address).collect(),
-                    elsewhere: !elsewhere.is_empty(),
+                    elsewhere: elsewhere.iter().map(|endpoint| endpoint.instance.address).collect(),
                     sockets: here.iter().any(|endpoint| endpoint.instance.socket.is_some()),
                 }
             });
@@ -251,8 +274,7 @@ impl Keeper {
     }
 
     async fn reconcile(&mut self, netlink: &Netlink) {
-        let addresses = self.wanted.values().flat_map(|wanted| wanted.here.iter().copied()).collect();
-        let verdicts = match self.judge(netlink, addresses).await {
+        let verdicts = match self.judge(netlink, self.addresses().collect()).await {
             Ok(verdicts) => verdicts,
             Err(error) => return self.off(&error.to_string()),
         };
@@ -318,10 +340,9 @@ impl Keeper {
         let links = netlink.links().await?;
         for address in addresses {
             let route = netlink.route_to(address).await?;
-            verdicts.insert(
-                address,
-                judge(address, route, &links, self.handle.config.address, checks_source_by_mark),
-            );
+            let (node, overlay) = (self.handle.config.address, self.networks.way(address));
+            let judged = judge(address, route, &links, node, overlay, checks_source_by_mark);
+            verdicts.insert(address, judged);
         }
         Ok(verdicts)
     }
@@ -357,14 +378,14 @@ impl Keeper {
             };
             mended |= changed.map_err(|error| error.to_string())?;
         }
-        let there = nft::list(TABLE).await.map_err(|error| error.to_string())?;
+        let there = TABLE.list().await.map_err(|error| error.to_string())?;
         let (is_there, was_set) = match &self.kernel {
             Kernel::Set(before, listing) if *before == needs => (there.as_ref() == Some(listing), true),
             Kernel::Set(..) | Kernel::Unknown | Kernel::Nothing => (false, false),
         };
         if !is_there {
             nft::apply(&ruleset(marks, needs)).await.map_err(|error| error.to_string())?;
-            let listing = nft::list(TABLE).await.map_err(|error| error.to_string())?.unwrap_or_default();
+            let listing = TABLE.list().await.map_err(|error| error.to_string())?.unwrap_or_default();
             if !matches!(self.kernel, Kernel::Set(..)) {
                 tracing::info!("answers to clients' addresses are steered to this agent");
             }
@@ -398,7 +419,7 @@ impl Keeper {
             if self.said.get(service) == Some(&reasons) {
                 continue;
             }
-            if reasons.is_empty() && !wanted.here.is_empty() {
+            if reasons.is_empty() && !(wanted.here.is_empty() && wanted.elsewhere.is_empty()) {
                 tracing::info!(%service, "every endpoint sees the clients' own addresses");
             }
             for plain in &reasons {
@@ -432,8 +453,12 @@ impl Wanted {
             Some(Err(plain)) => Some(*plain),
             None => Some(Plain::Off),
         });
-        let others = [(self.elsewhere, Plain::Elsewhere), (self.sockets, Plain::UnixSocket)];
-        here.chain(others.into_iter().filter_map(|(are_there, plain)| are_there.then_some(plain))).collect()
+        let elsewhere = self.elsewhere.iter().filter_map(|address| match verdicts.get(address) {
+            Some(Ok(_)) => None,
+            Some(Err(plain)) => Some(*plain),
+            None => Some(Plain::Elsewhere),
+        });
+        here.chain(elsewhere).chain(self.sockets.then_some(Plain::UnixSocket)).collect()
     }
 }
 

@@ -14,6 +14,7 @@
 mod keeper;
 mod metrics;
 mod netlink;
+mod networks;
 mod plan;
 mod ruleset;
 mod sockets;
@@ -34,7 +35,7 @@ use crate::proxy::{Plain, Steering};
 /// What answers are told by.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
-    /// This node: only its endpoints can be shown a client's address.
+    /// This node: its endpoints can be shown a client's address, and those that answer by it.
     pub node: NodeName,
     /// Where other nodes reach it.
     pub address: IpAddr,
@@ -110,8 +111,8 @@ impl Handle {
         }
         let ways = self.steering.ways();
         let reason = match ways.endpoints.get(&instance.address) {
-            _ if instance.node != self.config.node => Plain::Elsewhere,
-            _ if instance.socket.is_some() => Plain::UnixSocket,
+            None if instance.node != self.config.node => Plain::Elsewhere,
+            _ if instance.node == self.config.node && instance.socket.is_some() => Plain::UnixSocket,
             _ if ways.off => Plain::Off,
             Some(Ok(way)) => return Some(Shown::Clients { but: words::but(instance.address, way) }),
             Some(Err(plain)) => *plain,
@@ -170,7 +171,7 @@ mod tests {
 
     fn handle(off: bool) -> Handle {
         let endpoints = [
-            ("172.17.0.2", Ok(Way { neighbours: vec!["172.17.0.0/16".parse().unwrap()] })),
+            ("172.17.0.2", Ok(Way { neighbours: vec!["172.17.0.0/16".parse().unwrap()], but: Vec::new() })),
             ("172.18.0.2", Err(Plain::SourceCheck)),
         ];
         let endpoints = endpoints.map(|(address, way)| (address.parse().unwrap(), way)).into();
@@ -192,8 +193,10 @@ mod tests {
     fn each_endpoint_is_told_apart_by_what_it_can_be_shown() {
         let wants = service(Some(ClientAddress::Transparent));
         for (off, node, address, socket, expected) in [
-            (false, "b", "172.17.0.2", None, Some(Plain::Elsewhere)),
-            (true, "b", "172.17.0.2", None, Some(Plain::Elsewhere)),
+            (false, "b", "172.19.0.2", None, Some(Plain::Elsewhere)),
+            (true, "b", "172.19.0.2", None, Some(Plain::Elsewhere)),
+            // On a network, and led back.
+            (false, "b", "172.17.0.2", None, None),
             (false, "a", "172.17.0.2", Some("/run/web.sock"), Some(Plain::UnixSocket)),
             (true, "a", "172.17.0.2", None, Some(Plain::Off)),
             (false, "a", "172.18.0.2", None, Some(Plain::SourceCheck)),

@@ -217,13 +217,13 @@ impl Netlink {
         let found = match answer.try_next().await {
             Ok(Some(found)) => found,
             // Unreachable, prohibited, or of a family that this host does not speak.
-            Ok(None) | Err(rtnetlink::Error::NetlinkError(_)) => return Ok(Route::Beyond),
+            Ok(None) | Err(rtnetlink::Error::NetlinkError(_)) => return Ok(Route::Nowhere),
             Err(error) => return Err(failed(&format!("find the route to {address}"), &error)),
         };
         if found.header.kind == RouteType::Local {
             return Ok(Route::Local);
         }
-        let is_beyond = |attribute: &RouteAttribute| {
+        let is_gateway = |attribute: &RouteAttribute| {
             matches!(attribute, RouteAttribute::Gateway(_) | RouteAttribute::Via(_))
         };
         let link = found.attributes.iter().find_map(|attribute| match attribute {
@@ -231,8 +231,9 @@ impl Netlink {
             _ => None,
         });
         Ok(match link {
-            Some(link) if !found.attributes.iter().any(is_beyond) => Route::Link(link),
-            _ => Route::Beyond,
+            Some(link) if found.attributes.iter().any(is_gateway) => Route::Gateway(link),
+            Some(link) => Route::Link(link),
+            None => Route::Nowhere,
         })
     }
 
@@ -275,6 +276,7 @@ fn link(message: LinkMessage) -> Link {
                         link.kind = match kind {
                             InfoKind::Veth | InfoKind::Netkit | InfoKind::Tun => Kind::Inside,
                             InfoKind::Bridge => Kind::Bridge,
+                            InfoKind::Vxlan => Kind::Tunnel,
                             _ => Kind::Outside,
                         };
                     }

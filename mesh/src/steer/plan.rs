@@ -17,8 +17,10 @@ pub(super) enum Route {
     Local,
     /// It is on the link of this interface.
     Link(u32),
-    /// It is behind a gateway, or there is no way to it.
-    Beyond,
+    /// It is behind a gateway on the link of this interface.
+    Gateway(u32),
+    /// There is no way to it.
+    Nowhere,
 }
 
 /// An interface.
@@ -39,6 +41,8 @@ pub(super) enum Kind {
     Inside,
     /// What its ports lead to.
     Bridge,
+    /// Other nodes of an overlay network.
+    Tunnel,
     /// The world.
     Outside,
 }
@@ -68,39 +72,49 @@ pub(super) struct Needs {
     pub(super) v6: bool,
 }
 
-/// Can `endpoint` be shown clients' addresses? `node` is this node's own, `checks_mark` whether an interface of this name
-/// checks the source of what comes in by the mark.
+/// Can `endpoint` be shown clients' addresses? `node` is this node's own, `overlay` the way of those that are on an overlay network
+/// and answer by whom they were asked by, `checks_mark` whether an interface of this name checks the source of what comes in by the
+/// mark.
 pub(super) fn judge(
     endpoint: IpAddr,
     route: Route,
     links: &Links,
     node: IpAddr,
+    overlay: Option<Way>,
     checks_mark: impl Fn(&str) -> bool,
 ) -> Result<Judged, Plain> {
+    let source_check = |link: &Link| match endpoint.is_ipv4() && checks_mark(&link.name) {
+        true => Err(Plain::SourceCheck),
+        // IPv6 has no such check.
+        false => Ok(()),
+    };
     let index = match route {
         Route::Local => return Ok(Judged::Host),
         Route::Link(index) => index,
-        Route::Beyond => return Err(Plain::Elsewhere),
+        Route::Gateway(index) => {
+            let tunnel = links.get(&index).filter(|link| link.kind == Kind::Tunnel);
+            let (tunnel, way) = tunnel.zip(overlay).ok_or(Plain::Elsewhere)?;
+            source_check(tunnel)?;
+            return Ok(Judged::Behind(way));
+        }
+        Route::Nowhere => return Err(Plain::Elsewhere),
     };
     let link = links.get(&index).ok_or(Plain::Elsewhere)?;
     let is_way_to_others = link.addresses.iter().any(|(address, _)| *address == node);
     if is_way_to_others || !leads_inside(index, link, links) {
         return Err(Plain::Elsewhere);
     }
-    // IPv6 has no such check.
-    if endpoint.is_ipv4() && checks_mark(&link.name) {
-        return Err(Plain::SourceCheck);
-    }
+    source_check(link)?;
     let mut neighbours: Vec<Prefix> = link.addresses.iter().map(|(_, range)| *range).collect();
     neighbours.push(endpoint.into());
     // The node's own end of the cable is among them: there, both addresses are this node's.
-    Ok(Judged::Behind(Way { neighbours }))
+    Ok(Judged::Behind(Way { neighbours, but: Vec::new() }))
 }
 
 fn leads_inside(index: u32, link: &Link, links: &Links) -> bool {
     match link.kind {
         Kind::Inside => true,
-        Kind::Outside => false,
+        Kind::Tunnel | Kind::Outside => false,
         Kind::Bridge => {
             let mut ports = links.values().filter(|port| port.bridge == Some(index));
             ports.all(|port| port.kind == Kind::Inside)
@@ -164,11 +178,12 @@ mod tests {
             (6, link("br1", Kind::Bridge, None, &[("203.0.113.1", "203.0.113.0/24")])),
             (7, link("eth2", Kind::Outside, Some(6), &[])),
             (8, link("cali1", Kind::Inside, None, &[])),
+            (9, link("plxv4096", Kind::Tunnel, None, &[])),
         ])
     }
 
     fn ask(endpoint: &str, route: Route) -> Result<Judged, Plain> {
-        judge(ip(endpoint), route, &links(), ip(NODE), |name| name == "cali1")
+        judge(ip(endpoint), route, &links(), ip(NODE), None, |name| name == "cali1")
     }
 
     #[test]
@@ -185,11 +200,22 @@ mod tests {
             ("192.0.2.12", Route::Link(2)),
             ("198.51.100.9", Route::Link(3)),
             ("203.0.113.9", Route::Link(6)),
-            ("10.1.2.3", Route::Beyond),
+            ("10.1.2.3", Route::Nowhere),
+            ("10.1.2.3", Route::Gateway(3)),
+            // A tunnel, but to a node that leads nothing back.
+            ("10.1.2.3", Route::Gateway(9)),
             ("10.1.2.3", Route::Link(99)),
         ] {
             assert_eq!(ask(endpoint, route), Err(Plain::Elsewhere), "{endpoint}");
         }
+    }
+
+    #[test]
+    fn who_is_on_an_overlay_network_answers_by_the_tunnel_and_nothing_else() {
+        let way = || Way { neighbours: vec!["10.42.0.0/16".parse().unwrap()], but: Vec::new() };
+        let ask = |route| judge(ip("10.42.7.2"), route, &links(), ip(NODE), Some(way()), |_| false);
+        assert_eq!(ask(Route::Gateway(9)), Ok(Judged::Behind(way())));
+        assert_eq!(ask(Route::Gateway(2)), Err(Plain::Elsewhere), "not by the tunnel");
     }
 
     #[test]

@@ -1,10 +1,10 @@
 //! The packet filter's part as text for `nft` (pure).
 
 use super::plan::Needs;
-use crate::nft::removal;
+use crate::nft::Table;
 
-/// Our table, in the family `inet`. Nothing outside of it is ours.
-pub(super) const TABLE: &str = "plexus-steer";
+/// Our table. Nothing outside of it is ours.
+pub(super) const TABLE: Table = Table { family: "inet", name: "plexus-steer" };
 
 /// The two bits of marks that are ours.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,7 +52,7 @@ pub(super) fn ruleset(marks: Marks, needs: Needs) -> String {
                }}\n"
         );
     }
-    format!("{}table inet {TABLE} {{\n{chains}}}\n", removal(TABLE))
+    format!("{}table {TABLE} {{\n{chains}}}\n", TABLE.removal())
 }
 
 #[cfg(test)]

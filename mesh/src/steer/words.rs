@@ -50,8 +50,12 @@ pub(super) fn but(endpoint: IpAddr, way: &Way) -> Vec<(Plain, String)> {
         }
     }
     if !named.is_empty() {
-        let named: Vec<_> = named.into_iter().map(Prefix::to_string).collect();
-        but.push((Plain::Neighbour, format!("in {}", named.join(" or "))));
+        let listed =
+            |ranges: Vec<&Prefix>| ranges.into_iter().map(Prefix::to_string).collect::<Vec<_>>().join(" or ");
+        let except: Vec<&Prefix> = way.but.iter().filter(|range| is_told(range)).collect();
+        let except =
+            if except.is_empty() { String::new() } else { format!(", but not in {}", listed(except)) };
+        but.push((Plain::Neighbour, format!("in {}{except}", listed(named))));
     }
     but
 }
@@ -69,7 +73,7 @@ mod tests {
 
     fn said(endpoint: &str, neighbours: &[&str]) -> Vec<(Plain, String)> {
         let neighbours = neighbours.iter().map(|range| range.parse().unwrap()).collect();
-        but(endpoint.parse().unwrap(), &Way { neighbours })
+        but(endpoint.parse().unwrap(), &Way { neighbours, but: Vec::new() })
     }
 
     #[test]

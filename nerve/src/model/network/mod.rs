@@ -5,6 +5,7 @@ mod subnet;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::net::IpAddr;
 use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize};
@@ -175,6 +176,13 @@ impl Network {
             return Vec::new();
         }
         self.pools.iter().filter_map(|pool| pool.subnet(slot)).collect()
+    }
+
+    /// The slot whose subnet an address is in; `None` for an address of no subnet of this network.
+    #[must_use]
+    pub fn slot_of(&self, address: IpAddr) -> Option<Slot> {
+        let slot = self.pools.iter().find_map(|pool| pool.slot_of(address))?;
+        (slot.0 < self.slots()).then_some(slot)
     }
 }
 

@@ -117,6 +117,20 @@ impl Pool {
         };
         Prefix::new(network, self.subnet_length)
     }
+
+    /// The number of the subnet that an address is in; `None` outside of the range.
+    #[must_use]
+    pub fn slot_of(&self, address: IpAddr) -> Option<Slot> {
+        if !self.cidr.contains(address) {
+            return None;
+        }
+        let number = match address {
+            IpAddr::V4(v4) => u128::from(v4.to_bits() >> (32 - self.subnet_length)),
+            IpAddr::V6(v6) => v6.to_bits() >> (128 - self.subnet_length),
+        };
+        // The rest is the range's own part, the same for all of its subnets.
+        u32::try_from(number % u128::from(self.slots())).ok().map(Slot)
+    }
 }
 
 fn broken_rule(cidr: Prefix, subnet_length: u8) -> Option<&'static str> {
@@ -225,6 +239,8 @@ mod tests {
             let subnet = pool.subnet(Slot(slot)).unwrap();
             prop_assert_eq!(subnet.length(), pool.subnet_length());
             prop_assert!(pool.cidr().contains(subnet.network()));
+            prop_assert_eq!(pool.slot_of(subnet.network()), Some(Slot(slot)));
+            prop_assert_eq!(pool.slot_of(subnet.nth(3).unwrap()), Some(Slot(slot)));
             prop_assert_eq!(pool.subnet(Slot(pool.slots())), None);
             match pool.subnet(Slot(slot + 1)) {
                 Some(next) => prop_assert!(subnet < next && !subnet.overlaps(&next)),

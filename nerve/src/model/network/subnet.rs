@@ -1,6 +1,6 @@
 //! Which node holds a subnet of a network, as it stands under `subnets/<network>/<slot>`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
 use std::str::FromStr;
@@ -68,9 +68,32 @@ pub struct Subnet {
     /// Containers of the node are attached to the network.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub in_use: bool,
+    /// What its containers answer goes back by the node that the question came from, whoever asked: that node may pass
+    /// clients' own addresses on to them.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub returns: bool,
+    /// The node's other addresses: a client that has one is that node itself.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub own: BTreeSet<IpAddr>,
     /// What a newer agent wrote and this one does not know.
     #[serde(flatten)]
     pub unknown: BTreeMap<String, serde_json::Value>,
+}
+
+impl Subnet {
+    /// What a node says that holds a subnet, and has no containers on it yet.
+    #[must_use]
+    pub fn new(node: NodeName, address: IpAddr, mac: Mac) -> Self {
+        Self {
+            node,
+            address,
+            mac,
+            in_use: false,
+            returns: false,
+            own: BTreeSet::new(),
+            unknown: BTreeMap::new(),
+        }
+    }
 }
 
 #[cfg(test)]

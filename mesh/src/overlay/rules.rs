@@ -1,0 +1,80 @@
+//! The routing rules of answers to clients elsewhere: `ip rule add iif plxb4096 fwmark MARK/MASK lookup TABLE pref 82 protocol 82`.
+
+use std::collections::BTreeSet;
+use std::io;
+
+use futures_util::TryStreamExt;
+use nerve::model::Vni;
+use rtnetlink::IpVersion;
+use rtnetlink::packet_route::AddressFamily;
+use rtnetlink::packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
+
+use super::messages::{OURS, is_our_rule};
+use super::names::bridge;
+use super::netlink::{Netlink, failed, or_gone, or_none};
+use super::returns::{FORMS, Form, table};
+
+/// Where they stand: before those of tables that others route containers by.
+const PRIORITY: u32 = 82;
+
+impl Netlink {
+    /// Makes the rules those of these networks, each with whether it is of IPv4 and not of IPv6. Tells how many were lacking.
+    pub(super) async fn ensure_rules(&self, wanted: &BTreeSet<(Vni, bool)>) -> io::Result<usize> {
+        let of_forms = |(vni, v4): (Vni, bool)| FORMS.map(|form| (vni, v4, form));
+        let mut lacking: BTreeSet<(Vni, bool, Form)> = wanted.iter().copied().flat_map(of_forms).collect();
+        for v4 in [true, false] {
+            for found in self.rules(v4).await? {
+                let is_it = |(vni, of_v4, form): &&(Vni, bool, Form)| {
+                    *of_v4 == v4 && same(&found, &rule(*vni, v4, *form))
+                };
+                let wanted = lacking.iter().find(is_it);
+                match wanted.copied() {
+                    Some(wanted) => drop(lacking.remove(&wanted)),
+                    // Of a network that is no more, one of two, or changed by somebody.
+                    None => or_gone(self.handle.rule().del(found).execute().await)
+                        .map_err(|e| failed("remove a routing rule", &e))?,
+                }
+            }
+        }
+        for (vni, v4, form) in &lacking {
+            let mut add = self.handle.rule().add();
+            *add.message_mut() = rule(*vni, *v4, *form);
+            add.execute().await.map_err(|e| failed("add a routing rule", &e))?;
+        }
+        Ok(lacking.len())
+    }
+
+    async fn rules(&self, v4: bool) -> io::Result<Vec<RuleMessage>> {
+        let mut listed = self.handle.rule().get(if v4 { IpVersion::V4 } else { IpVersion::V6 }).execute();
+        let mut rules = Vec::new();
+        while let Some(rule) = or_none(listed.try_next().await, "list the routing rules")? {
+            if is_our_rule(&rule) {
+                rules.push(rule);
+            }
+        }
+        Ok(rules)
+    }
+}
+
+fn rule(vni: Vni, v4: bool, form: Form) -> RuleMessage {
+    let mut rule = RuleMessage::default();
+    rule.header.family = if v4 { AddressFamily::Inet } else { AddressFamily::Inet6 };
+    rule.header.action = RuleAction::ToTable;
+    rule.attributes = vec![
+        RuleAttribute::Priority(PRIORITY),
+        RuleAttribute::Iifname(bridge(vni)),
+        RuleAttribute::FwMark(form.mark),
+        RuleAttribute::FwMask(form.mask),
+        RuleAttribute::Table(table(vni)),
+        RuleAttribute::Protocol(OURS),
+    ];
+    rule
+}
+
+/// Does a rule that was found do what is wanted? The kernel adds attributes that say nothing.
+fn same(found: &RuleMessage, wanted: &RuleMessage) -> bool {
+    found.header.action == wanted.header.action
+        && found.header.src_len == 0
+        && found.header.dst_len == 0
+        && wanted.attributes.iter().all(|attribute| found.attributes.contains(attribute))
+}
