@@ -1,5 +1,6 @@
-//! Shared pieces of the benchmarks: fleets to measure with, the servers that they stand in, and balancers side by side.
+//! Shared pieces of the benchmarks: fleets to measure with, the servers that they stand in, balancers side by side, and overlay networks.
 
 pub mod etcd;
 pub mod fleet;
+pub mod overlay;
 pub mod side_by_side;

@@ -1,0 +1,84 @@
+//! Overlay networks: the way between containers beside the same way made by hand, a thousand peers, and how soon a node that joins is
+//! reached.
+//!
+//! Runs as root, in network namespaces with real agents and a real etcd, as the end-to-end tests do. Prints the tables of
+//! `benches/README.md`.
+#![allow(clippy::print_stdout, reason = "a program whose result is a table")]
+
+mod joins;
+mod peers;
+mod tunnel;
+
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use anyhow::{Context, bail};
+use nerve::model::NetworkName;
+use nerve::store::{DEFAULT_PREFIX, Store};
+use plexus_tests::{Cluster, Namespace, Node};
+use serde_json::Value;
+
+use crate::etcd;
+
+/// Runs the parts that are named; without names, all of them.
+///
+/// # Errors
+/// A part has no such name, or something that it needs is not there.
+pub fn run(parts: &[String]) -> anyhow::Result<()> {
+    let all = ["tunnel", "peers", "joins"].map(str::to_owned);
+    for part in if parts.is_empty() { &all[..] } else { parts } {
+        match part.as_str() {
+            "tunnel" => tunnel::run()?,
+            "peers" => peers::run()?,
+            "joins" => joins::run()?,
+            other => bail!("there is no part {other:?}; there are tunnel, peers and joins"),
+        }
+    }
+    Ok(())
+}
+
+/// Nodes with overlay networks, and a network `default` of these ranges.
+fn cluster(nodes: usize, ranges: &str) -> Cluster {
+    let more = format!("[overlay]\nenabled = true\ndefault = [{ranges}]\n[log]\nlevel = \"warn\"\n");
+    Cluster::of(nodes).settings(|settings| settings.more = more).start()
+}
+
+/// Runs something with the store at `url` on a thread that stands in this namespace.
+fn with_store<T: Send + 'static, F: Future<Output = anyhow::Result<T>>>(
+    namespace: &Namespace,
+    url: &str,
+    work: impl FnOnce(Arc<dyn Store>) -> F + Send + 'static,
+) -> anyhow::Result<JoinHandle<anyhow::Result<T>>> {
+    let url = url.to_owned();
+    namespace.enter(move || {
+        // A thread stands where the one does that made it; it has the usual stack.
+        let inside = std::thread::Builder::new().spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            runtime.block_on(async { work(etcd::open(&url, DEFAULT_PREFIX)?).await })
+        });
+        inside.context("a thread")
+    })
+}
+
+fn default_network() -> anyhow::Result<NetworkName> {
+    Ok(NetworkName::new("default")?)
+}
+
+fn vni(node: &Node, network: &str) -> anyhow::Result<u64> {
+    let inspected: Value = node.plexus_json(["network", "inspect", network]);
+    inspected["network"]["vni"].as_u64().context("the network has no VNI")
+}
+
+/// In the middle of the sorted values; the share says where else.
+fn quantile(values: &mut [f64], share: f64) -> f64 {
+    values.sort_unstable_by(f64::total_cmp);
+    let last = values.len().saturating_sub(1);
+    #[allow(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        clippy::cast_precision_loss,
+        reason = "a few thousand values"
+    )]
+    let at = (last as f64 * share).round() as usize;
+    values.get(at).copied().unwrap_or(f64::NAN)
+}
