@@ -29,7 +29,7 @@ use crate::drain;
 use crate::inherited::Inherited;
 use crate::proxy::DataPlane;
 use crate::readiness::Readiness;
-use crate::{admin, balance, dns, ingress, overlay, proxy, routes, steer, vip};
+use crate::{admin, balance, dns, docker, ingress, overlay, proxy, routes, steer, vip};
 
 /// How long after the catalog is known a socket may wait for whoever wants it, before it is said that nobody does.
 const UNWANTED_AFTER: Duration = Duration::from_secs(5);
@@ -88,6 +88,7 @@ impl Rooms {
             }
         };
         rooms.open_door(door);
+        rooms.start_docker(&registry)?;
         rooms.start_admin(admin, took_over, registry)?;
         Ok(rooms)
     }
@@ -150,11 +151,13 @@ impl Rooms {
         let registrar =
             start_registrar(&config, &store, &services, registry, &owners.registrar, left.registrar).await?;
 
+        let docker = docker::Handle::default();
         let problems = Problems {
             ingress: ingress.clone(),
             vip: vip.clone(),
             steer: steer.clone(),
             overlay: overlay.clone(),
+            docker: docker.clone(),
             dns: name_server.as_ref().map(|name_server| name_server.handle.clone()),
             watcher: watcher.clone(),
             reload: Arc::default(),
@@ -170,6 +173,8 @@ impl Rooms {
             vip,
             steer,
             overlay,
+            docker,
+            docker_server: None,
             name_server,
             admin: None,
             inherited,
@@ -251,6 +256,19 @@ impl Rooms {
                 self.problems.note_door(problem);
             }
         }
+    }
+
+    /// The agent before served Docker until now.
+    fn start_docker(&mut self, registry: &Registry) -> anyhow::Result<()> {
+        let Some((config, links)) = self.config.docker().zip(self.overlay.docker().cloned()) else {
+            return Ok(());
+        };
+        let metrics = docker::Metrics::new()?;
+        metrics.register(registry)?;
+        let (trigger, drained) = drain::channel();
+        docker::start(config, links, self.took_over, &self.docker, metrics, &self.owners.rest, drained);
+        self.docker_server = Some(trigger);
+        Ok(())
     }
 
     fn start_admin(

@@ -137,6 +137,33 @@ impl<T: Serialize + DeserializeOwned> Ledger<T> {
         self.records.get(owner)
     }
 
+    /// Keeps something else beside the addresses of an owner that has some.
+    pub(super) fn amend(&mut self, owner: &str, details: T) -> Result<(), LedgerError> {
+        let Some(record) = self.records.remove(owner) else { return Ok(()) };
+        let amended = Record { details, ..record };
+        let written = self.write(owner, &amended);
+        self.records.insert(owner.to_owned(), amended);
+        written
+    }
+
+    /// Reads again what every owner keeps: another process may have amended it.
+    pub(super) fn reread(&mut self) -> Result<(), LedgerError> {
+        self.refresh()?;
+        let files: Vec<(String, PathBuf)> =
+            self.records.keys().map(|owner| (owner.clone(), self.file(owner))).collect();
+        for (owner, file) in files {
+            if let Ok(record) = read(&file) {
+                self.note(owner, record);
+            }
+        }
+        Ok(())
+    }
+
+    /// Who has an address.
+    pub(super) fn holder(&self, network: &NetworkName, address: IpAddr) -> Option<&str> {
+        self.holders.get(&(network.clone(), address)).map(String::as_str)
+    }
+
     /// Every owner, with what it has.
     pub(super) fn all(&self) -> impl Iterator<Item = (&String, &Record<T>)> {
         self.records.iter()
@@ -232,7 +259,7 @@ impl<T: Serialize + DeserializeOwned> Ledger<T> {
     }
 
     /// The next free address after the one that was given last.
-    fn next(&self, network: &NetworkName, subnet: Prefix) -> Option<IpAddr> {
+    pub(super) fn next(&self, network: &NetworkName, subnet: Prefix) -> Option<IpAddr> {
         let (first, end) = places(subnet);
         let count = end.checked_sub(first).filter(|count| *count > 0)?;
         let last = self.last.get(&(network.clone(), subnet)).copied();
