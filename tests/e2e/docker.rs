@@ -3,14 +3,14 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-
 use plexus_tests::server::docker::{Docker, IMAGE};
 use plexus_tests::{Cluster, Node, eventually, needs};
 
 const SOON: Duration = Duration::from_secs(20);
 /// Longer than what Docker has forgotten is kept.
 const FORGOTTEN: Duration = Duration::from_secs(60);
-const OVERLAY: &str = "[overlay]\nenabled = true\ndefault = [\"10.42.0.0/16\", \"fd00:42::/48\"]\nlease = \"1m\"\n";
+const OVERLAY: &str =
+    "[overlay]\nenabled = true\ndefault = [\"10.42.0.0/16\", \"fd00:42::/48\"]\nlease = \"1m\"\n";
 const CREATE: [&str; 6] = ["network", "create", "--driver", "plexus", "--ipam-driver", "plexus"];
 /// Serves the name of its container by HTTP.
 const SERVE: &str = "mkdir -p /www; hostname > /www/index.html; exec httpd -f -p 80 -h /www";
@@ -59,15 +59,20 @@ fn reaches(docker: &Docker, container: &str, other: &str) -> bool {
 #[track_caller]
 fn says(docker: &Docker, container: &str, server: &str, name: &str) {
     let url = format!("http://{server}/");
-    let _ = eventually!(SOON, docker.exec(container, &["wget", "-q", "-T", "2", "-O", "-", &url]).stdout, |said| {
-        said.trim() == name
-    });
+    let _ = eventually!(
+        SOON,
+        docker.exec(container, &["wget", "-q", "-T", "2", "-O", "-", &url]).stdout,
+        |said| { said.trim() == name }
+    );
 }
 
 /// The addresses that the ledger of a node has given.
 fn given(node: &Node) -> Vec<String> {
-    let attached = node.admin_json("/v1/plexus/attachments")["attachments"].as_array().cloned().unwrap_or_default();
-    let addresses = attached.iter().flat_map(|attachment| attachment["addresses"].as_array().cloned().unwrap_or_default());
+    let attached =
+        node.admin_json("/v1/plexus/attachments")["attachments"].as_array().cloned().unwrap_or_default();
+    let addresses = attached
+        .iter()
+        .flat_map(|attachment| attachment["addresses"].as_array().cloned().unwrap_or_default());
     addresses.filter_map(|address| address.as_str().map(str::to_owned)).collect()
 }
 
@@ -103,7 +108,10 @@ fn containers_of_every_docker_reach_each_other_by_their_own_addresses() {
     let out = dockers[0].exec("web", &["ping", "-c", "1", "-W", "1", &nodes[1].address().to_string()]);
     assert!(out.success(), "{out}");
     let listed = given(nodes[0]);
-    assert!(listed.contains(&address(&dockers[0], "web", "mynet").to_string()) && listed.len() == 2, "{listed:?}");
+    assert!(
+        listed.contains(&address(&dockers[0], "web", "mynet").to_string()) && listed.len() == 2,
+        "{listed:?}"
+    );
     // Nothing is left of a container that is removed.
     let _ = dockers[0].docker(&["rm", "--force", "web"]).ok();
     assert_eq!(given(nodes[0]), [""; 0]);
@@ -164,11 +172,12 @@ fn a_connection_goes_on_while_agent_and_dockerd_are_killed_and_nothing_is_given_
         create(docker, "mynet", &[]);
     }
     // A listener that says what it is told again, and a connection to it from another node.
-    let echo = "exec nc -lk -p 7 -e cat";
+    let echo = "exec nc -ll -p 7 -e cat";
     there.run("echo", &["--network", "mynet"], echo);
     here.run("kept", &["--network", "mynet"], WAIT);
     let echo = SocketAddr::new(address(there, "echo", "mynet"), 7);
-    let mut held = eventually!(SOON, a.namespace().enter(move || Talk::open(echo)), Result::is_ok).expect("open");
+    let mut held =
+        eventually!(SOON, a.namespace().enter(move || Talk::open(echo)), Result::is_ok).expect("open");
     held.say("at first");
     for node in [a, b] {
         node.kill_agent();
@@ -204,7 +213,18 @@ fn a_connection_goes_on_while_agent_and_dockerd_are_killed_and_nothing_is_given_
     held.say("to the end");
     // Who asks while there is no agent gets what it asked for once there is one.
     a.kill_agent();
-    let waits = here.docker_in_background(&["run", "--detach", "--name", "late", "--network", "mynet", IMAGE, "sh", "-c", WAIT]);
+    let waits = here.docker_in_background(&[
+        "run",
+        "--detach",
+        "--name",
+        "late",
+        "--network",
+        "mynet",
+        IMAGE,
+        "sh",
+        "-c",
+        WAIT,
+    ]);
     a.restart_agent();
     let ran = waits.join().expect("it does not panic");
     assert!(ran.success(), "{ran}");
@@ -276,6 +296,7 @@ fn what_cannot_be_is_refused_in_words() {
 }
 
 /// A connection whose other end says everything again.
+#[derive(Debug)]
 struct Talk(std::net::TcpStream);
 
 impl Talk {

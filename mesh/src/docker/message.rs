@@ -201,7 +201,10 @@ mod tests {
         let text = r#"{"NetworkID":"n","Options":{"com.docker.network.enable_ipv6":false,"com.docker.network.generic":{}},
             "IPv4Data":[{"AddressSpace":"plexus","Gateway":"10.42.3.1/24","Pool":"0.0.0.0/0"}],"IPv6Data":[]}"#;
         let request: CreateNetwork = serde_json::from_str(text).unwrap();
-        assert_eq!((request.ipv4_data[0].gateway.as_str(), request.options.internal), ("10.42.3.1/24", false));
+        assert_eq!(
+            (request.ipv4_data[0].gateway.as_str(), request.options.internal),
+            ("10.42.3.1/24", false)
+        );
         let text = r#"{"NetworkID":"n","EndpointID":"e","SandboxKey":"/run/docker/netns/e","Options":
             {"com.docker.network.portmap":[{"Proto":6,"Port":80,"HostPort":8080}],"com.docker.network.endpoint.exposedports":null}}"#;
         assert_eq!(serde_json::from_str::<Join>(text).unwrap().options.published.len(), 1);

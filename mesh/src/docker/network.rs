@@ -10,7 +10,8 @@ use super::calls::{Answer, Driver, Refused, answer};
 use super::ipam::{ADDRESS_SPACE, NETWORK};
 use super::kept::DockerNetwork;
 use super::message::{
-    CreateEndpoint, CreateNetwork, InterfaceName, IpamData, Join, JoinAnswer, OfEndpoint, OfNetwork, StaticRoute,
+    CreateEndpoint, CreateNetwork, InterfaceName, IpamData, Join, JoinAnswer, OfEndpoint, OfNetwork,
+    StaticRoute,
 };
 use crate::overlay::Joined;
 
@@ -76,7 +77,10 @@ fn network_of(driver: &Driver, pool: &IpamData) -> Result<NetworkName, Refused> 
     let gateway = without_length(&pool.gateway)?;
     let network = gateway.and_then(|gateway| driver.links.network_of(gateway));
     network.ok_or_else(|| {
-        Refused::wrong(format!("its gateway {:?} is of no network; the network may just have been removed", pool.gateway))
+        Refused::wrong(format!(
+            "its gateway {:?} is of no network; the network may just have been removed",
+            pool.gateway
+        ))
     })
 }
 
@@ -98,7 +102,9 @@ pub(super) async fn create_endpoint(driver: &Driver, request: CreateEndpoint) ->
     if addresses.is_empty() {
         return Err(Refused::wrong("the container has no address; is the network's --ipam-driver plexus?"));
     }
-    if let Some(stray) = addresses.iter().find(|address| driver.links.network_of(**address) != Some(network.clone())) {
+    if let Some(stray) =
+        addresses.iter().find(|address| driver.links.network_of(**address) != Some(network.clone()))
+    {
         return Err(Refused::wrong(format!("{stray} is no address of network {network}")));
     }
     let asked: Option<Mac> = match interface.mac_address.as_str() {
@@ -129,10 +135,8 @@ fn setup(joined: Joined, internal: bool, publishes: bool) -> JoinAnswer {
         route_type: NEXT_HOP,
         next_hop: gateway.to_string(),
     };
-    let mut static_routes: Vec<StaticRoute> = ranges
-        .iter()
-        .filter_map(|range| Some(route(range.to_string(), gateway(range.is_ipv4())?)))
-        .collect();
+    let mut static_routes: Vec<StaticRoute> =
+        ranges.iter().filter_map(|range| Some(route(range.to_string(), gateway(range.is_ipv4())?))).collect();
     if publishes && !internal {
         static_routes.extend(gateway(false).map(|gateway| route("::/0".to_owned(), gateway)));
     }

@@ -149,7 +149,9 @@ async fn respond(driver: &Driver, request: Request<Incoming>) -> Response<Full<B
     let read = tokio::time::timeout(HEAD_WITHIN, Limited::new(request.into_body(), MOST_BYTES).collect());
     let body = match read.await {
         Ok(Ok(body)) => body.to_bytes(),
-        Ok(Err(error)) => return refusal(StatusCode::BAD_REQUEST, &format!("the request cannot be read: {error}")),
+        Ok(Err(error)) => {
+            return refusal(StatusCode::BAD_REQUEST, &format!("the request cannot be read: {error}"));
+        }
         Err(_) => return refusal(StatusCode::REQUEST_TIMEOUT, "the request did not come whole"),
     };
     match tokio::time::timeout(CALL_WITHIN, driver.call(&name, &body)).await {

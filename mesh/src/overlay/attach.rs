@@ -182,7 +182,8 @@ impl Attachments {
         let mut ledger = self.ledger().await.map_err(Refused)?;
         let link = link_name(&id);
         // The MAC follows from the address: what neighbours know of an address is true of its next owner as well.
-        let details = |given: &[IpAddr]| Details { namespace, interface, link, mac: mac_of(given), docker: None };
+        let details =
+            |given: &[IpAddr]| Details { namespace, interface, link, mac: mac_of(given), docker: None };
         let given = ledger.give(&id, &network, &place.subnets, &addresses, details);
         let record = given.map_err(Refused)?.clone();
         let ranges: Vec<Prefix> = view.network.pools.iter().map(|pool| pool.cidr()).collect();

@@ -97,7 +97,9 @@ pub enum DockerError {
     )]
     Unknown(String),
     /// The node has another subnet by now.
-    #[error("{0} is of a subnet that another node has by now; restart the container to give it another address")]
+    #[error(
+        "{0} is of a subnet that another node has by now; restart the container to give it another address"
+    )]
     Moved(IpAddr),
 }
 
@@ -149,7 +151,9 @@ impl DockerLinks {
     fn network(&self, is_it: impl Fn(Prefix) -> bool) -> Option<NetworkName> {
         let networks = self.0.catalog.networks();
         let mut networks = networks.iter();
-        networks.find(|view| view.network.pools.iter().any(|pool| is_it(pool.cidr()))).map(|view| view.name.clone())
+        networks
+            .find(|view| view.network.pools.iter().any(|pool| is_it(pool.cidr())))
+            .map(|view| view.name.clone())
     }
 
     /// This node's part of a network.
@@ -231,7 +235,10 @@ impl DockerLinks {
                 Some(Hold::Reserved) => {}
                 Some(Hold::Endpoint(other)) if other == endpoint => {}
                 Some(Hold::Endpoint(other)) => {
-                    return Err(DockerError::Taken { address: *address, holder: format!("endpoint {other}") });
+                    return Err(DockerError::Taken {
+                        address: *address,
+                        holder: format!("endpoint {other}"),
+                    });
                 }
                 // It was forgotten by mistake, or another has it.
                 None => give(&mut ledger, &network, subnet, *address)?,
@@ -257,7 +264,8 @@ impl DockerLinks {
         let records = self.records(endpoint).await?;
         let (_, first) = records.first().ok_or_else(|| DockerError::Unknown(endpoint.to_owned()))?;
         let (place, ranges) = self.place(&first.network).await?;
-        let addresses: Vec<IpAddr> = records.iter().flat_map(|(_, record)| record.addresses.clone()).collect();
+        let addresses: Vec<IpAddr> =
+            records.iter().flat_map(|(_, record)| record.addresses.clone()).collect();
         let is_here = |address: &&IpAddr| place.subnets.iter().any(|subnet| subnet.contains(**address));
         if let Some(moved) = addresses.iter().find(|address| !is_here(address)) {
             return Err(DockerError::Moved(*moved));
@@ -295,9 +303,7 @@ impl DockerLinks {
     /// What an endpoint has.
     async fn records(&self, endpoint: &str) -> Result<Vec<(String, Record<Details>)>, DockerError> {
         let ledger = self.0.ledger().await?;
-        let is_its = |record: &Record<Details>| {
-            matches!(&record.details.docker, Some(Hold::Endpoint(of)) if of == endpoint)
-        };
+        let is_its = |record: &Record<Details>| matches!(&record.details.docker, Some(Hold::Endpoint(of)) if of == endpoint);
         let its = ledger.all().filter(|(_, record)| is_its(record));
         Ok(its.map(|(owner, record)| (owner.clone(), record.clone())).collect())
     }

@@ -12,6 +12,7 @@ mod attach;
 mod claims;
 mod docker;
 mod firewall;
+mod foreign;
 mod keeper;
 mod ledger;
 mod metrics;

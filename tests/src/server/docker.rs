@@ -64,12 +64,24 @@ impl Docker {
     pub fn start(world: &World, node: &Node) -> Self {
         let (directory, name) = (node.directory().join("docker"), node.name().to_owned());
         let plugins = node.directory().join("plugins");
-        fs::create_dir_all(&plugins).and_then(|()| fs::create_dir_all(&directory)).expect("the node's directory");
+        fs::create_dir_all(&plugins)
+            .and_then(|()| fs::create_dir_all(&directory))
+            .expect("the node's directory");
         let names = directory.join("resolv.conf");
         fs::write(&names, "nameserver 127.0.0.1\nsearch mesh.internal\n").expect("the node's directory");
         let logs = world.log(&format!("docker-{name}"));
         let mut command = node.namespace().command("unshare");
-        command.args(["--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-c", SURROUNDINGS, "sh"]);
+        command.args([
+            "--mount",
+            "--pid",
+            "--fork",
+            "--kill-child",
+            "--mount-proc",
+            "sh",
+            "-c",
+            SURROUNDINGS,
+            "sh",
+        ]);
         command.args([&plugins, &names]);
         let mut surroundings = Process::start("docker's surroundings", &mut command, &logs);
         let first = first_of(&mut surroundings);
@@ -109,7 +121,12 @@ impl Docker {
     pub fn start_again(&self) {
         let mut command = self.command("dockerd");
         command.arg("--data-root").arg(self.directory.join("data"));
-        command.arg("--host").arg(self.host()).args(["--pidfile", "/run/dockerd.pid", "--exec-root", "/run/docker"]);
+        command.arg("--host").arg(self.host()).args([
+            "--pidfile",
+            "/run/dockerd.pid",
+            "--exec-root",
+            "/run/docker",
+        ]);
         command.args(["--containerd", "/run/containerd/containerd.sock", "--storage-driver", "vfs"]);
         command.args(["--cgroup-parent", &self.group, "--live-restore"]);
         *lock(&self.dockerd) = Some(Process::start("dockerd", &mut command, &self.logs));
@@ -195,7 +212,8 @@ impl Docker {
     #[track_caller]
     pub fn run(&self, name: &str, options: &[&str], script: &str) {
         let fixed = ["run", "--detach", "--init", "--name", name];
-        let all: Vec<&str> = fixed.iter().chain(options).copied().chain([IMAGE, "sh", "-c", script]).collect();
+        let all: Vec<&str> =
+            fixed.iter().chain(options).copied().chain([IMAGE, "sh", "-c", script]).collect();
         let _ = self.docker(&all).ok();
     }
 
@@ -234,7 +252,9 @@ impl Docker {
         let root = self.directory.join("image");
         let bin = root.join("bin");
         let busybox = Path::new("/bin/busybox");
-        fs::create_dir_all(&bin).and_then(|()| fs::create_dir_all(root.join("tmp"))).expect("the node's directory");
+        fs::create_dir_all(&bin)
+            .and_then(|()| fs::create_dir_all(root.join("tmp")))
+            .expect("the node's directory");
         fs::copy(busybox, bin.join("busybox")).expect("busybox-static is installed");
         let programs = run(&["/bin/busybox", "--list"]).expect("busybox can be run").ok();
         for program in programs.lines().filter(|program| *program != "busybox") {
