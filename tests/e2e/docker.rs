@@ -20,8 +20,10 @@ const WAIT: &str = "exec sleep 1000000";
 fn cluster(nodes: usize) -> (Cluster, Vec<Docker>) {
     let cluster = Cluster::of(nodes).without_agents().start();
     for node in cluster.all() {
-        let plugin = Docker::plugin(node);
-        let more = format!("{OVERLAY}[docker]\nenabled = true\nplugin = \"{}\"\n", plugin.display());
+        let (plugin, api) = (Docker::plugin(node), Docker::api(node));
+        let docker =
+            format!("enabled = true\nplugin = \"{}\"\napi = \"{}\"\n", plugin.display(), api.display());
+        let more = format!("{OVERLAY}[docker]\n{docker}");
         let mut settings = cluster.settings().clone();
         settings.more = more;
         node.configure(&settings);
@@ -61,7 +63,7 @@ fn says(docker: &Docker, container: &str, server: &str, name: &str) {
     let url = format!("http://{server}/");
     let _ = eventually!(
         SOON,
-        docker.exec(container, &["wget", "-q", "-T", "2", "-O", "-", &url]).stdout,
+        docker.exec(container, &["timeout", "15", "wget", "-q", "-O", "-", &url]).stdout,
         |said| { said.trim() == name }
     );
 }
@@ -231,6 +233,75 @@ fn a_connection_goes_on_while_agent_and_dockerd_are_killed_and_nothing_is_given_
     assert!(reaches(here, "late", &echo.ip().to_string()));
     let _ = here.docker(&["rm", "--force", "late", "kept", "more0", "more1", "more2", "more3", "more4"]).ok();
     assert_eq!(given(a), [""; 0]);
+}
+
+#[test]
+fn services_of_compose_are_found_by_their_names_on_every_node() {
+    needs!(
+        "etcd",
+        "etcdctl",
+        "nft",
+        "dig",
+        "dockerd",
+        "docker",
+        "docker-compose",
+        "containerd",
+        "tini",
+        "iptables"
+    );
+    let (cluster, dockers) = cluster(2);
+    let [a, b] = cluster.nodes();
+    let [here, there] = dockers.as_slice() else { panic!("two of them") };
+    let project = |hostname: &str| {
+        format!(
+            "version: '2.4'\n\
+         services:\n  \
+           web:\n    image: {IMAGE}\n    hostname: {hostname}\n    expose: ['80']\n    command: sh -c '{SERVE}'\n    \
+             networks: {{default: {{aliases: [shop]}}}}\n  \
+           client:\n    image: {IMAGE}\n    command: {WAIT}\n\
+         networks:\n  default:\n    driver: plexus\n    ipam: {{driver: plexus, options: {{network: default}}}}\n",
+            WAIT = WAIT.trim_start_matches("exec "),
+        )
+    };
+    let _ = here.compose("shop", &project("on-a"), &["up", "-d"]).ok();
+    let _ = there.compose("shop", &project("on-b"), &["up", "-d", "client"]).ok();
+    let web = address(here, "shop_web_1", "shop_default");
+    for name in ["web", "shop"] {
+        cluster.wait_serving(name, &[&instance(here, name, "a", "shop_web_1")]);
+    }
+    for node in [a, b] {
+        assert_eq!(node.dig("web.mesh.internal", "A").data, [web.to_string()]);
+    }
+    // Through the resolver that Docker gives to its containers, in full and in short.
+    for name in ["web.mesh.internal", "shop.mesh.internal", "web", "shop"] {
+        says(there, "shop_client_1", name, "on-a");
+    }
+    // From outside, by a port of any node: the balancer of one, a container of another.
+    cluster.publish("web", 8080);
+    assert_eq!(b.get(b.at(8080), "/").expect("an answer").body.trim(), "on-a");
+    // One more on the other node, and the first one goes.
+    let _ = there.compose("shop", &project("on-b"), &["up", "-d"]).ok();
+    let (first, second) =
+        (instance(here, "web", "a", "shop_web_1"), instance(there, "web", "b", "shop_web_1"));
+    cluster.wait_serving("web", &[&first, &second]);
+    let _ = here.compose("shop", &project("on-a"), &["stop", "web"]).ok();
+    cluster.wait_serving("web", &[&second]);
+    // Agent and Docker are gone, and come back.
+    there.kill();
+    b.kill_agent();
+    b.restart_agent();
+    there.start_again();
+    cluster.wait_serving("web", &[&second]);
+    says(here, "shop_client_1", "web.mesh.internal", "on-b");
+    let _ = there.compose("shop", &project("on-b"), &["down"]).ok();
+    cluster.wait_serving("web", &[]);
+    assert_eq!(given(b), [""; 0]);
+}
+
+/// What a container is called as an instance.
+#[track_caller]
+fn instance(docker: &Docker, service: &str, node: &str, container: &str) -> String {
+    format!("{service}-{node}-{}", &docker.inspect(container, "{{.Id}}")[..12])
 }
 
 #[test]

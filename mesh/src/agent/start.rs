@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use nerve::registrar;
-use nerve::source::{ApiSource, ConfigSource, FileSource, Source};
+use nerve::source::{ApiSource, ConfigSource, DockerSource, FileSource, Source};
 use nerve::store::{self, Store};
 use nerve::tasks::Tasks;
 use prometheus::Registry;
@@ -445,7 +445,12 @@ async fn start_registrar(
     let local = config.node.local();
     let directory = config.services_dir.clone();
     let files = FileSource::start(directory, local.clone(), tasks, metrics.sources.clone()).await;
+    let docker = match config.docker_source() {
+        Some(docker) => Some(DockerSource::start(docker, local.clone(), tasks).await),
+        None => None,
+    };
     let api = ApiSource::open(Some(&config.state_dir), local);
-    let sources: [&dyn Source; 2] = [services, &files];
+    let mut sources: Vec<&dyn Source> = vec![services, &files];
+    sources.extend(docker.as_ref().map(|docker| docker as &dyn Source));
     Ok(registrar::start(config.registrar(), Arc::clone(store), &sources, api, tasks, metrics, carried))
 }

@@ -4,7 +4,7 @@ use std::num::NonZeroUsize;
 
 use nerve::period::Period;
 use nerve::registrar;
-use nerve::source::Local;
+use nerve::source::{DockerConfig, Local};
 use nerve::store::StoreConfig;
 
 use super::{Config, Node};
@@ -135,6 +135,14 @@ impl Config {
     pub fn docker(&self) -> Option<docker::Config> {
         let socket = self.docker.plugin.clone();
         self.docker.enabled.then(|| docker::Config { socket, state_dir: self.state_dir.clone() })
+    }
+
+    /// Which Docker is asked for containers; `None` where none is.
+    #[must_use]
+    pub fn docker_source(&self) -> Option<DockerConfig> {
+        let docker = &self.docker;
+        let driver = docker.driver().to_owned();
+        (docker.enabled && docker.instances).then(|| DockerConfig { api: docker.api.clone(), driver })
     }
 
     /// What the name server is told; `None` where it does not run.

@@ -156,17 +156,21 @@ async fn respond(driver: &Driver, request: Request<Incoming>) -> Response<Full<B
     };
     match tokio::time::timeout(CALL_WITHIN, driver.call(&name, &body)).await {
         Ok(Ok(answer)) => response(StatusCode::OK, &answer),
-        // What a call refuses, libnetwork reads from an answer that is one.
         Ok(Err(error)) => refusal(status(&error), &error.to_string()),
-        Err(_) => refusal(StatusCode::OK, &format!("{name} was not done within {CALL_WITHIN:?}; try again")),
+        Err(_) => refusal(
+            StatusCode::GATEWAY_TIMEOUT,
+            &format!("{name} was not done within {CALL_WITHIN:?}; try again"),
+        ),
     }
 }
 
+/// In an answer with the status 200, the driver for networks would look for `Err` and the one for addresses for `Error`
+/// (libnetwork's `api.Response`); in all others, both look for `Err`.
 fn status(error: &Refused) -> StatusCode {
     match error {
         Refused::NoCall(_) => StatusCode::NOT_FOUND,
-        Refused::Unreadable(_) => StatusCode::BAD_REQUEST,
-        Refused::Wrong(_) | Refused::Overlay(_) | Refused::Kept { .. } => StatusCode::OK,
+        Refused::Unreadable(_) | Refused::Wrong(_) => StatusCode::BAD_REQUEST,
+        Refused::Overlay(_) | Refused::Kept { .. } => StatusCode::INTERNAL_SERVER_ERROR,
     }
 }
 

@@ -1,9 +1,9 @@
 //! Overlay networks: containers of all nodes reach each other by their own addresses.
 //!
-//! Three parts. `claims` holds one subnet of every network for this node, in the store, by compare-and-swap, under a lease of its own that
+//! Four parts. `claims` holds one subnet of every network for this node, in the store, by compare-and-swap, under a lease of its own that
 //! outlives restarts of the agent. `keeper` makes the kernel's links, routes, neighbours and forwarding entries what `plan` says, and the
 //! packet filter's table what `firewall` says, and puts back what somebody takes away. `attach` connects containers, whose addresses
-//! `ledger` gives and remembers; `docker` does for those that Docker connects.
+//! `ledger` gives and remembers; `docker` does the same for those that Docker connects.
 //!
 //! While the store is out of reach nothing is taken away: what the kernel has goes on passing packets. Without `CAP_NET_ADMIN`
 //! networks are not for this node, that is said, and the rest of the agent does not notice.

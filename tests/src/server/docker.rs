@@ -55,6 +55,12 @@ impl Docker {
         node.directory().join("plugins/plexus.sock")
     }
 
+    /// Where it answers its API: `docker.api`.
+    #[must_use]
+    pub fn api(node: &Node) -> PathBuf {
+        directory(node).join("docker.sock")
+    }
+
     /// Starts it, with the image, and with the node's name server as its own.
     ///
     /// # Panics
@@ -62,7 +68,7 @@ impl Docker {
     #[track_caller]
     #[must_use]
     pub fn start(world: &World, node: &Node) -> Self {
-        let (directory, name) = (node.directory().join("docker"), node.name().to_owned());
+        let (directory, name) = (directory(node), node.name().to_owned());
         let plugins = node.directory().join("plugins");
         fs::create_dir_all(&plugins)
             .and_then(|()| fs::create_dir_all(&directory))
@@ -285,6 +291,11 @@ impl Drop for Docker {
             remove_groups(&hierarchy.path().join(self.group.trim_start_matches('/')));
         }
     }
+}
+
+/// Where it has its files.
+fn directory(node: &Node) -> PathBuf {
+    node.directory().join("docker")
 }
 
 /// A control group is removed as an empty directory is, whatever files it shows.
