@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use plexus_tests::server::docker::{Docker, IMAGE};
-use plexus_tests::{Cluster, Node, eventually, needs};
+use plexus_tests::{Cluster, Node, eventually, needs, skipped};
 
 const SOON: Duration = Duration::from_secs(20);
 /// Longer than what Docker has forgotten is kept.
@@ -15,6 +15,32 @@ const CREATE: [&str; 6] = ["network", "create", "--driver", "plexus", "--ipam-dr
 /// Serves the name of its container by HTTP.
 const SERVE: &str = "mkdir -p /www; hostname > /www/index.html; exec httpd -f -p 80 -h /www";
 const WAIT: &str = "exec sleep 1000000";
+
+/// Returns from a test where Docker cannot be run.
+macro_rules! needs_docker {
+    () => {
+        needs!(
+            "etcd",
+            "etcdctl",
+            "nft",
+            "ping",
+            "dig",
+            "curl",
+            "tar",
+            "iptables",
+            "tini",
+            "busybox",
+            "containerd",
+            "dockerd",
+            "docker",
+            "docker-compose",
+        );
+        if let Some(why) = Docker::lacks() {
+            skipped(why);
+            return;
+        }
+    };
+}
 
 /// Nodes whose agents serve a Docker each.
 fn cluster(nodes: usize) -> (Cluster, Vec<Docker>) {
@@ -84,7 +110,7 @@ fn links(node: &Node) -> String {
 
 #[test]
 fn containers_of_every_docker_reach_each_other_by_their_own_addresses() {
-    needs!("etcd", "etcdctl", "nft", "dockerd", "docker", "containerd", "tini", "iptables");
+    needs_docker!();
     let (cluster, dockers) = cluster(3);
     let nodes: [&Node; 3] = cluster.nodes();
     for (docker, node) in dockers.iter().zip(nodes) {
@@ -123,7 +149,7 @@ fn containers_of_every_docker_reach_each_other_by_their_own_addresses() {
 
 #[test]
 fn a_container_may_be_on_two_networks_publish_ports_or_have_no_way_out() {
-    needs!("etcd", "etcdctl", "nft", "dockerd", "docker", "containerd", "tini", "iptables");
+    needs_docker!();
     let (cluster, dockers) = cluster(2);
     let [a, b] = cluster.nodes();
     let [here, there] = dockers.as_slice() else { panic!("two of them") };
@@ -166,7 +192,7 @@ fn a_container_may_be_on_two_networks_publish_ports_or_have_no_way_out() {
 
 #[test]
 fn a_connection_goes_on_while_agent_and_dockerd_are_killed_and_nothing_is_given_twice() {
-    needs!("etcd", "etcdctl", "nft", "dockerd", "docker", "containerd", "tini", "iptables");
+    needs_docker!();
     let (cluster, dockers) = cluster(2);
     let [a, b] = cluster.nodes();
     let [here, there] = dockers.as_slice() else { panic!("two of them") };
@@ -236,19 +262,51 @@ fn a_connection_goes_on_while_agent_and_dockerd_are_killed_and_nothing_is_given_
 }
 
 #[test]
-fn services_of_compose_are_found_by_their_names_on_every_node() {
-    needs!(
-        "etcd",
-        "etcdctl",
-        "nft",
-        "dig",
-        "dockerd",
-        "docker",
-        "docker-compose",
-        "containerd",
-        "tini",
-        "iptables"
+fn containers_pass_where_iptables_drops_by_its_policy_and_docker_goes_on_with_its_own_rules() {
+    needs_docker!();
+    let (cluster, dockers) = cluster(2);
+    let [a, b] = cluster.nodes();
+    let [here, there] = dockers.as_slice() else { panic!("two of them") };
+    for (docker, node) in [(here, a), (there, b)] {
+        create(docker, "mynet", &[]);
+        docker.run("one", &["--network", "mynet"], WAIT);
+        docker.run("two", &["--network", "mynet"], WAIT);
+        // As Docker sets it where it is the one that turns forwarding on.
+        let _ = docker.inside("iptables", &["--policy", "FORWARD", "DROP"]).ok();
+        let ours = || {
+            docker.inside("iptables", &["--list-rules", "FORWARD"]).ok().matches("--comment plexus").count()
+        };
+        let _ = eventually!(SOON, ours(), |rules| *rules == 3);
+        assert!(
+            node.exec("ping", &["-c", "1", "-W", "1", &address(docker, "one", "mynet").to_string()])
+                .success()
+        );
+    }
+    for other in [address(here, "two", "mynet"), address(there, "one", "mynet"), IpAddr::from(b.address())] {
+        let _ = eventually!(SOON, reaches(here, "one", &other.to_string()), |reaches| *reaches);
+    }
+    // Docker's own bridges stay closed, and Docker can still be started and publish ports.
+    here.run("apart", &[], WAIT);
+    let apart = here.inspect("apart", "{{.NetworkSettings.IPAddress}}");
+    assert!(!reaches(here, "one", &apart));
+    here.stop();
+    here.start_again();
+    here.run("public", &["--network", "mynet", "--hostname", "public", "--publish", "8080:80"], SERVE);
+    let published = SocketAddr::from((a.address(), 8080));
+    let ask = || b.get(published, "/").map(|answer| answer.body).map_err(|error| error.to_string());
+    let _ = eventually!(SOON, ask(), |said| said.as_ref().is_ok_and(|said| said.trim() == "public"));
+    assert!(
+        !reaches(here, "one", &apart) && reaches(here, "one", &address(there, "two", "mynet").to_string())
     );
+    // Rules that are not needed any more go.
+    let _ = here.inside("iptables", &["--policy", "FORWARD", "ACCEPT"]).ok();
+    let rules = || here.inside("iptables", &["--list-rules", "FORWARD"]).ok();
+    let _ = eventually!(SOON, rules(), |rules| !rules.contains("plexus"));
+}
+
+#[test]
+fn services_of_compose_are_found_by_their_names_on_every_node() {
+    needs_docker!();
     let (cluster, dockers) = cluster(2);
     let [a, b] = cluster.nodes();
     let [here, there] = dockers.as_slice() else { panic!("two of them") };
@@ -306,14 +364,14 @@ fn instance(docker: &Docker, service: &str, node: &str, container: &str) -> Stri
 
 #[test]
 fn what_docker_has_forgotten_is_given_back() {
-    needs!("etcd", "etcdctl", "nft", "dockerd", "docker", "containerd", "tini", "iptables");
+    needs_docker!();
     let (cluster, dockers) = cluster(1);
     let [a] = cluster.nodes();
     let docker = dockers.into_iter().next().expect("one of them");
     create(&docker, "mynet", &[]);
     docker.run("lost", &["--network", "mynet"], WAIT);
     let lost = address(&docker, "lost", "mynet").to_string();
-    assert_eq!(given(a), [lost.clone()]);
+    assert_eq!(given(a), std::slice::from_ref(&lost));
     // The machine's Docker is lost with everything that it knew.
     docker.lose();
     let _ = eventually!(FORGOTTEN, given(a), Vec::is_empty);
@@ -326,7 +384,7 @@ fn what_docker_has_forgotten_is_given_back() {
 
 #[test]
 fn what_cannot_be_is_refused_in_words() {
-    needs!("etcd", "etcdctl", "nft", "dockerd", "docker", "containerd", "tini", "iptables");
+    needs_docker!();
     let (cluster, dockers) = cluster(1);
     let [a] = cluster.nodes();
     let docker = &dockers[0];

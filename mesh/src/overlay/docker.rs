@@ -433,7 +433,7 @@ mod tests {
         assert!(link.len() <= 15 && waiting.len() <= 15 && link != waiting, "{link} {waiting}");
         for (links, waits, is_in_use) in [
             (names(&[]), names(&[]), false),
-            (names(&[link.clone()]), names(&[waiting]), false),
+            (names(std::slice::from_ref(&link)), names(&[waiting]), false),
             (names(&[link]), names(&[]), true),
         ] {
             let ends = Ends { links, waiting: waits };

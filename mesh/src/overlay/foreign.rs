@@ -2,8 +2,8 @@
 //!
 //! Who accepts a packet in a table of its own does not rescue it from another's. So where the chain `FORWARD` of iptables drops what
 //! nothing there accepts, rules of ours stand at its end, marked by a comment: they take the place of the policy for packets of overlay
-//! networks, and whatever the chain says before holds for these too. What may pass between networks is decided in our own
-//! table. Docker's bridges stay as closed as they are for each other. Where the policy is another one, or no network is here, nothing of
+//! networks, and whatever the chain says before holds for these too. What may pass between networks, and into them, is decided in our
+//! own table, whose drops hold here as well. Docker's bridges stay as closed as they are for each other. Where the policy is another one, or no network is here, nothing of
 //! ours is in the chain.
 //!
 //! This goes for iptables as distributions have it, which is made of nf_tables; of the legacy one, `nft` knows nothing.
@@ -55,12 +55,12 @@ fn change(family: &str, chain: &str, docker: bool, has_networks: bool) -> String
     text
 }
 
+/// Of what iptables itself is made of, and nothing else: a rule with `ct state` in it, and it refuses to touch the chain any more.
 fn rules(docker: bool) -> Vec<String> {
     let into_bridges = format!("iifname \"plx*\" counter jump {DOCKERS_BRIDGES}");
-    let mut rules = vec!["iifname \"plx*\" oifname \"plx*\" counter accept".to_owned()];
+    let mut rules = vec!["oifname \"plx*\" counter accept".to_owned()];
     rules.extend(docker.then_some(into_bridges));
     rules.push("iifname \"plx*\" counter accept".to_owned());
-    rules.push("oifname \"plx*\" ct state established,related counter accept".to_owned());
     rules
 }
 
@@ -85,14 +85,14 @@ mod tests {
     #[test]
     fn a_chain_that_drops_gets_rules_at_its_end_once() {
         let text = change("ip6", &chain("drop", &[]), true, true);
-        assert_eq!(text.lines().count(), 4, "{text}");
+        assert_eq!(text.lines().count(), 3, "{text}");
         assert!(
             text.lines().all(|line| line.starts_with("add rule ip6 filter FORWARD ") && line.ends_with(MARK))
         );
         assert!(text.contains("jump DOCKER-ISOLATION-STAGE-2"), "{text}");
         let without_docker = change("ip", &chain("drop", &[]), false, true);
         assert!(
-            without_docker.lines().count() == 3 && !without_docker.contains("DOCKER"),
+            without_docker.lines().count() == 2 && !without_docker.contains("DOCKER"),
             "{without_docker}"
         );
         let there: Vec<String> =

@@ -22,6 +22,9 @@ pub const IMAGE: &str = "busybox";
 /// How long dockerd may take to start, with containers to look after.
 const START: Duration = Duration::from_secs(60);
 
+/// Where control groups are: one hierarchy, or one for each controller.
+const GROUPS: &str = "/sys/fs/cgroup";
+
 /// What makes the surroundings; its arguments are the directory of plugins and the file for `/etc/resolv.conf`.
 const SURROUNDINGS: &str = "set -e
 mount -t tmpfs tmpfs /run
@@ -49,6 +52,19 @@ pub struct Docker {
 }
 
 impl Docker {
+    /// Why Docker cannot be run here, if it cannot.
+    #[must_use]
+    pub fn lacks() -> Option<&'static str> {
+        let users = fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+        let is_root = users.split_whitespace().eq(["0", "0", "4294967295"]);
+        let has_groups = ["devices", "cgroup.controllers"].map(|file| Path::new(GROUPS).join(file).exists());
+        match (is_root, has_groups.contains(&true)) {
+            (false, _) => Some("dockerd needs root of the machine, not of a user namespace"),
+            (true, false) => Some("dockerd needs control groups in /sys/fs/cgroup"),
+            (true, true) => None,
+        }
+    }
+
     /// Where the agent of a node is to put its socket for this node's Docker to find it: `docker.plugin`.
     #[must_use]
     pub fn plugin(node: &Node) -> PathBuf {
@@ -287,8 +303,10 @@ impl Drop for Docker {
         }
         let gone = || !Path::new("/proc").join(self.first.to_string()).exists();
         let _ = crate::wait::wait_until(START, gone, |gone| *gone);
-        for hierarchy in fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten() {
-            remove_groups(&hierarchy.path().join(self.group.trim_start_matches('/')));
+        let group = self.group.trim_start_matches('/');
+        remove_groups(&Path::new(GROUPS).join(group));
+        for hierarchy in fs::read_dir(GROUPS).into_iter().flatten().flatten() {
+            remove_groups(&hierarchy.path().join(group));
         }
     }
 }
