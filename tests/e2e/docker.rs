@@ -1,10 +1,11 @@
 //! Docker's containers on overlay networks: real dockerds on several nodes, whatever happens to them and to the agents.
 
 use std::net::{IpAddr, SocketAddr};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use plexus_tests::server::docker::{Docker, IMAGE};
-use plexus_tests::{Cluster, Node, eventually, needs, skipped};
+use plexus_tests::{Cluster, Node, Ran, eventually, needs, skipped};
 
 const SOON: Duration = Duration::from_secs(20);
 /// Longer than what Docker has forgotten is kept.
@@ -360,6 +361,57 @@ fn services_of_compose_are_found_by_their_names_on_every_node() {
 #[track_caller]
 fn instance(docker: &Docker, service: &str, node: &str, container: &str) -> String {
     format!("{service}-{node}-{}", &docker.inspect(container, "{{.Id}}")[..12])
+}
+
+#[test]
+fn containers_that_start_while_the_agent_is_killed_have_each_an_address_of_their_own() {
+    needs_docker!();
+    let (cluster, dockers) = cluster(1);
+    let [a] = cluster.nodes();
+    let docker = &dockers[0];
+    create(docker, "mynet", &["--ipv6"]);
+    let names: Vec<String> = (0..16).map(|n| format!("one{n}")).collect();
+    let start = |name: &String| {
+        docker.docker_in_background(&[
+            "run",
+            "--detach",
+            "--name",
+            name,
+            "--network",
+            "mynet",
+            IMAGE,
+            "sh",
+            "-c",
+            WAIT,
+        ])
+    };
+    let mut started: Vec<_> = names.iter().map(start).collect();
+    let mut kills = 0;
+    let is_done = |started: &[JoinHandle<Ran>]| started.iter().all(JoinHandle::is_finished);
+    while !is_done(&started) {
+        a.kill_agent();
+        a.restart_agent();
+        kills += 1;
+        // It gets as far as an address or two.
+        let before = given(a).len();
+        let moves = || given(a).len() > before || is_done(&started);
+        let _ = eventually!(SOON, moves(), |moves| *moves);
+    }
+    assert!(kills > 1, "they were started between two kills");
+    for ran in started.drain(..) {
+        let _ = ran.join().expect("it does not panic").ok();
+    }
+    let mut all: Vec<IpAddr> = names.iter().map(|name| address(docker, name, "mynet")).collect();
+    all.sort_unstable();
+    all.dedup();
+    assert_eq!(all.len(), names.len());
+    // What was asked for and not told, since the agent was killed in between, is given back.
+    let _ = eventually!(FORGOTTEN, given(a).len(), |given| *given == 2 * names.len());
+    assert!(all.iter().all(|address| given(a).contains(&address.to_string())), "{all:?} {:?}", given(a));
+    let removal: Vec<&str> = ["rm", "--force"].into_iter().chain(names.iter().map(String::as_str)).collect();
+    let _ = docker.docker(&removal).ok();
+    let _ = eventually!(FORGOTTEN, given(a), Vec::is_empty);
+    assert!(!links(a).contains("plxe") && !links(a).contains("plxc"), "{}", links(a));
 }
 
 #[test]

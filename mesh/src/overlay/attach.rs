@@ -277,7 +277,14 @@ impl Attachments {
                     netlink.enslave(link.index, bridge).await?;
                 }
             }
+            if !links.is_empty() {
+                // An agent that this one replaces may have made them for what was read before.
+                ledger.reread().map_err(io::Error::other)?;
+            }
             for (name, _) in links {
+                if ledger.all().any(|(_, record)| record.details.link == name) {
+                    continue;
+                }
                 netlink.remove_veth(&name).await?;
                 tracing::info!(link = name, "removed a link of a container that was never attached");
             }

@@ -261,7 +261,11 @@ impl DockerLinks {
     /// # Errors
     /// Nothing is known of the endpoint, or the kernel refuses.
     pub async fn join(&self, endpoint: &str, sandbox: PathBuf) -> Result<Joined, DockerError> {
-        let records = self.records(endpoint).await?;
+        let mut records = self.records(endpoint).await?;
+        if records.is_empty() {
+            self.take_in().await?;
+            records = self.records(endpoint).await?;
+        }
         let (_, first) = records.first().ok_or_else(|| DockerError::Unknown(endpoint.to_owned()))?;
         let (place, ranges) = self.place(&first.network).await?;
         let addresses: Vec<IpAddr> =
@@ -323,6 +327,10 @@ impl DockerLinks {
     /// Gives back what nothing has used for a while. `idle`: since when.
     async fn give_back_forgotten(&self, idle: &mut HashMap<String, Instant>) -> Result<(), DockerError> {
         let mut ledger = self.0.ledger().await?;
+        if idle.values().any(|since| since.elapsed() >= FORGOTTEN_AFTER) {
+            // An agent that this one has replaced may have said more of them since they were read.
+            ledger.reread()?;
+        }
         let of_docker = ledger.all().filter(|(_, record)| record.details.docker.is_some());
         let of_docker: Vec<_> =
             of_docker.map(|(owner, record)| (owner.clone(), record.details.clone())).collect();

@@ -435,6 +435,22 @@ mod tests {
         assert_ne!(give(&mut next, "c", &subnet).unwrap(), given);
     }
 
+    #[test]
+    fn what_another_process_amends_is_read_again() {
+        let directory = tempfile::tempdir().unwrap();
+        let subnet = subnets(&["10.42.3.0/24"]);
+        let mut before = open(directory.path());
+        let given = give(&mut before, "a", &subnet).unwrap();
+        let mut next = open(directory.path());
+        let amended = Plain::from([("for".to_owned(), "web".to_owned())]);
+        before.amend("a", amended.clone()).unwrap();
+        before.amend("b", amended.clone()).unwrap();
+        assert!(next.get("a").unwrap().details.is_empty());
+        next.reread().unwrap();
+        assert_eq!((&next.get("a").unwrap().details, &next.get("a").unwrap().addresses), (&amended, &given));
+        assert_eq!((next.holder(&network(), given[0]), next.get("b")), (Some("a"), None));
+    }
+
     #[derive(Debug, Clone)]
     enum Step {
         Give(u8),
