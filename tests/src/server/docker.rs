@@ -303,28 +303,36 @@ impl Drop for Docker {
         }
         let gone = || !Path::new("/proc").join(self.first.to_string()).exists();
         let _ = crate::wait::wait_until(START, gone, |gone| *gone);
-        let group = self.group.trim_start_matches('/');
-        remove_groups(&Path::new(GROUPS).join(group));
-        for hierarchy in fs::read_dir(GROUPS).into_iter().flatten().flatten() {
-            remove_groups(&hierarchy.path().join(group));
+        remove_groups(self.group.trim_start_matches('/'));
+    }
+}
+
+/// Removes the control groups whose names begin so, and that nothing runs in any more.
+pub(crate) fn remove_groups(prefix: &str) {
+    let roots = fs::read_dir(GROUPS).into_iter().flatten().flatten().map(|entry| entry.path());
+    for root in roots.chain([PathBuf::from(GROUPS)]) {
+        for group in fs::read_dir(root).into_iter().flatten().flatten() {
+            if group.file_name().to_string_lossy().starts_with(prefix) {
+                remove_group(&group.path());
+            }
         }
     }
+}
+
+/// A control group is removed as an empty directory is, whatever files it shows.
+fn remove_group(group: &Path) {
+    for below in fs::read_dir(group).into_iter().flatten().flatten() {
+        if below.file_type().is_ok_and(|kind| kind.is_dir()) {
+            remove_group(&below.path());
+        }
+    }
+    // One that is in use stays.
+    let _ = fs::remove_dir(group);
 }
 
 /// Where it has its files.
 fn directory(node: &Node) -> PathBuf {
     node.directory().join("docker")
-}
-
-/// A control group is removed as an empty directory is, whatever files it shows.
-fn remove_groups(group: &Path) {
-    for below in fs::read_dir(group).into_iter().flatten().flatten() {
-        if below.file_type().is_ok_and(|kind| kind.is_dir()) {
-            remove_groups(&below.path());
-        }
-    }
-    // One that was never made is none to remove.
-    let _ = fs::remove_dir(group);
 }
 
 /// The process that `unshare` has started.
