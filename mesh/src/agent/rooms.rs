@@ -23,7 +23,7 @@ use crate::drain::DrainTrigger;
 use crate::inherited::Inherited;
 use crate::proxy::DataPlane;
 use crate::readiness::{Guard, Readiness};
-use crate::{docker, ingress, overlay, steer, vip};
+use crate::{ingress, overlay, steer, vip};
 
 /// The catalog on disk, in the state directory.
 const MEMORY_FILE: &str = "catalog.json";
@@ -39,7 +39,6 @@ pub(super) struct Rooms {
     pub(super) vip: vip::Handle,
     pub(super) steer: steer::Handle,
     pub(super) overlay: overlay::Handle,
-    pub(super) docker: docker::Handle,
     /// `None` where Docker is not served.
     pub(super) docker_server: Option<DrainTrigger>,
     pub(super) name_server: Option<NameServer>,

@@ -129,10 +129,7 @@ impl Rooms {
         let catalog = bound.catalog;
         let names = bound.names.map(NameServer::start).transpose();
         let name_server = names.context("start the name server's thread")?;
-        let vip_metrics = vip::Metrics::new()?;
-        vip_metrics.register(registry)?;
-        let vip = bound.vip.start(catalog.clone(), Arc::clone(&store), vip_metrics, &owners.vip);
-        ranges_are_judged(&vip).await;
+        let vip = start_vip(bound.vip, &catalog, &store, registry, &owners.vip).await?;
         let steer = start_steering(&config, &catalog, &bound.plane, registry, &owners.vip)?;
         let ingress = start_ingress(
             &config,
@@ -151,13 +148,12 @@ impl Rooms {
         let registrar =
             start_registrar(&config, &store, &services, registry, &owners.registrar, left.registrar).await?;
 
-        let docker = docker::Handle::default();
         let problems = Problems {
             ingress: ingress.clone(),
             vip: vip.clone(),
             steer: steer.clone(),
             overlay: overlay.clone(),
-            docker: docker.clone(),
+            docker: docker::Handle::default(),
             dns: name_server.as_ref().map(|name_server| name_server.handle.clone()),
             watcher: watcher.clone(),
             reload: Arc::default(),
@@ -173,7 +169,6 @@ impl Rooms {
             vip,
             steer,
             overlay,
-            docker,
             docker_server: None,
             name_server,
             admin: None,
@@ -266,7 +261,15 @@ impl Rooms {
         let metrics = docker::Metrics::new()?;
         metrics.register(registry)?;
         let (trigger, drained) = drain::channel();
-        docker::start(config, links, self.took_over, &self.docker, metrics, &self.owners.rest, drained);
+        docker::start(
+            config,
+            links,
+            self.took_over,
+            &self.problems.docker,
+            metrics,
+            &self.owners.rest,
+            drained,
+        );
         self.docker_server = Some(trigger);
         Ok(())
     }
@@ -332,6 +335,20 @@ fn start_data_plane(config: &Config, registry: &Registry) -> anyhow::Result<Arc<
     let metrics = proxy::Metrics::new()?;
     metrics.register(registry)?;
     Ok(Arc::new(DataPlane::start(config.proxy(), metrics).context("start the data-plane threads")?))
+}
+
+async fn start_vip(
+    prepared: vip::Prepared,
+    catalog: &Catalog,
+    store: &Arc<dyn Store>,
+    registry: &Registry,
+    tasks: &Tasks,
+) -> anyhow::Result<vip::Handle> {
+    let metrics = vip::Metrics::new()?;
+    metrics.register(registry)?;
+    let vip = prepared.start(catalog.clone(), Arc::clone(store), metrics, tasks);
+    ranges_are_judged(&vip).await;
+    Ok(vip)
 }
 
 /// Ports of virtual addresses are among those that are open when ingress has settled, which a take-over waits for.

@@ -10,7 +10,7 @@ use std::net::IpAddr;
 use nerve::model::{NetworkName, Prefix};
 use serde_json::{Value, json};
 
-use super::calls::{Answer, Driver, Refused, answer, network_name};
+use super::driver::{Answer, Driver, Refused, answer, network_name};
 use super::message::{OfPool, PoolAnswer, RequestPool};
 use crate::overlay::Pool;
 

@@ -2,13 +2,15 @@
 //! joins an overlay network, and `docker run` attaches containers to it.
 //!
 //! The protocol is libnetwork's (its docs/remote.md and docs/ipam.md): a POST a call, JSON both ways. `server` has the socket, `file`
-//! the file that Docker finds it by, `calls` which call is whose, `ipam` and `network` what they mean, `message` their form, `kept`
+//! the file that Docker finds it by, `calls` which call is whose, `ipam` and `network` what they mean,
+//! `driver` what they are answered from, `message` their form, `kept`
 //! what is remembered of Docker's networks. Addresses and links are the overlay's business; nothing here touches the kernel. It asks
 //! nobody but this node: while the store is out of reach, containers come and go.
 //!
 //! The protocol never says what a Docker network is called. Which overlay network it is follows from where its gateway lies.
 
 mod calls;
+mod driver;
 mod file;
 mod ipam;
 mod kept;
@@ -25,7 +27,7 @@ use nerve::tasks::Tasks;
 
 use crate::drain::DrainWatcher;
 use crate::overlay::DockerLinks;
-use calls::Driver;
+use driver::Driver;
 use kept::Kept;
 
 pub use metrics::Metrics;

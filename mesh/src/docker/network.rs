@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use nerve::model::{Mac, NetworkName};
 use serde_json::{Value, json};
 
-use super::calls::{Answer, Driver, Refused, answer};
+use super::driver::{Answer, Driver, Refused, answer};
 use super::ipam::{ADDRESS_SPACE, NETWORK};
 use super::kept::DockerNetwork;
 use super::message::{

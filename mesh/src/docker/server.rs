@@ -20,7 +20,8 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Semaphore;
 
 use super::Handle;
-use super::calls::{Driver, Refused};
+use super::calls::call;
+use super::driver::{Driver, Refused};
 use super::file::{self, FileError, SocketFile};
 use crate::drain::DrainWatcher;
 
@@ -154,7 +155,7 @@ async fn respond(driver: &Driver, request: Request<Incoming>) -> Response<Full<B
         }
         Err(_) => return refusal(StatusCode::REQUEST_TIMEOUT, "the request did not come whole"),
     };
-    match tokio::time::timeout(CALL_WITHIN, driver.call(&name, &body)).await {
+    match tokio::time::timeout(CALL_WITHIN, call(driver, &name, &body)).await {
         Ok(Ok(answer)) => response(StatusCode::OK, &answer),
         Ok(Err(error)) => refusal(status(&error), &error.to_string()),
         Err(_) => refusal(
@@ -169,7 +170,7 @@ async fn respond(driver: &Driver, request: Request<Incoming>) -> Response<Full<B
 fn status(error: &Refused) -> StatusCode {
     match error {
         Refused::NoCall(_) => StatusCode::NOT_FOUND,
-        Refused::Unreadable(_) | Refused::Wrong(_) => StatusCode::BAD_REQUEST,
+        Refused::Empty | Refused::Unreadable(_) | Refused::Wrong(_) => StatusCode::BAD_REQUEST,
         Refused::Overlay(_) | Refused::Kept { .. } => StatusCode::INTERNAL_SERVER_ERROR,
     }
 }

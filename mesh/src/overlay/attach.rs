@@ -18,7 +18,6 @@ use synapse::catalog::Catalog;
 use tokio::sync::{Mutex, MutexGuard, watch};
 use tokio::time::MissedTickBehavior;
 
-use super::docker::Hold;
 use super::keeper::{Place, Ready};
 use super::ledger::{Ledger, LedgerError, Record};
 use super::netlink::Netlink;
@@ -113,6 +112,16 @@ pub(super) struct Details {
     /// Where Docker has the addresses: `docker.rs` looks after them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) docker: Option<Hold>,
+}
+
+/// What Docker has an address for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Hold {
+    /// It has not said yet.
+    Reserved,
+    /// For this endpoint.
+    Endpoint(String),
 }
 
 /// The containers of this node. Clones are the same.

@@ -17,10 +17,11 @@ use std::time::Duration;
 use futures_util::TryStreamExt;
 use nerve::model::{Mac, NetworkName, Prefix};
 use nerve::tasks::Tasks;
-use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, MissedTickBehavior};
 
-use super::attach::{AttachError, Attachments, Details, Refused, link_name, mac_of, veth, with_netlink};
+use super::attach::{
+    AttachError, Attachments, Details, Hold, Refused, link_name, mac_of, veth, with_netlink,
+};
 use super::keeper::Place;
 use super::ledger::{Ledger, LedgerError, Record};
 use super::netlink::{Netlink, failed, name_of};
@@ -33,16 +34,6 @@ const TICK: Duration = Duration::from_secs(5);
 const FORGOTTEN_AFTER: Duration = Duration::from_secs(30);
 /// The beginning of the names of links that wait for Docker to move them.
 const WAITING: &str = "plxc";
-
-/// What Docker has an address for.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub(super) enum Hold {
-    /// It has not said yet.
-    Reserved,
-    /// For this endpoint.
-    Endpoint(String),
-}
 
 /// A network's part on this node, of one family.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
