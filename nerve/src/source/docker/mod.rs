@@ -62,6 +62,7 @@ impl DockerSource {
                 local: local.clone(),
                 sender: Arc::clone(&sender),
                 known: BTreeMap::new(),
+                has_said: false,
             };
             follower.run()
         });
@@ -84,6 +85,8 @@ struct Follower {
     sender: Arc<watch::Sender<Arc<Snapshot>>>,
     /// By id, as Docker has said.
     known: BTreeMap<String, Container>,
+    /// Something was published: that there is nothing is something to say, once.
+    has_said: bool,
 }
 
 impl Follower {
@@ -153,7 +156,7 @@ impl Follower {
         Ok(())
     }
 
-    fn complain(&self, error: &str) {
+    fn complain(&mut self, error: &str) {
         let message = format!("{error}; the containers that it last had stay in force");
         tracing::debug!(error, "Docker is asked again later");
         let definitions = self.sender.borrow().definitions.clone();
@@ -161,9 +164,10 @@ impl Follower {
         self.publish(Snapshot { definitions, problems });
     }
 
-    fn publish(&self, snapshot: Snapshot) {
+    fn publish(&mut self, snapshot: Snapshot) {
+        let is_first = !std::mem::replace(&mut self.has_said, true);
         self.sender.send_if_modified(|current| {
-            let is_new = **current != snapshot;
+            let is_new = is_first || **current != snapshot;
             if is_new {
                 *current = Arc::new(snapshot);
             }
