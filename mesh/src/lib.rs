@@ -8,6 +8,7 @@ pub mod balance;
 pub mod cli;
 pub mod config;
 pub mod dns;
+pub mod docker;
 pub mod drain;
 pub mod ingress;
 pub mod inherited;

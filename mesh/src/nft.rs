@@ -122,6 +122,18 @@ impl<const N: usize> Kept<N> {
     }
 }
 
+/// A chain as nft prints it, with the handles of its rules and without what it has counted; `None` where there is none.
+pub(crate) async fn list_chain(family: &str, table: &str, chain: &str) -> Result<Option<String>, Error> {
+    let output = run(&["--stateless", "--handle", "list", "chain", family, table, chain], "").await?;
+    if output.status.success() {
+        return Ok(Some(String::from_utf8_lossy(&output.stdout).into_owned()));
+    }
+    match refused("list a chain", &output) {
+        Error::Refused { said, .. } if said.contains("No such file or directory") => Ok(None),
+        error => Err(error),
+    }
+}
+
 /// Applies a text as one transaction.
 pub(crate) async fn apply(ruleset: &str) -> Result<(), Error> {
     let output = run(&["--file", "-"], ruleset).await?;

@@ -9,6 +9,7 @@ mod cli;
 mod demo;
 mod discover;
 mod dns;
+mod docker;
 mod exhaustion;
 mod faults;
 mod handover;

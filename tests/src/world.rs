@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use crate::netns;
 use crate::process::run;
 use crate::program::repository;
+use crate::server::docker;
 
 const PREFIX: &str = "plexus-";
 
@@ -125,6 +126,7 @@ fn remove(world: &str) {
     for namespace in netns::named(&format!("{world}-")) {
         netns::remove(&namespace);
     }
+    docker::remove_groups(&format!("{world}-"));
     let directory = std::env::temp_dir().join(world);
     if directory.exists() && fs::remove_dir_all(&directory).is_err() {
         // Something was still writing; once more without the race, and say so if that fails as well.

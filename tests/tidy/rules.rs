@@ -113,6 +113,8 @@ pub(crate) const ROOMS: &[Room] = &[
             "mesh::nft",
         ],
     ),
+    // What Docker asks, said in the overlay's words.
+    room("mesh::docker", &["nerve::model", "nerve::tasks", "mesh::drain", "mesh::overlay"]),
     // Names are answered from the catalog; balancing is not its business.
     room(
         "mesh::dns",
@@ -161,6 +163,7 @@ pub(crate) const ROOMS: &[Room] = &[
             "mesh::admin",
             "mesh::balance",
             "mesh::dns",
+            "mesh::docker",
             "mesh::ingress",
             "mesh::proxy",
             "mesh::overlay",
@@ -187,6 +190,16 @@ const fn home(name: &'static str, paths: &'static [&'static str]) -> Home {
     Home { name, paths }
 }
 
+/// Who speaks HTTP.
+const HTTP: &[&str] = &[
+    "nerve/src/check/http",
+    "nerve/src/source/docker",
+    "mesh/src/admin",
+    "mesh/src/cli",
+    "mesh/src/agent/demo",
+    "mesh/src/docker",
+];
+
 /// Crates whose types must leak nowhere else: exchanging one is a change of its home.
 pub(crate) const HOMES: &[Home] = &[
     home("etcd-client", &["nerve/src/store/etcd"]),
@@ -196,12 +209,9 @@ pub(crate) const HOMES: &[Home] = &[
     home("notify", &["nerve/src/source"]),
     home("strsim", &["nerve/src/document", "mesh/src/admin/refusal.rs"]),
     home("humantime", &["nerve/src", "mesh/src/cli"]),
-    home("hyper", &["nerve/src/check/http", "mesh/src/admin", "mesh/src/cli", "mesh/src/agent/demo"]),
-    home("hyper-util", &["nerve/src/check/http", "mesh/src/admin", "mesh/src/cli", "mesh/src/agent/demo"]),
-    home(
-        "http-body-util",
-        &["nerve/src/check/http", "mesh/src/admin", "mesh/src/cli", "mesh/src/agent/demo"],
-    ),
+    home("hyper", HTTP),
+    home("hyper-util", HTTP),
+    home("http-body-util", HTTP),
     home("hickory-proto", &["mesh/src/dns"]),
     home("hickory-server", &["mesh/src/dns"]),
     home("axum", &["mesh/src/admin"]),

@@ -9,6 +9,8 @@ use super::rooms::{Owners, Rooms};
 
 /// How long the store may take to confirm that this node is gone.
 const DEREGISTER_WITHIN: Duration = Duration::from_secs(5);
+/// How long calls of Docker may take to finish; it makes them again.
+const DOCKER_WITHIN: Duration = Duration::from_secs(2);
 /// How long the admin interface may take to finish its requests.
 const ADMIN_WITHIN: Duration = Duration::from_secs(2);
 
@@ -40,7 +42,7 @@ pub(super) async fn to(successor: Successor, mut rooms: Rooms) {
     // At once: the session is renewed by whoever goes on, or it ends with it.
     rooms.owners.registrar.shutdown().await;
     rooms.owners.vip.shutdown().await;
-    rooms.stop_admin().await;
+    rooms.stop_answering().await;
     if let Some(name_server) = &rooms.name_server {
         name_server.handle.stop_accepting();
     }
@@ -70,7 +72,7 @@ async fn end(mut rooms: Rooms) {
         name_server.end().await;
     }
     rooms.enter(Phase::Stopped);
-    rooms.stop_admin().await;
+    rooms.stop_answering().await;
     let Owners { rest, registrar, memory, .. } = &rooms.owners;
     for tasks in [registrar, memory, rest] {
         tasks.shutdown().await;
@@ -85,8 +87,11 @@ async fn end(mut rooms: Rooms) {
 }
 
 impl Rooms {
-    /// Finishes the requests that are open and takes no more.
-    async fn stop_admin(&mut self) {
+    /// Finishes the requests that are open, those of Docker too, and takes no more.
+    async fn stop_answering(&mut self) {
+        if let Some(docker) = self.docker_server.take() {
+            docker.drain(DOCKER_WITHIN).await;
+        }
         self.admin_sockets.clear();
         if let Some(admin) = self.admin.take() {
             admin.drain(ADMIN_WITHIN).await;

@@ -39,6 +39,8 @@ pub(super) struct Rooms {
     pub(super) vip: vip::Handle,
     pub(super) steer: steer::Handle,
     pub(super) overlay: overlay::Handle,
+    /// `None` where Docker is not served.
+    pub(super) docker_server: Option<DrainTrigger>,
     pub(super) name_server: Option<NameServer>,
     /// `None` until it answers, which is the last thing that an agent starts with.
     pub(super) admin: Option<DrainTrigger>,

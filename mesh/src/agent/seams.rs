@@ -12,7 +12,7 @@ use crate::api::{
     AttachRequest, Attachment, PlainFor, Problem, Resolution, WhyBalance, WhyListener, WhyPick, WhyPlain,
 };
 use crate::balance::EndpointReport;
-use crate::{dns, ingress, overlay, steer, vip};
+use crate::{dns, docker, ingress, overlay, steer, vip};
 
 impl Traffic for ingress::Handle {
     fn endpoint(&self, service: &ServiceName, endpoint: &InstanceId) -> Counts {
@@ -168,6 +168,7 @@ pub(super) struct Problems {
     pub(super) vip: vip::Handle,
     pub(super) steer: steer::Handle,
     pub(super) overlay: overlay::Handle,
+    pub(super) docker: docker::Handle,
     pub(super) dns: Option<dns::Handle>,
     pub(super) watcher: Watcher,
     /// What of a reload could not be applied.
@@ -197,6 +198,7 @@ impl Problems {
         let virtuals = self.vip.problems().into_iter().map(|message| problem("vip", message));
         let steering = self.steer.problem().map(|message| problem("steering", message));
         let overlay = self.overlay.problems().into_iter().map(|message| problem("overlay", message));
+        let docker = self.docker.problem().map(|message| problem("docker", message));
         let addresses = self.dns.iter().flat_map(dns::Handle::listeners);
         let addresses =
             addresses.filter_map(|listener| listener.state.err().map(|error| problem("dns", error)));
@@ -208,6 +210,7 @@ impl Problems {
             .chain(virtuals)
             .chain(steering)
             .chain(overlay)
+            .chain(docker)
             .chain(addresses)
             .chain(door.map(|message| problem("handover", message)))
             .chain(records)

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use nerve::registrar;
-use nerve::source::{ApiSource, ConfigSource, FileSource, Source};
+use nerve::source::{ApiSource, ConfigSource, DockerSource, FileSource, Source};
 use nerve::store::{self, Store};
 use nerve::tasks::Tasks;
 use prometheus::Registry;
@@ -29,7 +29,7 @@ use crate::drain;
 use crate::inherited::Inherited;
 use crate::proxy::DataPlane;
 use crate::readiness::Readiness;
-use crate::{admin, balance, dns, ingress, overlay, proxy, routes, steer, vip};
+use crate::{admin, balance, dns, docker, ingress, overlay, proxy, routes, steer, vip};
 
 /// How long after the catalog is known a socket may wait for whoever wants it, before it is said that nobody does.
 const UNWANTED_AFTER: Duration = Duration::from_secs(5);
@@ -88,6 +88,7 @@ impl Rooms {
             }
         };
         rooms.open_door(door);
+        rooms.start_docker(&registry)?;
         rooms.start_admin(admin, took_over, registry)?;
         Ok(rooms)
     }
@@ -128,10 +129,7 @@ impl Rooms {
         let catalog = bound.catalog;
         let names = bound.names.map(NameServer::start).transpose();
         let name_server = names.context("start the name server's thread")?;
-        let vip_metrics = vip::Metrics::new()?;
-        vip_metrics.register(registry)?;
-        let vip = bound.vip.start(catalog.clone(), Arc::clone(&store), vip_metrics, &owners.vip);
-        ranges_are_judged(&vip).await;
+        let vip = start_vip(bound.vip, &catalog, &store, registry, &owners.vip).await?;
         let steer = start_steering(&config, &catalog, &bound.plane, registry, &owners.vip)?;
         let ingress = start_ingress(
             &config,
@@ -155,6 +153,7 @@ impl Rooms {
             vip: vip.clone(),
             steer: steer.clone(),
             overlay: overlay.clone(),
+            docker: docker::Handle::default(),
             dns: name_server.as_ref().map(|name_server| name_server.handle.clone()),
             watcher: watcher.clone(),
             reload: Arc::default(),
@@ -170,6 +169,7 @@ impl Rooms {
             vip,
             steer,
             overlay,
+            docker_server: None,
             name_server,
             admin: None,
             inherited,
@@ -253,6 +253,27 @@ impl Rooms {
         }
     }
 
+    /// The agent before served Docker until now.
+    fn start_docker(&mut self, registry: &Registry) -> anyhow::Result<()> {
+        let Some((config, links)) = self.config.docker().zip(self.overlay.docker().cloned()) else {
+            return Ok(());
+        };
+        let metrics = docker::Metrics::new()?;
+        metrics.register(registry)?;
+        let (trigger, drained) = drain::channel();
+        docker::start(
+            config,
+            links,
+            self.took_over,
+            &self.problems.docker,
+            metrics,
+            &self.owners.rest,
+            drained,
+        );
+        self.docker_server = Some(trigger);
+        Ok(())
+    }
+
     fn start_admin(
         &mut self,
         bound: admin::Bound,
@@ -314,6 +335,20 @@ fn start_data_plane(config: &Config, registry: &Registry) -> anyhow::Result<Arc<
     let metrics = proxy::Metrics::new()?;
     metrics.register(registry)?;
     Ok(Arc::new(DataPlane::start(config.proxy(), metrics).context("start the data-plane threads")?))
+}
+
+async fn start_vip(
+    prepared: vip::Prepared,
+    catalog: &Catalog,
+    store: &Arc<dyn Store>,
+    registry: &Registry,
+    tasks: &Tasks,
+) -> anyhow::Result<vip::Handle> {
+    let metrics = vip::Metrics::new()?;
+    metrics.register(registry)?;
+    let vip = prepared.start(catalog.clone(), Arc::clone(store), metrics, tasks);
+    ranges_are_judged(&vip).await;
+    Ok(vip)
 }
 
 /// Ports of virtual addresses are among those that are open when ingress has settled, which a take-over waits for.
@@ -427,7 +462,12 @@ async fn start_registrar(
     let local = config.node.local();
     let directory = config.services_dir.clone();
     let files = FileSource::start(directory, local.clone(), tasks, metrics.sources.clone()).await;
+    let docker = match config.docker_source() {
+        Some(docker) => Some(DockerSource::start(docker, local.clone(), tasks).await),
+        None => None,
+    };
     let api = ApiSource::open(Some(&config.state_dir), local);
-    let sources: [&dyn Source; 2] = [services, &files];
+    let mut sources: Vec<&dyn Source> = vec![services, &files];
+    sources.extend(docker.as_ref().map(|docker| docker as &dyn Source));
     Ok(registrar::start(config.registrar(), Arc::clone(store), &sources, api, tasks, metrics, carried))
 }

@@ -5,6 +5,7 @@
 //! apply. All mistakes of a file are told at once, each with its line; a half-right file is never used. No room imports
 //! this one.
 
+mod docker;
 mod localhost;
 mod machine;
 mod reload;
@@ -18,6 +19,7 @@ use nerve::document::{Document, Errors, Reported, Section};
 use nerve::source::{Draft, Located, read_config};
 use serde::{Serialize, Serializer};
 
+pub use docker::Docker;
 pub use localhost::{Listen, Localhost};
 pub use machine::Machine;
 pub use reload::{Reload, diff};
@@ -43,6 +45,8 @@ pub struct Config {
     pub vip: Vip,
     /// `[overlay]`.
     pub overlay: Overlay,
+    /// `[docker]`.
+    pub docker: Docker,
     /// `[proxy]`.
     pub proxy: Proxy,
     /// `[dns]`.
@@ -96,6 +100,7 @@ impl Config {
         let ingress = root.section_or_empty("ingress", Ingress::read);
         let vip = root.section_or_empty("vip", Vip::read);
         let overlay = root.section_or_empty("overlay", Overlay::read);
+        let docker = root.section_or_empty("docker", Docker::read);
         let proxy = root.section_or_empty("proxy", Proxy::read);
         let dns = root.section_or_empty("dns", Dns::read);
         let admin = root.section_or_empty("admin", Admin::read);
@@ -121,6 +126,7 @@ impl Config {
             ingress: ingress?,
             vip: vip?,
             overlay: overlay?,
+            docker: docker?,
             proxy,
             dns,
             admin,

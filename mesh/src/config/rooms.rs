@@ -4,11 +4,11 @@ use std::num::NonZeroUsize;
 
 use nerve::period::Period;
 use nerve::registrar;
-use nerve::source::Local;
+use nerve::source::{DockerConfig, Local};
 use nerve::store::StoreConfig;
 
 use super::{Config, Node};
-use crate::{dns, ingress, overlay, proxy, steer, vip};
+use crate::{dns, docker, ingress, overlay, proxy, steer, vip};
 
 impl Node {
     /// What definitions of instances take from the node.
@@ -128,6 +128,21 @@ impl Config {
             lease: self.overlay.lease.get(),
             state_dir: self.state_dir.clone(),
         })
+    }
+
+    /// What Docker's driver is told; `None` where Docker is not served.
+    #[must_use]
+    pub fn docker(&self) -> Option<docker::Config> {
+        let socket = self.docker.plugin.clone();
+        self.docker.enabled.then(|| docker::Config { socket, state_dir: self.state_dir.clone() })
+    }
+
+    /// Which Docker is asked for containers; `None` where none is.
+    #[must_use]
+    pub fn docker_source(&self) -> Option<DockerConfig> {
+        let docker = &self.docker;
+        let driver = docker.driver().to_owned();
+        (docker.enabled && docker.instances).then(|| DockerConfig { api: docker.api.clone(), driver })
     }
 
     /// What the name server is told; `None` where it does not run.

@@ -190,6 +190,24 @@ fn a_trusted_proxy_is_a_range_or_comes_by_a_unix_socket() {
 }
 
 #[test]
+fn docker_is_served_where_there_are_networks_and_finds_a_driver_by_its_file() {
+    let with = |overlay: bool, keys: &str| {
+        format!("store.url = \"embedded\"\noverlay.enabled = {overlay}\n[docker]\nenabled = true\n{keys}")
+    };
+    let config = read(&with(true, "plugin = \"/run/docker/plugins/mesh.sock\"")).unwrap();
+    assert_eq!(config.docker().unwrap().socket.as_str(), "/run/docker/plugins/mesh.sock");
+    assert_eq!(config.docker_source().unwrap().driver, "mesh");
+    assert!(read(&with(true, "instances = false")).unwrap().docker_source().is_none());
+    assert!(read("store.url = \"embedded\"").unwrap().docker().is_none());
+    let shown = errors(&with(false, ""));
+    assert!(shown.contains("overlay.enabled is false"), "{shown}");
+    for plugin in ["/run/plexus", "/run/.sock"] {
+        let shown = errors(&with(true, &format!("plugin = \"{plugin}\"")));
+        assert!(shown.contains("docker.plugin: ") && shown.contains("does not end in .sock"), "{shown}");
+    }
+}
+
+#[test]
 fn rooms_on_one_address_are_refused() {
     let shown = errors("store.url = \"embedded\"\nadmin.listen = [\"127.0.0.1:53\"]");
     assert!(

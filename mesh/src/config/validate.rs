@@ -1,4 +1,4 @@
-//! What several keys must agree on: no two rooms on one address.
+//! What several keys must agree on: no two rooms on one address, and none without what it stands on.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
@@ -28,6 +28,13 @@ pub(super) fn sections_agree(config: &Config, root: &Section<'_>) -> Result<(), 
             );
             outcome = Err(root.invalid(later.section, message, "another address or port for one of them"));
         }
+    }
+    if config.docker.enabled && !config.overlay.enabled {
+        outcome = Err(root.invalid(
+            "docker",
+            "Docker's containers are attached to overlay networks, and overlay.enabled is false",
+            "`enabled = true` in [overlay] as well",
+        ));
     }
     let mut paths = BTreeSet::new();
     for local in &config.ingress.localhost {

@@ -104,18 +104,31 @@ pub struct Refused(#[from] LedgerError);
 
 /// What is remembered of an attachment beside its addresses.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct Details {
-    namespace: PathBuf,
-    interface: String,
-    link: String,
-    mac: Mac,
+pub(super) struct Details {
+    pub(super) namespace: PathBuf,
+    pub(super) interface: String,
+    pub(super) link: String,
+    pub(super) mac: Mac,
+    /// Where Docker has the addresses: `docker.rs` looks after them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) docker: Option<Hold>,
+}
+
+/// What Docker has an address for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Hold {
+    /// It has not said yet.
+    Reserved,
+    /// For this endpoint.
+    Endpoint(String),
 }
 
 /// The containers of this node. Clones are the same.
 #[derive(Debug, Clone)]
 pub(super) struct Attachments {
     ledger: Arc<Mutex<Ledger<Details>>>,
-    catalog: Catalog,
+    pub(super) catalog: Catalog,
     ready: watch::Receiver<Ready>,
     leased: watch::Receiver<bool>,
     used: Arc<watch::Sender<BTreeSet<NetworkName>>>,
@@ -144,7 +157,7 @@ impl Attachments {
         self.used.subscribe()
     }
 
-    fn note_used(&self, ledger: &Ledger<Details>) {
+    pub(super) fn note_used(&self, ledger: &Ledger<Details>) {
         let used = used(ledger);
         self.used.send_if_modified(|known| {
             let is_new = *known != used;
@@ -153,7 +166,7 @@ impl Attachments {
         });
     }
 
-    async fn ledger(&self) -> Result<MutexGuard<'_, Ledger<Details>>, LedgerError> {
+    pub(super) async fn ledger(&self) -> Result<MutexGuard<'_, Ledger<Details>>, LedgerError> {
         let mut ledger = self.ledger.lock().await;
         ledger.refresh()?;
         Ok(ledger)
@@ -178,7 +191,8 @@ impl Attachments {
         let mut ledger = self.ledger().await.map_err(Refused)?;
         let link = link_name(&id);
         // The MAC follows from the address: what neighbours know of an address is true of its next owner as well.
-        let details = |given: &[IpAddr]| Details { namespace, interface, link, mac: mac_of(given) };
+        let details =
+            |given: &[IpAddr]| Details { namespace, interface, link, mac: mac_of(given), docker: None };
         let given = ledger.give(&id, &network, &place.subnets, &addresses, details);
         let record = given.map_err(Refused)?.clone();
         let ranges: Vec<Prefix> = view.network.pools.iter().map(|pool| pool.cidr()).collect();
@@ -193,7 +207,7 @@ impl Attachments {
     }
 
     /// What containers of a network are attached to here; a network that was just made is waited for.
-    async fn place(&self, network: &NetworkName) -> Result<Place, AttachError> {
+    pub(super) async fn place(&self, network: &NetworkName) -> Result<Place, AttachError> {
         let (mut leased, mut ready) = (self.leased.clone(), self.ready.clone());
         let in_time = tokio::time::timeout(READY_WITHIN, leased.wait_for(|leased| *leased)).await;
         let is_leased = in_time.is_ok_and(|leased| leased.is_ok());
@@ -259,6 +273,9 @@ impl Attachments {
                 ledger.all().map(|(id, record)| (id.clone(), record.clone())).collect();
             for (id, record) in known {
                 let Some(link) = links.remove(&record.details.link) else {
+                    if record.details.docker.is_some() {
+                        continue;
+                    }
                     ledger.take_back(&id).map_err(io::Error::other)?;
                     self.note_used(&ledger);
                     tracing::info!(id, network = %record.network, "a container is gone; its addresses are free");
@@ -269,7 +286,14 @@ impl Attachments {
                     netlink.enslave(link.index, bridge).await?;
                 }
             }
+            if !links.is_empty() {
+                // An agent that this one replaces may have made them for what was read before.
+                ledger.reread().map_err(io::Error::other)?;
+            }
             for (name, _) in links {
+                if ledger.all().any(|(_, record)| record.details.link == name) {
+                    continue;
+                }
                 netlink.remove_veth(&name).await?;
                 tracing::info!(link = name, "removed a link of a container that was never attached");
             }
@@ -284,13 +308,13 @@ fn used(ledger: &Ledger<Details>) -> BTreeSet<NetworkName> {
 }
 
 async fn connect(veth: &Veth, bridge: u32, namespace: Namespace) -> io::Result<()> {
-    with_netlink(async |netlink| netlink.add_veth(veth, bridge, &namespace).await).await?;
+    with_netlink(async |netlink| netlink.add_veth(veth, bridge, Some(&namespace)).await).await?;
     let veth = veth.clone();
     let set_up = tokio::task::spawn_blocking(move || veth::set_up(&namespace, &veth));
     set_up.await.unwrap_or_else(|error| Err(io::Error::other(error)))
 }
 
-async fn with_netlink<T>(work: impl AsyncFnOnce(&Netlink) -> io::Result<T>) -> io::Result<T> {
+pub(super) async fn with_netlink<T>(work: impl AsyncFnOnce(&Netlink) -> io::Result<T>) -> io::Result<T> {
     let (connection, netlink) = Netlink::open()?;
     tokio::select! {
         done = work(&netlink) => done,
@@ -298,7 +322,7 @@ async fn with_netlink<T>(work: impl AsyncFnOnce(&Netlink) -> io::Result<T>) -> i
     }
 }
 
-fn veth(record: &Record<Details>, subnets: &[Prefix], mtu: u32, ranges: Vec<Prefix>) -> Veth {
+pub(super) fn veth(record: &Record<Details>, subnets: &[Prefix], mtu: u32, ranges: Vec<Prefix>) -> Veth {
     let with_gateway = |address: &IpAddr| {
         let subnet = subnets.iter().find(|subnet| subnet.contains(*address))?;
         Some((*address, subnet.length(), gateway(*subnet)?))
@@ -314,13 +338,13 @@ fn veth(record: &Record<Details>, subnets: &[Prefix], mtu: u32, ranges: Vec<Pref
 }
 
 fn attached(id: &str, record: &Record<Details>) -> Attached {
-    let Details { namespace, interface, link, mac } = record.details.clone();
+    let Details { namespace, interface, link, mac, .. } = record.details.clone();
     let (id, network, addresses) = (id.to_owned(), record.network.clone(), record.addresses.clone());
     Attached { id, network, addresses, mac, namespace, interface, link }
 }
 
 /// Locally administered, from the last four octets of the first address.
-fn mac_of(addresses: &[IpAddr]) -> Mac {
+pub(super) fn mac_of(addresses: &[IpAddr]) -> Mac {
     let last = match addresses.first() {
         Some(IpAddr::V4(v4)) => v4.octets(),
         Some(IpAddr::V6(v6)) => {
@@ -334,7 +358,7 @@ fn mac_of(addresses: &[IpAddr]) -> Mac {
 }
 
 /// The end on this host: what it is an end of stands in the ledger.
-fn link_name(id: &str) -> String {
+pub(super) fn link_name(id: &str) -> String {
     format!("{LINK}{:011x}", nerve::hash::of(id) & 0xfff_ffff_ffff)
 }
 

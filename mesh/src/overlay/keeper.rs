@@ -18,7 +18,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 use super::firewall::{self, Zone, ruleset};
 use super::netlink::{Indexes, Netlink};
 use super::plan::{Entry, Links, difference};
-use super::{Config, Handle, Held, Metrics, Problems, names, returns, sysctl};
+use super::{Config, Handle, Held, Metrics, Problems, foreign, names, returns, sysctl};
 use crate::nft;
 
 /// How often it is looked whether everything is there, whatever the kernel told.
@@ -221,6 +221,9 @@ impl Keeper {
         if let Err(error) = self.remove_obsolete(netlink, &held).await {
             problems.push(format!("links of networks that are no more stay behind: {error}"));
         }
+        if let Err(error) = self.pass_others().await {
+            problems.push(format!("what iptables forwards of overlay networks cannot be seen to: {error}"));
+        }
         if let Err(error) = self.allow().await {
             problems.push(format!("containers cannot reach beyond this node: {error}"));
         }
@@ -290,6 +293,18 @@ impl Keeper {
                 netlink.remove_link(link.index).await?;
                 tracing::info!(link = name, "removed a link of a network that is no more");
             }
+        }
+        Ok(())
+    }
+
+    /// Has others let packets pass.
+    async fn pass_others(&self) -> io::Result<()> {
+        let has_networks = !self.here.is_empty();
+        if (has_networks || self.filter.is_set()) && foreign::pass(has_networks).await? {
+            tracing::info!(
+                has_networks,
+                "changed what the chain FORWARD of iptables lets pass of overlay networks"
+            );
         }
         Ok(())
     }

@@ -137,6 +137,33 @@ impl<T: Serialize + DeserializeOwned> Ledger<T> {
         self.records.get(owner)
     }
 
+    /// Keeps something else beside the addresses of an owner that has some.
+    pub(super) fn amend(&mut self, owner: &str, details: T) -> Result<(), LedgerError> {
+        let Some(record) = self.records.remove(owner) else { return Ok(()) };
+        let amended = Record { details, ..record };
+        let written = self.write(owner, &amended);
+        self.records.insert(owner.to_owned(), amended);
+        written
+    }
+
+    /// Reads again what every owner keeps: another process may have amended it.
+    pub(super) fn reread(&mut self) -> Result<(), LedgerError> {
+        self.refresh()?;
+        let files: Vec<(String, PathBuf)> =
+            self.records.keys().map(|owner| (owner.clone(), self.file(owner))).collect();
+        for (owner, file) in files {
+            if let Ok(record) = read(&file) {
+                self.note(owner, record);
+            }
+        }
+        Ok(())
+    }
+
+    /// Who has an address.
+    pub(super) fn holder(&self, network: &NetworkName, address: IpAddr) -> Option<&str> {
+        self.holders.get(&(network.clone(), address)).map(String::as_str)
+    }
+
     /// Every owner, with what it has.
     pub(super) fn all(&self) -> impl Iterator<Item = (&String, &Record<T>)> {
         self.records.iter()
@@ -232,7 +259,7 @@ impl<T: Serialize + DeserializeOwned> Ledger<T> {
     }
 
     /// The next free address after the one that was given last.
-    fn next(&self, network: &NetworkName, subnet: Prefix) -> Option<IpAddr> {
+    pub(super) fn next(&self, network: &NetworkName, subnet: Prefix) -> Option<IpAddr> {
         let (first, end) = places(subnet);
         let count = end.checked_sub(first).filter(|count| *count > 0)?;
         let last = self.last.get(&(network.clone(), subnet)).copied();
@@ -406,6 +433,22 @@ mod tests {
             next.all().map(|(owner, record)| (owner.as_str(), record.addresses.clone())).collect();
         assert_eq!(known, [("b", given.clone())]);
         assert_ne!(give(&mut next, "c", &subnet).unwrap(), given);
+    }
+
+    #[test]
+    fn what_another_process_amends_is_read_again() {
+        let directory = tempfile::tempdir().unwrap();
+        let subnet = subnets(&["10.42.3.0/24"]);
+        let mut before = open(directory.path());
+        let given = give(&mut before, "a", &subnet).unwrap();
+        let mut next = open(directory.path());
+        let amended = Plain::from([("for".to_owned(), "web".to_owned())]);
+        before.amend("a", amended.clone()).unwrap();
+        before.amend("b", amended.clone()).unwrap();
+        assert!(next.get("a").unwrap().details.is_empty());
+        next.reread().unwrap();
+        assert_eq!((&next.get("a").unwrap().details, &next.get("a").unwrap().addresses), (&amended, &given));
+        assert_eq!((next.holder(&network(), given[0]), next.get("b")), (Some("a"), None));
     }
 
     #[derive(Debug, Clone)]

@@ -1,9 +1,9 @@
 //! Overlay networks: containers of all nodes reach each other by their own addresses.
 //!
-//! Three parts. `claims` holds one subnet of every network for this node, in the store, by compare-and-swap, under a lease of its own that
+//! Four parts. `claims` holds one subnet of every network for this node, in the store, by compare-and-swap, under a lease of its own that
 //! outlives restarts of the agent. `keeper` makes the kernel's links, routes, neighbours and forwarding entries what `plan` says, and the
 //! packet filter's table what `firewall` says, and puts back what somebody takes away. `attach` connects containers, whose addresses
-//! `ledger` gives and remembers.
+//! `ledger` gives and remembers; `docker` does the same for those that Docker connects.
 //!
 //! While the store is out of reach nothing is taken away: what the kernel has goes on passing packets. Without `CAP_NET_ADMIN`
 //! networks are not for this node, that is said, and the rest of the agent does not notice.
@@ -11,7 +11,9 @@
 mod addresses;
 mod attach;
 mod claims;
+mod docker;
 mod firewall;
+mod foreign;
 mod keeper;
 mod ledger;
 mod messages;
@@ -39,6 +41,7 @@ use tokio::sync::watch;
 use attach::Attachments;
 
 pub use attach::{Attach, AttachError, Attached, Refused};
+pub use docker::{DockerError, DockerLinks, Joined, Pool};
 pub use metrics::Metrics;
 
 /// How this node takes part in overlay networks.
@@ -67,6 +70,7 @@ pub struct Handle {
     problems: Arc<Problems>,
     /// `None` where this node takes part in no network.
     attachments: Option<Attachments>,
+    docker: Option<DockerLinks>,
 }
 
 /// What fails, in words, by the part that it is of.
@@ -94,7 +98,8 @@ pub fn start(
     let (attachments, unread) = Attachments::start(&config.state_dir, catalog, ready, leased, tasks)
         .map_err(std::io::Error::other)?;
     unread.iter().for_each(|problem| tracing::error!("{problem}"));
-    let handle = Handle { problems: Arc::default(), attachments: Some(attachments) };
+    let docker = Some(DockerLinks::start(attachments.clone(), tasks));
+    let handle = Handle { problems: Arc::default(), attachments: Some(attachments), docker };
     let config = Arc::new(config);
     let (tell_held, tell_leased) = (Arc::new(tell_held), Arc::new(tell_leased));
     let channels = claims::Channels { held: tell_held, leased: tell_leased, returning };
@@ -126,6 +131,12 @@ impl Handle {
     /// The kernel refuses.
     pub async fn detach(&self, id: &str) -> Result<Option<Attached>, AttachError> {
         self.attachments.as_ref().ok_or(AttachError::Off)?.detach(id).await
+    }
+
+    /// What is done for Docker; `None` where this node takes part in no network.
+    #[must_use]
+    pub fn docker(&self) -> Option<&DockerLinks> {
+        self.docker.as_ref()
     }
 
     /// The containers that are attached here.

@@ -45,21 +45,30 @@ pub(super) struct Veth {
 }
 
 impl Netlink {
-    /// Makes the pair: `ip link add LINK mtu MTU master BRIDGE up type veth peer name INTERFACE address MAC netns …`.
-    pub(super) async fn add_veth(&self, veth: &Veth, bridge: u32, namespace: &Namespace) -> io::Result<()> {
+    /// Makes the pair: `ip link add LINK mtu MTU master BRIDGE up type veth peer name INTERFACE address MAC netns …`. Without a
+    /// namespace, both ends stay on this host.
+    pub(super) async fn add_veth(
+        &self,
+        veth: &Veth,
+        bridge: u32,
+        namespace: Option<&Namespace>,
+    ) -> io::Result<()> {
         let peer = LinkMessageBuilder::<LinkUnspec>::new()
             .name(veth.interface.clone())
             .mtu(veth.mtu)
-            .address(veth.mac.0.to_vec())
-            .setns_by_fd(namespace.as_raw_fd())
-            .build();
+            .address(veth.mac.0.to_vec());
+        let peer = match namespace {
+            Some(namespace) => peer.setns_by_fd(namespace.as_raw_fd()),
+            None => peer,
+        };
+        let peer = peer.build();
         let pair = LinkVeth::new(&veth.link, &veth.interface)
             .set_info_data(InfoData::Veth(InfoVeth::Peer(peer)))
             .mtu(veth.mtu)
             .controller(bridge)
             .up()
             .build();
-        let what = format!("make {} in the container, with its other end {}", veth.interface, veth.link);
+        let what = format!("make {} for the container, with its other end {}", veth.interface, veth.link);
         self.handle.link().add(pair).execute().await.map_err(|e| failed(&what, &e))
     }
 

@@ -9,6 +9,7 @@
 mod api;
 mod definition;
 mod directory;
+mod docker;
 mod file;
 mod kept;
 mod metrics;
@@ -24,6 +25,7 @@ use crate::document::{Reported, Section};
 
 pub use api::{ApiError, ApiSource, Drains};
 pub use definition::{Definition, Draft, DraftError, InstanceKey, Local};
+pub use docker::{DockerConfig, DockerSource};
 pub use file::FileSource;
 pub use metrics::Metrics;
 
@@ -44,17 +46,23 @@ pub enum Origin {
         /// The line, from 1.
         line: usize,
     },
+    /// A container of this node's Docker.
+    Docker {
+        /// Its name.
+        container: Arc<str>,
+    },
     /// It was registered at run time.
     Api,
 }
 
 impl Origin {
-    /// The word for the kind of source: `config`, `file`, `api`.
+    /// The word for the kind of source: `config`, `file`, `docker`, `api`.
     #[must_use]
     pub fn kind(&self) -> &'static str {
         match self {
             Self::Config { .. } => "config",
             Self::File { .. } => "file",
+            Self::Docker { .. } => "docker",
             Self::Api => "api",
         }
     }
@@ -64,6 +72,7 @@ impl fmt::Display for Origin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Config { file, line } | Self::File { file, line } => write!(f, "{file}:{line}"),
+            Self::Docker { container } => write!(f, "Docker's container {container}"),
             Self::Api => f.write_str("the run-time registrations"),
         }
     }

@@ -1,4 +1,5 @@
-//! What answers: the store that the fleet needs, and the services that it serves.
+//! What answers: the store that the fleet needs, the services that it serves, and the containers that they run in.
 
 pub mod backend;
+pub mod docker;
 pub mod etcd;
