@@ -99,6 +99,13 @@ impl Netlink {
         Ok((connection, Self { handle, events, watched: BTreeSet::new() }))
     }
 
+    /// The same for requests alone: whatever changes meanwhile is not told.
+    pub(super) fn open_deaf() -> io::Result<(impl Future<Output = ()> + Send, Self)> {
+        let (connection, handle, _) = rtnetlink::new_connection()?;
+        let events: Events = Box::pin(futures_util::stream::pending());
+        Ok((connection, Self { handle, events, watched: BTreeSet::new() }))
+    }
+
     /// On these links, what neighbours and addresses are taken away matters from now on.
     pub(super) fn watch(&mut self, links: BTreeSet<u32>) {
         self.watched = links;
@@ -354,6 +361,15 @@ impl Netlink {
     }
 }
 
+/// Does something on a connection of its own.
+pub(super) async fn with_netlink<T>(work: impl AsyncFnOnce(&Netlink) -> io::Result<T>) -> io::Result<T> {
+    let (connection, netlink) = Netlink::open_deaf()?;
+    tokio::select! {
+        done = work(&netlink) => done,
+        () = connection => Err(io::Error::other("the kernel ended the netlink connection")),
+    }
+}
+
 fn vxlan_message(name: &str, wanted: &Links) -> LinkMessage {
     let message = LinkVxlan::new(name, wanted.vni.get()).port(wanted.port).learning(false);
     let message = match wanted.local {
@@ -489,7 +505,7 @@ fn route_ip(address: &RouteAddress) -> Option<IpAddr> {
     }
 }
 
-fn local_address(attributes: &[AddressAttribute]) -> Option<IpAddr> {
+pub(super) fn local_address(attributes: &[AddressAttribute]) -> Option<IpAddr> {
     let mut address = None;
     for attribute in attributes {
         match attribute {
@@ -550,7 +566,7 @@ fn is_gone(error: &io::Error) -> bool {
 }
 
 /// The next of a list. There is none of a family that this host does not speak, and on a link that is gone.
-fn or_none<T>(next: Result<Option<T>, rtnetlink::Error>, what: &str) -> io::Result<Option<T>> {
+pub(super) fn or_none<T>(next: Result<Option<T>, rtnetlink::Error>, what: &str) -> io::Result<Option<T>> {
     match next {
         Ok(next) => Ok(next),
         Err(error) => match failed(what, &error) {
