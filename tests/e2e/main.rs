@@ -4,8 +4,10 @@
 
 #![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod attachments;
 mod balance;
 mod cli;
+mod cni;
 mod demo;
 mod discover;
 mod dns;
@@ -20,6 +22,7 @@ mod network;
 mod outage;
 mod outliers;
 mod overlay;
+mod podman;
 mod reload;
 mod settings;
 mod transparent;
