@@ -4,8 +4,10 @@
 
 #![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod attachments;
 mod balance;
 mod cli;
+mod cni;
 mod demo;
 mod discover;
 mod dns;
@@ -22,6 +24,7 @@ mod outage;
 mod outliers;
 mod overlay;
 mod overlay_clients;
+mod podman;
 mod reload;
 mod settings;
 mod transparent;

@@ -6,11 +6,14 @@ use async_trait::async_trait;
 use axum::Json;
 use axum::extract::{Path, Request, State};
 use hyper::StatusCode;
+use nerve::model::NetworkName;
 
 use super::Shared;
 use super::refusal::{Answer, Refusal, nearest};
 use super::write::body;
-use crate::api::{AttachRequest, Attachment, Attachments, Changed};
+use crate::api::{
+    AttachRequest, Attachable, Attachment, AttachmentCheck, Attachments, Changed, NewAttachment,
+};
 
 /// Attaches and detaches. The agent composes it of the handle of the overlay, so that this room does not know its types.
 #[async_trait]
@@ -19,7 +22,7 @@ pub trait Attacher: Send + Sync {
     ///
     /// # Errors
     /// Why it was not done.
-    async fn attach(&self, request: AttachRequest) -> Result<Attachment, NotAttached>;
+    async fn attach(&self, request: AttachRequest) -> Result<NewAttachment, NotAttached>;
 
     /// Detaches one; `None`: there is none of that name.
     ///
@@ -27,8 +30,20 @@ pub trait Attacher: Send + Sync {
     /// Why it was not done.
     async fn detach(&self, id: &str) -> Result<Option<Attachment>, NotAttached>;
 
+    /// Compares one with what the kernel has; `None`: there is none of that name.
+    ///
+    /// # Errors
+    /// Why that cannot be told.
+    async fn check(&self, id: &str) -> Result<Option<AttachmentCheck>, NotAttached>;
+
+    /// What something would be given of a network here, now.
+    ///
+    /// # Errors
+    /// Why it would be given nothing.
+    async fn attachable(&self, network: &NetworkName) -> Result<Attachable, NotAttached>;
+
     /// What is attached on this node.
-    async fn attached(&self) -> Vec<Attachment>;
+    fn attached(&self) -> Vec<Attachment>;
 }
 
 /// Why something was not attached or detached.
@@ -61,12 +76,26 @@ impl From<NotAttached> for Refusal {
 }
 
 pub(super) async fn list(State(handles): Shared) -> Json<Attachments> {
-    Json(Attachments { attachments: handles.attacher.attached().await })
+    Json(Attachments { attachments: handles.attacher.attached() })
 }
 
-pub(super) async fn attach(State(handles): Shared, request: Request) -> Answer<Attachment> {
+pub(super) async fn attach(State(handles): Shared, request: Request) -> Answer<NewAttachment> {
     let request: AttachRequest = body(request).await?;
     Ok(Json(handles.attacher.attach(request).await?))
+}
+
+pub(super) async fn check(State(handles): Shared, Path(id): Path<String>) -> Answer<AttachmentCheck> {
+    if let Some(checked) = handles.attacher.check(&id).await? {
+        return Ok(Json(checked));
+    }
+    let known = handles.attacher.attached();
+    let refusal = Refusal::unknown("attachment", &id, known.iter().map(|known| known.id.as_str()));
+    Err(refusal.or_hint("`plexus attachments` lists what is attached on this node"))
+}
+
+pub(super) async fn attachable(State(handles): Shared, Path(network): Path<String>) -> Answer<Attachable> {
+    let network = NetworkName::new(&network).map_err(Refusal::bad_request)?;
+    Ok(Json(handles.attacher.attachable(&network).await?))
 }
 
 pub(super) async fn detach(State(handles): Shared, Path(id): Path<String>) -> Answer<Changed> {
@@ -75,7 +104,7 @@ pub(super) async fn detach(State(handles): Shared, Path(id): Path<String>) -> An
         let message = format!("{id} is detached from network {network}; {} is free", addresses.join(" and "));
         return Ok(Json(Changed { message, changed: true, notes: Vec::new() }));
     }
-    let known = handles.attacher.attached().await;
+    let known = handles.attacher.attached();
     let near = nearest(&id, known.iter().map(|attachment| attachment.id.as_str()));
     let notes = near.map(|near| format!("did you mean {near:?}?")).into_iter().collect();
     Ok(Json(Changed { message: format!("{id} was not attached on this node"), changed: false, notes }))

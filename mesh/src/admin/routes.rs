@@ -1,7 +1,6 @@
 //! Which path is answered by what, and what holds for all of them: limits, refusals, JSON errors, counting.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use axum::Router;
 use axum::extract::{Request, State};
@@ -12,10 +11,7 @@ use hyper::{StatusCode, header};
 
 use super::refusal::Refusal;
 use super::{Handles, Metrics, attachments, guard, local, networks, read, settings, write};
-use crate::api::path;
-
-/// How long a request may take: longer than any call to the store does.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+use crate::api::{self, path};
 
 /// One router for what comes in over loopback, one for the rest: they differ in what they refuse.
 #[derive(Debug, Clone)]
@@ -60,6 +56,8 @@ fn routes(handles: Arc<Handles>) -> Router {
         .route(path::VIP, put(write::set_vip))
         .route(path::ATTACHMENTS, get(attachments::list).post(attachments::attach))
         .route(path::ATTACHMENT, delete(attachments::detach))
+        .route(path::ATTACHMENT_CHECK, get(attachments::check))
+        .route(path::ATTACHABLE, get(attachments::attachable))
         .route(path::NETWORKS, get(networks::list))
         .route(path::NETWORK, get(networks::inspect).put(networks::create).delete(networks::remove))
         .fallback(no_such_path)
@@ -76,15 +74,18 @@ async fn pass(State(gate): State<Gate>, request: Request, next: Next) -> Respons
                 .hint(foreign.hint())
                 .into_response()
         }
-        Ok(()) => match tokio::time::timeout(REQUEST_TIMEOUT, next.run(request)).await {
-            Ok(response) => as_json(response),
-            Err(_) => {
-                let late = format!("the request was not done within {REQUEST_TIMEOUT:?}");
-                Refusal::new(StatusCode::GATEWAY_TIMEOUT, late)
-                    .hint("is the store reachable?")
-                    .into_response()
+        Ok(()) => {
+            let within = api::within(request.uri().path());
+            match tokio::time::timeout(within, next.run(request)).await {
+                Ok(response) => as_json(response),
+                Err(_) => {
+                    let late = format!("the request was not done within {within:?}");
+                    Refusal::new(StatusCode::GATEWAY_TIMEOUT, late)
+                        .hint("is the store reachable?")
+                        .into_response()
+                }
             }
-        },
+        }
     };
     gate.metrics.responses.with_label_values(&[response.status().as_str()]).inc();
     response

@@ -10,7 +10,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use nerve::tasks::Tasks;
 use prometheus::IntGauge;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::Semaphore;
 
 use super::routes::{self, Routers};
@@ -18,8 +18,10 @@ use super::{Config, Error, Metrics};
 use crate::drain::DrainWatcher;
 use crate::inherited::{Inherited, Transport};
 
-/// Connections at the same time; further ones are closed and counted.
-const MAX_CONNECTIONS: usize = 256;
+/// Connections at the same time; further ones are closed and counted. Each container that a runtime starts is one.
+const MAX_CONNECTIONS: usize = 1024;
+/// Connections that wait to be accepted; the kernel lets further ones try again a second later.
+const BACKLOG: u32 = 1024;
 /// How long a client may take for the head of a request, and how long a connection may be idle.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 /// After a failed `accept` (no file descriptor left, mostly): long enough not to spin, short enough not to be noticed.
@@ -52,8 +54,7 @@ impl Bound {
                 }
                 continue;
             }
-            let bound = TcpListener::bind(address).await;
-            listeners.push(bound.map_err(|source| Error::Bind { address, source })?);
+            listeners.push(listen(address).map_err(|source| Error::Bind { address, source })?);
         }
         Ok(Self { listeners })
     }
@@ -78,6 +79,14 @@ impl Bound {
         let accepting = self.listeners.iter().map(|listener| server.accept(listener, drain.clone()));
         futures_util::future::join_all(accepting).await;
     }
+}
+
+fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    // What an agent before had open may linger.
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
 }
 
 fn adopt(socket: OwnedFd) -> io::Result<TcpListener> {

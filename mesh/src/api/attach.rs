@@ -3,14 +3,14 @@
 use std::net::IpAddr;
 use std::path::PathBuf;
 
-use nerve::model::{Mac, NetworkName};
+use nerve::model::{Mac, NetworkName, Prefix};
 use serde::{Deserialize, Serialize};
 
 /// Attach a network namespace of this node to a network.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AttachRequest {
-    /// By what it is known, unique on the node: letters, digits, '-', '_' and '.'.
+    /// By what it is known, unique on the node: letters, digits, '-', '_', '.' and '@'.
     pub id: String,
     /// To which network.
     pub network: NetworkName,
@@ -21,6 +21,21 @@ pub struct AttachRequest {
     /// Addresses that it is to have, one of a family at most; others are chosen.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub addresses: Vec<IpAddr>,
+    /// For whom, where a container runtime asks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owner: Option<AttachmentOwner>,
+}
+
+/// A container as its runtime knows it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AttachmentOwner {
+    /// The name of the runtime's network configuration.
+    pub configuration: String,
+    /// The runtime's id of the container.
+    pub container: String,
+    /// The interface that the runtime asked for; what it is called may be something else.
+    pub interface: String,
 }
 
 /// Something that is attached.
@@ -40,6 +55,51 @@ pub struct Attachment {
     pub interface: String,
     /// What its other end is called, on the host.
     pub link: String,
+    /// For whom, where a container runtime asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owner: Option<AttachmentOwner>,
+}
+
+/// Something that was just attached.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NewAttachment {
+    /// What it is.
+    #[serde(flatten)]
+    pub attachment: Attachment,
+    /// Where its addresses are from.
+    #[serde(flatten)]
+    pub place: Attachable,
+    /// The routes that it was given.
+    pub routes: Vec<AttachmentRoute>,
+}
+
+/// What a node has to give of a network.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attachable {
+    /// Its subnets, one a family.
+    pub subnets: Vec<Prefix>,
+    /// The gateway in each of them.
+    pub gateways: Vec<IpAddr>,
+    /// The largest packet of a container, in bytes.
+    pub mtu: u32,
+}
+
+/// A route of a container.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AttachmentRoute {
+    /// Where to.
+    pub to: Prefix,
+    /// By which gateway.
+    pub via: IpAddr,
+}
+
+/// How something that is attached compares with what the kernel has.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AttachmentCheck {
+    /// What it should be.
+    pub attachment: Attachment,
+    /// What is not so, a sentence each.
+    pub problems: Vec<String>,
 }
 
 /// All of a node.

@@ -9,7 +9,12 @@ mod network;
 mod read;
 mod write;
 
-pub use attach::{AttachRequest, Attachment, Attachments};
+use std::time::Duration;
+
+pub use attach::{
+    AttachRequest, Attachable, Attachment, AttachmentCheck, AttachmentOwner, AttachmentRoute, Attachments,
+    NewAttachment,
+};
 pub use network::{NetworkInfo, NetworkRequest, NetworkSummary, Networks, SubnetInfo};
 pub use read::{
     Awaited, EndpointInfo, Endpoints, LocalInstance, LocalInstances, NodeInfo, Nodes, PlainFor, Problem,
@@ -26,6 +31,13 @@ pub const DEFAULT_URL: &str = "http://127.0.0.1:7070";
 
 /// The environment variable that replaces [`DEFAULT_URL`].
 pub const URL_VARIABLE: &str = "PLEXUS_ADMIN";
+
+/// How long an agent takes for a request at most: then it says itself that it was not done. Longer than any call to the store; what is
+/// attached or detached waits its turn besides, of which a node may have hundreds at once.
+#[must_use]
+pub fn within(path: &str) -> Duration {
+    Duration::from_secs(if path.starts_with(path::ATTACHMENTS) { 60 } else { 10 })
+}
 
 /// The paths of the interface, spelled once.
 pub mod path {
@@ -57,10 +69,14 @@ pub mod path {
     pub const INSTANCE: &str = "/v1/plexus/instances/{id}";
     /// `PUT` a [`super::DrainRequest`]: [`super::Changed`].
     pub const DRAIN: &str = "/v1/plexus/drain";
-    /// `GET`: [`super::Attachments`]; `POST` an [`super::AttachRequest`]: [`super::Attachment`].
+    /// `GET`: [`super::Attachments`]; `POST` an [`super::AttachRequest`]: [`super::NewAttachment`].
     pub const ATTACHMENTS: &str = "/v1/plexus/attachments";
     /// `DELETE`: [`super::Changed`].
     pub const ATTACHMENT: &str = "/v1/plexus/attachments/{id}";
+    /// `GET`: [`super::AttachmentCheck`].
+    pub const ATTACHMENT_CHECK: &str = "/v1/plexus/attachments/{id}/check";
+    /// `GET`: [`super::Attachable`].
+    pub const ATTACHABLE: &str = "/v1/plexus/networks/{network}/attachable";
     /// `GET`: [`super::Status`].
     pub const STATUS: &str = "/v1/plexus/status";
     /// `GET`: 200 for as long as the process answers.

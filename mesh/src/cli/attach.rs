@@ -11,7 +11,7 @@ use nerve::model::NetworkName;
 use super::client::escape;
 use super::output::{Cell, Output, Table};
 use super::{Reach, Result, print_change};
-use crate::api::{self, AttachRequest, Attachment, Attachments, Changed};
+use crate::api::{self, AttachRequest, Attachment, Attachments, Changed, NewAttachment};
 
 const ATTACH_HELP: &str = "\
 It gets an interface with addresses of the network, routes, and a way to every container of the network on every node. The
@@ -118,17 +118,14 @@ impl Attach {
         let Self { namespace, network, interface, address, reach } = self;
         let what = format!("attaching {} to network {network}", namespace.word);
         let id = namespace.id(&network);
-        let request = AttachRequest { id, network, namespace: namespace.file, interface, addresses: address };
-        let done: Attachment =
+        let (namespace, addresses) = (namespace.file, address);
+        let request = AttachRequest { id, network, namespace, interface, addresses, owner: None };
+        let done: NewAttachment =
             reach.admin.send(&what, Method::POST, api::path::ATTACHMENTS, &request).await?;
         out.as_json(reach.json);
         out.answer(&done, |out, done| {
-            out.line(format!(
-                "{} has {} on network {}",
-                done.interface,
-                joined(&done.addresses),
-                done.network
-            ))
+            let Attachment { interface, addresses, network, .. } = &done.attachment;
+            out.line(format!("{interface} has {} on network {network}", joined(addresses)))
         })?;
         Ok(())
     }

@@ -10,13 +10,13 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::net::TcpStream;
 
-use super::error::{Error, Result};
+use super::error::{Error, Fault, Result};
 use crate::api;
 
 /// An agent on this machine answers a connect at once; one across a network within a round trip.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
-/// Longer than the agent's own limit on a request, so that its explanation wins.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
+/// So much longer than the agent's own limit on a request, so that its explanation wins.
+const GRACE: Duration = Duration::from_secs(5);
 /// A catalog of 100 000 endpoints is some 40 MB of JSON.
 const MAX_ANSWER_BYTES: usize = 256 * 1024 * 1024;
 
@@ -52,6 +52,12 @@ impl std::str::FromStr for Client {
 }
 
 impl Client {
+    /// As it is written in a configuration; `None`: it is where an agent is unless told otherwise.
+    pub(super) fn other_url(&self) -> Option<String> {
+        let url = format!("http://{}", self.authority);
+        (url != api::DEFAULT_URL).then_some(url)
+    }
+
     /// Asks for `path`; `what` says in words what is tried, for the error.
     pub(super) async fn get<T: DeserializeOwned>(&self, what: &str, path: &str) -> Result<T> {
         self.request(what, Method::GET, path, Bytes::new()).await
@@ -77,16 +83,16 @@ impl Client {
         body: Bytes,
     ) -> Result<T> {
         let stream = self.connect(what).await?;
-        let answer = tokio::time::timeout(REQUEST_TIMEOUT, self.exchange(stream, method, path, body));
+        let within = api::within(path) + GRACE;
+        let answer = tokio::time::timeout(within, self.exchange(stream, method, path, body));
         let (status, body) = match answer.await {
             Err(_) => {
-                let why =
-                    format!("the agent at {} did not answer within {REQUEST_TIMEOUT:?}", self.authority);
-                return Err(Error::failed(what, why).hint("look at its log"));
+                let why = format!("the agent at {} did not answer within {within:?}", self.authority);
+                return Err(Error::failed(what, why).hint("look at its log").fault(Fault::Absent));
             }
             Ok(Err(error)) => {
                 let why = format!("the agent at {} broke off: {}", self.authority, chain(&*error));
-                return Err(Error::failed(what, why).hint("look at its log"));
+                return Err(Error::failed(what, why).hint("look at its log").fault(Fault::Absent));
             }
             Ok(Ok(answer)) => answer,
         };
@@ -98,7 +104,10 @@ impl Client {
             });
         }
         Err(match serde_json::from_slice::<api::ErrorBody>(&body) {
-            Ok(body) => Error::Failed { what: what.to_owned(), why: body.error, hint: body.hint },
+            Ok(body) => {
+                let fault = fault_of(status);
+                Error::Failed { what: what.to_owned(), why: body.error, hint: body.hint, fault }
+            }
             Err(_) => Error::failed(what, format!("http://{}{path} answered {status}", self.authority))
                 .hint("is that address the admin address of a Plexus agent?"),
         })
@@ -111,10 +120,12 @@ impl Client {
             Ok(Err(error)) => error.to_string(),
             Err(_) => format!("no answer within {CONNECT_TIMEOUT:?}"),
         };
-        Err(Error::failed(what, format!("no agent answers at http://{}: {why}", self.authority)).hint(format!(
+        let why = format!("no agent answers at http://{}: {why}", self.authority);
+        let hint = format!(
             "is the agent running? start it with `plexus agent --config FILE`, or name another with --admin or {}",
             api::URL_VARIABLE
-        )))
+        );
+        Err(Error::failed(what, why).hint(hint).fault(Fault::Absent))
     }
 
     async fn exchange(
@@ -149,6 +160,14 @@ impl Client {
                 exchange.await
             }
         }
+    }
+}
+
+fn fault_of(status: StatusCode) -> Fault {
+    match status {
+        StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT => Fault::Absent,
+        StatusCode::NOT_FOUND => Fault::Unknown,
+        _ => Fault::Other,
     }
 }
 

@@ -6,6 +6,7 @@
 mod agent;
 mod attach;
 mod client;
+mod cni;
 mod completions;
 mod config;
 mod demo;
@@ -30,7 +31,7 @@ use std::ffi::OsString;
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
 
-pub use error::{Error, Result};
+pub use error::{Error, Fault, Result};
 
 use client::Client;
 use output::{Output, Tone};
@@ -80,6 +81,7 @@ enum Command {
     Attach(attach::Attach),
     Detach(attach::Detach),
     Attachments(attach::List),
+    Cni(cni::Cni),
     Config(config::Config),
     Completions(completions::Completions),
     #[command(hide = true)]
@@ -103,18 +105,24 @@ struct Reach {
 /// # Errors
 /// It was not done: [`Error::report`] tells the user, [`Error::exit_code`] the caller of the program.
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Result {
+    let arguments: Vec<OsString> = arguments.into_iter().collect();
+    if cni::is_called(&arguments) {
+        return block_on(cni::run(&mut Output::stdout()));
+    }
     match Arguments::try_parse_from(arguments)?.command {
         Command::Agent(command) => command.run(),
         Command::Demo(command) => command.run(),
         Command::DemoBackend(command) => command.run(),
-        command => {
-            let runtime = tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .build()
-                .map_err(|e| Error::failed("starting the command", e))?;
-            runtime.block_on(execute(command, &mut Output::stdout()))
-        }
+        command => block_on(execute(command, &mut Output::stdout())),
     }
+}
+
+fn block_on(command: impl Future<Output = Result>) -> Result {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|e| Error::failed("starting the command", e))?;
+    runtime.block_on(command)
 }
 
 /// Runs a command that only asks and prints.
@@ -141,6 +149,7 @@ async fn execute(command: Command, out: &mut Output<'_>) -> Result {
         Command::Attach(command) => command.run(out).await,
         Command::Detach(command) => command.run(out).await,
         Command::Attachments(command) => command.run(out).await,
+        Command::Cni(command) => command.run(out).await,
         Command::Config(command) => command.run(out),
         Command::Completions(command) => command.run(&mut Arguments::command(), out),
         Command::Agent(command) => command.run(),

@@ -1,34 +1,35 @@
 //! Connecting containers: what runs in a network namespace of its own gets a link, addresses and routes.
 //!
-//! The order makes a kill harmless: addresses are written down before the kernel hears of them, and given back after it has
-//! forgotten them. What is written down and has no link is given back, by the next look; a link that nobody has written down is
-//! removed.
+//! The order makes a kill harmless: addresses are written down, as something unfinished, before the kernel hears of them, and
+//! given back after it has forgotten them. What is written down and was not finished is undone by the agent that comes next
+//! (`recover`), so that to be attached means to have been told so, or nearly.
+//!
+//! What changes a container runs to its end once it has begun, whoever asked for it: one that nobody waits for any more is undone.
 
 use std::collections::BTreeSet;
 use std::io;
 use std::net::IpAddr;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use nerve::model::{Mac, NetworkName, Prefix};
 use nerve::tasks::Tasks;
 use serde::{Deserialize, Serialize};
 use synapse::catalog::Catalog;
-use tokio::sync::{Mutex, MutexGuard, watch};
-use tokio::time::MissedTickBehavior;
+use tokio::sync::{oneshot, watch};
 
 use super::keeper::{Place, Ready};
-use super::ledger::{Ledger, LedgerError, Record};
-use super::netlink::Netlink;
+use super::ledger::{Ledger, LedgerError, Owned, Record};
+use super::netlink::with_netlink;
 use super::plan::gateway;
+use super::removal::Removals;
+use super::turns::Turns;
 use super::veth::{self, LINK, Veth};
 use crate::netns::Namespace;
 
 /// How long a request waits for what this node needs first.
 const READY_WITHIN: Duration = Duration::from_secs(4);
-/// How often it is looked whether containers are gone.
-const TICK: Duration = Duration::from_secs(5);
 /// Below the state directory.
 const DIRECTORY: &str = "attachments";
 
@@ -45,6 +46,19 @@ pub struct Attach {
     pub interface: String,
     /// Addresses that it wants, one of a family at most; others are chosen.
     pub addresses: Vec<IpAddr>,
+    /// For whom, where a container runtime asks.
+    pub owner: Option<Owner>,
+}
+
+/// A container as its runtime knows it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Owner {
+    /// The name of the runtime's network configuration.
+    pub configuration: String,
+    /// The runtime's id of the container.
+    pub container: String,
+    /// The interface that the runtime asked for; what it is called may be something else.
+    pub interface: String,
 }
 
 /// What is attached.
@@ -64,6 +78,30 @@ pub struct Attached {
     pub interface: String,
     /// What the end on this host is called.
     pub link: String,
+    /// For whom, where a container runtime asked.
+    pub owner: Option<Owner>,
+}
+
+/// Something that was just attached.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Given {
+    /// What it is.
+    pub attached: Attached,
+    /// Where its addresses are from.
+    pub place: Offer,
+    /// The routes that it was given: where to, and by which gateway.
+    pub routes: Vec<(Prefix, IpAddr)>,
+}
+
+/// What this node has to give of a network.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Offer {
+    /// Its subnets, one a family.
+    pub subnets: Vec<Prefix>,
+    /// The gateway in each of them.
+    pub gateways: Vec<IpAddr>,
+    /// The largest packet of a container.
+    pub mtu: u32,
 }
 
 /// Why something was not attached or detached.
@@ -78,6 +116,9 @@ pub enum AttachError {
     /// It has no subnet here, or its lease has ended.
     #[error("this node may give no addresses of network {0} now: {1}")]
     NotReady(NetworkName, &'static str),
+    /// Another agent has what is attached here, or is about to.
+    #[error("this agent is starting, leaving or being replaced; nothing was changed, ask again in a moment")]
+    NotOurs,
     /// The container's namespace cannot be opened.
     #[error("cannot open the network namespace {path}: {source}; does what is to be attached run?", path = path.display())]
     Namespace {
@@ -109,6 +150,11 @@ pub(super) struct Details {
     pub(super) interface: String,
     pub(super) link: String,
     pub(super) mac: Mac,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) owner: Option<Owner>,
+    /// Nobody was told of it yet.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(super) unfinished: bool,
     /// Where Docker has the addresses: `docker.rs` looks after them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) docker: Option<Hold>,
@@ -124,14 +170,31 @@ pub(super) enum Hold {
     Endpoint(String),
 }
 
+/// Whose it is to change what is attached here.
+#[derive(Debug, Clone)]
+pub(super) enum Right {
+    /// The agent's before this one, for now.
+    Awaited,
+    /// This one's, for as long as somebody has this.
+    Ours(Arc<Owned>),
+    /// The next one's.
+    GivenUp,
+}
+
 /// The containers of this node. Clones are the same.
 #[derive(Debug, Clone)]
 pub(super) struct Attachments {
+    /// Held for as long as it takes to write a file, never over work of the kernel.
     ledger: Arc<Mutex<Ledger<Details>>>,
+    pub(super) directory: Arc<PathBuf>,
+    pub(super) right: Arc<watch::Sender<Right>>,
+    pub(super) turns: Turns,
+    removals: Removals,
     pub(super) catalog: Catalog,
-    ready: watch::Receiver<Ready>,
+    pub(super) ready: watch::Receiver<Ready>,
     leased: watch::Receiver<bool>,
     used: Arc<watch::Sender<BTreeSet<NetworkName>>>,
+    tasks: Tasks,
 }
 
 impl Attachments {
@@ -143,10 +206,20 @@ impl Attachments {
         leased: watch::Receiver<bool>,
         tasks: &Tasks,
     ) -> Result<(Self, Vec<String>), Refused> {
-        let (ledger, problems) = Ledger::open(state_dir.join(DIRECTORY))?;
-        let used = Arc::new(watch::Sender::new(used(&ledger)));
-        let (ledger, catalog) = (Arc::new(Mutex::new(ledger)), catalog.clone());
-        let attachments = Self { ledger, catalog, ready, leased, used };
+        let directory = state_dir.join(DIRECTORY);
+        let (ledger, problems) = Ledger::open(directory.clone())?;
+        let attachments = Self {
+            used: Arc::new(watch::Sender::new(used(&ledger))),
+            ledger: Arc::new(Mutex::new(ledger)),
+            directory: Arc::new(directory),
+            right: Arc::new(watch::Sender::new(Right::Awaited)),
+            turns: Turns::new(),
+            removals: Removals::default(),
+            catalog: catalog.clone(),
+            ready,
+            leased,
+            tasks: tasks.clone(),
+        };
         let looked_after = attachments.clone();
         tasks.spawn_until_stopped("overlay attachments", move || looked_after.clone().look_after());
         Ok((attachments, problems))
@@ -157,8 +230,8 @@ impl Attachments {
         self.used.subscribe()
     }
 
-    pub(super) fn note_used(&self, ledger: &Ledger<Details>) {
-        let used = used(ledger);
+    pub(super) fn note_used(&self) {
+        let used = used(&self.ledger());
         self.used.send_if_modified(|known| {
             let is_new = *known != used;
             *known = used;
@@ -166,49 +239,127 @@ impl Attachments {
         });
     }
 
-    pub(super) async fn ledger(&self) -> Result<MutexGuard<'_, Ledger<Details>>, LedgerError> {
-        let mut ledger = self.ledger.lock().await;
-        ledger.refresh()?;
-        Ok(ledger)
+    pub(super) fn ledger(&self) -> MutexGuard<'_, Ledger<Details>> {
+        self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Everything that is attached.
-    pub(super) async fn all(&self) -> Vec<Attached> {
-        self.ledger.lock().await.all().map(|(id, record)| attached(id, record)).collect()
+    pub(super) fn all(&self) -> Vec<Attached> {
+        self.ledger().all().map(|(id, record)| attached(id, record)).collect()
+    }
+
+    /// What one has; `None`: there is none of that name.
+    pub(super) fn record(&self, id: &str) -> Option<Record<Details>> {
+        self.ledger().get(id).cloned()
+    }
+
+    /// What containers of a network would be given here.
+    pub(super) async fn offer(&self, network: &NetworkName) -> Result<Offer, AttachError> {
+        let _exists = self.ranges(network)?;
+        let _ours = self.ours().await?;
+        Ok(offer(&self.place(network).await?))
     }
 
     /// Attaches a container; when this returns, it can be reached.
-    pub(super) async fn attach(&self, request: Attach) -> Result<Attached, AttachError> {
-        let Attach { id, network, namespace, interface, addresses } = request;
-        if !is_link_name(&interface) {
-            return Err(AttachError::Interface(interface.chars().take(100).collect()));
+    pub(super) async fn attach(&self, request: Attach) -> Result<Given, AttachError> {
+        if !is_link_name(&request.interface) {
+            return Err(AttachError::Interface(request.interface.chars().take(100).collect()));
         }
-        let view =
-            self.catalog.network(network.as_str()).ok_or_else(|| AttachError::NoNetwork(network.clone()))?;
-        let place = self.place(&network).await?;
-        let opened = Namespace::open(&namespace)
-            .map_err(|source| AttachError::Namespace { path: namespace.clone(), source })?;
-        let mut ledger = self.ledger().await.map_err(Refused)?;
-        let link = link_name(&id);
-        // The MAC follows from the address: what neighbours know of an address is true of its next owner as well.
-        let details =
-            |given: &[IpAddr]| Details { namespace, interface, link, mac: mac_of(given), docker: None };
-        let given = ledger.give(&id, &network, &place.subnets, &addresses, details);
-        let record = given.map_err(Refused)?.clone();
-        let ranges: Vec<Prefix> = view.network.pools.iter().map(|pool| pool.cidr()).collect();
-        let veth = veth(&record, &place.subnets, place.mtu, ranges);
-        if let Err(error) = connect(&veth, place.bridge, opened).await {
-            self.undo(&mut ledger, &id, &veth.link).await;
-            return Err(AttachError::Kernel(error));
-        }
-        self.note_used(&ledger);
-        tracing::info!(id, %network, addresses = ?record.addresses, "attached a container");
-        Ok(attached(&id, &record))
+        let ranges = self.ranges(&request.network)?;
+        let ours = self.ours().await?;
+        let place = self.place(&request.network).await?;
+        let (tell, told) = oneshot::channel();
+        let attachments = self.clone();
+        self.tasks.spawn("overlay attach", async move {
+            let id = request.id.clone();
+            let done = attachments.attach_to(&place, ranges, request).await;
+            if let Err(Ok(_)) = tell.send(done) {
+                tracing::info!(id, "nobody waits any more for what was attached");
+                if let Err(error) = attachments.detach_now(&id).await {
+                    tracing::warn!(id, %error, "what nobody waits for stays attached");
+                }
+            }
+            drop(ours);
+        });
+        told.await.unwrap_or(Err(AttachError::NotOurs))
     }
 
-    /// What containers of a network are attached to here; a network that was just made is waited for.
+    async fn attach_to(
+        &self,
+        place: &Place,
+        ranges: Vec<Prefix>,
+        request: Attach,
+    ) -> Result<Given, AttachError> {
+        let Attach { id, network, namespace, interface, addresses, owner } = request;
+        let link = link_name(&id);
+        let _turn = self.turns.wait(&link).await;
+        if self.tasks.stop_token().is_cancelled() {
+            return Err(AttachError::NotOurs);
+        }
+        let opened = Namespace::open(&namespace)
+            .map_err(|source| AttachError::Namespace { path: namespace.clone(), source })?;
+        // The MAC follows from the address: what neighbours know of an address is true of its next owner as well.
+        let details = |given: &[IpAddr]| Details {
+            namespace,
+            interface,
+            link,
+            mac: mac_of(given),
+            owner,
+            unfinished: true,
+            docker: None,
+        };
+        let record = {
+            let mut ledger = self.ledger();
+            let given = ledger.give(&id, &network, &place.subnets, &addresses, details);
+            given.map_err(Refused)?.clone()
+        };
+        self.note_used();
+        let veth = veth(&record, &place.subnets, place.mtu, ranges);
+        let connected = match connect(&veth, place.bridge, opened).await {
+            Ok(routes) => {
+                let kept = self.ledger().amend(&id, |details| details.unfinished = false);
+                kept.map(|()| routes).map_err(|error| AttachError::Address(Refused(error)))
+            }
+            Err(error) => Err(AttachError::Kernel(error)),
+        };
+        match connected {
+            Ok(routes) => {
+                tracing::info!(id, %network, addresses = ?record.addresses, "attached a container");
+                Ok(Given { attached: attached(&id, &record), place: offer(place), routes })
+            }
+            Err(error) => {
+                // A link of that name is somebody else's.
+                let is_made =
+                    !matches!(&error, AttachError::Kernel(e) if e.kind() == io::ErrorKind::AlreadyExists);
+                self.undo(&id, Some(veth.link.as_str()).filter(|_| is_made)).await;
+                Err(error)
+            }
+        }
+    }
+
+    /// The right to change what is attached here, which is this agent's until what is returned is dropped.
+    pub(super) async fn ours(&self) -> Result<Arc<Owned>, AttachError> {
+        let mut right = self.right.subscribe();
+        let decided = right.wait_for(|right| !matches!(right, Right::Awaited));
+        match tokio::time::timeout(READY_WITHIN, decided).await {
+            Ok(Ok(right)) => match &*right {
+                Right::Ours(owned) => Ok(Arc::clone(owned)),
+                Right::Awaited | Right::GivenUp => Err(AttachError::NotOurs),
+            },
+            Ok(Err(_)) | Err(_) => Err(AttachError::NotOurs),
+        }
+    }
+
+    /// The ranges of a network.
+    pub(super) fn ranges(&self, network: &NetworkName) -> Result<Vec<Prefix>, AttachError> {
+        let view = self.catalog.network(network.as_str());
+        let view = view.ok_or_else(|| AttachError::NoNetwork(network.clone()))?;
+        Ok(view.network.pools.iter().map(|pool| pool.cidr()).collect())
+    }
+
+    /// What new containers of a network are attached to here.
     pub(super) async fn place(&self, network: &NetworkName) -> Result<Place, AttachError> {
-        let (mut leased, mut ready) = (self.leased.clone(), self.ready.clone());
+        let mut leased = self.leased.clone();
         let in_time = tokio::time::timeout(READY_WITHIN, leased.wait_for(|leased| *leased)).await;
         let is_leased = in_time.is_ok_and(|leased| leased.is_ok());
         if !is_leased {
@@ -217,16 +368,26 @@ impl Attachments {
                 "its lease is not renewed; is the store reachable?",
             ));
         }
+        self.place_of(network).await
+    }
+
+    /// What containers of a network are attached to here; a network that was just made is waited for.
+    pub(super) async fn place_of(&self, network: &NetworkName) -> Result<Place, AttachError> {
+        let mut ready = self.ready.clone();
         let found =
             tokio::time::timeout(READY_WITHIN, ready.wait_for(|ready| ready.contains_key(network))).await;
         let place = found.ok().and_then(|ready| ready.ok()?.get(network).cloned());
         place.ok_or(AttachError::NotReady(network.clone(), "it has no subnet of it yet; see plexus status"))
     }
 
-    async fn undo(&self, ledger: &mut Ledger<Details>, id: &str, link: &str) {
-        let removed = with_netlink(async |netlink| netlink.remove_veth(link).await).await;
-        match removed.map(|()| ledger.take_back(id)) {
-            Ok(Ok(_)) => {}
+    /// Takes away the link of one whose turn it is, if it was made, and gives back what it had.
+    pub(super) async fn undo(&self, id: &str, link: Option<&str>) {
+        let removed = match link {
+            Some(link) => with_netlink(async |netlink| netlink.remove_veth(link).await).await,
+            None => Ok(()),
+        };
+        match removed.map(|()| self.ledger().take_back(id)) {
+            Ok(Ok(_)) => self.note_used(),
             Ok(Err(error)) => {
                 tracing::warn!(id, %error, "the address of a container that was not attached stays taken")
             }
@@ -238,88 +399,43 @@ impl Attachments {
 
     /// Detaches a container; `None`: there is none.
     pub(super) async fn detach(&self, id: &str) -> Result<Option<Attached>, AttachError> {
-        let mut ledger = self.ledger().await.map_err(Refused)?;
-        let Some(record) = ledger.get(id).cloned() else { return Ok(None) };
-        with_netlink(async |netlink| netlink.remove_veth(&record.details.link).await)
-            .await
-            .map_err(AttachError::Kernel)?;
-        ledger.take_back(id).map_err(Refused)?;
-        self.note_used(&ledger);
+        let ours = self.ours().await?;
+        let (tell, told) = oneshot::channel();
+        let (attachments, id) = (self.clone(), id.to_owned());
+        self.tasks.spawn("overlay detach", async move {
+            // Whether somebody still waits for that or not, it is done.
+            let _ = tell.send(attachments.detach_now(&id).await);
+            drop(ours);
+        });
+        told.await.unwrap_or(Err(AttachError::NotOurs))
+    }
+
+    async fn detach_now(&self, id: &str) -> Result<Option<Attached>, AttachError> {
+        let link = link_name(id);
+        let _turn = self.turns.wait_among_many(&link).await;
+        let Some(record) = self.record(id) else { return Ok(None) };
+        self.removals.remove(&link).await.map_err(AttachError::Kernel)?;
+        self.ledger().take_back(id).map_err(Refused)?;
+        self.note_used();
         tracing::info!(id, network = %record.network, "detached a container");
         Ok(Some(attached(id, &record)))
     }
+}
 
-    async fn look_after(self) {
-        let mut tick = tokio::time::interval(TICK);
-        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut ready = self.ready.clone();
-        loop {
-            tokio::select! {
-                _ = tick.tick() => {}
-                Ok(()) = ready.changed() => {}
-            }
-            if let Err(error) = self.compare().await {
-                tracing::debug!(%error, "containers are looked at again later");
-            }
-        }
-    }
-
-    /// Gives back what vanished containers had, removes links that are nobody's, and puts the others on their bridges.
-    async fn compare(&self) -> io::Result<()> {
-        let mut ledger = self.ledger().await.map_err(io::Error::other)?;
-        with_netlink(async |netlink| {
-            let mut links = netlink.container_links().await?;
-            let known: Vec<(String, Record<Details>)> =
-                ledger.all().map(|(id, record)| (id.clone(), record.clone())).collect();
-            for (id, record) in known {
-                let Some(link) = links.remove(&record.details.link) else {
-                    if record.details.docker.is_some() {
-                        continue;
-                    }
-                    ledger.take_back(&id).map_err(io::Error::other)?;
-                    self.note_used(&ledger);
-                    tracing::info!(id, network = %record.network, "a container is gone; its addresses are free");
-                    continue;
-                };
-                let bridge = self.ready.borrow().get(&record.network).map(|place| place.bridge);
-                if let Some(bridge) = bridge.filter(|bridge| link.bridge != Some(*bridge)) {
-                    netlink.enslave(link.index, bridge).await?;
-                }
-            }
-            if !links.is_empty() {
-                // An agent that this one replaces may have made them for what was read before.
-                ledger.reread().map_err(io::Error::other)?;
-            }
-            for (name, _) in links {
-                if ledger.all().any(|(_, record)| record.details.link == name) {
-                    continue;
-                }
-                netlink.remove_veth(&name).await?;
-                tracing::info!(link = name, "removed a link of a container that was never attached");
-            }
-            Ok(())
-        })
-        .await
-    }
+fn offer(place: &Place) -> Offer {
+    let gateways = place.subnets.iter().filter_map(|subnet| gateway(*subnet)).collect();
+    Offer { subnets: place.subnets.clone(), gateways, mtu: place.mtu }
 }
 
 fn used(ledger: &Ledger<Details>) -> BTreeSet<NetworkName> {
     ledger.all().map(|(_, record)| record.network.clone()).collect()
 }
 
-async fn connect(veth: &Veth, bridge: u32, namespace: Namespace) -> io::Result<()> {
+async fn connect(veth: &Veth, bridge: u32, namespace: Namespace) -> io::Result<Vec<(Prefix, IpAddr)>> {
     with_netlink(async |netlink| netlink.add_veth(veth, bridge, Some(&namespace)).await).await?;
     let veth = veth.clone();
     let set_up = tokio::task::spawn_blocking(move || veth::set_up(&namespace, &veth));
     set_up.await.unwrap_or_else(|error| Err(io::Error::other(error)))
-}
-
-pub(super) async fn with_netlink<T>(work: impl AsyncFnOnce(&Netlink) -> io::Result<T>) -> io::Result<T> {
-    let (connection, netlink) = Netlink::open()?;
-    tokio::select! {
-        done = work(&netlink) => done,
-        () = connection => Err(io::Error::other("the kernel ended the netlink connection")),
-    }
 }
 
 pub(super) fn veth(record: &Record<Details>, subnets: &[Prefix], mtu: u32, ranges: Vec<Prefix>) -> Veth {
@@ -337,10 +453,10 @@ pub(super) fn veth(record: &Record<Details>, subnets: &[Prefix], mtu: u32, range
     }
 }
 
-fn attached(id: &str, record: &Record<Details>) -> Attached {
-    let Details { namespace, interface, link, mac, .. } = record.details.clone();
+pub(super) fn attached(id: &str, record: &Record<Details>) -> Attached {
+    let Details { namespace, interface, link, mac, owner, .. } = record.details.clone();
     let (id, network, addresses) = (id.to_owned(), record.network.clone(), record.addresses.clone());
-    Attached { id, network, addresses, mac, namespace, interface, link }
+    Attached { id, network, addresses, mac, namespace, interface, link, owner }
 }
 
 /// Locally administered, from the last four octets of the first address.

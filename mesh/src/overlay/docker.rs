@@ -19,12 +19,10 @@ use nerve::model::{Mac, NetworkName, Prefix};
 use nerve::tasks::Tasks;
 use tokio::time::{Instant, MissedTickBehavior};
 
-use super::attach::{
-    AttachError, Attachments, Details, Hold, Refused, link_name, mac_of, veth, with_netlink,
-};
+use super::attach::{AttachError, Attachments, Details, Hold, Refused, link_name, mac_of, veth};
 use super::keeper::Place;
 use super::ledger::{Ledger, LedgerError, Record};
-use super::netlink::{Netlink, failed, name_of};
+use super::netlink::{Netlink, failed, name_of, with_netlink};
 use super::plan::gateway;
 use super::veth::LINK;
 
@@ -119,12 +117,13 @@ impl DockerLinks {
         links
     }
 
-    /// Takes in what an agent that this one has replaced did last.
+    /// Waits until an agent that this one replaces has done its last.
     ///
     /// # Errors
-    /// It cannot be read.
+    /// It is not done.
     pub async fn take_in(&self) -> Result<(), DockerError> {
-        Ok(self.0.ledger().await?.reread()?)
+        let _ours = self.0.ours().await?;
+        Ok(())
     }
 
     /// The network that has exactly this range.
@@ -180,10 +179,14 @@ impl DockerLinks {
         asked: Option<IpAddr>,
     ) -> Result<(IpAddr, u8), DockerError> {
         let subnet = self.pool(network, v4).await?.subnet;
-        let mut ledger = self.0.ledger().await?;
-        let address = asked.or_else(|| ledger.next(network, subnet)).ok_or(LedgerError::Full(subnet))?;
-        give(&mut ledger, network, subnet, address)?;
-        self.0.note_used(&ledger);
+        let _ours = self.0.ours().await?;
+        let address = {
+            let mut ledger = self.0.ledger();
+            let address = asked.or_else(|| ledger.next(network, subnet)).ok_or(LedgerError::Full(subnet))?;
+            give(&mut ledger, network, subnet, address)?;
+            address
+        };
+        self.0.note_used();
         Ok((address, subnet.length()))
     }
 
@@ -193,15 +196,16 @@ impl DockerLinks {
     /// It cannot be forgotten, or the kernel does not say what it has.
     pub async fn release(&self, address: IpAddr) -> Result<(), DockerError> {
         let owner = owner(address);
-        let mut ledger = self.0.ledger().await?;
-        let Some(record) = ledger.get(&owner) else { return Ok(()) };
+        let _ours = self.0.ours().await?;
+        let Some(record) = self.0.record(&owner) else { return Ok(()) };
+        let _turn = self.0.turns.wait(&record.details.link).await;
         let ends = with_netlink(Ends::read).await?;
         if ends.is_in_use(&record.details) {
             tracing::warn!(%address, "Docker gives an address back that a container has; it is kept");
             return Ok(());
         }
-        ledger.take_back(&owner)?;
-        self.0.note_used(&ledger);
+        self.0.ledger().take_back(&owner)?;
+        self.0.note_used();
         Ok(())
     }
 
@@ -216,11 +220,12 @@ impl DockerLinks {
         addresses: &[IpAddr],
         asked: Option<Mac>,
     ) -> Result<Mac, DockerError> {
+        let _ours = self.0.ours().await?;
         let mac = asked.unwrap_or_else(|| mac_of(addresses));
         for address in addresses {
             let network = self.network_of(*address).ok_or(DockerError::Stray(*address))?;
             let subnet = self.pool(&network, address.is_ipv4()).await?.subnet;
-            let mut ledger = self.0.ledger().await?;
+            let mut ledger = self.0.ledger();
             let holder = ledger.holder(&network, *address).map(str::to_owned);
             match holder.as_deref().and_then(|holder| ledger.get(holder)?.details.docker.clone()) {
                 Some(Hold::Reserved) => {}
@@ -239,11 +244,13 @@ impl DockerLinks {
                 interface: waiting_name(endpoint),
                 link: link_name(endpoint),
                 mac,
+                owner: None,
+                unfinished: false,
                 docker: Some(Hold::Endpoint(endpoint.to_owned())),
             };
-            ledger.amend(&owner(*address), details)?;
-            self.0.note_used(&ledger);
+            ledger.amend(&owner(*address), |kept| *kept = details)?;
         }
+        self.0.note_used();
         Ok(mac)
     }
 
@@ -252,11 +259,8 @@ impl DockerLinks {
     /// # Errors
     /// Nothing is known of the endpoint, or the kernel refuses.
     pub async fn join(&self, endpoint: &str, sandbox: PathBuf) -> Result<Joined, DockerError> {
-        let mut records = self.records(endpoint).await?;
-        if records.is_empty() {
-            self.take_in().await?;
-            records = self.records(endpoint).await?;
-        }
+        let _ours = self.0.ours().await?;
+        let records = self.records(endpoint);
         let (_, first) = records.first().ok_or_else(|| DockerError::Unknown(endpoint.to_owned()))?;
         let (place, ranges) = self.place(&first.network).await?;
         let addresses: Vec<IpAddr> =
@@ -267,11 +271,9 @@ impl DockerLinks {
         }
         let whole = Record { addresses, ..first.clone() };
         let veth = veth(&whole, &place.subnets, place.mtu, Vec::new());
-        {
-            let mut ledger = self.0.ledger().await?;
-            for (owner, record) in records {
-                ledger.amend(&owner, Details { namespace: sandbox.clone(), ..record.details })?;
-            }
+        let _turn = self.0.turns.wait(&veth.link).await;
+        for (owner, _) in records {
+            self.0.ledger().amend(&owner, |details| details.namespace.clone_from(&sandbox))?;
         }
         with_netlink(async |netlink| {
             // Of an earlier try.
@@ -291,16 +293,18 @@ impl DockerLinks {
     /// # Errors
     /// The kernel refuses.
     pub async fn leave(&self, endpoint: &str) -> Result<(), DockerError> {
+        let _ours = self.0.ours().await?;
         let link = link_name(endpoint);
+        let _turn = self.0.turns.wait(&link).await;
         Ok(with_netlink(async |netlink| netlink.remove_veth(&link).await).await?)
     }
 
     /// What an endpoint has.
-    async fn records(&self, endpoint: &str) -> Result<Vec<(String, Record<Details>)>, DockerError> {
-        let ledger = self.0.ledger().await?;
+    fn records(&self, endpoint: &str) -> Vec<(String, Record<Details>)> {
+        let ledger = self.0.ledger();
         let is_its = |record: &Record<Details>| matches!(&record.details.docker, Some(Hold::Endpoint(of)) if of == endpoint);
         let its = ledger.all().filter(|(_, record)| is_its(record));
-        Ok(its.map(|(owner, record)| (owner.clone(), record.clone())).collect())
+        its.map(|(owner, record)| (owner.clone(), record.clone())).collect()
     }
 
     async fn look_after(self) {
@@ -317,14 +321,12 @@ impl DockerLinks {
 
     /// Gives back what nothing has used for a while. `idle`: since when.
     async fn give_back_forgotten(&self, idle: &mut HashMap<String, Instant>) -> Result<(), DockerError> {
-        let mut ledger = self.0.ledger().await?;
-        if idle.values().any(|since| since.elapsed() >= FORGOTTEN_AFTER) {
-            // An agent that this one has replaced may have said more of them since they were read.
-            ledger.reread()?;
-        }
-        let of_docker = ledger.all().filter(|(_, record)| record.details.docker.is_some());
-        let of_docker: Vec<_> =
-            of_docker.map(|(owner, record)| (owner.clone(), record.details.clone())).collect();
+        let _ours = self.0.ours().await?;
+        let of_docker: Vec<_> = {
+            let ledger = self.0.ledger();
+            let held = ledger.all().filter(|(_, record)| record.details.docker.is_some());
+            held.map(|(owner, record)| (owner.clone(), record.clone())).collect()
+        };
         if of_docker.is_empty() {
             idle.clear();
             return Ok(());
@@ -332,15 +334,22 @@ impl DockerLinks {
         with_netlink(async |netlink| {
             let ends = Ends::read(netlink).await?;
             let unused: Vec<_> =
-                of_docker.into_iter().filter(|(_, details)| !ends.is_in_use(details)).collect();
+                of_docker.into_iter().filter(|(_, record)| !ends.is_in_use(&record.details)).collect();
             idle.retain(|owner, _| unused.iter().any(|(of, _)| of == owner));
-            for (owner, details) in unused {
+            for (owner, record) in unused {
                 if idle.entry(owner.clone()).or_insert_with(Instant::now).elapsed() < FORGOTTEN_AFTER {
                     continue;
                 }
-                netlink.remove_veth(&details.link).await?;
-                ledger.take_back(&owner).map_err(io::Error::other)?;
-                self.0.note_used(&ledger);
+                let _turn = self.0.turns.wait(&record.details.link).await;
+                // Docker may have come back to it meanwhile.
+                if self.0.record(&owner).as_ref() != Some(&record)
+                    || Ends::read(netlink).await?.is_in_use(&record.details)
+                {
+                    continue;
+                }
+                netlink.remove_veth(&record.details.link).await?;
+                self.0.ledger().take_back(&owner).map_err(io::Error::other)?;
+                self.0.note_used();
                 idle.remove(&owner);
                 tracing::info!(owner, "Docker has forgotten an address; it is free");
             }
@@ -394,6 +403,8 @@ fn give(
         // There is none until it is an endpoint's.
         link: link_name(&owner),
         mac: mac_of(given),
+        owner: None,
+        unfinished: false,
         docker: Some(Hold::Reserved),
     };
     ledger.give(&owner, network, &[subnet], &[address], details)?;
@@ -420,6 +431,8 @@ mod tests {
             interface: interface.to_owned(),
             link: link_name("e"),
             mac: Mac([0; 6]),
+            owner: None,
+            unfinished: false,
             docker: Some(docker),
         }
     }

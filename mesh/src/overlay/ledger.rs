@@ -5,10 +5,14 @@
 //! killed between any two steps gives no address twice. The disk is not waited for: what a failure of the whole machine
 //! takes away, it takes from the containers as well.
 //!
+//! One process at a time has the directory (`Owned`): an agent that takes over has it once the one before it has let go, and reads
+//! only then what is true. Until then it knows what was true a moment ago.
+//!
 //! Addresses are given in turn, so that one that was given back is used again as late as possible: peers and clients may still
 //! know whom it belonged to.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
+use std::fs::{File, TryLockError};
 use std::io::{self, Write};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -20,6 +24,26 @@ use serde::{Deserialize, Serialize};
 /// So many owners fit on a node; what asks for more is out of control.
 const MOST: usize = 65_536;
 const SUFFIX: &str = "json";
+
+/// The right to change what is kept in a directory. It ends with the process, however that ends.
+#[derive(Debug)]
+pub(super) struct Owned {
+    _locked: File,
+}
+
+impl Owned {
+    /// `None`: another process has it.
+    pub(super) fn take(directory: &Path) -> Result<Option<Self>, LedgerError> {
+        let failed = |source| LedgerError::Io { file: directory.to_owned(), source };
+        std::fs::create_dir_all(directory).map_err(failed)?;
+        let opened = File::open(directory).map_err(failed)?;
+        match opened.try_lock() {
+            Ok(()) => Ok(Some(Self { _locked: opened })),
+            Err(TryLockError::WouldBlock) => Ok(None),
+            Err(TryLockError::Error(source)) => Err(failed(source)),
+        }
+    }
+}
 
 /// Who has what.
 #[derive(Debug)]
@@ -73,7 +97,7 @@ pub(super) enum LedgerError {
     Known(String),
     /// An owner's name is a file's.
     #[error(
-        "{0:?} cannot be the name of an owner: 1 to 128 letters, digits, '-', '_' and '.' that do not begin with a '.'"
+        "{0:?} cannot be the name of an owner: 1 to 128 letters, digits, '-', '_', '.' and '@' that do not begin with a '.'"
     )]
     Name(String),
     /// There are too many.
@@ -99,11 +123,7 @@ impl<T: Serialize + DeserializeOwned> Ledger<T> {
         let (records, holders, last) = (BTreeMap::new(), HashMap::new(), HashMap::new());
         let mut ledger = Self { directory: directory.clone(), records, holders, last };
         for path in ledger.files()? {
-            let Some(owner) = owner(&path) else {
-                // Begun and not finished: nobody was told of it.
-                let _ = std::fs::remove_file(&path);
-                continue;
-            };
+            let Some(owner) = owner(&path) else { continue };
             match read(&path) {
                 Ok(record) => ledger.note(owner, record),
                 Err(error) => problems.push(unreadable(&path, &error)),
@@ -112,22 +132,12 @@ impl<T: Serialize + DeserializeOwned> Ledger<T> {
         Ok((ledger, problems))
     }
 
-    /// Notes what an agent has given and taken back that this one is about to replace: until that one has stopped, both are there.
-    pub(super) fn refresh(&mut self) -> Result<(), LedgerError> {
-        let mut there = BTreeSet::new();
-        for path in self.files()? {
-            let Some(owner) = owner(&path) else { continue };
-            if !self.records.contains_key(&owner)
-                && let Ok(record) = read(&path)
-            {
-                self.note(owner.clone(), record);
+    /// Removes what was begun and not finished: nobody was told of it. Only for the owner of the directory.
+    pub(super) fn remove_unfinished(&self) -> Result<(), LedgerError> {
+        for file in self.files()?.into_iter().filter(|path| owner(path).is_none()) {
+            if let Err(source) = std::fs::remove_file(&file) {
+                return Err(LedgerError::Io { file, source });
             }
-            there.insert(owner);
-        }
-        let gone: Vec<String> =
-            self.records.keys().filter(|owner| !there.contains(*owner)).cloned().collect();
-        for owner in gone {
-            self.forget(&owner);
         }
         Ok(())
     }
@@ -135,28 +145,6 @@ impl<T: Serialize + DeserializeOwned> Ledger<T> {
     /// What an owner has.
     pub(super) fn get(&self, owner: &str) -> Option<&Record<T>> {
         self.records.get(owner)
-    }
-
-    /// Keeps something else beside the addresses of an owner that has some.
-    pub(super) fn amend(&mut self, owner: &str, details: T) -> Result<(), LedgerError> {
-        let Some(record) = self.records.remove(owner) else { return Ok(()) };
-        let amended = Record { details, ..record };
-        let written = self.write(owner, &amended);
-        self.records.insert(owner.to_owned(), amended);
-        written
-    }
-
-    /// Reads again what every owner keeps: another process may have amended it.
-    pub(super) fn reread(&mut self) -> Result<(), LedgerError> {
-        self.refresh()?;
-        let files: Vec<(String, PathBuf)> =
-            self.records.keys().map(|owner| (owner.clone(), self.file(owner))).collect();
-        for (owner, file) in files {
-            if let Ok(record) = read(&file) {
-                self.note(owner, record);
-            }
-        }
-        Ok(())
     }
 
     /// Who has an address.
@@ -209,6 +197,19 @@ impl<T: Serialize + DeserializeOwned> Ledger<T> {
         self.note(owner.to_owned(), record);
         // It was just put there.
         self.records.get(owner).ok_or_else(|| LedgerError::Known(owner.to_owned()))
+    }
+
+    /// Changes what an owner keeps there; nothing happens where there is no such owner.
+    pub(super) fn amend(&mut self, owner: &str, change: impl FnOnce(&mut T)) -> Result<(), LedgerError>
+    where
+        T: Clone,
+    {
+        let Some(record) = self.records.get(owner) else { return Ok(()) };
+        let mut amended = record.clone();
+        change(&mut amended.details);
+        self.write(owner, &amended)?;
+        self.records.insert(owner.to_owned(), amended);
+        Ok(())
     }
 
     /// Takes everything back from an owner. Nothing may use the addresses any more.
@@ -300,7 +301,7 @@ fn unreadable(path: &Path, error: &io::Error) -> String {
 
 fn write(file: &Path, record: &impl Serialize) -> io::Result<()> {
     let beside = file.with_extension("new");
-    let mut new = std::fs::File::create(&beside)?;
+    let mut new = File::create(&beside)?;
     new.write_all(&serde_json::to_vec(record)?)?;
     std::fs::rename(&beside, file)
 }
@@ -326,7 +327,7 @@ fn place(subnet: Prefix, address: IpAddr) -> u64 {
 }
 
 fn is_name(owner: &str) -> bool {
-    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.@".contains(&byte);
     (1..=128).contains(&owner.len()) && !owner.starts_with('.') && owner.bytes().all(is_plain)
 }
 
@@ -416,39 +417,36 @@ mod tests {
         let (ledger, problems) = Ledger::<Plain>::open(directory.path().to_owned()).unwrap();
         assert_eq!((ledger.all().count(), problems.len()), (0, 1));
         assert!(problems[0].contains("a.json cannot be read"), "{problems:?}");
+        ledger.remove_unfinished().unwrap();
         assert!(directory.path().join("a.json").exists() && !directory.path().join("b.new").exists());
     }
 
     #[test]
-    fn what_the_agent_before_gave_and_took_back_is_noted() {
+    fn who_takes_over_has_the_directory_once_the_one_before_has_let_go() {
         let directory = tempfile::tempdir().unwrap();
         let subnet = subnets(&["10.42.3.0/24"]);
-        let mut before = open(directory.path());
-        give(&mut before, "a", &subnet).unwrap();
-        let mut next = open(directory.path());
-        let given = give(&mut before, "b", &subnet).unwrap();
-        before.take_back("a").unwrap();
-        next.refresh().unwrap();
-        let known: Vec<_> =
-            next.all().map(|(owner, record)| (owner.as_str(), record.addresses.clone())).collect();
-        assert_eq!(known, [("b", given.clone())]);
-        assert_ne!(give(&mut next, "c", &subnet).unwrap(), given);
+        let owned = Owned::take(directory.path()).unwrap().unwrap();
+        assert!(Owned::take(directory.path()).unwrap().is_none());
+        let given = give(&mut open(directory.path()), "a", &subnet).unwrap();
+        drop(owned);
+        let _owned = Owned::take(directory.path()).unwrap().unwrap();
+        assert_ne!(give(&mut open(directory.path()), "b", &subnet).unwrap(), given);
     }
 
     #[test]
-    fn what_another_process_amends_is_read_again() {
+    fn what_an_owner_keeps_there_can_change() {
         let directory = tempfile::tempdir().unwrap();
-        let subnet = subnets(&["10.42.3.0/24"]);
-        let mut before = open(directory.path());
-        let given = give(&mut before, "a", &subnet).unwrap();
-        let mut next = open(directory.path());
-        let amended = Plain::from([("for".to_owned(), "web".to_owned())]);
-        before.amend("a", amended.clone()).unwrap();
-        before.amend("b", amended.clone()).unwrap();
-        assert!(next.get("a").unwrap().details.is_empty());
-        next.reread().unwrap();
-        assert_eq!((&next.get("a").unwrap().details, &next.get("a").unwrap().addresses), (&amended, &given));
-        assert_eq!((next.holder(&network(), given[0]), next.get("b")), (Some("a"), None));
+        let mut ledger = open(directory.path());
+        let given = give(&mut ledger, "a", &subnets(&["10.42.3.0/24"])).unwrap();
+        let change = |kept: &mut Plain| {
+            kept.insert("is".to_owned(), "done".to_owned());
+        };
+        ledger.amend("a", change).unwrap();
+        ledger.amend("nobody", change).unwrap();
+        let again = open(directory.path());
+        let record = again.get("a").unwrap();
+        assert_eq!((record.details["is"].as_str(), &record.addresses), ("done", &given));
+        assert_eq!(again.all().count(), 1);
     }
 
     #[derive(Debug, Clone)]

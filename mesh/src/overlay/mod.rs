@@ -3,7 +3,8 @@
 //! Four parts. `claims` holds one subnet of every network for this node, in the store, by compare-and-swap, under a lease of its own that
 //! outlives restarts of the agent. `keeper` makes the kernel's links, routes, neighbours and forwarding entries what `plan` says, and the
 //! packet filter's table what `firewall` says, and puts back what somebody takes away. `attach` connects containers, whose addresses
-//! `ledger` gives and remembers; `docker` does the same for those that Docker connects.
+//! `ledger` gives and remembers, `docker` those that Docker connects; `recover` puts in order what vanishes, and what a killed agent leaves; `inspect` compares with
+//! the kernel, `removal` takes links away together.
 //!
 //! While the store is out of reach nothing is taken away: what the kernel has goes on passing packets. Without `CAP_NET_ADMIN`
 //! networks are not for this node, that is said, and the rest of the agent does not notice.
@@ -14,6 +15,7 @@ mod claims;
 mod docker;
 mod firewall;
 mod foreign;
+mod inspect;
 mod keeper;
 mod ledger;
 mod messages;
@@ -21,9 +23,12 @@ mod metrics;
 mod names;
 mod netlink;
 mod plan;
+mod recover;
+mod removal;
 mod returns;
 mod rules;
 mod sysctl;
+mod turns;
 mod veth;
 
 use std::collections::BTreeMap;
@@ -40,7 +45,7 @@ use tokio::sync::watch;
 
 use attach::Attachments;
 
-pub use attach::{Attach, AttachError, Attached, Refused};
+pub use attach::{Attach, AttachError, Attached, Given, Offer, Owner, Refused};
 pub use docker::{DockerError, DockerLinks, Joined, Pool};
 pub use metrics::Metrics;
 
@@ -121,7 +126,7 @@ impl Handle {
     ///
     /// # Errors
     /// There is no such network or namespace, no address, or the kernel refuses. Then nothing was changed.
-    pub async fn attach(&self, request: Attach) -> Result<Attached, AttachError> {
+    pub async fn attach(&self, request: Attach) -> Result<Given, AttachError> {
         self.attachments.as_ref().ok_or(AttachError::Off)?.attach(request).await
     }
 
@@ -139,12 +144,26 @@ impl Handle {
         self.docker.as_ref()
     }
 
+    /// What of an attachment is not as it was made, a sentence each; `None`: there is none of that name.
+    ///
+    /// # Errors
+    /// It cannot be looked at.
+    pub async fn check(&self, id: &str) -> Result<Option<(Attached, Vec<String>)>, AttachError> {
+        self.attachments.as_ref().ok_or(AttachError::Off)?.check(id).await
+    }
+
+    /// What containers of a network would be given here.
+    ///
+    /// # Errors
+    /// There is no such network, or nothing can be attached to it now.
+    pub async fn offer(&self, network: &NetworkName) -> Result<Offer, AttachError> {
+        self.attachments.as_ref().ok_or(AttachError::Off)?.offer(network).await
+    }
+
     /// The containers that are attached here.
-    pub async fn attached(&self) -> Vec<Attached> {
-        match &self.attachments {
-            Some(attachments) => attachments.all().await,
-            None => Vec::new(),
-        }
+    #[must_use]
+    pub fn attached(&self) -> Vec<Attached> {
+        self.attachments.as_ref().map_or_else(Vec::new, Attachments::all)
     }
 }
 

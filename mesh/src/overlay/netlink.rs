@@ -84,10 +84,27 @@ pub(super) struct Indexes {
 impl Netlink {
     /// Opens one; the future must be polled for as long as it is used, and ends when the kernel ends it.
     pub(super) fn open() -> io::Result<(impl Future<Output = ()> + Send, Self)> {
-        let (mut connection, handle, events) = new_multicast_connection(&GROUPS)?;
+        // Each has a socket of its own: events that nobody has read yet never stand in the way of an answer.
+        let (telling, unused, events) = new_multicast_connection(&GROUPS)?;
+        let (mut answering, handle, _) = rtnetlink::new_connection()?;
         // So that a request for what is on one link is answered with that alone.
-        connection.socket_mut().socket_mut().set_netlink_get_strict_chk(true)?;
+        answering.socket_mut().socket_mut().set_netlink_get_strict_chk(true)?;
         let events: Events = Box::pin(events.map(|(message, _)| message));
+        let connection = async move {
+            // Events are told for as long as somebody could ask.
+            let _asking = unused;
+            tokio::select! {
+                () = telling => {}
+                () = answering => {}
+            }
+        };
+        Ok((connection, Self { handle, events, watched: BTreeSet::new() }))
+    }
+
+    /// The same for requests alone: whatever changes meanwhile is not told.
+    pub(super) fn open_deaf() -> io::Result<(impl Future<Output = ()> + Send, Self)> {
+        let (connection, handle, _) = rtnetlink::new_connection()?;
+        let events: Events = Box::pin(futures_util::stream::pending());
         Ok((connection, Self { handle, events, watched: BTreeSet::new() }))
     }
 
@@ -100,7 +117,12 @@ impl Netlink {
     pub(super) async fn changed(&mut self) -> bool {
         loop {
             let Some(message) = self.events.next().await else { return false };
-            let NetlinkPayload::InnerMessage(message) = message.payload else { continue };
+            let message = match message.payload {
+                NetlinkPayload::InnerMessage(message) => message,
+                // There were more than the socket holds: anything may have been among them.
+                NetlinkPayload::Overrun(_) => return true,
+                _ => continue,
+            };
             match message {
                 RouteNetlinkMessage::NewLink(link) | RouteNetlinkMessage::DelLink(link)
                     if name_of(&link).is_some_and(is_ours) =>
@@ -161,12 +183,14 @@ impl Netlink {
         let (bridge, vxlan) = (wanted.bridge(), wanted.vxlan());
         let bridge_index = match there.get(&bridge) {
             Some(link) if link.kind == LinkKind::Bridge => {
-                self.adjust(&bridge, link, wanted.mtu, None).await?;
+                self.adjust(&bridge, link, wanted).await?;
                 link.index
             }
             Some(_) => return Err(taken(&bridge)),
             None => {
-                let message = LinkBridge::new(&bridge).mtu(wanted.mtu).up().build();
+                // Of its own, or it would have the lowest of its ports: the gateway's would change as containers come and go.
+                let message = LinkBridge::new(&bridge).address(wanted.mac.0.to_vec());
+                let message = message.mtu(wanted.mtu).up().build();
                 self.add_link(&bridge, message).await?
             }
         };
@@ -183,7 +207,7 @@ impl Netlink {
         };
         let vxlan_index = match there.get(&vxlan) {
             Some(link) if link.kind == kind => {
-                self.adjust(&vxlan, link, wanted.mtu, Some(wanted.mac)).await?;
+                self.adjust(&vxlan, link, wanted).await?;
                 link.index
             }
             Some(link) if matches!(link.kind, LinkKind::Vxlan { .. }) => {
@@ -212,14 +236,14 @@ impl Netlink {
         }
     }
 
-    async fn adjust(&self, name: &str, link: &Link, mtu: u32, mac: Option<Mac>) -> io::Result<()> {
-        let is_right_mac = mac.is_none_or(|mac| link.mac == Some(mac));
-        if link.is_up && link.mtu == mtu && is_right_mac {
+    async fn adjust(&self, name: &str, link: &Link, wanted: &Links) -> io::Result<()> {
+        let is_right_mac = link.mac == Some(wanted.mac);
+        if link.is_up && link.mtu == wanted.mtu && is_right_mac {
             return Ok(());
         }
-        let mut message = LinkUnspec::new_with_index(link.index).mtu(mtu).up();
-        if let Some(mac) = mac.filter(|_| !is_right_mac) {
-            message = message.address(mac.0.to_vec());
+        let mut message = LinkUnspec::new_with_index(link.index).mtu(wanted.mtu).up();
+        if !is_right_mac {
+            message = message.address(wanted.mac.0.to_vec());
         }
         let set = self.handle.link().set(message.build()).execute().await;
         set.map_err(|e| failed(&format!("set MTU, MAC and state of {name}"), &e))
@@ -354,6 +378,15 @@ impl Netlink {
             or_gone(removed).map_err(|e| failed(&format!("remove {entry}"), &e))?;
         }
         Ok(())
+    }
+}
+
+/// Does something on a connection of its own.
+pub(super) async fn with_netlink<T>(work: impl AsyncFnOnce(&Netlink) -> io::Result<T>) -> io::Result<T> {
+    let (connection, netlink) = Netlink::open_deaf()?;
+    tokio::select! {
+        done = work(&netlink) => done,
+        () = connection => Err(io::Error::other("the kernel ended the netlink connection")),
     }
 }
 

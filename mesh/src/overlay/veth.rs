@@ -8,7 +8,7 @@ use std::os::fd::AsRawFd;
 use futures_util::TryStreamExt;
 use nerve::model::{Mac, Prefix};
 use rtnetlink::packet_route::address::AddressHeaderFlags;
-use rtnetlink::packet_route::link::{InfoData, InfoVeth, LinkAttribute};
+use rtnetlink::packet_route::link::{InfoData, InfoVeth, LinkAttribute, LinkFlags, LinkMessage};
 use rtnetlink::packet_route::route::RouteMessage;
 use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
 
@@ -24,6 +24,7 @@ pub(super) const LINK: &str = "plxe";
 pub(super) struct ContainerLink {
     pub(super) index: u32,
     pub(super) bridge: Option<u32>,
+    pub(super) is_up: bool,
 }
 
 /// By name.
@@ -77,30 +78,33 @@ impl Netlink {
         let mut links = ContainerLinks::new();
         let mut listed = self.handle.link().get().execute();
         while let Some(message) = listed.try_next().await.map_err(|e| failed("list the links", &e))? {
-            let Some(name) = name_of(&message).filter(|name| name.starts_with(LINK)) else { continue };
-            let bridge = message.attributes.iter().find_map(|attribute| match attribute {
-                LinkAttribute::Controller(bridge) => Some(*bridge),
-                _ => None,
-            });
-            links.insert(name.to_owned(), ContainerLink { index: message.header.index, bridge });
+            if let Some(name) = name_of(&message).filter(|name| name.starts_with(LINK)) {
+                links.insert(name.to_owned(), container_link(&message));
+            }
         }
         Ok(links)
+    }
+
+    /// The end of one on this host.
+    pub(super) async fn container_link(&self, link: &str) -> io::Result<Option<ContainerLink>> {
+        let mut found = self.handle.link().get().match_name(link.to_owned()).execute();
+        match found.try_next().await {
+            Ok(message) => Ok(message.map(|message| container_link(&message))),
+            Err(error) => or_gone(Err(error)).map(|()| None).map_err(|e| failed(&format!("find {link}"), &e)),
+        }
     }
 
     /// Puts the end on this host on the bridge, where somebody took it away.
     pub(super) async fn enslave(&self, index: u32, bridge: u32) -> io::Result<()> {
         let message = LinkUnspec::new_with_index(index).controller(bridge).up().build();
-        self.handle
-            .link()
-            .set(message)
-            .execute()
-            .await
+        or_gone(self.handle.link().set(message).execute().await)
             .map_err(|e| failed("put a container's link on the bridge", &e))
     }
 }
 
-/// Gives the container's end its addresses and routes. Blocks; runs on a thread of its own in the namespace.
-pub(super) fn set_up(namespace: &Namespace, veth: &Veth) -> io::Result<()> {
+/// Gives the container's end its addresses and routes, and tells which: where to, and by which gateway. Blocks; runs on a thread
+/// of its own in the namespace.
+pub(super) fn set_up(namespace: &Namespace, veth: &Veth) -> io::Result<Vec<(Prefix, IpAddr)>> {
     namespace.block_on(|| async {
         let (connection, handle, _) = rtnetlink::new_connection()?;
         tokio::select! {
@@ -110,8 +114,9 @@ pub(super) fn set_up(namespace: &Namespace, veth: &Veth) -> io::Result<()> {
     })
 }
 
-async fn inside(handle: &Handle, veth: &Veth) -> io::Result<()> {
+async fn inside(handle: &Handle, veth: &Veth) -> io::Result<Vec<(Prefix, IpAddr)>> {
     let name = &veth.interface;
+    let mut routes = Vec::new();
     let mut found = handle.link().get().match_name(name.clone()).execute();
     let message = found.try_next().await.map_err(|e| failed(&format!("find {name} in the container"), &e))?;
     let index = message.map(|message| message.header.index).ok_or(io::ErrorKind::NotFound)?;
@@ -129,15 +134,26 @@ async fn inside(handle: &Handle, veth: &Veth) -> io::Result<()> {
         for range in veth.ranges.iter().filter(|range| range.is_ipv4() == address.is_ipv4()) {
             let route = handle.route().add(route(Some(*range), *gateway, index)).replace().execute().await;
             route.map_err(|e| failed(&format!("add a route to {range}"), &e))?;
+            routes.push((*range, *gateway));
         }
         let default = handle.route().add(route(None, *gateway, index)).execute().await;
         match default.map_err(|e| failed("add a default route", &e)) {
             // Of several networks, the first one leads to the rest of the world.
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-            done => done?,
+            done => {
+                done?;
+                routes.extend(everything(*gateway).map(|everything| (everything, *gateway)));
+            }
         }
     }
-    Ok(())
+    Ok(routes)
+}
+
+/// The range of all addresses of a family.
+fn everything(of: IpAddr) -> Option<Prefix> {
+    let first: IpAddr =
+        if of.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    Prefix::new(first, 0)
 }
 
 /// To a range, or to everything.
@@ -163,12 +179,18 @@ fn route(to: Option<Prefix>, gateway: IpAddr, index: u32) -> RouteMessage {
 impl Netlink {
     /// Removes a container's link with both of its ends; one that is gone is no error.
     pub(super) async fn remove_veth(&self, link: &str) -> io::Result<()> {
-        let mut found = self.handle.link().get().match_name(link.to_owned()).execute();
-        let index = match found.try_next().await {
-            Ok(Some(message)) => message.header.index,
-            Ok(None) => return Ok(()),
-            Err(error) => return or_gone(Err(error)).map_err(|e| failed(&format!("find {link}"), &e)),
-        };
-        self.remove_link(index).await
+        match self.container_link(link).await? {
+            Some(found) => self.remove_link(found.index).await,
+            None => Ok(()),
+        }
     }
+}
+
+fn container_link(message: &LinkMessage) -> ContainerLink {
+    let bridge = message.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::Controller(bridge) => Some(*bridge),
+        _ => None,
+    });
+    let is_up = message.header.flags.contains(LinkFlags::Up);
+    ContainerLink { index: message.header.index, bridge, is_up }
 }

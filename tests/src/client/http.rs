@@ -138,6 +138,17 @@ impl Held {
         self.ask("GET", path)
     }
 
+    /// A request with this text as its body, which is JSON.
+    ///
+    /// # Errors
+    /// What failed, in which step.
+    pub fn change(&mut self, method: &str, path: &str, json: &str) -> Result<Answer, Failure> {
+        let sent = self.send(method, path, json.len());
+        sent.and_then(|()| self.stream.get_mut().write_all(json.as_bytes()))
+            .map_err(Failure::of(Step::Send))?;
+        self.receive().map_err(Failure::of(Step::Receive))
+    }
+
     /// Has `blocks` blocks of [content](crate::content) sent by a backend, and looks at every byte.
     ///
     /// # Errors
@@ -191,7 +202,9 @@ impl Held {
 
     fn send(&mut self, method: &str, path: &str, length: usize) -> io::Result<()> {
         let host = self.address;
-        let request = format!("{method} {path} HTTP/1.1\r\nhost: {host}\r\ncontent-length: {length}\r\n\r\n");
+        let kind = if length > 0 { "content-type: application/json\r\n" } else { "" };
+        let request =
+            format!("{method} {path} HTTP/1.1\r\nhost: {host}\r\n{kind}content-length: {length}\r\n\r\n");
         self.stream.get_mut().write_all(request.as_bytes())
     }
 
