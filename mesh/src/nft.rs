@@ -39,7 +39,12 @@ pub(crate) enum Error {
 
 /// A table of the family `inet` as nft prints it, without what it has counted; `None` where there is none.
 pub(crate) async fn list(table: &str) -> Result<Option<String>, Error> {
-    let output = run(&["--stateless", "--numeric", "list", "table", "inet", table], "").await?;
+    list_of("inet", table).await
+}
+
+/// The same of another family.
+pub(crate) async fn list_of(family: &str, table: &str) -> Result<Option<String>, Error> {
+    let output = run(&["--stateless", "--numeric", "list", "table", family, table], "").await?;
     if output.status.success() {
         return Ok(Some(String::from_utf8_lossy(&output.stdout).into_owned()));
     }
@@ -47,6 +52,15 @@ pub(crate) async fn list(table: &str) -> Result<Option<String>, Error> {
         Error::Refused { said, .. } if said.contains("No such file or directory") => Ok(None),
         error => Err(error),
     }
+}
+
+/// Every table with its chains and without their rules, as nft prints them.
+pub(crate) async fn chains() -> Result<String, Error> {
+    let output = run(&["list", "chains"], "").await?;
+    if output.status.success() {
+        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
+    }
+    Err(refused("list the chains", &output))
 }
 
 /// Applies a text as one transaction.

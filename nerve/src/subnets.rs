@@ -148,7 +148,7 @@ mod tests {
 
     fn of(name: &str, address: &str) -> Subnet {
         let (address, mac) = (address.parse().unwrap(), Mac([2, 0, 0, 0, 0, 1]));
-        Subnet { node: node(name), address, mac, in_use: false, unknown: BTreeMap::new() }
+        Subnet { node: node(name), address, mac, in_use: false, link: None, unknown: BTreeMap::new() }
     }
 
     #[tokio::test]

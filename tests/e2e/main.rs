@@ -7,8 +7,10 @@
 mod balance;
 mod cli;
 mod demo;
+mod direct;
 mod discover;
 mod dns;
+mod doctor;
 mod exhaustion;
 mod faults;
 mod handover;

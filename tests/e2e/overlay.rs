@@ -10,10 +10,10 @@ use crate::INSTANCE;
 
 /// Shorter than the tick with which everything is compared.
 const SOON: Duration = Duration::from_secs(10);
-const CONFIGURATION: &str =
+pub(crate) const CONFIGURATION: &str =
     "[overlay]\nenabled = true\ndefault = [\"10.42.0.0/16\", \"fd00:42::/48\"]\nlease = \"1m\"\n";
 
-fn cluster(nodes: usize) -> Cluster {
+pub(crate) fn cluster(nodes: usize) -> Cluster {
     let cluster = Cluster::of(nodes).settings(|settings| settings.more = CONFIGURATION.to_owned()).start();
     for node in cluster.all() {
         wait_peers(node, "default", nodes - 1);
@@ -22,21 +22,21 @@ fn cluster(nodes: usize) -> Cluster {
 }
 
 #[track_caller]
-fn wait_peers(node: &Node, network: &str, count: usize) {
+pub(crate) fn wait_peers(node: &Node, network: &str, count: usize) {
     let labels = format!("network=\"{network}\"");
     let peers = || node.metric("plexus_overlay_peers", &labels);
     let _ = eventually!(SOON, peers(), |peers| *peers == Some(count as f64));
 }
 
 /// Something in a network namespace of its own, on a network.
-struct Container {
-    namespace: Namespace,
-    addresses: Vec<IpAddr>,
+pub(crate) struct Container {
+    pub(crate) namespace: Namespace,
+    pub(crate) addresses: Vec<IpAddr>,
 }
 
 impl Container {
     #[track_caller]
-    fn on(node: &Node, name: &str, network: &str) -> Self {
+    pub(crate) fn on(node: &Node, name: &str, network: &str) -> Self {
         let name = format!("{}-{name}", node.namespace().name());
         let namespace = Namespace::add(name, node.address());
         let attached = node.plexus_json(["attach", namespace.name(), "--network", network]);
@@ -45,15 +45,15 @@ impl Container {
         Self { addresses: addresses.collect(), namespace }
     }
 
-    fn v4(&self) -> IpAddr {
+    pub(crate) fn v4(&self) -> IpAddr {
         self.addresses[0]
     }
 
-    fn reaches(&self, other: IpAddr) -> bool {
+    pub(crate) fn reaches(&self, other: IpAddr) -> bool {
         self.sends(other, "56")
     }
 
-    fn sends(&self, other: IpAddr, bytes: &str) -> bool {
+    pub(crate) fn sends(&self, other: IpAddr, bytes: &str) -> bool {
         let other = other.to_string();
         self.namespace.exec("ping", &["-n", "-q", "-c", "1", "-W", "1", "-s", bytes, &other]).code == Some(0)
     }

@@ -11,7 +11,7 @@ use axum::routing::{delete, get, put};
 use hyper::{StatusCode, header};
 
 use super::refusal::Refusal;
-use super::{Handles, Metrics, attachments, guard, local, networks, read, settings, write};
+use super::{Handles, Metrics, attachments, doctor, guard, local, networks, read, settings, write};
 use crate::api::path;
 
 /// How long a request may take: longer than any call to the store does.
@@ -46,6 +46,7 @@ fn routes(handles: Arc<Handles>) -> Router {
         .route(path::READYZ, get(read::readyz))
         .route(path::METRICS, get(read::metrics))
         .route(path::STATUS, get(read::status))
+        .route(path::DOCTOR, get(doctor::examine))
         .route(path::SERVICES, get(read::services))
         .route(path::SERVICE, get(read::service))
         .route(path::NODES, get(read::nodes))

@@ -7,12 +7,13 @@ use async_trait::async_trait;
 use nerve::model::{Address, InstanceId, ServiceName};
 use synapse::watch::store::Handle as Watcher;
 
-use crate::admin::{Attacher, Counts, NotAttached, Resolver, Traffic};
+use crate::admin::{self, Attacher, Counts, NotAttached, Resolver, Traffic};
 use crate::api::{
-    AttachRequest, Attachment, PlainFor, Problem, Resolution, WhyBalance, WhyListener, WhyPick, WhyPlain,
+    AttachRequest, Attachment, Finding, PlainFor, Problem, Resolution, WhyBalance, WhyListener, WhyPick,
+    WhyPlain,
 };
 use crate::balance::EndpointReport;
-use crate::{dns, ingress, overlay, steer, vip};
+use crate::{dns, doctor, ingress, overlay, steer, vip};
 
 impl Traffic for ingress::Handle {
     fn endpoint(&self, service: &ServiceName, endpoint: &InstanceId) -> Counts {
@@ -159,6 +160,25 @@ fn not_attached(error: &overlay::AttachError) -> NotAttached {
         E::NoNetwork(_) | E::Namespace { .. } | E::Interface(_) => NotAttached::Wrong(why),
         E::Address(_) => NotAttached::Taken(why),
     }
+}
+
+/// Looks at what overlay networks need.
+pub(super) fn examiner(overlay: &overlay::Handle) -> admin::Examiner {
+    let overlay = overlay.clone();
+    Arc::new(move || {
+        let overlay = overlay.clone();
+        Box::pin(async move { doctor::examine(&overlay).await.into_iter().map(finding).collect() })
+    })
+}
+
+fn finding(found: doctor::Finding) -> Finding {
+    let doctor::Finding { subject, state, message, advice } = found;
+    let state = match state {
+        doctor::State::Good => Finding::GOOD,
+        doctor::State::Note => Finding::NOTE,
+        doctor::State::Bad => Finding::BAD,
+    };
+    Finding { subject, state: state.to_owned(), message, advice }
 }
 
 /// Everything that fails on this node and that only its rooms know.

@@ -5,11 +5,13 @@
 //! newer agent. Imports the model only, and never decides anything.
 
 mod attach;
+mod doctor;
 mod network;
 mod read;
 mod write;
 
 pub use attach::{AttachRequest, Attachment, Attachments};
+pub use doctor::{Checkup, Finding};
 pub use network::{NetworkInfo, NetworkRequest, NetworkSummary, Networks, SubnetInfo};
 pub use read::{
     Awaited, EndpointInfo, Endpoints, LocalInstance, LocalInstances, NodeInfo, Nodes, PlainFor, Problem,
@@ -61,6 +63,8 @@ pub mod path {
     pub const ATTACHMENTS: &str = "/v1/plexus/attachments";
     /// `DELETE`: [`super::Changed`].
     pub const ATTACHMENT: &str = "/v1/plexus/attachments/{id}";
+    /// `GET`: [`super::Checkup`].
+    pub const DOCTOR: &str = "/v1/plexus/doctor";
     /// `GET`: [`super::Status`].
     pub const STATUS: &str = "/v1/plexus/status";
     /// `GET`: 200 for as long as the process answers.

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use nerve::model::{NetworkName, Pool, Slot, Subnet};
+use nerve::model::{NetworkName, Pool, Prefix, Slot, Subnet};
 use nerve::networks::{self, Draft};
 use nerve::store::{self, Session, Store};
 use nerve::subnets::{self, Claimed};
@@ -18,7 +18,8 @@ use synapse::catalog::{Catalog, NetworkView};
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior};
 
-use super::{Config, Handle, Held, Metrics, Problems, plan};
+use super::{Config, Handle, Held, LINKS, Metrics, PROTOCOL, Problems, plan};
+use crate::routes::{self, collision};
 
 /// The pause after the store failed.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -34,9 +35,9 @@ const FILE: &str = "subnets.json";
 /// Starts it.
 pub(super) fn start(
     config: &Arc<Config>,
-    catalog: &Catalog,
-    store: &Arc<dyn Store>,
+    (catalog, store): (&Catalog, &Arc<dyn Store>),
     (tell, tell_leased): (watch::Sender<Held>, watch::Sender<bool>),
+    link: &watch::Receiver<Option<Prefix>>,
     handle: &Handle,
     metrics: &Metrics,
     tasks: &Tasks,
@@ -45,7 +46,7 @@ pub(super) fn start(
     let used = attachments.used();
     let (config, catalog, store) = (Arc::clone(config), catalog.clone(), Arc::clone(store));
     let (tell, tell_leased) = (Arc::new(tell), Arc::new(tell_leased));
-    let (handle, metrics) = (handle.clone(), metrics.clone());
+    let (handle, metrics, link) = (handle.clone(), metrics.clone(), link.clone());
     tasks.spawn_until_stopped("overlay claims", move || {
         let claims = Claims {
             preferred: Preferred::read(&config.state_dir.join(FILE)),
@@ -57,6 +58,7 @@ pub(super) fn start(
             handle: handle.clone(),
             metrics: metrics.clone(),
             used: used.clone(),
+            link: link.clone(),
             problems: BTreeMap::new(),
         };
         claims.run()
@@ -75,6 +77,8 @@ struct Claims {
     preferred: Preferred,
     /// The networks that containers here are attached to.
     used: watch::Receiver<BTreeSet<NetworkName>>,
+    /// The range of the link that this node's address is on.
+    link: watch::Receiver<Option<Prefix>>,
     problems: BTreeMap<NetworkName, String>,
 }
 
@@ -118,7 +122,7 @@ impl Claims {
         let mut due: BTreeSet<NetworkName> = self.names();
         let mut tick = tokio::time::interval_at(Instant::now() + TICK, TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut used = self.used.clone();
+        let (mut used, mut link) = (self.used.clone(), self.link.clone());
         let mut lacks_default = !self.config.default.is_empty();
         loop {
             lacks_default = lacks_default && !self.make_default().await;
@@ -129,7 +133,11 @@ impl Claims {
                     (change.record || is_ours).then_some(name)
                 })),
                 Ok(()) = used.changed() => due = self.names(),
-                _ = tick.tick() => due = self.names(),
+                Ok(()) = link.changed() => due = self.names(),
+                _ = tick.tick() => {
+                    due = self.names();
+                    lacks_default = !self.config.default.is_empty() && self.catalog.network(DEFAULT).is_none();
+                }
                 () = tokio::time::sleep(PAUSE), if pause => {}
             }
         }
@@ -138,10 +146,17 @@ impl Claims {
     /// The network of the configuration: whoever is first makes it. Tells whether nothing is left to do.
     async fn make_default(&mut self) -> bool {
         let Ok(name) = NetworkName::new(DEFAULT) else { return true };
+        // One that is there has routes of its own.
+        if self.catalog.network(DEFAULT).is_none()
+            && let Some(used) = self.is_used_here().await
+        {
+            self.note(&name, Some(used));
+            return true;
+        }
         let pools =
             self.config.default.iter().map(|range| Pool::new(*range, Pool::usual_subnet_length(*range)));
         let pools = pools.filter_map(Result::ok).collect();
-        let draft = Draft { pools, vni: None, mtu: None, reaches: BTreeSet::new() };
+        let draft = Draft { pools, vni: None, mtu: None, reaches: BTreeSet::new(), direct: false };
         match networks::create(&*self.store, &name, draft).await {
             Ok(created) => {
                 if created.new {
@@ -156,6 +171,23 @@ impl Claims {
                 true
             }
         }
+    }
+
+    /// What of this host has addresses of the ranges, in words. Networks that are made by hand are asked the same.
+    async fn is_used_here(&self) -> Option<String> {
+        let routes = routes::read()
+            .await
+            .inspect_err(|error| tracing::warn!(%error, "whether this host uses overlay.default"))
+            .ok()?;
+        // Left by a network of that range that is about to go, or to come back.
+        let others = routes.iter().filter(|route| route.protocol != PROTOCOL && !route.is_on(LINKS));
+        let collision = collision(&self.config.default, others)?;
+        Some(format!(
+            "overlay.default: network {DEFAULT} is not made with {}: {collision}; take a range that is free on every node, or remove \
+             that (`{}` shows it)",
+            collision.range,
+            collision.shown_by()
+        ))
     }
 
     fn names(&self) -> BTreeSet<NetworkName> {
@@ -205,7 +237,7 @@ impl Claims {
     }
 
     fn is_ours(&self, view: &NetworkView, slot: Slot) -> bool {
-        view.subnets.get(slot).is_some_and(|subnet| *subnet == self.record(&view.name))
+        view.subnets.get(slot).is_some_and(|subnet| *subnet == self.record(view))
     }
 
     /// The subnet that this node has as far as the catalog knows.
@@ -215,7 +247,8 @@ impl Claims {
     }
 
     /// What this node says of itself.
-    fn record(&self, network: &NetworkName) -> Subnet {
+    fn record(&self, view: &NetworkView) -> Subnet {
+        let network = &view.name;
         let in_use = self.used.borrow().contains(network);
         let Config { node, address, .. } = &*self.config;
         Subnet {
@@ -223,6 +256,7 @@ impl Claims {
             address: *address,
             mac: plan::mac(network, node),
             in_use,
+            link: self.link.borrow().filter(|_| view.network.direct),
             unknown: BTreeMap::new(),
         }
     }
@@ -243,7 +277,7 @@ impl Claims {
             let choice =
                 subnets::choose(node, name, view.network.slots(), |slot| taken.contains(&slot), preferred);
             let Some(slot) = choice else { return Ok(None) };
-            match subnets::claim(&*self.store, session, name, slot, &self.record(name)).await? {
+            match subnets::claim(&*self.store, session, name, slot, &self.record(view)).await? {
                 Claimed::Done => {
                     self.metrics.claims.with_label_values(&["done"]).inc();
                     return Ok(Some(slot));

@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,9 +15,10 @@ use synapse::catalog::{Catalog, Freshness, NetworkChange, NetworkChanges, Networ
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior};
 
-use super::firewall::{self, Zone, ruleset};
+use super::firewall::{self, Direct, Zone, ruleset};
 use super::netlink::{Indexes, Netlink};
 use super::plan::{self, Entry, Links, difference};
+use super::underlay::Underlay;
 use super::{Config, Handle, Held, Metrics, Problems, sysctl};
 use crate::nft;
 
@@ -26,20 +28,22 @@ const TICK: Duration = Duration::from_secs(30);
 const PAUSE: Duration = Duration::from_secs(2);
 /// Events that come within this are one.
 const SETTLE: Duration = Duration::from_millis(100);
-/// Of a link whose MTU is not known.
-const USUAL_MTU: u32 = 1500;
+/// How often it is asked what packets pass to peers.
+const ASK: Duration = Duration::from_secs(25);
+/// A network has that at least, whatever a router says of the way to a peer (RFC 8200, section 5).
+const LEAST_MTU: u32 = 1280;
 
 /// Starts it.
 pub(super) fn start(
     config: &Arc<Config>,
     catalog: &Catalog,
     held: watch::Receiver<Held>,
-    tell: watch::Sender<Ready>,
+    (tell, tell_link): (watch::Sender<Ready>, watch::Sender<Option<Prefix>>),
     handle: &Handle,
     metrics: &Metrics,
     tasks: &Tasks,
 ) {
-    let tell = Arc::new(tell);
+    let (tell, tell_link) = (Arc::new(tell), Arc::new(tell_link));
     let (config, catalog) = (Arc::clone(config), catalog.clone());
     let (handle, metrics) = (handle.clone(), metrics.clone());
     tasks.spawn_until_stopped("overlay", move || {
@@ -51,7 +55,10 @@ pub(super) fn start(
             metrics: metrics.clone(),
             here: BTreeMap::new(),
             filter: None,
+            narrowest: None,
+            asked: None,
             tell: Arc::clone(&tell),
+            tell_link: Arc::clone(&tell_link),
         };
         keeper.run()
     });
@@ -77,7 +84,14 @@ struct Keeper {
     here: BTreeMap<NetworkName, Here>,
     /// The packet filter's text as it was set, and as it was listed then.
     filter: Option<(String, String)>,
+    /// The least that the way to a peer was ever known to pass, and to which. It never grows while the agent runs: what the kernel
+    /// knows of ways it forgets after some minutes, and networks are not to go up and down with that.
+    narrowest: Option<(u32, IpAddr)>,
+    /// When that was asked for.
+    asked: Option<Instant>,
     tell: Arc<watch::Sender<Ready>>,
+    /// The range of the link that this node's address is on.
+    tell_link: Arc<watch::Sender<Option<Prefix>>>,
 }
 
 /// A network on this node.
@@ -92,6 +106,16 @@ struct Here {
 impl Here {
     fn place(&self) -> Place {
         Place { bridge: self.indexes.bridge, subnets: self.links.subnets.clone(), mtu: self.links.mtu }
+    }
+
+    /// Where packets of peers come without a tunnel, and from which subnets.
+    fn direct(&self) -> Option<Direct> {
+        let subnet = |entry: &Entry| match entry {
+            Entry::Direct { subnet, .. } => Some(*subnet),
+            _ => None,
+        };
+        let sources = self.peers.values().flatten().filter_map(subnet).collect();
+        self.links.beneath.as_ref().map(|beneath| Direct { link: beneath.name.clone(), sources })
     }
 }
 
@@ -155,7 +179,8 @@ impl Keeper {
         for (name, NetworkChange { record, slots }) in changed {
             let view = self.catalog.network(name.as_str());
             let Some((here, view)) = self.here.get_mut(&name).zip(view) else { return false };
-            if record || slots.contains(&here.slot) {
+            // Where packets come without a tunnel, the packet filter knows peers as well.
+            if record || slots.contains(&here.slot) || here.links.beneath.is_some() {
                 return false;
             }
             for slot in slots {
@@ -182,9 +207,16 @@ impl Keeper {
     async fn reconcile(&mut self, netlink: &mut Netlink) -> bool {
         let held = self.held.borrow_and_update().clone();
         let mut problems = Vec::new();
+        let underlay = match self.underlay(netlink, &held).await {
+            Ok(underlay) => underlay,
+            Err(error) => {
+                self.note(&[format!("the link of {} cannot be read: {error}", self.config.address)]);
+                return false;
+            }
+        };
         for (name, slot) in &held {
             let Some(view) = self.catalog.network(name.as_str()) else { continue };
-            match self.ensure(netlink, &view, *slot).await {
+            match self.ensure(netlink, &view, *slot, &underlay).await {
                 Ok(here) => {
                     count_peers(&self.metrics, name, &here);
                     self.here.insert(name.clone(), here);
@@ -204,8 +236,11 @@ impl Keeper {
         if let Err(error) = self.allow().await {
             problems.push(format!("containers cannot reach beyond this node: {error}"));
         }
-        netlink
-            .watch(self.here.values().flat_map(|here| [here.indexes.bridge, here.indexes.vxlan]).collect());
+        let links = self.here.values().flat_map(|here| {
+            let beneath = here.links.beneath.as_ref().map(|beneath| beneath.index);
+            [here.indexes.bridge, here.indexes.vxlan].into_iter().chain(beneath)
+        });
+        netlink.watch(links.collect());
         let ready: Ready = self.here.iter().map(|(name, here)| (name.clone(), here.place())).collect();
         self.tell.send_if_modified(|known| {
             let is_new = *known != ready;
@@ -217,10 +252,42 @@ impl Keeper {
         problems.is_empty()
     }
 
-    async fn ensure(&self, netlink: &Netlink, view: &NetworkView, slot: Slot) -> io::Result<Here> {
+    /// The network beneath, with what packets to every peer may have.
+    async fn underlay(&mut self, netlink: &Netlink, held: &Held) -> io::Result<Underlay> {
+        let address = self.config.address;
+        let underlay = netlink.underlay(address).await?;
+        let range = underlay.beneath.as_ref().map(|beneath| beneath.range);
+        self.tell_link.send_if_modified(|known| std::mem::replace(known, range) != range);
+        if self.asked.is_none_or(|asked| asked.elapsed() >= ASK) {
+            self.asked = Some(Instant::now());
+            let views = held.keys().filter_map(|name| self.catalog.network(name.as_str()));
+            let peers = views.flat_map(|view| view.subnets.all()).map(|(_, peer)| peer.address);
+            let known = netlink.narrowest(peers.filter(|peer| *peer != address).collect()).await;
+            let before = self.narrowest.map_or(underlay.mtu, |(mtu, _)| mtu);
+            if let Some((mtu, peer)) = known.filter(|(mtu, _)| *mtu < before) {
+                tracing::warn!(
+                    %peer, mtu, before,
+                    "the way to a node passes smaller packets than this node's link; networks whose MTU was not set have less from now \
+                     on, until the agent is restarted"
+                );
+                self.narrowest = Some((mtu, peer));
+            }
+        }
+        let least = LEAST_MTU + plan::overhead(address);
+        let mtu = self.narrowest.map_or(underlay.mtu, |(mtu, _)| underlay.mtu.min(mtu.max(least)));
+        Ok(Underlay { mtu, ..underlay })
+    }
+
+    async fn ensure(
+        &self,
+        netlink: &Netlink,
+        view: &NetworkView,
+        slot: Slot,
+        underlay: &Underlay,
+    ) -> io::Result<Here> {
         let Config { node, address, port, .. } = &*self.config;
-        let underlay = netlink.mtu_of(*address).await?.unwrap_or(USUAL_MTU);
-        let links = Links::new(&view.network, slot, (*address, *port), plan::mac(&view.name, node), underlay)
+        let (mac, beneath) = (plan::mac(&view.name, node), (underlay.mtu, underlay.beneath.as_ref()));
+        let links = Links::new(&view.network, slot, (*address, *port), mac, beneath)
             .ok_or_else(|| io::Error::other(format!("it has no subnet {slot}")))?;
         let was = self.here.get(&view.name).filter(|here| here.links == links);
         let indexes = netlink.ensure_links(&links).await?;
@@ -233,7 +300,11 @@ impl Keeper {
             .filter(|(_, entries)| !entries.is_empty())
             .collect();
         let wanted: BTreeSet<Entry> = peers.values().flatten().copied().collect();
-        let there = netlink.entries(indexes.vxlan).await?;
+        let mut there = netlink.entries(indexes.vxlan).await?;
+        if view.network.direct {
+            let is_of_network = |entry: &Entry| matches!(entry, Entry::Direct { subnet, .. } if view.network.pools.iter().any(|pool| pool.cidr().overlaps(subnet)));
+            there.extend(netlink.direct_routes().await?.into_iter().filter(is_of_network));
+        }
         apply(netlink, &self.metrics, indexes.vxlan, &wanted, &there).await?;
         if let Some(was) = was {
             let was_set = was.peers.values().flatten();
@@ -264,6 +335,15 @@ impl Keeper {
                 netlink.remove_link(link.index).await?;
                 tracing::info!(link = name, "removed a link of a network that is no more");
             }
+        }
+        if !held.keys().all(|name| self.here.contains_key(name)) {
+            return Ok(());
+        }
+        let known: BTreeSet<Entry> =
+            self.here.values().flat_map(|here| here.peers.values().flatten()).copied().collect();
+        for route in netlink.direct_routes().await?.difference(&known) {
+            netlink.remove(0, &[*route]).await?;
+            tracing::info!(%route, "removed what led to a peer of a network that is no more");
         }
         Ok(())
     }
@@ -303,6 +383,7 @@ impl Keeper {
             vni: here.network.vni,
             ranges: here.network.pools.iter().map(|pool| pool.cidr()).collect(),
             reaches: here.network.reaches.iter().filter_map(vni).collect(),
+            direct: here.direct(),
         };
         self.here.values().map(zone).collect()
     }

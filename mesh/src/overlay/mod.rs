@@ -3,20 +3,23 @@
 //! Three parts. `claims` holds one subnet of every network for this node, in the store, by compare-and-swap, under a lease of its own that
 //! outlives restarts of the agent. `keeper` makes the kernel's links, routes, neighbours and forwarding entries what `plan` says, and the
 //! packet filter's table what `firewall` says, and puts back what somebody takes away. `attach` connects containers, whose addresses
-//! `ledger` gives and remembers.
+//! `ledger` gives and remembers. `probe` asks peers what passes between them and this node, and answers theirs.
 //!
 //! While the store is out of reach nothing is taken away: what the kernel has goes on passing packets. Without `CAP_NET_ADMIN`
 //! networks are not for this node, that is said, and the rest of the agent does not notice.
 
 mod attach;
 mod claims;
+mod cleanup;
 mod firewall;
 mod keeper;
 mod ledger;
 mod metrics;
 mod netlink;
 mod plan;
+mod probe;
 mod sysctl;
+mod underlay;
 mod veth;
 
 use std::collections::BTreeMap;
@@ -34,7 +37,11 @@ use tokio::sync::watch;
 use attach::Attachments;
 
 pub use attach::{Attach, AttachError, Attached, Refused};
+pub use cleanup::{Removed, cleanup};
+pub(crate) use firewall::TABLE;
 pub use metrics::Metrics;
+pub(crate) use netlink::PROTOCOL;
+pub use probe::{Outcome, Path, Peer, Prober, Underlay, Way, port as probe_port};
 
 /// How this node takes part in overlay networks.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,6 +60,9 @@ pub struct Config {
     pub state_dir: PathBuf,
 }
 
+/// What the names of all links of networks begin with.
+pub(crate) const LINKS: &str = "plx";
+
 /// The subnet that this node holds of each network.
 type Held = BTreeMap<NetworkName, Slot>;
 
@@ -62,6 +72,7 @@ pub struct Handle {
     problems: Arc<Problems>,
     /// `None` where this node takes part in no network.
     attachments: Option<Attachments>,
+    prober: Option<Prober>,
 }
 
 /// What fails, in words, by the part that it is of.
@@ -85,13 +96,16 @@ pub fn start(
     let Some(config) = config else { return Ok(Handle::default()) };
     let ((tell_held, held), (tell_leased, leased)) = (watch::channel(Held::new()), watch::channel(false));
     let (tell_ready, ready) = watch::channel(keeper::Ready::new());
-    let (attachments, unread) = Attachments::start(&config.state_dir, catalog, ready, leased, tasks)
+    let (tell_link, link) = watch::channel(None);
+    let (attachments, unread) = Attachments::start(&config.state_dir, catalog, ready.clone(), leased, tasks)
         .map_err(std::io::Error::other)?;
     unread.iter().for_each(|problem| tracing::error!("{problem}"));
-    let handle = Handle { problems: Arc::default(), attachments: Some(attachments) };
     let config = Arc::new(config);
-    claims::start(&config, catalog, store, (tell_held, tell_leased), &handle, metrics, tasks);
-    keeper::start(&config, catalog, held, tell_ready, &handle, metrics, tasks);
+    let prober = Some(Prober::new(&config, catalog, ready.clone(), link.clone()));
+    let handle = Handle { problems: Arc::default(), attachments: Some(attachments), prober };
+    probe::start(&config, catalog, ready, metrics, tasks);
+    claims::start(&config, (catalog, store), (tell_held, tell_leased), &link, &handle, metrics, tasks);
+    keeper::start(&config, catalog, held, (tell_ready, tell_link), &handle, metrics, tasks);
     Ok(handle)
 }
 
@@ -117,6 +131,12 @@ impl Handle {
     /// The kernel refuses.
     pub async fn detach(&self, id: &str) -> Result<Option<Attached>, AttachError> {
         self.attachments.as_ref().ok_or(AttachError::Off)?.detach(id).await
+    }
+
+    /// Asks peers what passes between them and this node; `None` where it takes part in no network.
+    #[must_use]
+    pub fn prober(&self) -> Option<&Prober> {
+        self.prober.as_ref()
     }
 
     /// The containers that are attached here.

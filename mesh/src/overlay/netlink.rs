@@ -27,9 +27,11 @@ use rtnetlink::{
 };
 
 use super::plan::{Entry, Links};
+pub(super) use crate::netlink::failed;
 
 /// Marks our routes (`ip route show proto 82`); nothing in iproute2's `rt_protos` has it.
-const OURS: RouteProtocol = RouteProtocol::Other(82);
+pub(crate) const PROTOCOL: u8 = 82;
+pub(super) const OURS: RouteProtocol = RouteProtocol::Other(PROTOCOL);
 /// What may take something of ours away.
 const GROUPS: [MulticastGroup; 6] = [
     MulticastGroup::Link,
@@ -42,7 +44,7 @@ const GROUPS: [MulticastGroup; 6] = [
 /// Of every bridge: what it looks for containers from. The kernel would give it one a second or two after the first container.
 const LINK_LOCAL: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
 /// Requests that are under way at once; the kernel answers one after the other.
-const AT_ONCE: usize = 64;
+pub(super) const AT_ONCE: usize = 64;
 
 type Events = Pin<Box<dyn Stream<Item = NetlinkMessage<RouteNetlinkMessage>> + Send + Sync>>;
 
@@ -50,7 +52,7 @@ type Events = Pin<Box<dyn Stream<Item = NetlinkMessage<RouteNetlinkMessage>> + S
 pub(super) struct Netlink {
     pub(super) handle: Handle,
     events: Events,
-    /// Links of ours.
+    /// Links of ours, and that of the underlay where packets pass it without a tunnel.
     watched: BTreeSet<u32>,
 }
 
@@ -89,7 +91,7 @@ impl Netlink {
         Ok((connection, Self { handle, events, watched: BTreeSet::new() }))
     }
 
-    /// On these links, what neighbours and addresses are taken away matters from now on.
+    /// On these links, what neighbours and addresses are taken away, and whether they are up, matters from now on.
     pub(super) fn watch(&mut self, links: BTreeSet<u32>) {
         self.watched = links;
     }
@@ -101,7 +103,7 @@ impl Netlink {
             let NetlinkPayload::InnerMessage(message) = message.payload else { continue };
             match message {
                 RouteNetlinkMessage::NewLink(link) | RouteNetlinkMessage::DelLink(link)
-                    if name_of(&link).is_some_and(is_ours) =>
+                    if name_of(&link).is_some_and(is_ours) || self.watched.contains(&link.header.index) =>
                 {
                     return true;
                 }
@@ -129,21 +131,6 @@ impl Netlink {
             }
         }
         Ok(links)
-    }
-
-    /// The MTU of the link that this address is on.
-    pub(super) async fn mtu_of(&self, address: IpAddr) -> io::Result<Option<u32>> {
-        let mut on = None;
-        let mut listed = self.handle.address().get().execute();
-        while let Some(message) = listed.try_next().await.map_err(|e| failed("list the addresses", &e))? {
-            if local_address(&message.attributes) == Some(address) {
-                on = Some(message.header.index);
-            }
-        }
-        let Some(index) = on else { return Ok(None) };
-        let mut found = self.handle.link().get().match_index(index).execute();
-        let message = found.try_next().await.map_err(|e| failed("read a link", &e))?;
-        Ok(message.map(|message| link(&message).mtu))
     }
 
     /// Makes a network's links what they are to be. A VXLAN device of another VNI, port or address is replaced, since those
@@ -186,7 +173,7 @@ impl Netlink {
 
     async fn add_link(&self, name: &str, message: LinkMessage) -> io::Result<u32> {
         let added = self.handle.link().add(message).execute().await;
-        added.map_err(|e| failed(&format!("make the link {name}"), &e))?;
+        added.map_err(|e| in_the_way(failed(&format!("make the link {name}"), &e)))?;
         let mut found = self.handle.link().get().match_name(name.to_owned()).execute();
         match found.try_next().await.map_err(|e| failed(&format!("find the link {name}"), &e))? {
             Some(message) => Ok(message.header.index),
@@ -301,7 +288,7 @@ impl Netlink {
                 let request = self.handle.neighbours().add(vxlan, gateway).link_layer_address(&mac.0);
                 request.replace().execute().await
             }
-            Entry::Route { .. } => {
+            Entry::Route { .. } | Entry::Direct { .. } => {
                 let request = self.handle.route().add(route_message(vxlan, entry));
                 request.replace().execute().await
             }
@@ -329,7 +316,9 @@ impl Netlink {
                     message.attributes.push(NeighbourAttribute::Destination(neighbour_address(gateway)));
                     self.handle.neighbours().del(message).execute().await
                 }
-                Entry::Route { .. } => self.handle.route().del(route_message(vxlan, *entry)).execute().await,
+                Entry::Route { .. } | Entry::Direct { .. } => {
+                    self.handle.route().del(route_message(vxlan, *entry)).execute().await
+                }
             };
             or_gone(removed).map_err(|e| failed(&format!("remove {entry}"), &e))?;
         }
@@ -347,14 +336,18 @@ fn vxlan_message(name: &str, wanted: &Links) -> LinkMessage {
 }
 
 fn route_message(vxlan: u32, entry: Entry) -> RouteMessage {
-    let Entry::Route { subnet, gateway, source } = entry else { return RouteMessage::default() };
+    let (subnet, gateway, link, source) = match entry {
+        Entry::Route { subnet, gateway, source } => (subnet, gateway, vxlan, source),
+        Entry::Direct { subnet, via, link, source } => (subnet, via, link, source),
+        Entry::Forward { .. } | Entry::Neighbour { .. } => return RouteMessage::default(),
+    };
     match (subnet.network(), gateway, source) {
         (IpAddr::V4(subnet_v4), IpAddr::V4(gateway), IpAddr::V4(source)) => {
             RouteMessageBuilder::<Ipv4Addr>::new()
                 .destination_prefix(subnet_v4, subnet.length())
                 .gateway(gateway)
                 .pref_source(source)
-                .output_interface(vxlan)
+                .output_interface(link)
                 .protocol(OURS)
                 .onlink()
                 .build()
@@ -364,7 +357,7 @@ fn route_message(vxlan: u32, entry: Entry) -> RouteMessage {
                 .destination_prefix(subnet_v6, subnet.length())
                 .gateway(gateway)
                 .pref_source(source)
-                .output_interface(vxlan)
+                .output_interface(link)
                 .protocol(OURS)
                 .onlink()
                 .build()
@@ -374,7 +367,7 @@ fn route_message(vxlan: u32, entry: Entry) -> RouteMessage {
     }
 }
 
-fn link(message: &LinkMessage) -> Link {
+pub(super) fn link(message: &LinkMessage) -> Link {
     let mut link = Link {
         index: message.header.index,
         is_up: message.header.flags.contains(LinkFlags::Up),
@@ -431,11 +424,11 @@ fn neighbour(message: &NeighbourMessage) -> Option<Entry> {
 fn forward(message: &NeighbourMessage) -> Option<Entry> {
     match neighbour(message)? {
         Entry::Neighbour { gateway, mac } => Some(Entry::Forward { mac, to: gateway }),
-        Entry::Forward { .. } | Entry::Route { .. } => None,
+        _ => None,
     }
 }
 
-fn route(message: &RouteMessage) -> Option<Entry> {
+pub(super) fn route(message: &RouteMessage) -> Option<Entry> {
     let (mut network, mut via, mut from) = (None, None, None);
     for attribute in &message.attributes {
         match attribute {
@@ -464,7 +457,7 @@ fn ip(address: &NeighbourAddress) -> Option<IpAddr> {
     }
 }
 
-fn route_ip(address: &RouteAddress) -> Option<IpAddr> {
+pub(super) fn route_ip(address: &RouteAddress) -> Option<IpAddr> {
     match address {
         RouteAddress::Inet(v4) => Some(IpAddr::V4(*v4)),
         RouteAddress::Inet6(v6) => Some(IpAddr::V6(*v6)),
@@ -472,7 +465,7 @@ fn route_ip(address: &RouteAddress) -> Option<IpAddr> {
     }
 }
 
-fn local_address(attributes: &[AddressAttribute]) -> Option<IpAddr> {
+pub(super) fn local_address(attributes: &[AddressAttribute]) -> Option<IpAddr> {
     let mut address = None;
     for attribute in attributes {
         match attribute {
@@ -509,6 +502,21 @@ fn is_ours(name: &str) -> bool {
         .any(|prefix| name.strip_prefix(prefix).is_some_and(|vni| vni.parse::<Vni>().is_ok()))
 }
 
+/// What a VXLAN device meets that somebody else has the port or the number of, with what to do.
+fn in_the_way(error: io::Error) -> io::Error {
+    let advice = match error.kind() {
+        io::ErrorKind::AddrInUse => {
+            "the UDP port of the tunnels (overlay.port) is somebody else's: `ss -lunp` shows whose; end that, or take another port \
+             on every node"
+        }
+        io::ErrorKind::AlreadyExists => {
+            "is there another VXLAN device with this number and port (`ip -d link show type vxlan`)?"
+        }
+        _ => return error,
+    };
+    io::Error::new(error.kind(), format!("{error}; {advice}"))
+}
+
 fn taken(name: &str) -> io::Error {
     let what = format!(
         "there is a link {name} that is not of the kind that this network needs; remove it (ip link del {name})"
@@ -533,7 +541,7 @@ fn is_gone(error: &io::Error) -> bool {
 }
 
 /// The next of a list. There is none of a family that this host does not speak, and on a link that is gone.
-fn or_none<T>(next: Result<Option<T>, rtnetlink::Error>, what: &str) -> io::Result<Option<T>> {
+pub(super) fn or_none<T>(next: Result<Option<T>, rtnetlink::Error>, what: &str) -> io::Result<Option<T>> {
     match next {
         Ok(next) => Ok(next),
         Err(error) => match failed(what, &error) {
@@ -541,14 +549,4 @@ fn or_none<T>(next: Result<Option<T>, rtnetlink::Error>, what: &str) -> io::Resu
             error => Err(error),
         },
     }
-}
-
-pub(super) fn failed(what: &str, error: &rtnetlink::Error) -> io::Error {
-    let error = match error {
-        rtnetlink::Error::NetlinkError(message) => message.to_io(),
-        other => io::Error::other(other.to_string()),
-    };
-    let advice =
-        if error.kind() == io::ErrorKind::PermissionDenied { "; give the agent CAP_NET_ADMIN" } else { "" };
-    io::Error::new(error.kind(), format!("cannot {what}: {error}{advice}"))
 }
