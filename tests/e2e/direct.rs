@@ -51,6 +51,8 @@ fn nodes_on_one_link_need_no_tunnel_and_one_behind_a_router_does() {
         wait_peers(node, "fast", 2);
         wait_peers(node, "default", 2);
     }
+    let shown = b.plexus(["network", "inspect", "fast"]).ok();
+    assert!(shown.contains("on one link   without a tunnel"), "{shown}");
     let on = |node: &Node, network: &str| Container::on(node, network, network);
     let fast = [on(a, "fast"), on(b, "fast"), on(c, "fast")];
     let default = [on(a, "default"), on(b, "default")];

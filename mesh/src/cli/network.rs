@@ -202,10 +202,9 @@ impl Inspect {
             out.line(format!("VNI           {}", network.vni))?;
             out.line(format!("MTU           {}", mtu(network)))?;
             out.line(format!("reaches       {}", reached(network)))?;
-            out.line(format!(
-                "on one link   {}",
-                if network.direct { "without a tunnel" } else { "by the tunnel" }
-            ))?;
+            if network.direct {
+                out.line("on one link   without a tunnel")?;
+            }
             out.line(format!("nodes         {} of at most {}", network.nodes, network.slots))?;
             let mut table = Table::new(&["SLOT", "SUBNET", "NODE", "ADDRESS", "MAC"]);
             for subnet in &answer.subnets {

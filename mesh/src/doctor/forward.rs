@@ -133,10 +133,10 @@ fn closed_chain(table: &str) -> Option<&str> {
     if table.lines().any(|line| line.contains("\"plx") && line.contains("accept")) {
         return None;
     }
-    let (mut chain, mut forwards, mut drops) = ("", false, false);
+    let (mut chain, mut forwards, mut drops, mut decided) = ("", false, false, false);
     for line in table.lines().map(str::trim) {
         if let Some(rest) = line.strip_prefix("chain ") {
-            (chain, forwards, drops) = (rest.trim_end_matches('{').trim(), false, false);
+            (chain, forwards, decided) = (rest.trim_end_matches('{').trim(), false, false);
         } else if line.starts_with("type filter hook forward") {
             (forwards, drops) = (true, line.contains("policy drop"));
         } else if line == "}" {
@@ -144,29 +144,20 @@ fn closed_chain(table: &str) -> Option<&str> {
                 return Some(chain);
             }
             forwards = false;
-        } else if forwards && !drops {
-            // The last rule of a chain, where it is for everything, is as good as a policy.
-            drops = is_for_everything(line) && is_last(table, line);
+        } else if let Some(verdict) = for_everything(line).filter(|_| forwards && !decided) {
+            // The first rule that is for everything is what the policy would have been.
+            (drops, decided) = (verdict != "accept", true);
         }
     }
     None
 }
 
-/// `drop`, `counter packets 0 bytes 0 reject with icmpx admin-prohibited`
-fn is_for_everything(rule: &str) -> bool {
-    let mut words = rule.split_whitespace();
-    match words.next() {
-        Some("drop" | "reject") => true,
-        Some("counter") => words
-            .find(|word| !matches!(*word, "packets" | "bytes") && word.parse::<u64>().is_err())
-            .is_some_and(|word| matches!(word, "drop" | "reject")),
-        _ => false,
-    }
-}
-
-fn is_last(table: &str, rule: &str) -> bool {
-    let mut lines = table.lines().map(str::trim).skip_while(|line| *line != rule).skip(1);
-    lines.next() == Some("}")
+/// The verdict of a rule without conditions: `drop`, `counter packets 0 bytes 0 reject with icmpx admin-prohibited`.
+fn for_everything(rule: &str) -> Option<&str> {
+    let is_of_counter =
+        |word: &&str| matches!(*word, "counter" | "packets" | "bytes") || word.parse::<u64>().is_ok();
+    let verdict = rule.split_whitespace().find(|word| !is_of_counter(word));
+    verdict.filter(|word| matches!(*word, "accept" | "drop" | "reject"))
 }
 
 fn named(family: &str, table: &str, chain: &str, text: &str) -> Closed {
@@ -233,7 +224,8 @@ mod tests {
                 "\t\tct state established accept\n\t\tcounter packets 0 bytes 0 reject with icmpx admin-prohibited\n",
                 true,
             ),
-            ("accept", "\t\tdrop\n\t\taccept\n", false),
+            ("accept", "\t\tdrop\n\t\taccept\n", true),
+            ("drop", "\t\tcounter packets 1 bytes 1 accept\n", false),
             ("accept", "\t\tip saddr 192.0.2.1 drop\n", false),
             ("drop", "\t\tiifname \"plx*\" counter packets 1 bytes 1 accept\n", false),
         ] {
