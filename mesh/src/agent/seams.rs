@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use async_trait::async_trait;
 use nerve::model::{Address, InstanceId, ServiceName};
 use synapse::watch::store::Handle as Watcher;
+use tokio::sync::Semaphore;
 
 use crate::admin::{self, Attacher, Counts, NotAttached, Resolver, Traffic};
 use crate::api::{
@@ -162,12 +163,19 @@ fn not_attached(error: &overlay::AttachError) -> NotAttached {
     }
 }
 
+/// So many may look at once: each sends probes to every peer.
+const EXAMINERS: usize = 4;
+
 /// Looks at what overlay networks need.
 pub(super) fn examiner(overlay: &overlay::Handle) -> admin::Examiner {
-    let overlay = overlay.clone();
+    let (overlay, turns) = (overlay.clone(), Arc::new(Semaphore::new(EXAMINERS)));
     Arc::new(move || {
-        let overlay = overlay.clone();
-        Box::pin(async move { doctor::examine(&overlay).await.into_iter().map(finding).collect() })
+        let (overlay, turns) = (overlay.clone(), Arc::clone(&turns));
+        Box::pin(async move {
+            // It is never closed.
+            let _turn = turns.acquire().await;
+            doctor::examine(&overlay).await.into_iter().map(finding).collect()
+        })
     })
 }
 

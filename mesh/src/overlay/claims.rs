@@ -59,6 +59,7 @@ pub(super) fn start(
             metrics: metrics.clone(),
             used: used.clone(),
             link: link.clone(),
+            collides: false,
             problems: BTreeMap::new(),
         };
         claims.run()
@@ -79,6 +80,8 @@ struct Claims {
     used: watch::Receiver<BTreeSet<NetworkName>>,
     /// The range of the link that this node's address is on.
     link: watch::Receiver<Option<Prefix>>,
+    /// This host uses addresses that the configuration has for a network: it is looked at again with each tick.
+    collides: bool,
     problems: BTreeMap<NetworkName, String>,
 }
 
@@ -136,7 +139,7 @@ impl Claims {
                 Ok(()) = link.changed() => due = self.names(),
                 _ = tick.tick() => {
                     due = self.names();
-                    lacks_default = !self.config.default.is_empty() && self.catalog.network(DEFAULT).is_none();
+                    lacks_default |= self.collides;
                 }
                 () = tokio::time::sleep(PAUSE), if pause => {}
             }
@@ -151,8 +154,10 @@ impl Claims {
             && let Some(used) = self.is_used_here().await
         {
             self.note(&name, Some(used));
+            self.collides = true;
             return true;
         }
+        self.collides = false;
         let pools =
             self.config.default.iter().map(|range| Pool::new(*range, Pool::usual_subnet_length(*range)));
         let pools = pools.filter_map(Result::ok).collect();

@@ -262,7 +262,7 @@ impl Keeper {
             self.asked = Some(Instant::now());
             let views = held.keys().filter_map(|name| self.catalog.network(name.as_str()));
             let peers = views.flat_map(|view| view.subnets.all()).map(|(_, peer)| peer.address);
-            let known = netlink.narrowest(peers.filter(|peer| *peer != address).collect()).await;
+            let known = netlink.narrowest(peers.filter(|peer| *peer != address).collect()).await?;
             let before = self.narrowest.map_or(underlay.mtu, |(mtu, _)| mtu);
             if let Some((mtu, peer)) = known.filter(|(mtu, _)| *mtu < before) {
                 tracing::warn!(

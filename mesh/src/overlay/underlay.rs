@@ -1,7 +1,7 @@
 //! The network beneath: the link that this node's address is on, what is known of the ways to peers, and routes that lead to them
 //! without a tunnel.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::IpAddr;
 
@@ -47,17 +47,22 @@ impl Netlink {
         Ok(Underlay { mtu: link(&message).mtu, beneath })
     }
 
-    /// The least MTU that the kernel knows of on the ways to these, and on whose: of a route (`ip route … mtu N`), or because a
-    /// router said so.
-    pub(super) async fn narrowest(&self, peers: BTreeSet<IpAddr>) -> Option<(u32, IpAddr)> {
-        let asked = stream::iter(peers).map(async |peer| Some((self.path_mtu(peer).await?, peer)));
+    /// The least MTU that the kernel knows of on the ways to these, and on whose: of the link that leads there, of the route
+    /// (`ip route … mtu N`), or because a router said so.
+    pub(super) async fn narrowest(&self, peers: BTreeSet<IpAddr>) -> io::Result<Option<(u32, IpAddr)>> {
+        let mut links = BTreeMap::new();
+        let mut listed = self.handle.link().get().execute();
+        while let Some(message) = listed.try_next().await.map_err(|e| failed("list the links", &e))? {
+            links.insert(message.header.index, link(&message).mtu);
+        }
+        let asked = stream::iter(peers).map(async |peer| Some((self.path_mtu(peer, &links).await?, peer)));
         let known: Vec<(u32, IpAddr)> =
             asked.buffer_unordered(AT_ONCE).filter_map(std::future::ready).collect().await;
-        known.into_iter().min()
+        Ok(known.into_iter().min())
     }
 
     /// `ip route get ADDRESS`; nothing where there is no way.
-    async fn path_mtu(&self, address: IpAddr) -> Option<u32> {
+    async fn path_mtu(&self, address: IpAddr, links: &BTreeMap<u32, u32>) -> Option<u32> {
         let mut asked = RouteMessage::default();
         let (family, length, destination) = match address {
             IpAddr::V4(v4) => (AddressFamily::Inet, 32, RouteAddress::Inet(v4)),
@@ -67,13 +72,15 @@ impl Netlink {
         asked.attributes.push(RouteAttribute::Destination(destination));
         let mut answer = std::pin::pin!(self.handle.route().get(asked).execute());
         let found = answer.try_next().await.ok()??;
-        found.attributes.iter().find_map(|attribute| match attribute {
+        let told = found.attributes.iter().filter_map(|attribute| match attribute {
+            RouteAttribute::Oif(index) => links.get(index).copied(),
             RouteAttribute::Metrics(metrics) => metrics.iter().find_map(|metric| match metric {
                 RouteMetric::Mtu(mtu) => Some(*mtu),
                 _ => None,
             }),
             _ => None,
-        })
+        });
+        told.filter(|mtu| *mtu > 0).min()
     }
 
     /// Our routes that lead neither to a network's tunnel nor to its bridge, but to peers on a link of the underlay.

@@ -114,12 +114,15 @@ impl Echo {
     }
 
     fn may_answer(&self, to: IpAddr) -> bool {
+        if !self.peers.has(to) {
+            return false;
+        }
         let mut answered = self.answered.lock().unwrap_or_else(PoisonError::into_inner);
         if answered.0.elapsed() >= Duration::from_secs(1) {
             *answered = (Instant::now(), 0);
         }
         answered.1 += 1;
-        answered.1 <= MOST && self.peers.has(to)
+        answered.1 <= MOST
     }
 }
 

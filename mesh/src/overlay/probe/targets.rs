@@ -11,7 +11,7 @@ use std::time::Duration;
 use futures_util::stream::{self, StreamExt};
 use nerve::model::{NetworkName, NodeName, Prefix};
 use synapse::catalog::{Catalog, NetworkView};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 
 use super::super::Config;
 use super::super::keeper::{Place, Ready};
@@ -22,7 +22,9 @@ use super::port;
 /// What every network passes (RFC 791: 576 bytes for IPv4; a probe has less).
 const SMALL: u32 = 128;
 /// So many peers are probed at once.
-const AT_ONCE: usize = 48;
+const AT_ONCE: usize = 32;
+/// Of so many at once it is searched what passes; each of these takes a score of sockets.
+const SEARCHES: usize = 8;
 
 /// Asks peers. Clones are the same.
 #[derive(Debug, Clone)]
@@ -32,6 +34,7 @@ pub struct Prober {
     ready: watch::Receiver<Ready>,
     /// The range of the link that this node's address is on.
     link: watch::Receiver<Option<Prefix>>,
+    searches: Arc<Semaphore>,
 }
 
 /// A node, and what came back from it.
@@ -56,7 +59,7 @@ pub struct Underlay {
     pub large: Outcome,
     /// How large that was.
     pub size: u32,
-    /// The largest that passes, where that one did not.
+    /// The largest that passes, where that one did not and there was time to search.
     pub largest: Option<u32>,
     /// Does the node answer anything else? Asked where probes are not answered.
     pub answers: bool,
@@ -86,7 +89,7 @@ pub struct Path {
     pub bare: Option<Outcome>,
     /// A packet of the MTU's size.
     pub full: Outcome,
-    /// The largest that passes, where that one did not.
+    /// The largest that passes, where that one did not and there was time to search.
     pub largest: Option<u32>,
 }
 
@@ -113,7 +116,13 @@ impl Prober {
         ready: watch::Receiver<Ready>,
         link: watch::Receiver<Option<Prefix>>,
     ) -> Self {
-        Self { config: Arc::clone(config), catalog: catalog.clone(), ready, link }
+        Self {
+            config: Arc::clone(config),
+            catalog: catalog.clone(),
+            ready,
+            link,
+            searches: Arc::new(Semaphore::new(SEARCHES)),
+        }
     }
 
     /// The UDP port of the tunnels.
@@ -176,10 +185,39 @@ impl Prober {
             Way::Direct => ahead.mtu,
         };
         let size = ways.iter().map(outside).max().unwrap_or(SMALL);
-        let paths = futures_util::future::join_all(ways.into_iter().map(|ahead| probe_path(ahead, port)));
-        let underlay = probe_underlay(self.config.address, SocketAddr::new(address, port), size);
+        let paths =
+            futures_util::future::join_all(ways.into_iter().map(|ahead| self.probe_path(ahead, port)));
+        let underlay = self.probe_underlay(self.config.address, SocketAddr::new(address, port), size);
         let (underlay, paths) = tokio::join!(underlay, paths);
         Peer { node, address, underlay, paths }
+    }
+
+    async fn probe_underlay(&self, from: IpAddr, to: SocketAddr, size: u32) -> Underlay {
+        let probe = Probe { from, to, size: SMALL, checksum: true };
+        let (small, large) = tokio::join!(ask(probe), ask(Probe { size, ..probe }));
+        let largest = self.search(probe, &small, &large, size).await;
+        let answers = small.passed() || answers(to).await;
+        Underlay { small, large, size, largest, answers }
+    }
+
+    async fn probe_path(&self, ahead: Ahead, port: u16) -> Path {
+        let Ahead { network, way, mtu, from, to } = ahead;
+        let probe = Probe { from, to: SocketAddr::new(to, port), size: SMALL, checksum: true };
+        let (small, full) = tokio::join!(ask(probe), ask(Probe { size: mtu, ..probe }));
+        let bare = match small {
+            Outcome::Lost if to.is_ipv4() => Some(ask(Probe { checksum: false, ..probe }).await),
+            _ => None,
+        };
+        let largest = self.search(probe, &small, &full, mtu).await;
+        Path { network, way, mtu, small, bare, full, largest }
+    }
+
+    /// How large a packet may be, where a small one passed and one of that size did not.
+    async fn search(&self, probe: Probe, small: &Outcome, large: &Outcome, size: u32) -> Option<u32> {
+        let is_between = matches!((small, large), (Outcome::Answered(_), Outcome::Lost | Outcome::TooLarge));
+        // Where very many have the same trouble, a few of them tell how large.
+        let _permit = is_between.then(|| self.searches.try_acquire().ok())??;
+        Some(largest(probe, SMALL, size).await)
     }
 }
 
@@ -196,30 +234,4 @@ fn ahead(view: &NetworkView, place: &Place, theirs: &[Prefix], direct: Option<bo
     let by_tunnel = tunnelled().find(|subnet| subnet.is_ipv4()).or_else(|| tunnelled().next());
     let direct = theirs.iter().find(is_direct).and_then(|subnet| ahead(subnet, Way::Direct));
     direct.into_iter().chain(by_tunnel.and_then(|subnet| ahead(subnet, Way::Tunnel))).collect()
-}
-
-async fn probe_underlay(from: IpAddr, to: SocketAddr, size: u32) -> Underlay {
-    let probe = Probe { from, to, size: SMALL, checksum: true };
-    let (small, large) = tokio::join!(ask(probe), ask(Probe { size, ..probe }));
-    let largest = match (&small, &large) {
-        (Outcome::Answered(_), Outcome::Lost | Outcome::TooLarge) => Some(largest(probe, SMALL, size).await),
-        _ => None,
-    };
-    let answers = small.passed() || answers(to).await;
-    Underlay { small, large, size, largest, answers }
-}
-
-async fn probe_path(ahead: Ahead, port: u16) -> Path {
-    let Ahead { network, way, mtu, from, to } = ahead;
-    let probe = Probe { from, to: SocketAddr::new(to, port), size: SMALL, checksum: true };
-    let (small, full) = tokio::join!(ask(probe), ask(Probe { size: mtu, ..probe }));
-    let bare = match small {
-        Outcome::Lost if to.is_ipv4() => Some(ask(Probe { checksum: false, ..probe }).await),
-        _ => None,
-    };
-    let largest = match (&small, &full) {
-        (Outcome::Answered(_), Outcome::Lost | Outcome::TooLarge) => Some(largest(probe, SMALL, mtu).await),
-        _ => None,
-    };
-    Path { network, way, mtu, small, bare, full, largest }
 }
