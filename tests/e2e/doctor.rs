@@ -72,14 +72,31 @@ fn a_port_that_is_blocked_on_the_way_is_named() {
     needs!("etcd", "etcdctl", "nft");
     let cluster = cluster(2);
     let [a, b] = cluster.nodes();
-    let blocked = format!("UDP 4789 is blocked between this node and {}", b.address());
+    let (this, other) = ("this node".to_owned(), b.address().to_string());
     // Both ways, and one way alone.
-    for rule in ["udp dport 4789 drop".to_owned(), format!("udp dport 4789 ip saddr {} drop", b.address())] {
+    for (rule, from, to) in [
+        ("udp dport 4789 drop".to_owned(), &this, &other),
+        (format!("udp dport 4789 ip daddr {} drop", b.address()), &this, &other),
+        (format!("udp dport 4789 ip saddr {} drop", b.address()), &other, &this),
+    ] {
         on_the_way(&cluster, &[&rule]);
-        assert_told(&a.plexus(["doctor"]), &[&blocked, "b on default"]);
+        assert_told(
+            &a.plexus(["doctor"]),
+            &[&format!("b on default  UDP 4789 is blocked from {from} to {to}")],
+        );
         clear_the_way(&cluster);
         assert_well(a);
     }
+    // The port of the probes is not open: there is less to tell.
+    on_the_way(&cluster, &["udp dport 4790 drop", "udp sport 4790 drop"]);
+    assert_well(a);
+    clear_the_way(&cluster);
+    on_the_way(&cluster, &["udp dport 4789 drop", "udp dport 4790 drop"]);
+    assert_told(
+        &a.plexus(["doctor"]),
+        &[&format!("{other} answers, but neither what comes by the tunnel (UDP 4789)")],
+    );
+    clear_the_way(&cluster);
     // Nothing at all passes.
     cluster.cut(b);
     assert_told(&a.plexus(["doctor"]), &[&format!("nothing comes back from {}", b.address())]);
@@ -215,7 +232,7 @@ fn what_the_host_needs_and_lacks_is_named() {
     assert!(a.plexus(["network", "ls"]).ok().contains("there is no network"));
     let _ = a.exec("ip", &["route", "del", "10.42.4.0/24"]).ok();
     let _ = eventually!(TICK, a.plexus(["network", "ls"]).ok(), |listed| listed.contains("default"));
-    let _ = eventually!(SOON, told().success(), |well| *well);
+    let _ = eventually!(SOON, told(), |ran| ran.success() && ran.stdout.contains("✓ ranges"));
     // Somebody takes addresses of a network that is there.
     let _ = a.exec("ip", &["route", "add", "10.42.4.0/24", "dev", "eth0"]).ok();
     assert_told(&told(), &["network default has 10.42.0.0/16, and this host has a route"]);

@@ -125,9 +125,14 @@ impl Case<'_> {
             );
         }
         if self.underlay.small.passed() {
-            let message = format!(
-                "UDP {port} is blocked between this node and {address}, one way or both: other packets pass"
-            );
+            let where_to = match self.path.arrived {
+                Some(true) => format!(
+                    "from {address} to this node: what this one sends arrives, and nothing comes back"
+                ),
+                Some(false) => format!("from this node to {address}: nothing arrives there"),
+                None => format!("between this node and {address}, one way or both"),
+            };
+            let message = format!("UDP {port} is blocked {where_to}; other packets pass");
             return Finding::bad(&self.subject(), message).advice(format!(
                 "open UDP {port} both ways in every firewall and security group between them; `tcpdump -ni any udp port {port}` on both \
                  shows where it ends"
@@ -162,7 +167,7 @@ mod tests {
     ) -> Finding {
         let [small, full] = path;
         let network = nerve::model::NetworkName::new("blue").unwrap();
-        let path = Path { network, way, mtu: 1450, small, bare, full, largest };
+        let path = Path { network, way, mtu: 1450, small, bare, arrived: None, full, largest };
         let node = nerve::model::NodeName::new("b").unwrap();
         let peer = Peer { node, address: "192.0.2.2".parse().unwrap(), underlay, paths: vec![path] };
         judge(&[peer], 4789).remove(0)
@@ -219,6 +224,32 @@ mod tests {
             assert_eq!(finding.state, state, "{finding:?}");
             assert!(finding.message.contains(said), "{finding:?}");
             assert_eq!(finding.advice.is_none(), state == State::Good);
+        }
+    }
+
+    #[test]
+    fn which_way_is_blocked_is_told_where_the_other_node_says_what_came() {
+        let (node, network) = (nerve::model::NodeName::new("b").unwrap(), "blue".parse().unwrap());
+        let path = Path {
+            network,
+            way: Way::Tunnel,
+            mtu: 1450,
+            small: LOST,
+            bare: Some(LOST),
+            arrived: None,
+            full: LOST,
+            largest: None,
+        };
+        let (address, underlay) = ("192.0.2.2".parse().unwrap(), underlay(BACK, BACK, None, true));
+        for (arrived, said) in [
+            (Some(true), "from 192.0.2.2 to this node: what this one sends arrives"),
+            (Some(false), "from this node to 192.0.2.2: nothing arrives there"),
+            (None, "between this node and 192.0.2.2, one way or both"),
+        ] {
+            let paths = vec![Path { arrived, ..path.clone() }];
+            let peer = Peer { node: node.clone(), address, underlay: underlay.clone(), paths };
+            let finding = judge(&[peer], 4789).remove(0);
+            assert!(finding.message.contains(&format!("UDP 4789 is blocked {said}")), "{finding:?}");
         }
     }
 

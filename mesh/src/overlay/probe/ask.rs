@@ -1,8 +1,8 @@
 //! Asking: one probe to one address, and how large one may be.
 
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use futures_util::future::join_all;
@@ -56,8 +56,15 @@ impl Outcome {
 
 /// Sends one and waits for what becomes of it: a second at most.
 pub(super) async fn ask(probe: Probe) -> Outcome {
-    match try_ask(probe).await {
-        Ok(outcome) => outcome,
+    ask_by(probe, token()).await
+}
+
+/// The same under a token that is known.
+pub(super) async fn ask_by(probe: Probe, token: u64) -> Outcome {
+    let kind = if probe.checksum { Kind::Question } else { Kind::BareQuestion };
+    match exchange(probe, Message { kind, token }).await {
+        Ok(Some((_, after))) => Outcome::Answered(after),
+        Ok(None) => Outcome::Lost,
         Err(error) => match error.kind() {
             io::ErrorKind::ConnectionRefused => Outcome::Refused,
             // EMSGSIZE has no kind of its own.
@@ -67,11 +74,22 @@ pub(super) async fn ask(probe: Probe) -> Outcome {
     }
 }
 
+/// Has the question with this token come to the other node? `None`: it does not say.
+pub(super) async fn heard(by: Probe, token: u64) -> Option<bool> {
+    let told = exchange(by, Message { kind: Kind::Inquiry, token }).await.ok()??;
+    Some(told.0 == Kind::Answer)
+}
+
+/// A number that nobody else has: an answer that is late is not taken for another one's, also after a restart.
+pub(super) fn token() -> u64 {
+    RandomState::new().build_hasher().finish()
+}
+
 /// `EMSGSIZE` of Linux, everywhere but on MIPS and SPARC.
 const EMSGSIZE: i32 = 90;
 
-async fn try_ask(probe: Probe) -> io::Result<Outcome> {
-    static TOKENS: AtomicU64 = AtomicU64::new(0);
+/// What came back for a message, and after how long; `None`: nothing.
+async fn exchange(probe: Probe, message: Message) -> io::Result<Option<(Kind, Duration)>> {
     let Probe { from, to, size, checksum } = probe;
     let socket = std::net::UdpSocket::bind((from, 0))?;
     socket.set_nonblocking(true)?;
@@ -87,11 +105,7 @@ async fn try_ask(probe: Probe) -> io::Result<Outcome> {
     socket.connect(to).await?;
     let payload = size.saturating_sub(ip_header(to.ip()) + UDP_HEADER) as usize;
     let mut question = vec![0; payload.max(HEAD)];
-    // Another one each, also after a restart: an answer that is late is not taken for another one's.
-    let token = nerve::hash::of(&format!("{:?}/{}", socket.local_addr()?, std::process::id()))
-        ^ TOKENS.fetch_add(1, Ordering::Relaxed);
-    let kind = if checksum { Kind::Question } else { Kind::BareQuestion };
-    Message { kind, token }.write(&mut question);
+    message.write(&mut question);
     let begun = Instant::now();
     let mut answer = vec![0; question.len()];
     for _ in 0..TRIES {
@@ -99,13 +113,14 @@ async fn try_ask(probe: Probe) -> io::Result<Outcome> {
         let until = Instant::now() + PAUSE;
         while let Ok(received) = tokio::time::timeout_at(until, socket.recv(&mut answer)).await {
             let length = received?;
-            let is_ours = Message::read(&answer[..length]) == Some(Message { kind: Kind::Answer, token });
-            if is_ours && length == question.len() {
-                return Ok(Outcome::Answered(begun.elapsed()));
+            let Some(Message { kind, token }) = Message::read(&answer[..length]) else { continue };
+            let is_answer = matches!(kind, Kind::Answer | Kind::NotHeard);
+            if is_answer && token == message.token && length == question.len() {
+                return Ok(Some((kind, begun.elapsed())));
             }
         }
     }
-    Ok(Outcome::Lost)
+    Ok(None)
 }
 
 /// The largest packet of `least` to `most` bytes that comes back, where one of `least` does and one of `most` does not.

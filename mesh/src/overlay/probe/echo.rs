@@ -1,6 +1,6 @@
 //! Answering: what a peer sends to one of this node's gateways, or to its own address, goes back as it came.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -23,6 +23,8 @@ use crate::sys::sockopt::set_no_checksum;
 const LONGEST: usize = 65_535;
 /// Answers of a second: a thousand nodes that ask at once are told within a few, and nobody keeps the agent busy.
 const MOST: u32 = 2_000;
+/// So many questions are remembered: those of the last seconds.
+const REMEMBERED: usize = 4_096;
 /// An address that cannot be bound is tried again after this.
 const PAUSE: Duration = Duration::from_secs(5);
 /// How long what is known of peers counts.
@@ -39,7 +41,12 @@ pub(in crate::overlay) fn start(
     let (config, catalog, metrics) = (Arc::clone(config), catalog.clone(), metrics.clone());
     tasks.spawn_until_stopped("overlay probes", move || {
         let peers = Peers { catalog: catalog.clone(), known: Mutex::default() };
-        let echo = Echo { metrics: metrics.clone(), peers, answered: Mutex::new((Instant::now(), 0)) };
+        let echo = Echo {
+            metrics: metrics.clone(),
+            peers,
+            answered: Mutex::new((Instant::now(), 0)),
+            heard: Mutex::default(),
+        };
         run(Arc::clone(&config), echo, ready.clone())
     });
 }
@@ -84,6 +91,8 @@ struct Echo {
     peers: Peers,
     /// In the second that began then.
     answered: Mutex<(Instant, u32)>,
+    /// The tokens of the last questions.
+    heard: Mutex<VecDeque<u64>>,
 }
 
 impl Echo {
@@ -102,8 +111,8 @@ impl Echo {
             };
             let probe = &mut bytes[..length];
             let outcome = match Message::read(probe) {
-                Some(message) if message.kind != Kind::Answer && self.may_answer(from.ip()) => {
-                    Message { kind: Kind::Answer, ..message }.write(probe);
+                Some(message) if is_to_be_answered(message.kind) && self.may_answer(from.ip()) => {
+                    Message { kind: self.answer_to(message), ..message }.write(probe);
                     let sent = send(&socket, probe, from, message.kind == Kind::BareQuestion);
                     if sent.is_ok() { "answered" } else { "failed" }
                 }
@@ -111,6 +120,18 @@ impl Echo {
             };
             self.metrics.probes.with_label_values(&[outcome]).inc();
         }
+    }
+
+    fn answer_to(&self, Message { kind, token }: Message) -> Kind {
+        let mut heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
+        if kind == Kind::Inquiry {
+            return if heard.contains(&token) { Kind::Answer } else { Kind::NotHeard };
+        }
+        if heard.len() == REMEMBERED {
+            heard.pop_front();
+        }
+        heard.push_back(token);
+        Kind::Answer
     }
 
     fn may_answer(&self, to: IpAddr) -> bool {
@@ -123,6 +144,14 @@ impl Echo {
         }
         answered.1 += 1;
         answered.1 <= MOST
+    }
+}
+
+/// An answer never is: two agents would answer each other for ever.
+fn is_to_be_answered(kind: Kind) -> bool {
+    match kind {
+        Kind::Question | Kind::BareQuestion | Kind::Inquiry => true,
+        Kind::Answer | Kind::NotHeard => false,
     }
 }
 

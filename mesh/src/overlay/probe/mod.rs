@@ -30,6 +30,9 @@ enum Kind {
     /// To be answered without a UDP checksum.
     BareQuestion,
     Answer,
+    /// Asks whether a question with this token has come, by whatever way: the answer is the next one if it has not.
+    Inquiry,
+    NotHeard,
 }
 
 /// A probe without what fills it up to its size.
@@ -41,11 +44,15 @@ struct Message {
 }
 
 impl Kind {
+    const ALL: [Self; 5] = [Self::Question, Self::BareQuestion, Self::Answer, Self::Inquiry, Self::NotHeard];
+
     fn number(self) -> u8 {
         match self {
             Self::Question => 1,
             Self::BareQuestion => 2,
             Self::Answer => 3,
+            Self::Inquiry => 4,
+            Self::NotHeard => 5,
         }
     }
 }
@@ -56,8 +63,7 @@ impl Message {
         let (head, _) = bytes.split_first_chunk::<HEAD>()?;
         let (magic, rest) = head.split_first_chunk::<4>()?;
         let (number, token) = rest.split_first()?;
-        let kind = [Kind::Question, Kind::BareQuestion, Kind::Answer];
-        let kind = kind.into_iter().find(|kind| kind.number() == *number)?;
+        let kind = Kind::ALL.into_iter().find(|kind| kind.number() == *number)?;
         (*magic == MAGIC).then_some(Self { kind, token: u64::from_be_bytes(token.try_into().ok()?) })
     }
 
@@ -92,7 +98,7 @@ mod tests {
     fn what_is_no_probe_is_not_taken_for_one() {
         let mut bytes = [0; HEAD];
         Message { kind: Kind::Question, token: 7 }.write(&mut bytes);
-        for wrong in [&bytes[..HEAD - 1], b"", b"plxq\x01\0\0\0\0\0\0\0\0", b"plxp\x04\0\0\0\0\0\0\0\0"] {
+        for wrong in [&bytes[..HEAD - 1], b"", b"plxq\x01\0\0\0\0\0\0\0\0", b"plxp\x06\0\0\0\0\0\0\0\0"] {
             assert_eq!(Message::read(wrong), None);
         }
     }
@@ -104,8 +110,8 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_probe_of_any_size_reads_as_it_was_written(token: u64, size in HEAD..2000, kind in 0..3_usize) {
-            let kind = [Kind::Question, Kind::BareQuestion, Kind::Answer][kind];
+        fn a_probe_of_any_size_reads_as_it_was_written(token: u64, size in HEAD..2000, kind in 0..5_usize) {
+            let kind = Kind::ALL[kind];
             let mut bytes = vec![0xa5; size];
             Message { kind, token }.write(&mut bytes);
             prop_assert_eq!(Message::read(&bytes), Some(Message { kind, token }));

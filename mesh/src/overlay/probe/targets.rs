@@ -16,7 +16,7 @@ use tokio::sync::{Semaphore, watch};
 use super::super::Config;
 use super::super::keeper::{Place, Ready};
 use super::super::plan::{self, gateway};
-use super::ask::{Outcome, Probe, answers, ask, largest};
+use super::ask::{Outcome, Probe, answers, ask, ask_by, heard, largest, token};
 use super::port;
 
 /// What every network passes (RFC 791: 576 bytes for IPv4; a probe has less).
@@ -87,6 +87,8 @@ pub struct Path {
     pub small: Outcome,
     /// A small packet without a UDP checksum, asked where the one with it was lost, and where IPv4 allows it.
     pub bare: Option<Outcome>,
+    /// Did the small one that was lost come to the other node? `None`: nobody says.
+    pub arrived: Option<bool>,
     /// A packet of the MTU's size.
     pub full: Outcome,
     /// The largest that passes, where that one did not and there was time to search.
@@ -185,8 +187,9 @@ impl Prober {
             Way::Direct => ahead.mtu,
         };
         let size = ways.iter().map(outside).max().unwrap_or(SMALL);
-        let paths =
-            futures_util::future::join_all(ways.into_iter().map(|ahead| self.probe_path(ahead, port)));
+        let paths = futures_util::future::join_all(
+            ways.into_iter().map(|ahead| self.probe_path(ahead, SocketAddr::new(address, port))),
+        );
         let underlay = self.probe_underlay(self.config.address, SocketAddr::new(address, port), size);
         let (underlay, paths) = tokio::join!(underlay, paths);
         Peer { node, address, underlay, paths }
@@ -200,16 +203,22 @@ impl Prober {
         Underlay { small, large, size, largest, answers }
     }
 
-    async fn probe_path(&self, ahead: Ahead, port: u16) -> Path {
+    /// `beneath` is where the peer answers without the network.
+    async fn probe_path(&self, ahead: Ahead, beneath: SocketAddr) -> Path {
         let Ahead { network, way, mtu, from, to } = ahead;
-        let probe = Probe { from, to: SocketAddr::new(to, port), size: SMALL, checksum: true };
-        let (small, full) = tokio::join!(ask(probe), ask(Probe { size: mtu, ..probe }));
-        let bare = match small {
-            Outcome::Lost if to.is_ipv4() => Some(ask(Probe { checksum: false, ..probe }).await),
-            _ => None,
-        };
+        let (of_small, checksum) = (token(), true);
+        let probe = Probe { from, to: SocketAddr::new(to, beneath.port()), size: SMALL, checksum };
+        let (small, full) = tokio::join!(ask_by(probe, of_small), ask(Probe { size: mtu, ..probe }));
+        let (mut bare, mut arrived) = (None, None);
+        if small == Outcome::Lost {
+            let without = async {
+                if to.is_ipv4() { Some(ask(Probe { checksum: false, ..probe }).await) } else { None }
+            };
+            let inquiry = Probe { from: self.config.address, to: beneath, size: SMALL, checksum };
+            (bare, arrived) = tokio::join!(without, heard(inquiry, of_small));
+        }
         let largest = self.search(probe, &small, &full, mtu).await;
-        Path { network, way, mtu, small, bare, full, largest }
+        Path { network, way, mtu, small, bare, arrived, full, largest }
     }
 
     /// How large a packet may be, where a small one passed and one of that size did not.
