@@ -43,25 +43,22 @@ impl Case<'_> {
     }
 
     fn subject(&self) -> String {
-        format!("{} on {}", self.peer.node, self.path.network)
+        let how = if self.path.way == Way::Direct { ", without a tunnel" } else { "" };
+        format!("{} on {}{how}", self.peer.node, self.path.network)
     }
 
     fn whole(&self, after: Duration) -> Finding {
-        let Path { mtu, way, .. } = self.path;
+        let Path { mtu, way, outside, .. } = self.path;
         let Underlay { small, large, size, largest, .. } = self.underlay;
-        if small.passed()
-            && !matches!(large, Outcome::Answered(_))
-            && *way == Way::Tunnel
-            && large != &Outcome::Refused
-        {
+        let is_cut = largest.map_or(outside == size, |largest| *outside > largest);
+        if *way == Way::Tunnel && small.passed() && !large.passed() && is_cut {
             let largest = largest.map_or_else(String::new, |largest| format!(", only up to {largest}"));
             let message = format!(
-                "packets of its MTU, {mtu} bytes, arrive, but in fragments: beneath, {size} bytes do not pass whole{largest}"
+                "packets of its MTU, {mtu} bytes, arrive, but in fragments: beneath, {outside} bytes do not pass whole{largest}"
             );
             return Finding::note(&self.subject(), message).advice(self.smaller_mtu());
         }
-        let how = if *way == Way::Direct { ", without a tunnel" } else { "" };
-        let message = format!("small packets and those of {mtu} bytes pass{how}, {after:.1?} there and back");
+        let message = format!("small packets and those of {mtu} bytes pass, {after:.1?} there and back");
         Finding::good(&self.subject(), message)
     }
 
@@ -83,10 +80,10 @@ impl Case<'_> {
                 self.port
             );
         }
-        let beneath =
-            self.underlay.largest.or(self.path.largest.map(|largest| largest + (size - self.path.mtu)));
+        let added = self.path.outside - self.path.mtu;
+        let beneath = self.underlay.largest.or(self.path.largest.map(|largest| largest + added));
         let fits = beneath.map_or_else(String::new, |fits| {
-            let inside = fits.saturating_sub(size.saturating_sub(self.path.mtu));
+            let inside = fits.saturating_sub(added);
             format!(
                 "; or tell this node, and the others like it: `ip link set LINK mtu {fits}`, or that MTU on the route to {}, and \
                  networks follow, or make the network anew with --mtu {inside}",
@@ -166,8 +163,9 @@ mod tests {
         largest: Option<u32>,
     ) -> Finding {
         let [small, full] = path;
+        let outside = if way == Way::Tunnel { 1500 } else { 1450 };
         let network = nerve::model::NetworkName::new("blue").unwrap();
-        let path = Path { network, way, mtu: 1450, small, bare, arrived: None, full, largest };
+        let path = Path { network, way, mtu: 1450, outside, small, bare, arrived: None, full, largest };
         let node = nerve::model::NodeName::new("b").unwrap();
         let peer = Peer { node, address: "192.0.2.2".parse().unwrap(), underlay, paths: vec![path] };
         judge(&[peer], 4789).remove(0)
@@ -220,7 +218,7 @@ mod tests {
             ),
         ];
         for (finding, state, said) in cases {
-            assert_eq!(finding.subject, "b on blue");
+            assert!(finding.subject.starts_with("b on blue"), "{finding:?}");
             assert_eq!(finding.state, state, "{finding:?}");
             assert!(finding.message.contains(said), "{finding:?}");
             assert_eq!(finding.advice.is_none(), state == State::Good);
@@ -234,6 +232,7 @@ mod tests {
             network,
             way: Way::Tunnel,
             mtu: 1450,
+            outside: 1500,
             small: LOST,
             bare: Some(LOST),
             arrived: None,
@@ -250,6 +249,29 @@ mod tests {
             let peer = Peer { node: node.clone(), address, underlay: underlay.clone(), paths };
             let finding = judge(&[peer], 4789).remove(0);
             assert!(finding.message.contains(&format!("UDP 4789 is blocked {said}")), "{finding:?}");
+        }
+    }
+
+    #[test]
+    fn packets_that_fit_are_well_whatever_larger_ones_of_other_networks_do() {
+        let (node, network) = (nerve::model::NodeName::new("b").unwrap(), "blue".parse().unwrap());
+        let (small, full) = (BACK, BACK);
+        let path = Path {
+            network,
+            way: Way::Tunnel,
+            mtu: 1300,
+            outside: 1350,
+            small,
+            bare: None,
+            arrived: None,
+            full,
+            largest: None,
+        };
+        for (largest, state) in [(Some(1400), State::Good), (None, State::Good), (Some(1349), State::Note)] {
+            let (address, paths) = ("192.0.2.2".parse().unwrap(), vec![path.clone()]);
+            let peer =
+                Peer { node: node.clone(), address, underlay: underlay(BACK, LOST, largest, true), paths };
+            assert_eq!(judge(&[peer], 4789).remove(0).state, state, "{largest:?}");
         }
     }
 

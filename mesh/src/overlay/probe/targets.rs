@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::stream::{self, StreamExt};
-use nerve::model::{NetworkName, NodeName, Prefix};
+use nerve::model::{NetworkName, NodeName, Prefix, Subnet};
 use synapse::catalog::{Catalog, NetworkView};
 use tokio::sync::{Semaphore, watch};
 
@@ -83,6 +83,8 @@ pub struct Path {
     pub way: Way,
     /// Its MTU on this node.
     pub mtu: u32,
+    /// What a packet of that size has beneath.
+    pub outside: u32,
     /// A small packet.
     pub small: Outcome,
     /// A small packet without a UDP checksum, asked where the one with it was lost, and where IPv4 allows it.
@@ -107,6 +109,7 @@ struct Ahead {
     network: NetworkName,
     way: Way,
     mtu: u32,
+    outside: u32,
     from: IpAddr,
     to: IpAddr,
 }
@@ -171,8 +174,8 @@ impl Prober {
                 }
                 let new = Target { node: peer.node.clone(), address: peer.address, ways: Vec::new() };
                 let target = targets.entry(peer.node.clone()).or_insert(new);
-                let direct = plan::is_direct(&view.network, link, &peer).then_some(peer.address.is_ipv4());
-                target.ways.extend(ahead(&view, place, &view.network.subnets(slot), direct));
+                let is_near = plan::is_direct(&view.network, link, &peer);
+                target.ways.extend(ahead(&view, place, &view.network.subnets(slot), (&peer, is_near)));
             }
         }
         targets.into_values().collect()
@@ -181,12 +184,7 @@ impl Prober {
     async fn probe_one(&self, target: Target) -> Peer {
         let Target { node, address, ways } = target;
         let port = port(self.config.port);
-        let header = plan::overhead(self.config.address);
-        let outside = |ahead: &Ahead| match ahead.way {
-            Way::Tunnel => ahead.mtu + header,
-            Way::Direct => ahead.mtu,
-        };
-        let size = ways.iter().map(outside).max().unwrap_or(SMALL);
+        let size = ways.iter().map(|ahead| ahead.outside).max().unwrap_or(SMALL);
         let paths = futures_util::future::join_all(
             ways.into_iter().map(|ahead| self.probe_path(ahead, SocketAddr::new(address, port))),
         );
@@ -205,7 +203,7 @@ impl Prober {
 
     /// `beneath` is where the peer answers without the network.
     async fn probe_path(&self, ahead: Ahead, beneath: SocketAddr) -> Path {
-        let Ahead { network, way, mtu, from, to } = ahead;
+        let Ahead { network, way, mtu, outside, from, to } = ahead;
         let (of_small, checksum) = (token(), true);
         let probe = Probe { from, to: SocketAddr::new(to, beneath.port()), size: SMALL, checksum };
         let (small, full) = tokio::join!(ask_by(probe, of_small), ask(Probe { size: mtu, ..probe }));
@@ -218,7 +216,7 @@ impl Prober {
             (bare, arrived) = tokio::join!(without, heard(inquiry, of_small));
         }
         let largest = self.search(probe, &small, &full, mtu).await;
-        Path { network, way, mtu, small, bare, arrived, full, largest }
+        Path { network, way, mtu, outside, small, bare, arrived, full, largest }
     }
 
     /// How large a packet may be, where a small one passed and one of that size did not.
@@ -230,14 +228,23 @@ impl Prober {
     }
 }
 
-/// The ways of a network to a peer, of which one family may need no tunnel: `Some(true)`, IPv4.
-fn ahead(view: &NetworkView, place: &Place, theirs: &[Prefix], direct: Option<bool>) -> Vec<Ahead> {
+/// The ways of a network to a peer with these subnets, of which one family may need no tunnel.
+fn ahead(
+    view: &NetworkView,
+    place: &Place,
+    theirs: &[Prefix],
+    (peer, is_near): (&Subnet, bool),
+) -> Vec<Ahead> {
     let ahead = |subnet: &Prefix, way| {
         let own = place.subnets.iter().find(|own| own.is_ipv4() == subnet.is_ipv4())?;
         let (from, to) = (gateway(*own)?, gateway(*subnet)?);
-        Some(Ahead { network: view.name.clone(), way, mtu: place.mtu, from, to })
+        let outside = match way {
+            Way::Tunnel => place.mtu + plan::overhead(peer.address),
+            Way::Direct => place.mtu,
+        };
+        Some(Ahead { network: view.name.clone(), way, mtu: place.mtu, outside, from, to })
     };
-    let is_direct = |subnet: &&Prefix| direct == Some(subnet.is_ipv4());
+    let is_direct = |subnet: &&Prefix| is_near && subnet.is_ipv4() == peer.address.is_ipv4();
     // Families share a tunnel: one of them is enough, and IPv4 tells more.
     let tunnelled = || theirs.iter().filter(|subnet| !is_direct(subnet));
     let by_tunnel = tunnelled().find(|subnet| subnet.is_ipv4()).or_else(|| tunnelled().next());
