@@ -9,7 +9,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use nerve::model::{Network, NetworkName, Prefix, Slot, Vni};
+use nerve::model::{Network, NetworkName, Pool, Prefix, Slot};
 use nerve::tasks::Tasks;
 use synapse::catalog::{Catalog, Freshness, NetworkChange, NetworkChanges, NetworkView};
 use tokio::sync::watch;
@@ -319,29 +319,31 @@ impl Keeper {
 
     /// Removes the links of networks that this node has no part in any more.
     async fn remove_obsolete(&self, netlink: &Netlink, held: &Held) -> io::Result<()> {
-        let wanted: BTreeSet<Vni> = held
-            .keys()
-            .filter_map(|name| self.catalog.network(name.as_str()))
-            .map(|view| view.network.vni)
-            .collect();
+        let networks = self.catalog.networks();
         // While the store does not say what there is, nothing is obsolete.
-        if held.len() != wanted.len() || *self.catalog.freshness() != Freshness::Live {
+        let are_known = held.keys().all(|name| networks.iter().any(|view| view.name == *name));
+        if !are_known || *self.catalog.freshness() != Freshness::Live {
             return Ok(());
         }
-        let names: BTreeSet<String> =
-            wanted.iter().flat_map(|vni| [plan::bridge(*vni), plan::vxlan(*vni)]).collect();
+        // Nor is what a network has that is there and that this node has no part of yet, as after a restart.
+        let vnis = networks.iter().map(|view| view.network.vni);
+        let names: BTreeSet<String> = vnis.flat_map(|vni| [plan::bridge(vni), plan::vxlan(vni)]).collect();
         for (name, link) in netlink.links().await? {
             if !names.contains(&name) {
                 netlink.remove_link(link.index).await?;
                 tracing::info!(link = name, "removed a link of a network that is no more");
             }
         }
-        if !held.keys().all(|name| self.here.contains_key(name)) {
-            return Ok(());
-        }
+        let awaited = networks.iter().filter(|view| !self.here.contains_key(&view.name));
+        let awaited: Vec<Prefix> =
+            awaited.flat_map(|view| view.network.pools.iter().map(Pool::cidr)).collect();
         let known: BTreeSet<Entry> =
             self.here.values().flat_map(|here| here.peers.values().flatten()).copied().collect();
         for route in netlink.direct_routes().await?.difference(&known) {
+            let is_awaited = |subnet: &Prefix| awaited.iter().any(|range| range.overlaps(subnet));
+            if matches!(route, Entry::Direct { subnet, .. } if is_awaited(subnet)) {
+                continue;
+            }
             netlink.remove(0, &[*route]).await?;
             tracing::info!(%route, "removed what led to a peer of a network that is no more");
         }
