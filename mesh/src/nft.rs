@@ -60,15 +60,7 @@ impl Table {
 
     /// As nft prints it, without what it has counted; `None` where there is none.
     pub(crate) async fn list(self) -> Result<Option<String>, Error> {
-        let arguments = ["--stateless", "--numeric", "list", "table", self.family, self.name];
-        let output = run(&arguments, "").await?;
-        if output.status.success() {
-            return Ok(Some(String::from_utf8_lossy(&output.stdout).into_owned()));
-        }
-        match refused("list its table", &output) {
-            Error::Refused { said, .. } if said.contains("No such file or directory") => Ok(None),
-            error => Err(error),
-        }
+        list_of(self.family, self.name).await
     }
 
     /// Takes it away, if it is there.
@@ -122,16 +114,34 @@ impl<const N: usize> Kept<N> {
     }
 }
 
+/// Anybody's table as nft prints it, without what it has counted; `None` where there is none.
+pub(crate) async fn list_of(family: &str, table: &str) -> Result<Option<String>, Error> {
+    printed(&["--stateless", "--numeric", "list", "table", family, table]).await
+}
+
 /// A chain as nft prints it, with the handles of its rules and without what it has counted; `None` where there is none.
 pub(crate) async fn list_chain(family: &str, table: &str, chain: &str) -> Result<Option<String>, Error> {
-    let output = run(&["--stateless", "--handle", "list", "chain", family, table, chain], "").await?;
+    printed(&["--stateless", "--handle", "list", "chain", family, table, chain]).await
+}
+
+async fn printed(arguments: &[&str]) -> Result<Option<String>, Error> {
+    let output = run(arguments, "").await?;
     if output.status.success() {
         return Ok(Some(String::from_utf8_lossy(&output.stdout).into_owned()));
     }
-    match refused("list a chain", &output) {
+    match refused("list its tables", &output) {
         Error::Refused { said, .. } if said.contains("No such file or directory") => Ok(None),
         error => Err(error),
     }
+}
+
+/// Every table with its chains and without their rules, as nft prints them.
+pub(crate) async fn chains() -> Result<String, Error> {
+    let output = run(&["list", "chains"], "").await?;
+    if output.status.success() {
+        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
+    }
+    Err(refused("list the chains", &output))
 }
 
 /// Applies a text as one transaction.

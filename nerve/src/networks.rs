@@ -25,6 +25,8 @@ pub struct Draft {
     pub mtu: Option<Mtu>,
     /// Networks that it is to reach.
     pub reaches: BTreeSet<NetworkName>,
+    /// Without a tunnel between nodes on one link.
+    pub direct: bool,
 }
 
 /// A network that is there.
@@ -210,6 +212,7 @@ impl Draft {
             pools: self.pools.clone(),
             mtu: self.mtu,
             reaches: self.reaches.clone(),
+            direct: self.direct,
             unknown: Default::default(),
         })
     }
@@ -223,12 +226,12 @@ impl Draft {
     }
 
     fn asks_for(&self, network: &Network) -> bool {
-        let Self { pools, vni, mtu, reaches } = self;
+        let Self { pools, vni, mtu, reaches, direct } = self;
         let is_same_range = |pool| network.pools.contains(pool);
         pools.len() == network.pools.len()
             && pools.iter().all(is_same_range)
             && vni.is_none_or(|vni| vni == network.vni)
-            && (mtu, reaches) == (&network.mtu, &network.reaches)
+            && (mtu, reaches, direct) == (&network.mtu, &network.reaches, &network.direct)
     }
 }
 
@@ -270,7 +273,7 @@ fn read(entry: &Entry) -> Option<Network> {
 }
 
 fn described(network: &Network) -> String {
-    let Network { vni, pools, mtu, reaches, .. } = network;
+    let Network { vni, pools, mtu, reaches, direct, .. } = network;
     let mut text = pools.iter().map(ToString::to_string).collect::<Vec<_>>().join(" and ");
     text.push_str(&format!(", VNI {vni}"));
     if let Some(mtu) = mtu {
@@ -278,6 +281,9 @@ fn described(network: &Network) -> String {
     }
     if !reaches.is_empty() {
         text.push_str(&format!(", reaching {}", listed(reaches)));
+    }
+    if *direct {
+        text.push_str(", without a tunnel on one link (--direct)");
     }
     text
 }
@@ -314,7 +320,7 @@ mod tests {
             Pool::new(cidr, Pool::usual_subnet_length(cidr)).unwrap()
         };
         let pools = cidrs.iter().map(pool).collect();
-        Draft { pools, vni: None, mtu: None, reaches: BTreeSet::new() }
+        Draft { pools, vni: None, mtu: None, reaches: BTreeSet::new(), direct: false }
     }
 
     async fn names(store: &EmbeddedStore) -> Vec<String> {
@@ -346,6 +352,7 @@ mod tests {
             draft(&["10.43.0.0/16"]),
             draft(&["10.42.0.0/16", "fd42::/48"]),
             Draft { mtu: Mtu::new(1400), ..wanted.clone() },
+            Draft { direct: true, ..wanted.clone() },
             Draft { reaches: BTreeSet::from([name("red")]), ..wanted.clone() },
             Draft { vni: Vni::new(8), ..wanted.clone() },
         ] {

@@ -29,9 +29,17 @@ pub struct Builder {
     settings: Settings,
     store: Option<String>,
     start_agents: bool,
+    routed: Vec<String>,
 }
 
 impl Builder {
+    /// With this node behind a router instead of on the others' link.
+    #[must_use]
+    pub fn behind_router(mut self, node: &str) -> Self {
+        self.routed.push(node.to_owned());
+        self
+    }
+
     /// With so many etcd servers instead of one.
     #[must_use]
     pub fn etcd_members(mut self, count: usize) -> Self {
@@ -69,12 +77,13 @@ impl Builder {
     pub fn start(self) -> Cluster {
         // Built before anything else: it takes long, and a world should not wait for it.
         let _ = (plexus_program(), backend_program());
-        let Self { nodes, etcd_members, mut settings, store, start_agents } = self;
+        let Self { nodes, etcd_members, mut settings, store, start_agents, routed } = self;
         let world = World::new();
         let fabric = Fabric::new(&world);
         let names = ('a'..='z').take(nodes).map(String::from);
         let machines: Vec<_> = names.map(|name| (fabric.machine(&name), name)).collect();
         let etcd = Etcd::start(&world, &fabric, etcd_members);
+        routed.iter().for_each(|node| fabric.route(node));
         settings.store = store.unwrap_or_else(|| etcd.url());
         let nodes = machines
             .into_iter()
@@ -100,7 +109,14 @@ impl Cluster {
     /// The same, to be changed before it starts.
     #[must_use]
     pub fn of(nodes: usize) -> Builder {
-        Builder { nodes, etcd_members: 1, settings: Settings::default(), store: None, start_agents: true }
+        Builder {
+            nodes,
+            etcd_members: 1,
+            settings: Settings::default(),
+            store: None,
+            start_agents: true,
+            routed: Vec::new(),
+        }
     }
 
     /// Its nodes: `let [a, b, c] = cluster.nodes();`
@@ -141,6 +157,12 @@ impl Cluster {
     #[must_use]
     pub fn machine(&self, name: &str) -> Namespace {
         self.fabric.machine(name)
+    }
+
+    /// The switch's own namespace: what is done there is done on the way between nodes.
+    #[must_use]
+    pub fn switch(&self) -> Namespace {
+        self.fabric.switch()
     }
 
     /// Takes a node's link down: as [`Cluster::cut`], but the node's interface knows that it has no carrier.

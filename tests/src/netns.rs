@@ -22,6 +22,9 @@ use crate::world::World;
 const DIRECTORY: &str = "/run/netns";
 /// The network of every world. TEST-NET-1 and friends are too small to tell nodes from servers by their address.
 const NETWORK: [u8; 2] = [10, 77];
+/// The address of the switch where it is a router too, to the machines on it and to those behind it.
+const ROUTER: Ipv4Addr = Ipv4Addr::new(NETWORK[0], NETWORK[1], 0, 254);
+const FAR_SIDE: Ipv4Addr = Ipv4Addr::new(NETWORK[0], NETWORK[1], 255, 254);
 
 /// One machine's network.
 #[derive(Debug, Clone)]
@@ -196,12 +199,40 @@ impl Fabric {
         ip(&["-n", &ns, "address", "add", &format!("{address}/24"), "dev", "eth0"]);
         ip(&["-n", &ns, "link", "set", "eth0", "up"]);
         // A default route, as machines have; nothing answers there.
-        let gateway = Ipv4Addr::new(NETWORK[0], NETWORK[1], 0, 254).to_string();
-        ip(&["-n", &ns, "route", "add", "default", "via", &gateway]);
+        ip(&["-n", &ns, "route", "add", "default", "via", &ROUTER.to_string()]);
         ip(&["-n", &self.switch, "link", "set", &port, "master", "switch", "up"]);
         let known = machines.insert(name.to_owned(), namespace.clone());
         assert!(known.is_none(), "there is a machine {name} already");
         namespace
+    }
+
+    /// The switch's own namespace: what is done there is done on the way between machines.
+    #[must_use]
+    pub fn switch(&self) -> Namespace {
+        Namespace { name: self.switch.clone(), address: ROUTER }
+    }
+
+    /// Puts a machine behind a router, with the address that it has: it is on a link of its own, and the switch passes packets on
+    /// from and to those that are on it by now.
+    ///
+    /// # Panics
+    /// There is no such machine.
+    pub fn route(&self, name: &str) {
+        let machines = self.machines.lock().expect("no machine panics while being made");
+        let (moved, port) = (&machines[name], format!("to-{name}"));
+        let (own, far, near) = (format!("{}/32", moved.address), FAR_SIDE.to_string(), ROUTER.to_string());
+        self.cut(name);
+        ip(&["-n", &self.switch, "address", "replace", &format!("{near}/24"), "dev", "switch"]);
+        ip(&["-n", &self.switch, "address", "add", &format!("{far}/32"), "dev", &port]);
+        ip(&["-n", &self.switch, "route", "add", &own, "dev", &port]);
+        let _ = self.switch().exec("sysctl", &["-qw", "net.ipv4.ip_forward=1"]).ok();
+        ip(&["-n", &moved.name, "address", "flush", "dev", "eth0"]);
+        ip(&["-n", &moved.name, "address", "add", &own, "dev", "eth0"]);
+        ip(&["-n", &moved.name, "route", "add", &far, "dev", "eth0"]);
+        ip(&["-n", &moved.name, "route", "add", "default", "via", &far]);
+        for other in machines.values().filter(|other| other.name != moved.name) {
+            ip(&["-n", &other.name, "route", "replace", &own, "via", &near]);
+        }
     }
 
     /// Pulls the machine's cable: packets are lost both ways and nobody is told.

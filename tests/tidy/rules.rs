@@ -62,7 +62,8 @@ pub(crate) const ROOMS: &[Room] = &[
     room("mesh::inherited", &["nerve::model"]),
     room("mesh::readiness", &[]),
     // What this host's routes say, for whoever is to stay out of their way.
-    room("mesh::routes", &["nerve::model"]),
+    room("mesh::netlink", &[]),
+    room("mesh::routes", &["nerve::model", "mesh::netlink"]),
     room("mesh::netns", &[]),
     room("mesh::nft", &[]),
     room("mesh::sys", &[]),
@@ -93,11 +94,15 @@ pub(crate) const ROOMS: &[Room] = &[
             "nerve::tasks",
             "nerve::vips",
             "synapse::catalog",
+            "mesh::netlink",
             "mesh::routes",
         ],
     ),
     // Tells the proxy whom it may connect as; what the kernel needs for that is nobody else's business.
-    room("mesh::steer", &["nerve::model", "nerve::tasks", "synapse::catalog", "mesh::proxy", "mesh::nft"]),
+    room(
+        "mesh::steer",
+        &["nerve::model", "nerve::tasks", "synapse::catalog", "mesh::proxy", "mesh::netlink", "mesh::nft"],
+    ),
     // Claims subnets, programs the kernel, connects containers. What moves packets is the kernel; nobody waits for it.
     room(
         "mesh::overlay",
@@ -109,12 +114,17 @@ pub(crate) const ROOMS: &[Room] = &[
             "nerve::subnets",
             "nerve::tasks",
             "synapse::catalog",
+            "mesh::netlink",
             "mesh::netns",
             "mesh::nft",
+            "mesh::routes",
+            "mesh::sys",
         ],
     ),
     // What Docker asks, said in the overlay's words.
     room("mesh::docker", &["nerve::model", "nerve::tasks", "mesh::drain", "mesh::overlay"]),
+    // Looks, and asks the overlay what probes have told; changes nothing.
+    room("mesh::doctor", &["nerve::model", "mesh::nft", "mesh::overlay", "mesh::routes"]),
     // Names are answered from the catalog; balancing is not its business.
     room(
         "mesh::dns",
@@ -173,8 +183,9 @@ pub(crate) const ROOMS: &[Room] = &[
     ),
     // The only place where the rooms meet.
     room("mesh::agent", &["*"]),
-    // A client of the admin interface, but for the commands that start an agent or read a file.
-    room("mesh::cli", &["nerve::model", "mesh::api", "mesh::agent", "mesh::config"]),
+    // A client of the admin interface, but for the commands that start an agent or read a file, and the one that removes what
+    // an agent has left in the kernel.
+    room("mesh::cli", &["nerve::model", "mesh::api", "mesh::agent", "mesh::config", "mesh::overlay"]),
     room("mesh::main", &["mesh::cli"]),
 ];
 
@@ -222,6 +233,7 @@ pub(crate) const HOMES: &[Home] = &[
         &[
             "mesh/src/agent/demo",
             "mesh/src/routes/netlink.rs",
+            "mesh/src/netlink.rs",
             "mesh/src/nft.rs",
             "mesh/src/overlay",
             "mesh/src/steer/netlink.rs",
@@ -243,7 +255,14 @@ pub(crate) const HOMES: &[Home] = &[
     home("rand", &["mesh/src/dns"]),
     home(
         "rustix",
-        &["mesh/src/agent/handover", "mesh/src/inherited.rs", "mesh/src/proxy", "mesh/src/sys", "tests/src"],
+        &[
+            "mesh/src/agent/handover",
+            "mesh/src/inherited.rs",
+            "mesh/src/overlay/probe",
+            "mesh/src/proxy",
+            "mesh/src/sys",
+            "tests/src",
+        ],
     ),
     home("tempfile", &["mesh/src/agent/demo"]),
     home("socket2", &["mesh/src/proxy", "mesh/src/ingress", "mesh/src/dns"]),

@@ -8,6 +8,7 @@
 //! agent imports this room.
 
 mod attachments;
+mod doctor;
 mod guard;
 mod local;
 mod metrics;
@@ -33,7 +34,7 @@ use synapse::catalog::{Catalog, Service};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use crate::api::{Problem, Resolution, TookOver, WhyBalance, WhyListener, WhyPick, WhyPlain};
+use crate::api::{Finding, Problem, Resolution, TookOver, WhyBalance, WhyListener, WhyPick, WhyPlain};
 use crate::readiness::Readiness;
 use crate::routes::Route;
 
@@ -85,6 +86,8 @@ pub struct Handles {
     pub attacher: Arc<dyn Attacher>,
     /// The routes of this host, read when a network is created.
     pub host_routes: HostRoutes,
+    /// Looks what is wrong on this node.
+    pub examiner: Examiner,
     /// What DNS answers here; `None` where it does not run.
     pub resolver: Option<Arc<dyn Resolver>>,
     /// What only the agent knows to fail: a refused reload, a missing privilege.
@@ -99,6 +102,9 @@ pub type Plain = Arc<dyn Fn(&Service, &Instance) -> WhyPlain + Send + Sync>;
 
 /// The routes of this host, as the kernel has them at this moment.
 pub type HostRoutes = Arc<dyn Fn() -> BoxFuture<'static, io::Result<Vec<Route>>> + Send + Sync>;
+
+/// Looks at what overlay networks need, on this node and between it and the others.
+pub type Examiner = Arc<dyn Fn() -> BoxFuture<'static, Vec<Finding>> + Send + Sync>;
 
 /// The handles, as every answer gets them.
 type Shared = axum::extract::State<Arc<Handles>>;

@@ -49,14 +49,14 @@ pub(super) async fn create(
     request: Request,
 ) -> Answer<Changed> {
     let name = network_name(&name)?;
-    let NetworkRequest { pools, vni, mtu, reaches } = body(request).await?;
+    let NetworkRequest { pools, vni, mtu, reaches, direct } = body(request).await?;
     let ranges: Vec<Prefix> = pools.iter().map(Pool::cidr).collect();
     // One that is there has routes of its own: whether it is what is asked for is the store's to say.
     let unchecked = match handles.catalog.network(name.as_str()) {
         Some(_) => None,
         None => refuse_if_used(&handles, &name, &ranges).await?,
     };
-    let draft = Draft { pools, vni, mtu, reaches };
+    let draft = Draft { pools, vni, mtu, reaches, direct };
     let created = networks::create(&*handles.store, &name, draft).await.map_err(network_refusal)?;
     let Created { network, new } = created;
     let pools = network.pools.iter().map(ToString::to_string).collect::<Vec<_>>().join(" and ");
@@ -111,6 +111,7 @@ fn summary(handles: &Handles, view: &NetworkView) -> NetworkSummary {
         mtu: network.mtu,
         reaches: network.reaches.clone(),
         reached_by: reached_by(handles, &view.name),
+        direct: network.direct,
         nodes: view.subnets.len(),
         slots: network.slots(),
     }

@@ -158,7 +158,7 @@ pub(super) async fn resolve(
 }
 
 /// Everything that fails on this node, in one list.
-fn problems(handles: &Handles) -> Vec<Problem> {
+pub(super) fn problems(handles: &Handles) -> Vec<Problem> {
     let mut problems = (handles.problems)();
     let registrar = handles.registrar.problems().into_iter();
     problems.extend(registrar.map(|problem| Problem { what: problem.subject, message: problem.message }));

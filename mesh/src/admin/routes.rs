@@ -10,7 +10,7 @@ use axum::routing::{delete, get, put};
 use hyper::{StatusCode, header};
 
 use super::refusal::Refusal;
-use super::{Handles, Metrics, attachments, guard, local, networks, read, settings, write};
+use super::{Handles, Metrics, attachments, doctor, guard, local, networks, read, settings, write};
 use crate::api::{self, path};
 
 /// One router for what comes in over loopback, one for the rest: they differ in what they refuse.
@@ -42,6 +42,7 @@ fn routes(handles: Arc<Handles>) -> Router {
         .route(path::READYZ, get(read::readyz))
         .route(path::METRICS, get(read::metrics))
         .route(path::STATUS, get(read::status))
+        .route(path::DOCTOR, get(doctor::examine))
         .route(path::SERVICES, get(read::services))
         .route(path::SERVICE, get(read::service))
         .route(path::NODES, get(read::nodes))

@@ -6,14 +6,15 @@ use std::sync::{Arc, Mutex, PoisonError};
 use async_trait::async_trait;
 use nerve::model::{Address, InstanceId, NetworkName, ServiceName};
 use synapse::watch::store::Handle as Watcher;
+use tokio::sync::Semaphore;
 
-use crate::admin::{Attacher, Counts, NotAttached, Resolver, Traffic};
+use crate::admin::{self, Attacher, Counts, NotAttached, Resolver, Traffic};
 use crate::api::{
-    AttachRequest, Attachable, Attachment, AttachmentCheck, AttachmentOwner, AttachmentRoute, NewAttachment,
-    PlainFor, Problem, Resolution, WhyBalance, WhyListener, WhyPick, WhyPlain,
+    AttachRequest, Attachable, Attachment, AttachmentCheck, AttachmentOwner, AttachmentRoute, Finding,
+    NewAttachment, PlainFor, Problem, Resolution, WhyBalance, WhyListener, WhyPick, WhyPlain,
 };
 use crate::balance::EndpointReport;
-use crate::{dns, docker, ingress, overlay, steer, vip};
+use crate::{dns, docker, doctor, ingress, overlay, steer, vip};
 
 impl Traffic for ingress::Handle {
     fn endpoint(&self, service: &ServiceName, endpoint: &InstanceId) -> Counts {
@@ -185,6 +186,32 @@ fn not_attached(error: &overlay::AttachError) -> NotAttached {
         E::NoNetwork(_) | E::Namespace { .. } | E::Interface(_) => NotAttached::Wrong(why),
         E::Address(_) => NotAttached::Taken(why),
     }
+}
+
+/// So many may look at once: each sends probes to every peer.
+const EXAMINERS: usize = 4;
+
+/// Looks at what overlay networks need.
+pub(super) fn examiner(overlay: &overlay::Handle) -> admin::Examiner {
+    let (overlay, turns) = (overlay.clone(), Arc::new(Semaphore::new(EXAMINERS)));
+    Arc::new(move || {
+        let (overlay, turns) = (overlay.clone(), Arc::clone(&turns));
+        Box::pin(async move {
+            // It is never closed.
+            let _turn = turns.acquire().await;
+            doctor::examine(&overlay).await.into_iter().map(finding).collect()
+        })
+    })
+}
+
+fn finding(found: doctor::Finding) -> Finding {
+    let doctor::Finding { subject, state, message, advice } = found;
+    let state = match state {
+        doctor::State::Good => Finding::GOOD,
+        doctor::State::Note => Finding::NOTE,
+        doctor::State::Bad => Finding::BAD,
+    };
+    Finding { subject, state: state.to_owned(), message, advice }
 }
 
 /// Everything that fails on this node and that only its rooms know.

@@ -21,7 +21,7 @@ use super::handover::{Door, Left, Outcome, SERVE_WITHIN, Taking, be_alone};
 use super::metrics::Metrics;
 use super::name_server::NameServer;
 use super::rooms::{Owners, Rooms, memory_file};
-use super::seams::{Problems, seen_instead};
+use super::seams::{Problems, examiner, seen_instead};
 use super::{Origin, Phase, Succession};
 use crate::api::TookOver;
 use crate::config::Config;
@@ -298,6 +298,7 @@ impl Rooms {
             plain: plain(&self.steer),
             attacher: Arc::new(self.overlay.clone()),
             host_routes: Arc::new(|| Box::pin(routes::read())),
+            examiner: examiner(&self.overlay),
             resolver: resolver(self.name_server.as_ref()),
             problems: Arc::new(move || listed.list()),
         };

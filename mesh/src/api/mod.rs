@@ -5,6 +5,7 @@
 //! newer agent. Imports the model only, and never decides anything.
 
 mod attach;
+mod doctor;
 mod network;
 mod read;
 mod write;
@@ -15,6 +16,7 @@ pub use attach::{
     AttachRequest, Attachable, Attachment, AttachmentCheck, AttachmentOwner, AttachmentRoute, Attachments,
     NewAttachment,
 };
+pub use doctor::{Checkup, Finding};
 pub use network::{NetworkInfo, NetworkRequest, NetworkSummary, Networks, SubnetInfo};
 pub use read::{
     Awaited, EndpointInfo, Endpoints, LocalInstance, LocalInstances, NodeInfo, Nodes, PlainFor, Problem,
@@ -77,6 +79,8 @@ pub mod path {
     pub const ATTACHMENT_CHECK: &str = "/v1/plexus/attachments/{id}/check";
     /// `GET`: [`super::Attachable`].
     pub const ATTACHABLE: &str = "/v1/plexus/networks/{network}/attachable";
+    /// `GET`: [`super::Checkup`].
+    pub const DOCTOR: &str = "/v1/plexus/doctor";
     /// `GET`: [`super::Status`].
     pub const STATUS: &str = "/v1/plexus/status";
     /// `GET`: 200 for as long as the process answers.

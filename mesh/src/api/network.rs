@@ -23,6 +23,9 @@ pub struct NetworkRequest {
     /// Networks that it is to reach.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub reaches: BTreeSet<NetworkName>,
+    /// Without a tunnel between nodes on one link.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub direct: bool,
 }
 
 /// Every overlay network.
@@ -53,6 +56,9 @@ pub struct NetworkSummary {
     /// Networks that name it as reached, which is as good.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub reached_by: BTreeSet<NetworkName>,
+    /// Without a tunnel between nodes on one link.
+    #[serde(default)]
+    pub direct: bool,
     /// Nodes that take part in it.
     pub nodes: usize,
     /// How many can.

@@ -1,16 +1,18 @@
 //! The command line: arguments in, one command run, its outcome as a result.
 //!
-//! One file a command. All but `agent`, `demo` and `config` are clients of an agent's admin address and change nothing
-//! by themselves. Never exits the process and never reads a configuration to find the agent: `--admin` says where it is.
+//! One file a command. All but `agent`, `demo`, `config` and `network cleanup` are clients of an agent's admin address and change
+//! nothing by themselves. Never exits the process and never reads a configuration to find the agent: `--admin` says where it is.
 
 mod agent;
 mod attach;
+mod cleanup;
 mod client;
 mod cni;
 mod completions;
 mod config;
 mod demo;
 mod deregister;
+mod doctor;
 mod drain;
 mod endpoints;
 mod error;
@@ -65,6 +67,7 @@ enum Command {
     Nodes(nodes::Nodes),
     Why(why::Why),
     Status(status::Status),
+    Doctor(doctor::Doctor),
     Resolve(resolve::Resolve),
     Publish(publish::Publish),
     Unpublish(publish::Unpublish),
@@ -133,6 +136,7 @@ async fn execute(command: Command, out: &mut Output<'_>) -> Result {
         Command::Nodes(command) => command.run(out).await,
         Command::Why(command) => command.run(out).await,
         Command::Status(command) => command.run(out).await,
+        Command::Doctor(command) => command.run(out).await,
         Command::Resolve(command) => command.run(out).await,
         Command::Publish(command) => command.run(out).await,
         Command::Unpublish(command) => command.run(out).await,

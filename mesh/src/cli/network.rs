@@ -1,9 +1,10 @@
-//! `plexus network`: overlay networks, created, listed, looked at and removed.
+//! `plexus network`: overlay networks, created, listed, looked at and removed, and what they leave behind.
 
 use clap::{Args, Subcommand};
 use hyper::Method;
 use nerve::model::{Mtu, NetworkName, Pool, Prefix, Vni};
 
+use super::cleanup::Cleanup;
 use super::output::{Cell, Output, Table, Tone};
 use super::{Error, Reach, Result, print_change, stale_banner};
 use crate::api::{self, Changed, NetworkInfo, NetworkRequest, NetworkSummary, Networks};
@@ -17,7 +18,8 @@ Examples:
   plexus network create blue --cidr 10.42.0.0/16
   plexus network create blue --cidr 10.42.0.0/16 --cidr fd42::/48
   plexus network create many --cidr 10.64.0.0/12 --subnet-len 26      for up to 16384 nodes
-  plexus network create red --cidr 10.43.0.0/16 --reach blue          containers of the two reach each other";
+  plexus network create red --cidr 10.43.0.0/16 --reach blue          containers of the two reach each other
+  plexus network create fast --cidr 10.44.0.0/16 --direct             nodes on one link need no tunnel";
 
 const LS_HELP: &str = "\
 NODES is how many nodes take part in the network, of how many can.
@@ -53,6 +55,7 @@ enum Action {
     Ls(Ls),
     Rm(Rm),
     Inspect(Inspect),
+    Cleanup(Cleanup),
 }
 
 /// Create a network
@@ -76,6 +79,9 @@ struct Create {
     /// A network whose containers may reach this one's and be reached by them; as often as needed
     #[arg(long = "reach", value_name = "NETWORK")]
     reaches: Vec<NetworkName>,
+    /// Without a tunnel between nodes on one link, which has to pass packets whose addresses are not its machines'
+    #[arg(long)]
+    direct: bool,
     #[command(flatten)]
     reach: Reach,
 }
@@ -118,6 +124,7 @@ impl Network {
             Action::Ls(ls) => ls.run(out).await,
             Action::Rm(rm) => rm.run(out).await,
             Action::Inspect(inspect) => inspect.run(out).await,
+            Action::Cleanup(cleanup) => cleanup.run(out).await,
         }
     }
 }
@@ -126,8 +133,8 @@ impl Create {
     async fn run(self, out: &mut Output<'_>) -> Result {
         let what = format!("creating network {}", self.name);
         let pools = self.pools().map_err(|error| Error::failed(&what, error))?;
-        let Self { name, vni, mtu, reaches, reach, .. } = self;
-        let body = NetworkRequest { pools, vni, mtu, reaches: reaches.into_iter().collect() };
+        let Self { name, vni, mtu, reaches, direct, reach, .. } = self;
+        let body = NetworkRequest { pools, vni, mtu, reaches: reaches.into_iter().collect(), direct };
         let changed: Changed = reach.admin.send(&what, Method::PUT, &path(&name), &body).await?;
         print_change(out, reach.json, &changed)
     }
@@ -195,6 +202,9 @@ impl Inspect {
             out.line(format!("VNI           {}", network.vni))?;
             out.line(format!("MTU           {}", mtu(network)))?;
             out.line(format!("reaches       {}", reached(network)))?;
+            if network.direct {
+                out.line("on one link   without a tunnel")?;
+            }
             out.line(format!("nodes         {} of at most {}", network.nodes, network.slots))?;
             let mut table = Table::new(&["SLOT", "SUBNET", "NODE", "ADDRESS", "MAC"]);
             for subnet in &answer.subnets {

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use nerve::model::{NetworkName, Pool, Slot, Subnet};
+use nerve::model::{NetworkName, Pool, Prefix, Slot, Subnet};
 use nerve::networks::{self, Draft};
 use nerve::store::{self, Session, Store};
 use nerve::subnets::{self, Claimed};
@@ -20,7 +20,8 @@ use tokio::time::{Instant, MissedTickBehavior};
 
 use super::keeper::Returning;
 use super::names::mac;
-use super::{Config, Handle, Held, Metrics, Problems};
+use super::{Config, Handle, Held, LINKS, Metrics, PROTOCOL, Problems};
+use crate::routes::{self, collision};
 
 /// The pause after the store failed.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -57,6 +58,7 @@ pub(super) fn start(
             handle: handle.clone(),
             metrics: metrics.clone(),
             used: used.clone(),
+            collides: false,
             problems: BTreeMap::new(),
         };
         claims.run()
@@ -70,6 +72,8 @@ pub(super) struct Channels {
     /// May addresses be given?
     pub(super) leased: Arc<watch::Sender<bool>>,
     pub(super) returning: watch::Receiver<Option<Returning>>,
+    /// The range of the link that this node's address is on.
+    pub(super) link: watch::Receiver<Option<Prefix>>,
 }
 
 struct Claims {
@@ -82,6 +86,8 @@ struct Claims {
     preferred: Preferred,
     /// The networks that containers here are attached to.
     used: watch::Receiver<BTreeSet<NetworkName>>,
+    /// This host uses addresses that the configuration has for a network: it is looked at again with each tick.
+    collides: bool,
     problems: BTreeMap<NetworkName, String>,
 }
 
@@ -125,7 +131,8 @@ impl Claims {
         let mut due: BTreeSet<NetworkName> = self.names();
         let mut tick = tokio::time::interval_at(Instant::now() + TICK, TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let (mut used, mut returning) = (self.used.clone(), self.channels.returning.clone());
+        let (mut used, mut link) = (self.used.clone(), self.channels.link.clone());
+        let mut returning = self.channels.returning.clone();
         let mut lacks_default = !self.config.default.is_empty();
         loop {
             lacks_default = lacks_default && !self.make_default().await;
@@ -137,7 +144,11 @@ impl Claims {
                 })),
                 Ok(()) = used.changed() => due = self.names(),
                 Ok(()) = returning.changed() => due = self.names(),
-                _ = tick.tick() => due = self.names(),
+                Ok(()) = link.changed() => due = self.names(),
+                _ = tick.tick() => {
+                    due = self.names();
+                    lacks_default |= self.collides;
+                }
                 () = tokio::time::sleep(PAUSE), if pause => {}
             }
         }
@@ -146,10 +157,19 @@ impl Claims {
     /// The network of the configuration: whoever is first makes it. Tells whether nothing is left to do.
     async fn make_default(&mut self) -> bool {
         let Ok(name) = NetworkName::new(DEFAULT) else { return true };
+        // One that is there has routes of its own.
+        if self.catalog.network(DEFAULT).is_none()
+            && let Some(used) = self.is_used_here().await
+        {
+            self.note(&name, Some(used));
+            self.collides = true;
+            return true;
+        }
+        self.collides = false;
         let pools =
             self.config.default.iter().map(|range| Pool::new(*range, Pool::usual_subnet_length(*range)));
         let pools = pools.filter_map(Result::ok).collect();
-        let draft = Draft { pools, vni: None, mtu: None, reaches: BTreeSet::new() };
+        let draft = Draft { pools, vni: None, mtu: None, reaches: BTreeSet::new(), direct: false };
         match networks::create(&*self.store, &name, draft).await {
             Ok(created) => {
                 if created.new {
@@ -164,6 +184,23 @@ impl Claims {
                 true
             }
         }
+    }
+
+    /// What of this host has addresses of the ranges, in words. Networks that are made by hand are asked the same.
+    async fn is_used_here(&self) -> Option<String> {
+        let routes = routes::read()
+            .await
+            .inspect_err(|error| tracing::warn!(%error, "whether this host uses overlay.default"))
+            .ok()?;
+        // Left by a network of that range that is about to go, or to come back.
+        let others = routes.iter().filter(|route| route.protocol != PROTOCOL && !route.is_on(LINKS));
+        let collision = collision(&self.config.default, others)?;
+        Some(format!(
+            "overlay.default: network {DEFAULT} is not made with {}: {collision}; take a range that is free on every node, or remove \
+             that (`{}` shows it)",
+            collision.range,
+            collision.shown_by()
+        ))
     }
 
     fn names(&self) -> BTreeSet<NetworkName> {
@@ -238,7 +275,8 @@ impl Claims {
                 recorded.map(|subnet| (subnet.returns, subnet.own.clone())).unwrap_or_default()
             }
         };
-        Subnet { in_use, returns, own, ..Subnet::new(node.clone(), *address, mac(slot)) }
+        let link = self.channels.link.borrow().filter(|_| view.network.direct);
+        Subnet { in_use, returns, own, link, ..Subnet::new(node.clone(), *address, mac(slot)) }
     }
 
     /// Claims one; `None`: all are taken.

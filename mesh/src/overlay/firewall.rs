@@ -9,7 +9,7 @@ use super::names::{bridge, vxlan};
 use crate::nft::Table;
 
 /// Our table. Nothing outside of it is ours.
-pub(super) const TABLE: Table = Table { family: "inet", name: "plexus-overlay" };
+pub(crate) const TABLE: Table = Table { family: "inet", name: "plexus-overlay" };
 
 /// A network as the packet filter knows it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -18,6 +18,18 @@ pub(super) struct Zone {
     pub(super) ranges: Vec<Prefix>,
     /// Networks whose containers it reaches and that reach it, of those that are here.
     pub(super) reaches: BTreeSet<Vni>,
+    /// Where its packets come and go without a tunnel.
+    pub(super) direct: Option<Direct>,
+}
+
+/// Packets of a network that pass a link of the underlay as they are. There they are known by their addresses: a tunnel's device,
+/// which says whose they are, is not on their way.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Direct {
+    /// The link.
+    pub(super) link: String,
+    /// The subnets of the peers that send so. Whatever else comes there in the network's name is somebody else's.
+    pub(super) sources: BTreeSet<Prefix>,
 }
 
 /// The text that replaces our table, whether it is there or not, in one transaction; without networks there is none.
@@ -38,7 +50,8 @@ pub(super) fn ruleset(zones: &BTreeSet<Zone>) -> String {
            chain forward {{\n    \
              type filter hook forward priority filter; policy accept;\n    \
              oifname \"plxv*\" tcp flags & (syn | rst) == syn tcp option maxseg size set rt mtu\n    \
-             iifname \"plx*\" oifname \"plx*\" iifname . oifname != @passing counter drop\n    \
+             iifname \"plx*\" oifname \"plx*\" iifname . oifname != @passing counter drop\n\
+         {direct}    \
              iifname != \"plx*\" oifname \"plx*\" ct state new counter drop\n  \
            }}\n  \
            chain leaving {{\n    \
@@ -46,7 +59,8 @@ pub(super) fn ruleset(zones: &BTreeSet<Zone>) -> String {
          {masquerading}  \
            }}\n\
          }}\n",
-        ranges = sets(zones),
+        ranges = sets(zones) + &sources(zones),
+        direct = direct(zones),
         passing = passing(zones).join(", "),
         masquerading = masquerading(zones),
     );
@@ -71,6 +85,59 @@ fn passing(zones: &BTreeSet<Zone>) -> Vec<String> {
         }
     }
     elements
+}
+
+/// The subnets that packets come from without a tunnel, of each network.
+fn sources(zones: &BTreeSet<Zone>) -> String {
+    let mut text = String::new();
+    for Zone { vni, direct, .. } in zones {
+        let Some(Direct { sources, .. }) = direct.as_ref().filter(|direct| !direct.sources.is_empty()) else {
+            continue;
+        };
+        let kind = if sources.iter().all(Prefix::is_ipv4) { "ipv4_addr" } else { "ipv6_addr" };
+        let sources: Vec<String> = sources.iter().map(ToString::to_string).collect();
+        let _ = writeln!(
+            text,
+            "  set direct{vni} {{\n    type {kind}\n    flags interval\n    elements = {{ {} }}\n  }}",
+            sources.join(", ")
+        );
+    }
+    text
+}
+
+/// What passes a link of the underlay without a tunnel: from there, what a peer sends to the networks that may be reached from its
+/// own; to there, from these networks alone. The rest of what comes from there is nobody's, and meets the rule after these.
+fn direct(zones: &BTreeSet<Zone>) -> String {
+    let mut text = String::new();
+    for zone in zones {
+        let Some(Direct { link, sources }) = &zone.direct else { continue };
+        let bridges: Vec<String> = zones
+            .iter()
+            .filter(|other| {
+                other.vni == zone.vni
+                    || zone.reaches.contains(&other.vni)
+                    || other.reaches.contains(&zone.vni)
+            })
+            .map(|other| format!("\"{}\"", bridge(other.vni)))
+            .collect();
+        let bridges = bridges.join(", ");
+        if let Some(source) = sources.first() {
+            let family = if source.is_ipv4() { "ip" } else { "ip6" };
+            let _ = writeln!(
+                text,
+                "    iifname \"{link}\" oifname {{ {bridges} }} {family} saddr @direct{} accept",
+                zone.vni
+            );
+        }
+        for range in &zone.ranges {
+            let family = if range.is_ipv4() { "ip" } else { "ip6" };
+            let _ = writeln!(
+                text,
+                "    oifname \"{link}\" {family} daddr {range} iifname \"plx*\" iifname != {{ {bridges} }} counter drop"
+            );
+        }
+    }
+    text
 }
 
 /// What containers may be reached under.
@@ -117,6 +184,7 @@ mod tests {
             vni: Vni::new(vni).unwrap(),
             ranges: vec![range.parse().unwrap()],
             reaches: reaches.iter().map(|vni| Vni::new(*vni).unwrap()).collect(),
+            direct: None,
         }
     }
 
@@ -141,6 +209,28 @@ mod tests {
         for (from, to) in [("plxb1", "plxb3"), ("plxv3", "plxb2"), ("plxb3", "plxv9")] {
             assert!(!has(from, to), "{from} to {to}");
         }
+    }
+
+    #[test]
+    fn what_comes_without_a_tunnel_is_known_by_the_subnets_of_peers_and_goes_where_networks_pass() {
+        let direct = |sources: &[&str]| {
+            let sources = sources.iter().map(|source| source.parse().unwrap()).collect();
+            Some(Direct { link: "eth0".to_owned(), sources })
+        };
+        let with = |sources: &[&str]| {
+            let near = Zone { direct: direct(sources), ..zone(1, "10.1.0.0/16", &[]) };
+            ruleset(&BTreeSet::from([near, zone(2, "10.2.0.0/16", &[1]), zone(3, "10.3.0.0/16", &[])]))
+        };
+        let text = with(&["10.1.7.0/24", "10.1.9.0/24"]);
+        assert!(text.contains("elements = { 10.1.7.0/24, 10.1.9.0/24 }"), "{text}");
+        let accepted = r#"iifname "eth0" oifname { "plxb1", "plxb2" } ip saddr @direct1 accept"#;
+        let dropped = r#"oifname "eth0" ip daddr 10.1.0.0/16 iifname "plx*" iifname != { "plxb1", "plxb2" } counter drop"#;
+        let rest = r#"iifname != "plx*" oifname "plx*" ct state new counter drop"#;
+        let at = |rule: &str| text.find(rule).unwrap_or_else(|| panic!("{rule} in {text}"));
+        assert!(at(accepted) < at(rest) && at(dropped) < at(rest));
+        // Without such peers nothing may come that way, and nothing of others may go.
+        let text = with(&[]);
+        assert!(!text.contains("accept\n") && text.contains(dropped), "{text}");
     }
 
     #[test]

@@ -9,15 +9,16 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use nerve::model::{Network, NetworkName, Prefix, Slot, Vni};
+use nerve::model::{Network, NetworkName, Pool, Prefix, Slot};
 use nerve::tasks::Tasks;
 use synapse::catalog::{Catalog, Freshness, NetworkChange, NetworkChanges, NetworkView};
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior};
 
-use super::firewall::{self, Zone, ruleset};
+use super::firewall::{self, Direct, Zone, ruleset};
 use super::netlink::{Indexes, Netlink};
-use super::plan::{Entry, Links, difference};
+use super::plan::{self, Entry, Links, difference};
+use super::underlay::Underlay;
 use super::{Config, Handle, Held, Metrics, Problems, foreign, names, returns, sysctl};
 use crate::nft;
 
@@ -29,8 +30,10 @@ const PAUSE: Duration = Duration::from_secs(2);
 const SETTLE: Duration = Duration::from_millis(100);
 /// Others are told so many addresses of this host.
 const MOST_ADDRESSES: usize = 64;
-/// Of a link whose MTU is not known.
-const USUAL_MTU: u32 = 1500;
+/// How often it is asked what packets pass to peers.
+const ASK: Duration = Duration::from_secs(25);
+/// A network has that at least, whatever a router says of the way to a peer (RFC 8200, section 5).
+const LEAST_MTU: u32 = 1280;
 
 /// Starts it.
 pub(super) fn start(
@@ -54,6 +57,8 @@ pub(super) fn start(
             here: BTreeMap::new(),
             filter: nft::Kept::new([firewall::TABLE]),
             returns: nft::Kept::new([returns::INSIDE, returns::OUTSIDE]),
+            narrowest: None,
+            asked: None,
             tell: tell.clone(),
         };
         keeper.run()
@@ -69,6 +74,8 @@ pub(super) struct Tell {
     pub(super) ready: Arc<watch::Sender<Ready>>,
     /// `None`: not known yet.
     pub(super) returning: Arc<watch::Sender<Option<Returning>>>,
+    /// The range of the link that this node's address is on.
+    pub(super) link: Arc<watch::Sender<Option<Prefix>>>,
 }
 
 /// What other nodes may know of the answers of containers here.
@@ -97,6 +104,11 @@ struct Keeper {
     here: BTreeMap<NetworkName, Here>,
     filter: nft::Kept<1>,
     returns: nft::Kept<2>,
+    /// The least that the way to a peer was ever known to pass, and to which. It never grows while the agent runs: what the kernel
+    /// knows of ways it forgets after some minutes, and networks are not to go up and down with that.
+    narrowest: Option<(u32, IpAddr)>,
+    /// When that was asked for.
+    asked: Option<Instant>,
     tell: Tell,
 }
 
@@ -112,6 +124,16 @@ struct Here {
 impl Here {
     fn place(&self) -> Place {
         Place { bridge: self.indexes.bridge, subnets: self.links.subnets.clone(), mtu: self.links.mtu }
+    }
+
+    /// Where packets of peers come without a tunnel, and from which subnets.
+    fn direct(&self) -> Option<Direct> {
+        let subnet = |entry: &Entry| match entry {
+            Entry::Direct { subnet, .. } => Some(*subnet),
+            _ => None,
+        };
+        let sources = self.peers.values().flatten().filter_map(subnet).collect();
+        self.links.beneath.as_ref().map(|beneath| Direct { link: beneath.name.clone(), sources })
     }
 }
 
@@ -175,7 +197,8 @@ impl Keeper {
         for (name, NetworkChange { record, slots }) in changed {
             let view = self.catalog.network(name.as_str());
             let Some((here, view)) = self.here.get_mut(&name).zip(view) else { return false };
-            if record || slots.contains(&here.slot) {
+            // Where packets come without a tunnel, the packet filter knows peers as well.
+            if record || slots.contains(&here.slot) || here.links.beneath.is_some() {
                 return false;
             }
             for slot in slots {
@@ -202,9 +225,16 @@ impl Keeper {
     async fn reconcile(&mut self, netlink: &mut Netlink) -> bool {
         let held = self.held.borrow_and_update().clone();
         let mut problems = Vec::new();
+        let underlay = match self.underlay(netlink, &held).await {
+            Ok(underlay) => underlay,
+            Err(error) => {
+                self.note(&[format!("the link of {} cannot be read: {error}", self.config.address)]);
+                return false;
+            }
+        };
         for (name, slot) in &held {
             let Some(view) = self.catalog.network(name.as_str()) else { continue };
-            match self.ensure(netlink, &view, *slot).await {
+            match self.ensure(netlink, &view, *slot, &underlay).await {
                 Ok(here) => {
                     count_peers(&self.metrics, name, &here);
                     self.here.insert(name.clone(), here);
@@ -227,8 +257,11 @@ impl Keeper {
         if let Err(error) = self.allow().await {
             problems.push(format!("containers cannot reach beyond this node: {error}"));
         }
-        netlink
-            .watch(self.here.values().flat_map(|here| [here.indexes.bridge, here.indexes.vxlan]).collect());
+        let links = self.here.values().flat_map(|here| {
+            let beneath = here.links.beneath.as_ref().map(|beneath| beneath.index);
+            [here.indexes.bridge, here.indexes.vxlan].into_iter().chain(beneath)
+        });
+        netlink.watch(links.collect());
         let ready: Ready = self.here.iter().map(|(name, here)| (name.clone(), here.place())).collect();
         send_if_new(&self.tell.ready, ready);
         self.metrics.networks.set(i64::try_from(self.here.len()).unwrap_or(i64::MAX));
@@ -245,10 +278,42 @@ impl Keeper {
         is_well
     }
 
-    async fn ensure(&self, netlink: &Netlink, view: &NetworkView, slot: Slot) -> io::Result<Here> {
+    /// The network beneath, with what packets to every peer may have.
+    async fn underlay(&mut self, netlink: &Netlink, held: &Held) -> io::Result<Underlay> {
+        let address = self.config.address;
+        let underlay = netlink.underlay(address).await?;
+        let range = underlay.beneath.as_ref().map(|beneath| beneath.range);
+        send_if_new(&self.tell.link, range);
+        if self.asked.is_none_or(|asked| asked.elapsed() >= ASK) {
+            self.asked = Some(Instant::now());
+            let views = held.keys().filter_map(|name| self.catalog.network(name.as_str()));
+            let peers = views.flat_map(|view| view.subnets.all()).map(|(_, peer)| peer.address);
+            let known = netlink.narrowest(peers.filter(|peer| *peer != address).collect()).await?;
+            let before = self.narrowest.map_or(underlay.mtu, |(mtu, _)| mtu);
+            if let Some((mtu, peer)) = known.filter(|(mtu, _)| *mtu < before) {
+                tracing::warn!(
+                    %peer, mtu, before,
+                    "the way to a node passes smaller packets than this node's link; networks whose MTU was not set have less from now \
+                     on, until the agent is restarted"
+                );
+                self.narrowest = Some((mtu, peer));
+            }
+        }
+        let least = LEAST_MTU + plan::overhead(address);
+        let mtu = self.narrowest.map_or(underlay.mtu, |(mtu, _)| underlay.mtu.min(mtu.max(least)));
+        Ok(Underlay { mtu, ..underlay })
+    }
+
+    async fn ensure(
+        &self,
+        netlink: &Netlink,
+        view: &NetworkView,
+        slot: Slot,
+        underlay: &Underlay,
+    ) -> io::Result<Here> {
         let Config { address, port, .. } = &*self.config;
-        let underlay = netlink.mtu_of(*address).await?.unwrap_or(USUAL_MTU);
-        let links = Links::new(&view.network, slot, (*address, *port), underlay)
+        let beneath = (underlay.mtu, underlay.beneath.as_ref());
+        let links = Links::new(&view.network, slot, (*address, *port), beneath)
             .ok_or_else(|| io::Error::other(format!("it has no subnet {slot}")))?;
         let was = self.here.get(&view.name).filter(|here| here.links == links);
         let indexes = netlink.ensure_links(&links).await?;
@@ -262,7 +327,11 @@ impl Keeper {
             .collect();
         sysctl::accept_any_source(&links.vxlan())?;
         let wanted: BTreeSet<Entry> = peers.values().flatten().copied().chain(links.own_entries()).collect();
-        let there = netlink.entries(indexes.vxlan).await?;
+        let mut there = netlink.entries(indexes.vxlan).await?;
+        if view.network.direct {
+            let is_of_network = |entry: &Entry| matches!(entry, Entry::Direct { subnet, .. } if view.network.pools.iter().any(|pool| pool.cidr().overlaps(subnet)));
+            there.extend(netlink.direct_routes().await?.into_iter().filter(is_of_network));
+        }
         apply(netlink, &self.metrics, indexes.vxlan, &wanted, &there).await?;
         if let Some(was) = was {
             let was_set = was.peers.values().flatten().copied().chain(was.links.own_entries());
@@ -277,22 +346,33 @@ impl Keeper {
 
     /// Removes the links of networks that this node has no part in any more.
     async fn remove_obsolete(&self, netlink: &Netlink, held: &Held) -> io::Result<()> {
-        let wanted: BTreeSet<Vni> = held
-            .keys()
-            .filter_map(|name| self.catalog.network(name.as_str()))
-            .map(|view| view.network.vni)
-            .collect();
+        let networks = self.catalog.networks();
         // While the store does not say what there is, nothing is obsolete.
-        if held.len() != wanted.len() || *self.catalog.freshness() != Freshness::Live {
+        let are_known = held.keys().all(|name| networks.iter().any(|view| view.name == *name));
+        if !are_known || *self.catalog.freshness() != Freshness::Live {
             return Ok(());
         }
-        let names: BTreeSet<String> =
-            wanted.iter().flat_map(|vni| [names::bridge(*vni), names::vxlan(*vni)]).collect();
+        // Nor is what a network has that is there and that this node has no part of yet, as after a restart.
+        let vnis = networks.iter().map(|view| view.network.vni);
+        let names: BTreeSet<String> = vnis.flat_map(|vni| [names::bridge(vni), names::vxlan(vni)]).collect();
         for (name, link) in netlink.links().await? {
             if !names.contains(&name) {
                 netlink.remove_link(link.index).await?;
                 tracing::info!(link = name, "removed a link of a network that is no more");
             }
+        }
+        let awaited = networks.iter().filter(|view| !self.here.contains_key(&view.name));
+        let awaited: Vec<Prefix> =
+            awaited.flat_map(|view| view.network.pools.iter().map(Pool::cidr)).collect();
+        let known: BTreeSet<Entry> =
+            self.here.values().flat_map(|here| here.peers.values().flatten()).copied().collect();
+        for route in netlink.direct_routes().await?.difference(&known) {
+            let is_awaited = |subnet: &Prefix| awaited.iter().any(|range| range.overlaps(subnet));
+            if matches!(route, Entry::Direct { subnet, .. } if is_awaited(subnet)) {
+                continue;
+            }
+            netlink.remove(0, &[*route]).await?;
+            tracing::info!(%route, "removed what led to a peer of a network that is no more");
         }
         Ok(())
     }
@@ -365,6 +445,7 @@ impl Keeper {
             vni: here.network.vni,
             ranges: here.network.pools.iter().map(|pool| pool.cidr()).collect(),
             reaches: here.network.reaches.iter().filter_map(vni).collect(),
+            direct: here.direct(),
         };
         self.here.values().map(zone).collect()
     }

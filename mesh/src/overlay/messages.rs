@@ -7,7 +7,8 @@ use rtnetlink::packet_route::route::RouteProtocol;
 use rtnetlink::packet_route::rule::{RuleAttribute, RuleMessage};
 
 /// Marks our routes and rules (`ip route show proto 82`); nothing in iproute2's `rt_protos` has it.
-pub(super) const OURS: RouteProtocol = RouteProtocol::Other(82);
+pub(crate) const PROTOCOL: u8 = 82;
+pub(super) const OURS: RouteProtocol = RouteProtocol::Other(PROTOCOL);
 /// `lo` has this index in every network namespace (`LOOPBACK_IFINDEX` of the kernel).
 pub(super) const LOOPBACK: u32 = 1;
 

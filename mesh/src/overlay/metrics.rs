@@ -17,6 +17,8 @@ pub struct Metrics {
     pub(super) entries: IntCounterVec,
     /// Times that something of ours was missing or wrong in the kernel.
     pub(super) repairs: IntCounter,
+    /// Probes of other nodes, by what was done: `answered`, `refused`, `failed`.
+    pub(super) probes: IntCounterVec,
 }
 
 impl Metrics {
@@ -56,6 +58,10 @@ impl Metrics {
                 "plexus_overlay_repairs_total",
                 "Times that something of an overlay network was missing or wrong in the kernel and was put right.",
             )?,
+            probes: IntCounterVec::new(
+                Opts::new("plexus_overlay_probes_total", "Probes that came to this node, by outcome."),
+                &["outcome"],
+            )?,
         })
     }
 
@@ -66,6 +72,7 @@ impl Metrics {
         registry.register(Box::new(self.networks.clone()))?;
         registry.register(Box::new(self.peers.clone()))?;
         registry.register(Box::new(self.entries.clone()))?;
-        registry.register(Box::new(self.repairs.clone()))
+        registry.register(Box::new(self.repairs.clone()))?;
+        registry.register(Box::new(self.probes.clone()))
     }
 }

@@ -4,7 +4,7 @@
 //! outlives restarts of the agent. `keeper` makes the kernel's links, routes, neighbours and forwarding entries what `plan` says, and the
 //! packet filter's table what `firewall` says, and puts back what somebody takes away. `attach` connects containers, whose addresses
 //! `ledger` gives and remembers, `docker` those that Docker connects; `recover` puts in order what vanishes, and what a killed agent leaves; `inspect` compares with
-//! the kernel, `removal` takes links away together.
+//! the kernel, `removal` takes links away together. `probe` asks peers what passes between them and this node, and answers theirs.
 //!
 //! While the store is out of reach nothing is taken away: what the kernel has goes on passing packets. Without `CAP_NET_ADMIN`
 //! networks are not for this node, that is said, and the rest of the agent does not notice.
@@ -12,6 +12,7 @@
 mod addresses;
 mod attach;
 mod claims;
+mod cleanup;
 mod docker;
 mod firewall;
 mod foreign;
@@ -23,12 +24,14 @@ mod metrics;
 mod names;
 mod netlink;
 mod plan;
+mod probe;
 mod recover;
 mod removal;
 mod returns;
 mod rules;
 mod sysctl;
 mod turns;
+mod underlay;
 mod veth;
 
 use std::collections::BTreeMap;
@@ -46,8 +49,12 @@ use tokio::sync::watch;
 use attach::Attachments;
 
 pub use attach::{Attach, AttachError, Attached, Given, Offer, Owner, Refused};
+pub use cleanup::{Removed, cleanup};
 pub use docker::{DockerError, DockerLinks, Joined, Pool};
+pub(crate) use firewall::TABLE;
+pub(crate) use messages::PROTOCOL;
 pub use metrics::Metrics;
+pub use probe::{Outcome, Path, Peer, Prober, Underlay, Way, port as probe_port};
 
 /// How this node takes part in overlay networks.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -66,6 +73,9 @@ pub struct Config {
     pub state_dir: PathBuf,
 }
 
+/// What the names of all links of networks begin with.
+pub(crate) const LINKS: &str = "plx";
+
 /// The subnet that this node holds of each network.
 type Held = BTreeMap<NetworkName, Slot>;
 
@@ -76,6 +86,7 @@ pub struct Handle {
     /// `None` where this node takes part in no network.
     attachments: Option<Attachments>,
     docker: Option<DockerLinks>,
+    prober: Option<Prober>,
 }
 
 /// What fails, in words, by the part that it is of.
@@ -100,17 +111,20 @@ pub fn start(
     let ((tell_held, held), (tell_leased, leased)) = (watch::channel(Held::new()), watch::channel(false));
     let (tell_ready, ready) = watch::channel(keeper::Ready::new());
     let (tell_returning, returning) = watch::channel(None);
-    let (attachments, unread) = Attachments::start(&config.state_dir, catalog, ready, leased, tasks)
+    let (tell_link, link) = watch::channel(None);
+    let (attachments, unread) = Attachments::start(&config.state_dir, catalog, ready.clone(), leased, tasks)
         .map_err(std::io::Error::other)?;
     unread.iter().for_each(|problem| tracing::error!("{problem}"));
     let docker = Some(DockerLinks::start(attachments.clone(), tasks));
-    let handle = Handle { problems: Arc::default(), attachments: Some(attachments), docker };
     let config = Arc::new(config);
+    let prober = Some(Prober::new(&config, catalog, ready.clone(), link.clone()));
+    let handle = Handle { problems: Arc::default(), attachments: Some(attachments), docker, prober };
+    probe::start(&config, catalog, ready, metrics, tasks);
     let (tell_held, tell_leased) = (Arc::new(tell_held), Arc::new(tell_leased));
-    let channels = claims::Channels { held: tell_held, leased: tell_leased, returning };
+    let channels = claims::Channels { held: tell_held, leased: tell_leased, returning, link };
     claims::start(&config, catalog, store, channels, &handle, metrics, tasks);
-    let tell = keeper::Tell { ready: Arc::new(tell_ready), returning: Arc::new(tell_returning) };
-    keeper::start(&config, catalog, held, tell, &handle, metrics, tasks);
+    let (ready, returning, link) = (Arc::new(tell_ready), Arc::new(tell_returning), Arc::new(tell_link));
+    keeper::start(&config, catalog, held, keeper::Tell { ready, returning, link }, &handle, metrics, tasks);
     Ok(handle)
 }
 
@@ -158,6 +172,12 @@ impl Handle {
     /// There is no such network, or nothing can be attached to it now.
     pub async fn offer(&self, network: &NetworkName) -> Result<Offer, AttachError> {
         self.attachments.as_ref().ok_or(AttachError::Off)?.offer(network).await
+    }
+
+    /// Asks peers what passes between them and this node; `None` where it takes part in no network.
+    #[must_use]
+    pub fn prober(&self) -> Option<&Prober> {
+        self.prober.as_ref()
     }
 
     /// The containers that are attached here.

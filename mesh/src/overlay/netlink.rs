@@ -27,6 +27,7 @@ use rtnetlink::{
 
 use super::messages::{OURS, is_our_rule, local_address, own_address};
 use super::plan::{Entry, Links};
+pub(super) use crate::netlink::failed;
 
 /// What may take something of ours away.
 const GROUPS: [MulticastGroup; 8] = [
@@ -44,7 +45,7 @@ const MAIN: u32 = 254;
 /// Of every bridge: what it looks for containers from. The kernel would give it one a second or two after the first container.
 const LINK_LOCAL: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
 /// Requests that are under way at once; the kernel answers one after the other.
-const AT_ONCE: usize = 64;
+pub(super) const AT_ONCE: usize = 64;
 
 type Events = Pin<Box<dyn Stream<Item = NetlinkMessage<RouteNetlinkMessage>> + Send + Sync>>;
 
@@ -52,7 +53,7 @@ type Events = Pin<Box<dyn Stream<Item = NetlinkMessage<RouteNetlinkMessage>> + S
 pub(super) struct Netlink {
     pub(super) handle: Handle,
     events: Events,
-    /// Links of ours.
+    /// Links of ours, and that of the underlay where packets pass it without a tunnel.
     pub(super) watched: BTreeSet<u32>,
 }
 
@@ -108,7 +109,7 @@ impl Netlink {
         Ok((connection, Self { handle, events, watched: BTreeSet::new() }))
     }
 
-    /// On these links, what neighbours and addresses are taken away matters from now on.
+    /// On these links, what neighbours and addresses are taken away, and whether they are up, matters from now on.
     pub(super) fn watch(&mut self, links: BTreeSet<u32>) {
         self.watched = links;
     }
@@ -125,7 +126,7 @@ impl Netlink {
             };
             match message {
                 RouteNetlinkMessage::NewLink(link) | RouteNetlinkMessage::DelLink(link)
-                    if name_of(&link).is_some_and(is_ours) =>
+                    if name_of(&link).is_some_and(is_ours) || self.watched.contains(&link.header.index) =>
                 {
                     return true;
                 }
@@ -159,21 +160,6 @@ impl Netlink {
             }
         }
         Ok(links)
-    }
-
-    /// The MTU of the link that this address is on.
-    pub(super) async fn mtu_of(&self, address: IpAddr) -> io::Result<Option<u32>> {
-        let mut on = None;
-        let mut listed = self.handle.address().get().execute();
-        while let Some(message) = listed.try_next().await.map_err(|e| failed("list the addresses", &e))? {
-            if local_address(&message.attributes) == Some(address) {
-                on = Some(message.header.index);
-            }
-        }
-        let Some(index) = on else { return Ok(None) };
-        let mut found = self.handle.link().get().match_index(index).execute();
-        let message = found.try_next().await.map_err(|e| failed("read a link", &e))?;
-        Ok(message.map(|message| link(&message).mtu))
     }
 
     /// Makes a network's links what they are to be. A VXLAN device of another VNI, port or address is replaced, since those
@@ -226,7 +212,7 @@ impl Netlink {
 
     async fn add_link(&self, name: &str, message: LinkMessage) -> io::Result<u32> {
         let added = self.handle.link().add(message).execute().await;
-        added.map_err(|e| failed(&format!("make the link {name}"), &e))?;
+        added.map_err(|e| in_the_way(failed(&format!("make the link {name}"), &e)))?;
         let mut found = self.handle.link().get().match_name(name.to_owned()).execute();
         match found.try_next().await.map_err(|e| failed(&format!("find the link {name}"), &e))? {
             Some(message) => Ok(message.header.index),
@@ -343,7 +329,7 @@ impl Netlink {
                 let request = self.handle.neighbours().add(vxlan, gateway).link_layer_address(&mac.0);
                 request.replace().execute().await
             }
-            Entry::Route { .. } | Entry::Return { .. } => {
+            Entry::Route { .. } | Entry::Return { .. } | Entry::Direct { .. } => {
                 let request = self.handle.route().add(route_message(vxlan, entry));
                 request.replace().execute().await
             }
@@ -371,7 +357,7 @@ impl Netlink {
                     message.attributes.push(NeighbourAttribute::Destination(neighbour_address(gateway)));
                     self.handle.neighbours().del(message).execute().await
                 }
-                Entry::Route { .. } | Entry::Return { .. } => {
+                Entry::Route { .. } | Entry::Return { .. } | Entry::Direct { .. } => {
                     self.handle.route().del(route_message(vxlan, *entry)).execute().await
                 }
             };
@@ -400,15 +386,16 @@ fn vxlan_message(name: &str, wanted: &Links) -> LinkMessage {
 }
 
 fn route_message(vxlan: u32, entry: Entry) -> RouteMessage {
-    let (gateway, subnet, table) = match entry {
-        Entry::Route { subnet, gateway, source } => (gateway, Some((subnet, source)), None),
-        Entry::Return { table, gateway } => (gateway, None, Some(table)),
+    let (gateway, subnet, link, table) = match entry {
+        Entry::Route { subnet, gateway, source } => (gateway, Some((subnet, source)), vxlan, MAIN),
+        Entry::Direct { subnet, via, link, source } => (via, Some((subnet, source)), link, MAIN),
+        Entry::Return { table, gateway } => (gateway, None, vxlan, table),
         Entry::Forward { .. } | Entry::Neighbour { .. } => return RouteMessage::default(),
     };
     match gateway {
         IpAddr::V4(gateway) => {
             let route = RouteMessageBuilder::<Ipv4Addr>::new().gateway(gateway).onlink();
-            let route = route.output_interface(vxlan).protocol(OURS).table_id(table.unwrap_or(MAIN));
+            let route = route.output_interface(link).protocol(OURS).table_id(table);
             match subnet.map(|(subnet, source)| (subnet.network(), subnet.length(), source)) {
                 Some((IpAddr::V4(network), length, IpAddr::V4(source))) => {
                     route.destination_prefix(network, length).pref_source(source).build()
@@ -418,7 +405,7 @@ fn route_message(vxlan: u32, entry: Entry) -> RouteMessage {
         }
         IpAddr::V6(gateway) => {
             let route = RouteMessageBuilder::<Ipv6Addr>::new().gateway(gateway).onlink();
-            let route = route.output_interface(vxlan).protocol(OURS).table_id(table.unwrap_or(MAIN));
+            let route = route.output_interface(link).protocol(OURS).table_id(table);
             match subnet.map(|(subnet, source)| (subnet.network(), subnet.length(), source)) {
                 Some((IpAddr::V6(network), length, IpAddr::V6(source))) => {
                     route.destination_prefix(network, length).pref_source(source).build()
@@ -429,7 +416,7 @@ fn route_message(vxlan: u32, entry: Entry) -> RouteMessage {
     }
 }
 
-fn link(message: &LinkMessage) -> Link {
+pub(super) fn link(message: &LinkMessage) -> Link {
     let mut link = Link {
         index: message.header.index,
         is_up: message.header.flags.contains(LinkFlags::Up),
@@ -486,11 +473,11 @@ fn neighbour(message: &NeighbourMessage) -> Option<Entry> {
 fn forward(message: &NeighbourMessage) -> Option<Entry> {
     match neighbour(message)? {
         Entry::Neighbour { gateway, mac } => Some(Entry::Forward { mac, to: gateway }),
-        Entry::Forward { .. } | Entry::Route { .. } | Entry::Return { .. } => None,
+        _ => None,
     }
 }
 
-fn route(message: &RouteMessage) -> Option<Entry> {
+pub(super) fn route(message: &RouteMessage) -> Option<Entry> {
     let (mut network, mut via, mut from, mut table) = (None, None, None, message.header.table.into());
     for attribute in &message.attributes {
         match attribute {
@@ -523,7 +510,7 @@ fn ip(address: &NeighbourAddress) -> Option<IpAddr> {
     }
 }
 
-fn route_ip(address: &RouteAddress) -> Option<IpAddr> {
+pub(super) fn route_ip(address: &RouteAddress) -> Option<IpAddr> {
     match address {
         RouteAddress::Inet(v4) => Some(IpAddr::V4(*v4)),
         RouteAddress::Inet6(v6) => Some(IpAddr::V6(*v6)),
@@ -554,6 +541,21 @@ fn is_ours(name: &str) -> bool {
     ["plxb", "plxv"]
         .iter()
         .any(|prefix| name.strip_prefix(prefix).is_some_and(|vni| vni.parse::<Vni>().is_ok()))
+}
+
+/// What a VXLAN device meets that somebody else has the port or the number of, with what to do.
+fn in_the_way(error: io::Error) -> io::Error {
+    let advice = match error.kind() {
+        io::ErrorKind::AddrInUse => {
+            "the UDP port of the tunnels (overlay.port) is somebody else's: `ss -lunp` shows whose; end that, or take another port \
+             on every node"
+        }
+        io::ErrorKind::AlreadyExists => {
+            "is there another VXLAN device with this number and port (`ip -d link show type vxlan`)?"
+        }
+        _ => return error,
+    };
+    io::Error::new(error.kind(), format!("{error}; {advice}"))
 }
 
 fn taken(name: &str) -> io::Error {
@@ -588,14 +590,4 @@ pub(super) fn or_none<T>(next: Result<Option<T>, rtnetlink::Error>, what: &str) 
             error => Err(error),
         },
     }
-}
-
-pub(super) fn failed(what: &str, error: &rtnetlink::Error) -> io::Error {
-    let error = match error {
-        rtnetlink::Error::NetlinkError(message) => message.to_io(),
-        other => io::Error::other(other.to_string()),
-    };
-    let advice =
-        if error.kind() == io::ErrorKind::PermissionDenied { "; give the agent CAP_NET_ADMIN" } else { "" };
-    io::Error::new(error.kind(), format!("cannot {what}: {error}{advice}"))
 }

@@ -15,8 +15,8 @@ use super::returns;
 
 /// What VXLAN adds to a packet: Ethernet, VXLAN and UDP headers (RFC 7348, section 5); the outer IP header comes on top.
 const ENCAPSULATION: u32 = 14 + 8 + 8;
-const IPV4_HEADER: u32 = 20;
-const IPV6_HEADER: u32 = 40;
+pub(super) const IPV4_HEADER: u32 = 20;
+pub(super) const IPV6_HEADER: u32 = 40;
 
 /// The links of a network on this node.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,6 +30,17 @@ pub(super) struct Links {
     pub(super) mtu: u32,
     /// This node's subnets; the gateway of each is its first address.
     pub(super) subnets: Vec<Prefix>,
+    /// The link to peers that are reached without the tunnel, where there may be such.
+    pub(super) beneath: Option<Beneath>,
+}
+
+/// The link that this node's address is on.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Beneath {
+    pub(super) index: u32,
+    pub(super) name: String,
+    /// The addresses on it.
+    pub(super) range: Prefix,
 }
 
 /// What one peer needs in the kernel, by parts.
@@ -43,6 +54,8 @@ pub(super) enum Entry {
     Route { subnet: Prefix, gateway: IpAddr, source: IpAddr },
     /// By this table, all goes to the gateway that stands for whom a connection came from.
     Return { table: u32, gateway: IpAddr },
+    /// The same without the tunnel: behind the peer's own address, on a link of the underlay.
+    Direct { subnet: Prefix, via: IpAddr, link: u32, source: IpAddr },
 }
 
 impl Links {
@@ -51,11 +64,12 @@ impl Links {
         network: &Network,
         slot: Slot,
         (local, port): (IpAddr, u16),
-        underlay_mtu: u32,
+        (underlay_mtu, beneath): (u32, Option<&Beneath>),
     ) -> Option<Self> {
         let subnets = Some(network.subnets(slot)).filter(|subnets| !subnets.is_empty())?;
         let mtu = network.mtu.map_or_else(|| mtu(local, underlay_mtu), |mtu| u32::from(mtu.get()));
-        Some(Self { vni: network.vni, local, port, mac: mac(slot), mtu, subnets })
+        let beneath = beneath.filter(|_| network.direct).cloned();
+        Some(Self { vni: network.vni, local, port, mac: mac(slot), mtu, subnets, beneath })
     }
 
     /// The network's bridge, which containers are attached to.
@@ -87,13 +101,25 @@ impl Links {
         if peer.address.is_ipv4() != self.local.is_ipv4() {
             return Vec::new();
         }
-        let mut entries = vec![Entry::Forward { mac: peer.mac, to: peer.address }];
+        let beneath = self.beneath.as_ref().filter(|beneath| is_direct(network, Some(beneath.range), peer));
+        let (mut entries, mut by_tunnel) = (Vec::new(), false);
         for subnet in network.subnets(slot) {
             let source = self.gateways().find(|(own, _)| own.is_ipv4() == subnet.is_ipv4());
-            if let (Some(gateway), Some((source, _))) = (gateway(subnet), source) {
-                entries.push(Entry::Neighbour { gateway, mac: peer.mac });
-                entries.push(Entry::Route { subnet, gateway, source });
+            let (Some(gateway), Some((source, _))) = (gateway(subnet), source) else { continue };
+            match beneath {
+                // What is of the other family than the underlay has no next hop there.
+                Some(Beneath { index, .. }) if subnet.is_ipv4() == peer.address.is_ipv4() => {
+                    entries.push(Entry::Direct { subnet, via: peer.address, link: *index, source });
+                }
+                _ => {
+                    by_tunnel = true;
+                    entries.push(Entry::Neighbour { gateway, mac: peer.mac });
+                    entries.push(Entry::Route { subnet, gateway, source });
+                }
             }
+        }
+        if by_tunnel {
+            entries.insert(0, Entry::Forward { mac: peer.mac, to: peer.address });
         }
         entries
     }
@@ -126,7 +152,8 @@ impl Entry {
         match self {
             Self::Forward { mac, .. } => Place::Forward(*mac),
             Self::Neighbour { gateway, .. } => Place::Neighbour(*gateway),
-            Self::Route { subnet, .. } => Place::Route(*subnet),
+            // The kernel has one route to a subnet, whatever link it leads to.
+            Self::Route { subnet, .. } | Self::Direct { subnet, .. } => Place::Route(*subnet),
             Self::Return { table, gateway } => Place::Return(*table, gateway.is_ipv4()),
         }
     }
@@ -139,8 +166,17 @@ impl fmt::Display for Entry {
             Self::Neighbour { gateway, mac } => write!(f, "the neighbour {gateway} at {mac}"),
             Self::Route { subnet, gateway, .. } => write!(f, "the route to {subnet} by {gateway}"),
             Self::Return { table, gateway } => write!(f, "the route of table {table} by {gateway}"),
+            Self::Direct { subnet, via, .. } => {
+                write!(f, "the route to {subnet} by {via}, without a tunnel,")
+            }
         }
     }
+}
+
+/// Do this node, whose address is on a link with that range, and a peer reach each other without a tunnel? Both of them see the
+/// same records and so say the same: a packet that comes by a way on which none would be sent is dropped.
+pub(super) fn is_direct(network: &Network, own: Option<Prefix>, peer: &Subnet) -> bool {
+    network.direct && own.is_some_and(|own| peer.link == Some(own) && own.contains(peer.address))
 }
 
 /// The first address of a subnet that a host can have.
@@ -150,8 +186,12 @@ pub(super) fn gateway(subnet: Prefix) -> Option<IpAddr> {
 
 /// The largest packet that passes through the tunnel whole.
 fn mtu(underlay: IpAddr, underlay_mtu: u32) -> u32 {
-    let header = if underlay.is_ipv4() { IPV4_HEADER } else { IPV6_HEADER };
-    underlay_mtu.saturating_sub(ENCAPSULATION + header)
+    underlay_mtu.saturating_sub(overhead(underlay))
+}
+
+/// What a tunnel adds to a packet of its network, on an underlay of this address's family.
+pub(super) fn overhead(underlay: IpAddr) -> u32 {
+    ENCAPSULATION + if underlay.is_ipv4() { IPV4_HEADER } else { IPV6_HEADER }
 }
 
 #[cfg(test)]
@@ -177,7 +217,7 @@ mod tests {
     }
 
     fn links() -> Links {
-        Links::new(&network(), Slot(3), ("192.0.2.1".parse().unwrap(), 4789), 1500).unwrap()
+        Links::new(&network(), Slot(3), ("192.0.2.1".parse().unwrap(), 4789), (1500, None)).unwrap()
     }
 
     #[test]
@@ -190,9 +230,11 @@ mod tests {
         let gateways: Vec<String> =
             of_a.gateways().map(|(address, length)| format!("{address}/{length}")).collect();
         assert_eq!(gateways, ["10.42.3.1/24", "fd42:0:0:3::1/64"]);
-        let over_v6 = Links::new(&network(), Slot(3), ("2001:db8::1".parse().unwrap(), 4789), 1500).unwrap();
+        let over_v6 =
+            Links::new(&network(), Slot(3), ("2001:db8::1".parse().unwrap(), 4789), (1500, None)).unwrap();
         assert_eq!(over_v6.mtu, 1430);
-        assert_eq!(Links::new(&network(), Slot(256), ("192.0.2.1".parse().unwrap(), 4789), 1500), None);
+        let beyond = Links::new(&network(), Slot(256), ("192.0.2.1".parse().unwrap(), 4789), (1500, None));
+        assert_eq!(beyond, None);
         // The longest names that there can be are names of links.
         assert!(vxlan(Vni::MAX).len() <= 15);
     }
@@ -214,6 +256,54 @@ mod tests {
             ]
         );
         assert!(of_a.entries(&network(), Slot(7), &subnet(7, "2001:db8::2")).is_empty());
+    }
+
+    /// As `links`, of a network without tunnels on one link.
+    fn direct() -> (Network, Links) {
+        let network = Network { direct: true, ..network() };
+        let beneath = Beneath { index: 2, name: "eth0".to_owned(), range: "192.0.2.0/24".parse().unwrap() };
+        let links =
+            Links::new(&network, Slot(3), ("192.0.2.1".parse().unwrap(), 4789), (1500, Some(&beneath)));
+        (network, links.unwrap())
+    }
+
+    #[test]
+    fn a_peer_on_the_same_link_needs_no_tunnel_for_the_family_of_the_underlay() {
+        let (network, of_a) = direct();
+        let shown = |peer: &Subnet| -> Vec<String> {
+            of_a.entries(&network, Slot(7), peer).iter().map(ToString::to_string).collect()
+        };
+        let peer = Subnet { link: Some("192.0.2.0/24".parse().unwrap()), ..subnet(7, "192.0.2.2") };
+        let mac = peer.mac;
+        assert_eq!(
+            shown(&peer),
+            [
+                format!("the forwarding entry of {mac} to 192.0.2.2"),
+                "the route to 10.42.7.0/24 by 192.0.2.2, without a tunnel,".to_owned(),
+                format!("the neighbour fd42:0:0:7::1 at {mac}"),
+                "the route to fd42:0:0:7::/64 by fd42:0:0:7::1".to_owned(),
+            ]
+        );
+        // Behind a router, on a link of another range, or with an agent that knows nothing of it.
+        for link in [None, Some("192.0.2.2"), Some("192.0.2.0/25"), Some("198.51.100.0/24")] {
+            let other = Subnet { link: link.map(|link| link.parse().unwrap()), ..peer.clone() };
+            assert_eq!(shown(&other).len(), 5, "{link:?}");
+        }
+        // Only where the network says so.
+        assert_eq!(links().entries(&self::network(), Slot(7), &peer).len(), 5);
+    }
+
+    #[test]
+    fn a_route_by_the_tunnel_is_replaced_by_one_without_and_not_removed_first() {
+        let (network, of_a) = direct();
+        let far = subnet(7, "192.0.2.2");
+        let near = Subnet { link: Some("192.0.2.0/24".parse().unwrap()), ..far.clone() };
+        let entries = |peer: &Subnet| -> BTreeSet<Entry> {
+            of_a.entries(&network, Slot(7), peer).into_iter().collect()
+        };
+        let (add, remove) = difference(&entries(&near), &entries(&far));
+        assert!(matches!(add[..], [Entry::Direct { .. }]), "{add:?}");
+        assert!(matches!(remove[..], [Entry::Neighbour { .. }]), "{remove:?}");
     }
 
     #[test]

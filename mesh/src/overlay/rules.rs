@@ -31,8 +31,7 @@ impl Netlink {
                 match wanted.copied() {
                     Some(wanted) => drop(lacking.remove(&wanted)),
                     // Of a network that is no more, one of two, or changed by somebody.
-                    None => or_gone(self.handle.rule().del(found).execute().await)
-                        .map_err(|e| failed("remove a routing rule", &e))?,
+                    None => self.remove_rule(found).await?,
                 }
             }
         }
@@ -42,6 +41,22 @@ impl Netlink {
             add.execute().await.map_err(|e| failed("add a routing rule", &e))?;
         }
         Ok(lacking.len())
+    }
+
+    /// Removes all of them. Tells how many there were.
+    pub(super) async fn remove_rules(&self) -> io::Result<usize> {
+        let mut count = 0;
+        for v4 in [true, false] {
+            for rule in self.rules(v4).await? {
+                self.remove_rule(rule).await?;
+                count += 1;
+            }
+        }
+        Ok(count)
+    }
+
+    async fn remove_rule(&self, rule: RuleMessage) -> io::Result<()> {
+        or_gone(self.handle.rule().del(rule).execute().await).map_err(|e| failed("remove a routing rule", &e))
     }
 
     async fn rules(&self, v4: bool) -> io::Result<Vec<RuleMessage>> {

@@ -63,6 +63,14 @@ fn uses(route: &Route, range: Prefix) -> bool {
     !is_default && !is_fence && route.destination.overlaps(&range)
 }
 
+impl Route {
+    /// Is it on an interface whose name begins so?
+    #[must_use]
+    pub fn is_on(&self, prefix: &str) -> bool {
+        self.device.as_deref().is_some_and(|device| device.starts_with(prefix))
+    }
+}
+
 impl Collision {
     /// What lists the route.
     #[must_use]

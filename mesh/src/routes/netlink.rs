@@ -12,6 +12,7 @@ use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage,
 use rtnetlink::{Handle, RouteMessageBuilder, new_connection};
 
 use super::{Kind, Route};
+use crate::netlink::failed;
 
 /// Every route of every table, on a connection of its own.
 ///
@@ -53,15 +54,6 @@ pub(crate) fn destination_of(message: &RouteMessage) -> Option<Prefix> {
         _ => None,
     });
     Prefix::new(address.unwrap_or(any), message.header.destination_prefix_length)
-}
-
-/// What the kernel answered, with what it was asked.
-pub(crate) fn failed(what: &str, error: &rtnetlink::Error) -> io::Error {
-    let error = match error {
-        rtnetlink::Error::NetlinkError(message) => message.to_io(),
-        other => io::Error::other(other.to_string()),
-    };
-    io::Error::new(error.kind(), format!("cannot {what}: {error}"))
 }
 
 async fn link_names(handle: &Handle) -> io::Result<HashMap<u32, String>> {

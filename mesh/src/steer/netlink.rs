@@ -22,6 +22,7 @@ use rtnetlink::{Handle, IpVersion, MulticastGroup, RouteMessageBuilder, new_mult
 
 use super::plan::{Kind, Link, Links, Route};
 use super::ruleset::Marks;
+use crate::netlink::failed;
 
 /// Marks our rules and routes (`ip rule`, `ip route show table all proto 81`); nothing in iproute2's `rt_protos` has it.
 const OURS: RouteProtocol = RouteProtocol::Other(81);
@@ -350,14 +351,4 @@ fn or_nothing<T>(next: Result<Option<T>, rtnetlink::Error>, what: &str) -> io::R
             error => Err(error),
         },
     }
-}
-
-fn failed(what: &str, error: &rtnetlink::Error) -> io::Error {
-    let error = match error {
-        rtnetlink::Error::NetlinkError(message) => message.to_io(),
-        other => io::Error::other(other.to_string()),
-    };
-    let advice =
-        if error.kind() == io::ErrorKind::PermissionDenied { "; give the agent CAP_NET_ADMIN" } else { "" };
-    io::Error::new(error.kind(), format!("cannot {what}: {error}{advice}"))
 }

@@ -21,6 +21,24 @@ pub(crate) fn set_tcp_defer_accept(socket: impl AsFd, seconds: i32) -> io::Resul
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// Sends UDP datagrams over IPv4 without a checksum, or with one (socket(7), `SO_NO_CHECK`).
+pub(crate) fn set_no_checksum(socket: impl AsFd, without: bool) -> io::Result<()> {
+    let value = i32::from(without);
+    let length = libc::socklen_t::try_from(size_of::<i32>()).map_err(io::Error::other)?;
+    // SAFETY: the descriptor is open for as long as it is borrowed; the kernel reads `length` bytes of `value`, which lives
+    // through the call, and keeps no pointer.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_fd().as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_NO_CHECK,
+            (&raw const value).cast(),
+            length,
+        )
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 /// Clients that have completed their handshake with a listening TCP socket and wait to be accepted: what `tcp_info`, asked of
 /// such a socket, says in `tcpi_unacked` (`tcp_get_info` in the kernel's `net/ipv4/tcp.c`).
 pub(crate) fn clients_waiting(socket: impl AsFd) -> io::Result<u32> {

@@ -15,8 +15,9 @@ use rtnetlink::packet_route::route::{RouteMessage, RouteProtocol, RouteScope, Ro
 use rtnetlink::{Handle, MulticastGroup, RouteMessageBuilder, new_multicast_connection};
 
 use super::plan::{OURS, is_ours};
+use crate::netlink::failed;
 use crate::routes::Route;
-use crate::routes::netlink::{destination_of, failed, list};
+use crate::routes::netlink::{destination_of, list};
 
 /// `lo` has this index in every network namespace (`LOOPBACK_IFINDEX` of the kernel).
 const LOOPBACK: u32 = 1;

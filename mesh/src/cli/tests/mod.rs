@@ -183,6 +183,7 @@ impl World {
             virtual_addresses: Arc::new(|service| service.vips.clone()),
             plain: Arc::new(|_, instance| plain_of(instance.id.as_str())),
             host_routes: Arc::new(|| Box::pin(async { Ok(vec![host_route()]) })),
+            examiner: Arc::new(|| Box::pin(async { Vec::new() })),
             resolver: Some(Arc::new(Busy)),
             problems: Arc::new(|| {
                 let message =

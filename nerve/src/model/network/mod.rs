@@ -131,6 +131,9 @@ pub struct Network {
     /// Networks whose containers may reach this one's, and be reached by them. One of the two has to name the other.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub reaches: BTreeSet<NetworkName>,
+    /// Nodes on one link reach each other's containers without a tunnel.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub direct: bool,
     /// What a newer agent wrote and this one does not know.
     #[serde(flatten)]
     pub unknown: BTreeMap<String, serde_json::Value>,
@@ -214,7 +217,7 @@ mod tests {
     #[test]
     fn a_record_reads_as_it_was_written_and_keeps_what_a_newer_agent_wrote() {
         assert_eq!(serde_json::to_string(&read(BOTH).unwrap()).unwrap(), BOTH);
-        let text = r#"{"vni":1,"pools":[{"cidr":"fd42::/48","subnet_length":64}],"mtu":1280,"reaches":["red"],"encrypt":{"by":"wireguard"}}"#;
+        let text = r#"{"vni":1,"pools":[{"cidr":"fd42::/48","subnet_length":64}],"mtu":1280,"reaches":["red"],"direct":true,"encrypt":{"by":"wireguard"}}"#;
         assert_eq!(serde_json::to_string(&read(text).unwrap()).unwrap(), text);
     }
 

@@ -7,7 +7,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::model::NodeName;
+use crate::model::{NodeName, Prefix};
 
 /// The address of a device on a link (IEEE 802: EUI-48).
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -75,6 +75,10 @@ pub struct Subnet {
     /// The node's other addresses: a client that has one is that node itself.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub own: BTreeSet<IpAddr>,
+    /// The range of the link that `address` is on, of a network whose nodes reach each other without a tunnel there: those that
+    /// say the same.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub link: Option<Prefix>,
     /// What a newer agent wrote and this one does not know.
     #[serde(flatten)]
     pub unknown: BTreeMap<String, serde_json::Value>,
@@ -91,6 +95,7 @@ impl Subnet {
             in_use: false,
             returns: false,
             own: BTreeSet::new(),
+            link: None,
             unknown: BTreeMap::new(),
         }
     }
@@ -103,7 +108,7 @@ mod tests {
 
     #[test]
     fn a_record_reads_as_it_was_written_and_keeps_what_a_newer_agent_wrote() {
-        let text = r#"{"node":"a","address":"192.0.2.1","mac":"02:ab:00:00:00:01","port":8472}"#;
+        let text = r#"{"node":"a","address":"192.0.2.1","mac":"02:ab:00:00:00:01","link":"192.0.2.0/24","port":8472}"#;
         let subnet: Subnet = serde_json::from_str(text).unwrap();
         assert_eq!(subnet.mac, Mac([2, 0xab, 0, 0, 0, 1]));
         assert_eq!(serde_json::to_string(&subnet).unwrap(), text);
