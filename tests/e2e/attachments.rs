@@ -152,6 +152,14 @@ fn remains(cluster: &Cluster, node: &Node) -> BTreeSet<String> {
     all
 }
 
+/// The same, once every node has said of itself what there is to say.
+fn settled(cluster: &Cluster, node: &Node) -> BTreeSet<String> {
+    let said = || cluster.etcd().ctl(&["get", "--prefix", "/plexus/v1/subnets"]).ok();
+    let records = |text: &String| text.matches("\"mac\"").count();
+    let _ = eventually!(SOON, said(), |text| text.matches("\"returns\":true").count() == records(text));
+    remains(cluster, node)
+}
+
 /// What is there now and was not, and what was and is not.
 fn differences(before: &BTreeSet<String>, now: &BTreeSet<String>) -> Vec<String> {
     let new = now.difference(before).map(|line| format!("+ {line}"));
@@ -176,7 +184,7 @@ fn five_hundred_containers_come_and_go_at_once_and_leave_nothing() {
     const MANY: usize = 500;
     let cluster = cluster();
     let [a, b] = cluster.nodes();
-    let (before, gateway_before) = (remains(&cluster, a), gateway(a));
+    let (before, gateway_before) = (settled(&cluster, a), gateway(a));
     let names = namespaces(a, MANY);
     let alone: Vec<Duration> = names[..10]
         .iter()
@@ -229,7 +237,7 @@ fn an_agent_that_is_killed_at_any_point_of_attach_and_detach_recovers_to_the_sam
     const KILLS: u32 = 100;
     let cluster = cluster();
     let [a, _] = cluster.nodes();
-    let before = remains(&cluster, a);
+    let before = settled(&cluster, a);
     let names = namespaces(a, 12);
     let (stay, change) = names.split_at(4);
     // These were told to be attached, and are whatever happens.
@@ -311,7 +319,7 @@ fn agents_that_replace_each_other_lose_no_attachment_and_give_no_address_twice()
     needs!("etcd", "etcdctl", "nft");
     let cluster = cluster();
     let [a, _] = cluster.nodes();
-    let before = remains(&cluster, a);
+    let before = settled(&cluster, a);
     let names = namespaces(a, 40);
     let mut attached_so_far: BTreeMap<String, Vec<String>> = BTreeMap::new();
     let mut former = Vec::new();

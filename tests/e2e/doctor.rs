@@ -199,22 +199,30 @@ fn a_filter_of_others_that_drops_is_named_and_what_is_said_lets_packets_pass() {
     let [a, b] = cluster.nodes();
     let (here, there) = (Container::on(a, "one", "default"), Container::on(b, "one", "default"));
     let _ = eventually!(SOON, here.reaches(there.v4()), |reaches| *reaches);
-    for (program, said) in [
-        ("iptables-nft", "table ip filter, chain FORWARD"),
-        ("iptables-legacy", "chain FORWARD of iptables-legacy"),
-    ] {
-        // As Docker does when it starts.
-        let _ = a.exec(program, &["-P", "FORWARD", "DROP"]).ok();
-        assert!(!here.reaches(there.v4()));
-        assert_told(&a.plexus(["doctor"]), &[said]);
-        for side in ["-i", "-o"] {
-            let _ = a.exec(program, &["-I", "FORWARD", side, "plx+", "-j", "ACCEPT"]).ok();
-        }
-        assert!(here.reaches(there.v4()));
-        assert_well(a);
-        let _ = a.exec(program, &["-P", "FORWARD", "ACCEPT"]).ok();
-        let _ = a.exec(program, &["-F", "FORWARD"]).ok();
+    // The older iptables, as Docker does when it starts.
+    let _ = a.exec("iptables-legacy", &["-P", "FORWARD", "DROP"]).ok();
+    assert!(!here.reaches(there.v4()));
+    assert_told(&a.plexus(["doctor"]), &["chain FORWARD of iptables-legacy"]);
+    for side in ["-i", "-o"] {
+        let _ = a.exec("iptables-legacy", &["-I", "FORWARD", side, "plx+", "-j", "ACCEPT"]).ok();
     }
+    assert!(here.reaches(there.v4()));
+    assert_well(a);
+    // A table of somebody else's.
+    let chain = "{ type filter hook forward priority 0; policy drop; }";
+    let _ = a.exec("nft", &["add", "table", "inet", "theirs"]).ok();
+    let _ = a.exec("nft", &["add", "chain", "inet", "theirs", "passing", chain]).ok();
+    assert!(!here.reaches(there.v4()));
+    assert_told(&a.plexus(["doctor"]), &["table inet theirs, chain passing"]);
+    for side in ["iifname", "oifname"] {
+        let _ = a.exec("nft", &["add", "rule", "inet", "theirs", "passing", side, "plx*", "accept"]).ok();
+    }
+    assert!(here.reaches(there.v4()));
+    assert_well(a);
+    // With iptables as it is now, the agent sees to it itself.
+    let _ = a.exec("iptables-nft", &["-P", "FORWARD", "DROP"]).ok();
+    let _ = eventually!(SOON, here.reaches(there.v4()), |reaches| *reaches);
+    assert_well(a);
 }
 
 #[test]
