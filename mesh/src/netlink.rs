@@ -1,8 +1,10 @@
-//! What the kernel answered over netlink, as an error that says what was asked of it.
+//! What rooms that speak netlink have in common: errors that say what was asked of the kernel, and routing rules found again.
 //!
-//! Each room that speaks netlink has a file of its own for that; they fail alike.
+//! Each of these rooms has a file of its own for the rest.
 
 use std::io;
+
+use rtnetlink::packet_route::rule::RuleMessage;
 
 /// Why it could not be done: `what` follows "cannot".
 pub(crate) fn failed(what: &str, error: &rtnetlink::Error) -> io::Error {
@@ -13,4 +15,12 @@ pub(crate) fn failed(what: &str, error: &rtnetlink::Error) -> io::Error {
     let advice =
         if error.kind() == io::ErrorKind::PermissionDenied { "; give the agent CAP_NET_ADMIN" } else { "" };
     io::Error::new(error.kind(), format!("cannot {what}: {error}{advice}"))
+}
+
+/// Does a routing rule that was found do what is wanted? The kernel adds attributes that say nothing.
+pub(crate) fn is_rule(found: &RuleMessage, wanted: &RuleMessage) -> bool {
+    found.header.action == wanted.header.action
+        && found.header.src_len == 0
+        && found.header.dst_len == 0
+        && wanted.attributes.iter().all(|attribute| found.attributes.contains(attribute))
 }

@@ -13,6 +13,7 @@ use super::messages::{OURS, is_our_rule};
 use super::names::bridge;
 use super::netlink::{Netlink, failed, or_gone, or_none};
 use super::returns::{FORMS, Form, table};
+use crate::netlink::is_rule;
 
 /// Where they stand: before those of tables that others route containers by.
 const PRIORITY: u32 = 82;
@@ -25,7 +26,7 @@ impl Netlink {
         for v4 in [true, false] {
             for found in self.rules(v4).await? {
                 let is_it = |(vni, of_v4, form): &&(Vni, bool, Form)| {
-                    *of_v4 == v4 && same(&found, &rule(*vni, v4, *form))
+                    *of_v4 == v4 && is_rule(&found, &rule(*vni, v4, *form))
                 };
                 let wanted = lacking.iter().find(is_it);
                 match wanted.copied() {
@@ -84,12 +85,4 @@ fn rule(vni: Vni, v4: bool, form: Form) -> RuleMessage {
         RuleAttribute::Protocol(OURS),
     ];
     rule
-}
-
-/// Does a rule that was found do what is wanted? The kernel adds attributes that say nothing.
-fn same(found: &RuleMessage, wanted: &RuleMessage) -> bool {
-    found.header.action == wanted.header.action
-        && found.header.src_len == 0
-        && found.header.dst_len == 0
-        && wanted.attributes.iter().all(|attribute| found.attributes.contains(attribute))
 }

@@ -239,13 +239,16 @@ impl Keeper {
         })
     }
 
+    /// Takes over what the catalog says of networks, where a service asks.
     fn note_networks(&mut self) {
-        self.networks = Networks::of(&self.catalog, &self.handle.config.node);
+        if !self.wanted.is_empty() {
+            self.networks = Networks::of(&self.catalog, &self.handle.config.node);
+        }
     }
 
     /// Takes over what the catalog says of these services. Tells whether that changes anything.
     fn note(&mut self, names: HashSet<ServiceName>) -> bool {
-        let mut changed = false;
+        let (mut changed, asked) = (false, !self.wanted.is_empty());
         for name in names {
             let service = self.catalog.service(name.as_str()).filter(|service| asks(service));
             let wanted = service.map(|service| {
@@ -269,6 +272,9 @@ impl Keeper {
                     self.said.remove(&name);
                 }
             }
+        }
+        if !asked {
+            self.note_networks();
         }
         changed
     }
@@ -354,7 +360,7 @@ impl Keeper {
         remove_all(netlink).await.map_err(|error| error.to_string())?;
         if matches!(self.kernel, Kernel::Set(..)) {
             tracing::info!(
-                "answers are no longer steered to clients' addresses: no service with an endpoint here asks for it"
+                "answers are no longer steered to clients' addresses: no service asks for it that has an endpoint which answers by here"
             );
         }
         self.kernel = Kernel::Nothing;

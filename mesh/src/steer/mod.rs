@@ -1,8 +1,8 @@
 //! Steering what endpoints answer to clients back to the balancer's sockets, for services with `client_address=transparent`.
 //!
 //! Such a socket has the client's address, so the endpoint's answers are addressed to the client and would leave this node, or
-//! never arrive. While a service asks for it and has an endpoint here, one task keeps in the kernel what turns them round: a
-//! table of packet filter rules that mark them (`ruleset`), and for the mark a routing rule and a route that make every address
+//! never arrive. While a service asks for it and has an endpoint here, or one on an overlay network whose node leads answers back,
+//! one task keeps in the kernel what turns them round: a table of packet filter rules that mark them (`ruleset`), and for the mark a routing rule and a route that make every address
 //! this host's own (`netlink`). It also judges for each endpoint whether its answers come by here at all (`plan`), and tells the
 //! data plane ([`Steering`]), which asks no further.
 //!

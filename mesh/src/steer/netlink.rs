@@ -22,7 +22,7 @@ use rtnetlink::{Handle, IpVersion, MulticastGroup, RouteMessageBuilder, new_mult
 
 use super::plan::{Kind, Link, Links, Route};
 use super::ruleset::Marks;
-use crate::netlink::failed;
+use crate::netlink::{failed, is_rule};
 
 /// Marks our rules and routes (`ip rule`, `ip route show table all proto 81`); nothing in iproute2's `rt_protos` has it.
 const OURS: RouteProtocol = RouteProtocol::Other(81);
@@ -125,7 +125,7 @@ impl Netlink {
         let wanted = rule(family, marks, table);
         let mut is_there = false;
         for found in self.rules(family).await? {
-            if !is_there && same(&found, &wanted) {
+            if !is_there && is_rule(&found, &wanted) {
                 is_there = true;
             } else {
                 self.remove_rule(found).await?;
@@ -332,14 +332,6 @@ fn rule(family: Family, marks: Marks, table: u32) -> RuleMessage {
         RuleAttribute::Protocol(OURS),
     ];
     rule
-}
-
-/// Does a rule that was found do what is wanted? The kernel adds attributes that say nothing.
-fn same(found: &RuleMessage, wanted: &RuleMessage) -> bool {
-    found.header.action == wanted.header.action
-        && found.header.src_len == 0
-        && found.header.dst_len == 0
-        && wanted.attributes.iter().all(|attribute| found.attributes.contains(attribute))
 }
 
 /// The next of a list. There is none of a family that this host does not speak, or in a table that nobody has used.
