@@ -182,6 +182,8 @@ fn a_stream_goes_on_while_agents_are_killed_and_the_store_is_gone() {
         forget_networks(node);
         node.start_agent();
         node.wait_ready(SOON);
+        // Ready says that it serves; its part of a network that it forgot it has only once the store told it.
+        wait_peers(node, "default", 1);
         ask();
     }
     // They have the same subnets, and what was attached is.
