@@ -77,6 +77,8 @@ pub(super) struct Replica {
     pub(super) entries: BTreeMap<Path, (Vec<u8>, Revision)>,
     pub(super) causes: Vec<SnapshotCause>,
     pub(super) resumed: usize,
+    /// How often it was told to have stood still.
+    pub(super) stalled: usize,
     pub(super) disconnected: usize,
     down: bool,
 }
@@ -84,7 +86,15 @@ pub(super) struct Replica {
 impl Replica {
     pub(super) fn of(store: &dyn Store, directory: &Path) -> Self {
         let watch = store.watch(directory);
-        Self { watch, entries: BTreeMap::new(), causes: Vec::new(), resumed: 0, disconnected: 0, down: false }
+        Self {
+            watch,
+            entries: BTreeMap::new(),
+            causes: Vec::new(),
+            resumed: 0,
+            stalled: 0,
+            disconnected: 0,
+            down: false,
+        }
     }
 
     /// Takes one event; panics where a watch breaks its promises.
@@ -119,6 +129,10 @@ impl Replica {
             WatchEvent::Resumed => {
                 assert!(std::mem::take(&mut self.down) && !self.causes.is_empty(), "resumed from nothing");
                 self.resumed += 1;
+            }
+            WatchEvent::Stalled(silence) => {
+                assert!(!self.down && !silence.is_zero(), "out of reach is more than silent");
+                self.stalled += 1;
             }
         }
     }

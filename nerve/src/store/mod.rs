@@ -127,6 +127,9 @@ pub enum WatchEvent {
     Disconnected(Error),
     /// Back within reach without having missed anything.
     Resumed,
+    /// For so long nothing was heard of it; now it goes on, or `Disconnected` follows. Sessions may have ended because it did not hear
+    /// those either who renew them.
+    Stalled(std::time::Duration),
 }
 
 /// A stream of [`WatchEvent`]s that reconnects by itself and ends with its store only.

@@ -29,8 +29,9 @@ use crate::balance::{Endpoint, Lease, Permit};
 
 /// How long the header of a trusted proxy may take.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
-/// Quiet for so long, and not waiting for an answer: nobody notices that it is closed but a pool that is better off so.
-const QUIET: Duration = Duration::from_secs(1);
+/// Quiet for so long, and not waiting for an answer: nobody notices that it is closed but a pool that is better off so. An endpoint
+/// that hangs may do so in the middle of an answer, and go on: it has that long to.
+const QUIET: Duration = Duration::from_secs(5);
 
 /// A client, the endpoint that was found for it, and what moves between them.
 #[derive(Debug)]

@@ -25,6 +25,8 @@ use crate::store::{Change, Error, ErrorKind, Path, Revision, SnapshotCause, Watc
 const TICK: Duration = Duration::from_millis(500);
 /// After so much silence the member is asked for its progress.
 const ASK_AFTER: Duration = Duration::from_secs(1);
+/// A member that answers is never silent for so long.
+pub(super) const STALL: Duration = Duration::from_secs(2);
 /// After so much silence the member is left.
 const LEAVE_AFTER: Duration = Duration::from_millis(2500);
 /// How long a member may take to answer the read and to set up the watch.
@@ -193,6 +195,9 @@ impl Feed {
                 _ = tick.tick() => {
                     let silence = heard.elapsed();
                     if silence >= LEAVE_AFTER {
+                        if self.yields(WatchEvent::Stalled(silence)).await.is_err() {
+                            return Ok(());
+                        }
                         return Err(Failure::timeout(silence));
                     }
                     if silence >= ASK_AFTER {
@@ -201,6 +206,10 @@ impl Feed {
                     continue;
                 }
             };
+            let silence = heard.elapsed();
+            if silence >= STALL && self.yields(WatchEvent::Stalled(silence)).await.is_err() {
+                return Ok(());
+            }
             if !self.take(&response, &now).await? {
                 return Ok(());
             }

@@ -1,7 +1,7 @@
 //! What each event of the store's watch does to the catalog.
 //!
-//! Emptiness is suspicious: what the store does not list any more *because it was out of reach, or lost its data*, keeps
-//! its traffic for the reconnect grace, marked unconfirmed. A lease that ended while the store was away cannot be told
+//! Emptiness is suspicious: what the store does not list any more *because it was out of reach or stood still, or lost its
+//! data*, keeps its traffic for the reconnect grace, marked unconfirmed. A lease that ended while the store was away cannot be told
 //! from one that ended because its node died, nor from a deregistration, and the nodes need a moment to come back; a
 //! connection to an instance that really is gone fails at once and is made elsewhere. What gets no traffic anyway
 //! (draining, failing) is deleted at once: an agent that leaves in such a moment is obeyed if it drains first.
@@ -135,6 +135,7 @@ impl Follower {
                 }
                 self.live();
             }
+            WatchEvent::Stalled(silence) => self.stalled(silence),
         }
         timer.observe_duration();
         self.drop_doomed();
@@ -179,6 +180,18 @@ impl Follower {
                 };
                 self.set_freshness(Freshness::Stale { since: *since, reason });
             }
+        }
+    }
+
+    /// It did not hear those either who renew their sessions.
+    fn stalled(&mut self, silence: Duration) {
+        if silence >= HARMLESS_BREAK {
+            tracing::info!(
+                store = self.store,
+                silent_seconds = silence.as_secs_f32(),
+                "the store stood still for a moment"
+            );
+            self.grace.doubt(Instant::now());
         }
     }
 

@@ -275,6 +275,18 @@ async fn a_delete_after_a_short_break_means_what_it_says() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_a_store_that_stood_still_deletes_is_doubted() {
+    for (silence, left) in [(1900, [].as_slice()), (2900, &["1?"])] {
+        let mut world = world();
+        world.after([snapshot(&[instance("1")], SnapshotCause::First)]).await;
+        world.after([WatchEvent::Stalled(Duration::from_millis(silence)), deleted("instances/web/1")]).await;
+        assert_eq!(world.endpoints(), left, "silent for {silence} ms");
+        world.seconds_later(15).await;
+        assert_eq!(world.endpoints(), [""; 0]);
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn settings_that_someone_deleted_are_gone_at_once() {
     let mut world = world();
     world.after([snapshot(&[settings(), instance("1")], SnapshotCause::First)]).await;
@@ -452,7 +464,7 @@ async fn the_catalog_follows_a_real_store_and_keeps_what_it_knows_when_that_ends
 
 /// What a store may do, for the property below: 0 to 2 act on it, the others are what its watch tells of itself.
 fn acts() -> impl Strategy<Value = Vec<(u8, u8, u16)>> {
-    proptest::collection::vec((0..8u8, 0..8u8, 1..4u16), 0..60)
+    proptest::collection::vec((0..9u8, 0..8u8, 1..4u16), 0..60)
 }
 
 fn written(what: u8, port: u16) -> Entry {
@@ -503,6 +515,7 @@ proptest! {
                     }
                     5 => world.follower.handle(WatchEvent::Disconnected(error())).await,
                     6 => world.follower.handle(WatchEvent::Resumed).await,
+                    8 => world.follower.handle(WatchEvent::Stalled(Duration::from_secs(what.into()))).await,
                     7 => {
                         unseen.clear();
                         world.follower.handle(snapshot_at(revision, &entries, SnapshotCause::Resync)).await;

@@ -10,6 +10,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 pub(crate) use self::server::Cluster;
 use self::server::{Gate, store};
+use super::watch::STALL;
 use super::*;
 use crate::store::contract::{self, Replica, path};
 use crate::store::{SnapshotCause, StoreUrl, WatchEvent, open};
@@ -332,6 +333,23 @@ async fn each_member_killed_in_turn_fails_no_call_for_three_seconds_and_loses_no
 async fn each_member_frozen_in_turn_fails_no_call_for_three_seconds_and_loses_no_session() {
     let freeze = |cluster: &mut Cluster, i| cluster.signal(i, "-STOP");
     survives_each_member("frozen", freeze, |cluster, i| cluster.signal(i, "-CONT")).await;
+}
+
+#[tokio::test]
+async fn a_store_that_stands_still_for_as_long_as_a_short_session_is_told_of() {
+    let Some(mut cluster) = Cluster::start(1) else { return };
+    cluster.ready().await;
+    let store = store(cluster.url());
+    let mut replica = Replica::of(&*store, &Path::root());
+    store.put(&path("a"), vec![], None).await.unwrap();
+    replica.until_paths(&["a"]).await;
+    cluster.signal(0, "-STOP");
+    sleep(STALL + Duration::from_millis(100)).await;
+    cluster.signal(0, "-CONT");
+    store.put(&path("b"), vec![], None).await.unwrap();
+    replica.until_paths(&["a", "b"]).await;
+    // On a busy machine it may have been left for it besides.
+    assert!(replica.stalled == 1 && replica.disconnected <= 1);
 }
 
 #[tokio::test]
