@@ -471,7 +471,7 @@ impl Wanted {
 /// Something has changed among the packet filter rules, if that is told.
 async fn told(rules: &mut Option<nft::Events>) {
     match rules {
-        Some(rules) => rules.next().await,
+        Some(rules) => drop(rules.next().await),
         None => std::future::pending().await,
     }
 }
