@@ -3,8 +3,14 @@
 //! Each of these rooms has a file of its own for the rest.
 
 use std::io;
+use std::os::fd::AsFd;
 
 use rtnetlink::packet_route::rule::RuleMessage;
+use rustix::io::Errno;
+use rustix::net::sockopt;
+
+/// More than the messages that some thousands of changed routes and neighbours come with.
+const EVENTS: usize = 8 << 20;
 
 /// Why it could not be done: `what` follows "cannot".
 pub(crate) fn failed(what: &str, error: &rtnetlink::Error) -> io::Error {
@@ -23,4 +29,18 @@ pub(crate) fn is_rule(found: &RuleMessage, wanted: &RuleMessage) -> bool {
         && found.header.src_len == 0
         && found.header.dst_len == 0
         && wanted.attributes.iter().all(|attribute| found.attributes.contains(attribute))
+}
+
+/// Has the kernel keep more events of what nobody has read yet: past what a host's settings allow, where the agent may do that.
+pub(crate) fn enlarge(socket: impl AsFd) {
+    let enlarged = sockopt::set_socket_recv_buffer_size_force(&socket, EVENTS)
+        .or_else(|_| sockopt::set_socket_recv_buffer_size(&socket, EVENTS));
+    if let Err(error) = enlarged {
+        tracing::debug!(%error, "the kernel keeps few events of what nobody has read yet");
+    }
+}
+
+/// Does an error of a socket for events say that there were more than it holds?
+pub(crate) fn is_overrun(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(Errno::NOBUFS.raw_os_error())
 }

@@ -258,6 +258,7 @@ pub(crate) const HOMES: &[Home] = &[
         &[
             "mesh/src/agent/handover",
             "mesh/src/inherited.rs",
+            "mesh/src/netlink.rs",
             "mesh/src/overlay/probe",
             "mesh/src/proxy",
             "mesh/src/sys",

@@ -69,9 +69,6 @@ impl Server {
 
     /// Serves until the drain. `replaces`: whoever listens at first is an agent that this one has replaced.
     pub(super) async fn run(mut self, mut replaces: bool) {
-        if let Err(error) = self.driver.links.take_in().await {
-            tracing::warn!(%error, "what Docker has on this node may be known in part only");
-        }
         loop {
             match self.listen(std::mem::take(&mut replaces)) {
                 Ok((listener, file)) => {

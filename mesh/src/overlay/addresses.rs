@@ -10,12 +10,12 @@ use super::messages::own_address;
 use super::netlink::{Netlink, failed};
 
 impl Netlink {
-    /// The addresses that this host has by its links to others.
-    pub(super) async fn own_addresses(&self) -> io::Result<BTreeSet<IpAddr>> {
+    /// The addresses that this host has by its links to others, but for these.
+    pub(super) async fn own_addresses(&self, but: &BTreeSet<u32>) -> io::Result<BTreeSet<IpAddr>> {
         let mut own = BTreeSet::new();
         let mut listed = self.handle.address().get().execute();
         while let Some(message) = listed.try_next().await.map_err(|e| failed("list the addresses", &e))? {
-            if !self.watched.contains(&message.header.index) {
+            if !but.contains(&message.header.index) {
                 own.extend(own_address(&message));
             }
         }

@@ -117,15 +117,6 @@ impl DockerLinks {
         links
     }
 
-    /// Waits until an agent that this one replaces has done its last.
-    ///
-    /// # Errors
-    /// It is not done.
-    pub async fn take_in(&self) -> Result<(), DockerError> {
-        let _ours = self.0.ours().await?;
-        Ok(())
-    }
-
     /// The network that has exactly this range.
     #[must_use]
     pub fn network_of_range(&self, range: Prefix) -> Option<NetworkName> {

@@ -11,9 +11,12 @@
 use std::fmt::Write as _;
 use std::io;
 
-use crate::nft;
+use crate::nft::{self, Table};
 
 const TABLE: &str = "filter";
+/// Where it is looked, of each family.
+pub(super) const TABLES: [Table; 2] =
+    [Table { family: "ip", name: TABLE }, Table { family: "ip6", name: TABLE }];
 const CHAIN: &str = "FORWARD";
 /// Docker's rules against packets into its bridges.
 const DOCKERS_BRIDGES: &str = "DOCKER-ISOLATION-STAGE-2";
@@ -23,7 +26,7 @@ const MARK: &str = "comment \"plexus\"";
 /// Makes our rules in others' chains what they are to be. Tells whether some were changed.
 pub(super) async fn pass(has_networks: bool) -> io::Result<bool> {
     let mut changed = false;
-    for family in ["ip", "ip6"] {
+    for Table { family, .. } in TABLES {
         let chain = nft::list_chain(family, TABLE, CHAIN).await.map_err(io::Error::other)?;
         let Some(chain) = chain else { continue };
         let bridges = nft::list_chain(family, TABLE, DOCKERS_BRIDGES).await.map_err(io::Error::other)?;

@@ -17,6 +17,10 @@ pub struct Metrics {
     pub(super) entries: IntCounterVec,
     /// Times that something of ours was missing or wrong in the kernel.
     pub(super) repairs: IntCounter,
+    /// Comparisons with the kernel, by the part and the reason: the words of `due::Part` and `due::Reason`.
+    pub(super) comparisons: IntCounterVec,
+    /// Times that the kernel told more than could be read, by what of: `routing`, `filter`.
+    pub(super) overruns: IntCounterVec,
     /// Probes of other nodes, by what was done: `answered`, `refused`, `failed`.
     pub(super) probes: IntCounterVec,
 }
@@ -58,6 +62,21 @@ impl Metrics {
                 "plexus_overlay_repairs_total",
                 "Times that something of an overlay network was missing or wrong in the kernel and was put right.",
             )?,
+            comparisons: IntCounterVec::new(
+                Opts::new(
+                    "plexus_overlay_comparisons_total",
+                    "Times that a part of overlay networks was compared with the kernel, by part and reason.",
+                ),
+                &["part", "reason"],
+            )?,
+            overruns: IntCounterVec::new(
+                Opts::new(
+                    "plexus_overlay_overruns_total",
+                    "Times that the kernel told of more changes than its socket holds, after which everything is compared, by what they \
+                     were of.",
+                ),
+                &["of"],
+            )?,
             probes: IntCounterVec::new(
                 Opts::new("plexus_overlay_probes_total", "Probes that came to this node, by outcome."),
                 &["outcome"],
@@ -73,6 +92,8 @@ impl Metrics {
         registry.register(Box::new(self.peers.clone()))?;
         registry.register(Box::new(self.entries.clone()))?;
         registry.register(Box::new(self.repairs.clone()))?;
+        registry.register(Box::new(self.comparisons.clone()))?;
+        registry.register(Box::new(self.overruns.clone()))?;
         registry.register(Box::new(self.probes.clone()))
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! Four parts. `claims` holds one subnet of every network for this node, in the store, by compare-and-swap, under a lease of its own that
 //! outlives restarts of the agent. `keeper` makes the kernel's links, routes, neighbours and forwarding entries what `plan` says, and the
-//! packet filter's table what `firewall` says, and puts back what somebody takes away. `attach` connects containers, whose addresses
+//! packet filter's table what `firewall` says, and puts back what somebody takes away: `due` says what is to be compared, by what `events`
+//! tells of the kernel and what is `here`. `attach` connects containers, whose addresses
 //! `ledger` gives and remembers, `docker` those that Docker connects; `recover` puts in order what vanishes, and what a killed agent leaves; `inspect` compares with
 //! the kernel, `removal` takes links away together. `probe` asks peers what passes between them and this node, and answers theirs.
 //!
@@ -14,8 +15,11 @@ mod attach;
 mod claims;
 mod cleanup;
 mod docker;
+mod due;
+mod events;
 mod firewall;
 mod foreign;
+mod here;
 mod inspect;
 mod keeper;
 mod ledger;

@@ -7,11 +7,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::pin::Pin;
 
-use futures_util::{Stream, StreamExt, TryStreamExt};
+use futures_util::{StreamExt, TryStreamExt};
 use nerve::model::{Mac, Prefix, Vni};
-use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
+use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::link::{
     InfoData, InfoKind, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
 };
@@ -19,42 +18,20 @@ use rtnetlink::packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
 };
 use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage};
-use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
-use rtnetlink::sys::AsyncSocket as _;
-use rtnetlink::{
-    Handle, LinkBridge, LinkUnspec, LinkVxlan, MulticastGroup, RouteMessageBuilder, new_multicast_connection,
-};
+use rtnetlink::{Handle, LinkBridge, LinkUnspec, LinkVxlan, RouteMessageBuilder};
 
-use super::messages::{OURS, is_our_rule, local_address, own_address};
-use super::plan::{Entry, Links};
+use super::messages::{OURS, local_address};
+use super::plan::{Entry, Links, Place};
 pub(super) use crate::netlink::failed;
 
-/// What may take something of ours away.
-const GROUPS: [MulticastGroup; 8] = [
-    MulticastGroup::Link,
-    MulticastGroup::Neigh,
-    MulticastGroup::Ipv4Ifaddr,
-    MulticastGroup::Ipv6Ifaddr,
-    MulticastGroup::Ipv4Route,
-    MulticastGroup::Ipv6Route,
-    MulticastGroup::Ipv4Rule,
-    MulticastGroup::Ipv6Rule,
-];
 /// The routing table that every host has (`RT_TABLE_MAIN` of the kernel).
 const MAIN: u32 = 254;
-/// Of every bridge: what it looks for containers from. The kernel would give it one a second or two after the first container.
-const LINK_LOCAL: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
 /// Requests that are under way at once; the kernel answers one after the other.
 pub(super) const AT_ONCE: usize = 64;
-
-type Events = Pin<Box<dyn Stream<Item = NetlinkMessage<RouteNetlinkMessage>> + Send + Sync>>;
 
 /// An open connection to the kernel.
 pub(super) struct Netlink {
     pub(super) handle: Handle,
-    events: Events,
-    /// Links of ours, and that of the underlay where packets pass it without a tunnel.
-    pub(super) watched: BTreeSet<u32>,
 }
 
 /// A link as the kernel has it.
@@ -75,6 +52,21 @@ pub(super) enum LinkKind {
     Other,
 }
 
+impl LinkKind {
+    /// The tunnel of a network.
+    pub(super) fn of_vxlan(wanted: &Links) -> Self {
+        let Links { vni, port, local, .. } = wanted;
+        Self::Vxlan { vni: vni.get(), port: *port, local: Some(*local), learns: false }
+    }
+}
+
+impl Link {
+    /// Has it the state, the MTU and the MAC that a network's links have?
+    pub(super) fn is_set_as(&self, wanted: &Links) -> bool {
+        self.is_up && self.mtu == wanted.mtu && self.mac == Some(wanted.mac)
+    }
+}
+
 /// The indexes of a network's links.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Indexes {
@@ -85,69 +77,9 @@ pub(super) struct Indexes {
 impl Netlink {
     /// Opens one; the future must be polled for as long as it is used, and ends when the kernel ends it.
     pub(super) fn open() -> io::Result<(impl Future<Output = ()> + Send, Self)> {
-        // Each has a socket of its own: events that nobody has read yet never stand in the way of an answer.
-        let (telling, unused, events) = new_multicast_connection(&GROUPS)?;
-        let (mut answering, handle, _) = rtnetlink::new_connection()?;
-        // So that a request for what is on one link is answered with that alone.
-        answering.socket_mut().socket_mut().set_netlink_get_strict_chk(true)?;
-        let events: Events = Box::pin(events.map(|(message, _)| message));
-        let connection = async move {
-            // Events are told for as long as somebody could ask.
-            let _asking = unused;
-            tokio::select! {
-                () = telling => {}
-                () = answering => {}
-            }
-        };
-        Ok((connection, Self { handle, events, watched: BTreeSet::new() }))
-    }
-
-    /// The same for requests alone: whatever changes meanwhile is not told.
-    pub(super) fn open_deaf() -> io::Result<(impl Future<Output = ()> + Send, Self)> {
-        let (connection, handle, _) = rtnetlink::new_connection()?;
-        let events: Events = Box::pin(futures_util::stream::pending());
-        Ok((connection, Self { handle, events, watched: BTreeSet::new() }))
-    }
-
-    /// On these links, what neighbours and addresses are taken away, and whether they are up, matters from now on.
-    pub(super) fn watch(&mut self, links: BTreeSet<u32>) {
-        self.watched = links;
-    }
-
-    /// Waits until something was removed or changed that may be ours; `false` when the connection ended. Cancel-safe.
-    pub(super) async fn changed(&mut self) -> bool {
-        loop {
-            let Some(message) = self.events.next().await else { return false };
-            let message = match message.payload {
-                NetlinkPayload::InnerMessage(message) => message,
-                // There were more than the socket holds: anything may have been among them.
-                NetlinkPayload::Overrun(_) => return true,
-                _ => continue,
-            };
-            match message {
-                RouteNetlinkMessage::NewLink(link) | RouteNetlinkMessage::DelLink(link)
-                    if name_of(&link).is_some_and(is_ours) || self.watched.contains(&link.header.index) =>
-                {
-                    return true;
-                }
-                RouteNetlinkMessage::DelNeighbour(neighbour)
-                    if self.watched.contains(&neighbour.header.ifindex) =>
-                {
-                    return true;
-                }
-                RouteNetlinkMessage::DelAddress(address) if self.watched.contains(&address.header.index) => {
-                    return true;
-                }
-                RouteNetlinkMessage::NewAddress(address) | RouteNetlinkMessage::DelAddress(address)
-                    if !self.watched.contains(&address.header.index) && own_address(&address).is_some() =>
-                {
-                    return true;
-                }
-                RouteNetlinkMessage::DelRoute(route) if route.header.protocol == OURS => return true,
-                RouteNetlinkMessage::DelRule(rule) if is_our_rule(&rule) => return true,
-                _ => {}
-            }
-        }
+        // Strict, so that a request for what is on one link is answered with that alone.
+        let (connection, handle, _) = rtnetlink::new_connection_with_strict_check()?;
+        Ok((connection, Self { handle }))
     }
 
     /// Our links, by name: those of networks that are no more as well.
@@ -180,17 +112,8 @@ impl Netlink {
                 self.add_link(&bridge, message).await?
             }
         };
-        let mut addresses: BTreeSet<(IpAddr, u8)> = wanted.gateways().collect();
-        if wanted.subnets.iter().any(|subnet| !subnet.is_ipv4()) {
-            addresses.insert((IpAddr::V6(LINK_LOCAL), 64));
-        }
-        self.ensure_addresses(bridge_index, &bridge, addresses).await?;
-        let kind = LinkKind::Vxlan {
-            vni: wanted.vni.get(),
-            port: wanted.port,
-            local: Some(wanted.local),
-            learns: false,
-        };
+        self.ensure_addresses(bridge_index, &bridge, wanted.bridge_addresses()).await?;
+        let kind = LinkKind::of_vxlan(wanted);
         let vxlan_index = match there.get(&vxlan) {
             Some(link) if link.kind == kind => {
                 self.adjust(&vxlan, link, wanted).await?;
@@ -203,10 +126,7 @@ impl Netlink {
             Some(_) => return Err(taken(&vxlan)),
             None => self.add_link(&vxlan, vxlan_message(&vxlan, wanted)).await?,
         };
-        // A link without an address cannot let in what comes from elsewhere, where all links check sources.
-        let own =
-            wanted.gateways().filter(|(gateway, _)| gateway.is_ipv4()).map(|(gateway, _)| (gateway, 32));
-        self.ensure_addresses(vxlan_index, &vxlan, own.collect()).await?;
+        self.ensure_addresses(vxlan_index, &vxlan, wanted.vxlan_addresses()).await?;
         Ok(Indexes { bridge: bridge_index, vxlan: vxlan_index })
     }
 
@@ -223,12 +143,11 @@ impl Netlink {
     }
 
     async fn adjust(&self, name: &str, link: &Link, wanted: &Links) -> io::Result<()> {
-        let is_right_mac = link.mac == Some(wanted.mac);
-        if link.is_up && link.mtu == wanted.mtu && is_right_mac {
+        if link.is_set_as(wanted) {
             return Ok(());
         }
         let mut message = LinkUnspec::new_with_index(link.index).mtu(wanted.mtu).up();
-        if !is_right_mac {
+        if link.mac != Some(wanted.mac) {
             message = message.address(wanted.mac.0.to_vec());
         }
         let set = self.handle.link().set(message.build()).execute().await;
@@ -369,7 +288,7 @@ impl Netlink {
 
 /// Does something on a connection of its own.
 pub(super) async fn with_netlink<T>(work: impl AsyncFnOnce(&Netlink) -> io::Result<T>) -> io::Result<T> {
-    let (connection, netlink) = Netlink::open_deaf()?;
+    let (connection, netlink) = Netlink::open()?;
     tokio::select! {
         done = work(&netlink) => done,
         () = connection => Err(io::Error::other("the kernel ended the netlink connection")),
@@ -459,6 +378,20 @@ fn kind(infos: &[LinkInfo]) -> LinkKind {
 }
 
 fn neighbour(message: &NeighbourMessage) -> Option<Entry> {
+    let (gateway, mac) = neighbour_parts(message);
+    Some(Entry::Neighbour { gateway: gateway?, mac: mac? })
+}
+
+/// The place of a neighbour or of a forwarding entry. A neighbour that goes has no MAC any more.
+pub(super) fn neighbour_place(message: &NeighbourMessage) -> Option<Place> {
+    let (gateway, mac) = neighbour_parts(message);
+    match message.header.family {
+        AddressFamily::Bridge => mac.map(Place::Forward),
+        _ => gateway.map(Place::Neighbour),
+    }
+}
+
+fn neighbour_parts(message: &NeighbourMessage) -> (Option<IpAddr>, Option<Mac>) {
     let (mut gateway, mut mac) = (None, None);
     for attribute in &message.attributes {
         match attribute {
@@ -467,7 +400,7 @@ fn neighbour(message: &NeighbourMessage) -> Option<Entry> {
             _ => {}
         }
     }
-    Some(Entry::Neighbour { gateway: gateway?, mac: mac? })
+    (gateway, mac)
 }
 
 fn forward(message: &NeighbourMessage) -> Option<Entry> {
@@ -537,7 +470,7 @@ pub(super) fn name_of(message: &LinkMessage) -> Option<&str> {
 }
 
 /// Bridges and VXLAN devices of networks: a prefix of ours and a VNI.
-fn is_ours(name: &str) -> bool {
+pub(super) fn is_ours(name: &str) -> bool {
     ["plxb", "plxv"]
         .iter()
         .any(|prefix| name.strip_prefix(prefix).is_some_and(|vni| vni.parse::<Vni>().is_ok()))

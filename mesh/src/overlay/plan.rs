@@ -6,7 +6,7 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 
 use nerve::model::{Mac, Network, Prefix, Slot, Subnet, Vni};
 
@@ -17,6 +17,8 @@ use super::returns;
 const ENCAPSULATION: u32 = 14 + 8 + 8;
 pub(super) const IPV4_HEADER: u32 = 20;
 pub(super) const IPV6_HEADER: u32 = 40;
+/// Of every bridge: what it looks for containers from. The kernel would give it one a second or two after the first container.
+const LINK_LOCAL: (IpAddr, u8) = (IpAddr::V6(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1)), 64);
 
 /// The links of a network on this node.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -82,7 +84,19 @@ impl Links {
         vxlan(self.vni)
     }
 
-    /// The addresses of the bridge, each with the length of its subnet.
+    /// The addresses of the bridge.
+    pub(super) fn bridge_addresses(&self) -> BTreeSet<(IpAddr, u8)> {
+        let has_v6 = self.subnets.iter().any(|subnet| !subnet.is_ipv4());
+        self.gateways().chain(has_v6.then_some(LINK_LOCAL)).collect()
+    }
+
+    /// Those of the VXLAN device: a link without an address cannot let in what comes from elsewhere, where all links check sources.
+    pub(super) fn vxlan_addresses(&self) -> BTreeSet<(IpAddr, u8)> {
+        let gateways = self.gateways().filter(|(gateway, _)| gateway.is_ipv4());
+        gateways.map(|(gateway, _)| (gateway, 32)).collect()
+    }
+
+    /// The gateways of containers here, each with the length of its subnet.
     pub(super) fn gateways(&self) -> impl Iterator<Item = (IpAddr, u8)> + '_ {
         self.subnets.iter().filter_map(|subnet| Some((gateway(*subnet)?, subnet.length())))
     }
@@ -140,7 +154,7 @@ pub(super) fn difference(wanted: &BTreeSet<Entry>, there: &BTreeSet<Entry>) -> (
 
 /// Where an entry stands: of two with the same place, the kernel has one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Place {
+pub(super) enum Place {
     Forward(Mac),
     Neighbour(IpAddr),
     Route(Prefix),
@@ -148,7 +162,7 @@ enum Place {
 }
 
 impl Entry {
-    fn place(&self) -> Place {
+    pub(super) fn place(&self) -> Place {
         match self {
             Self::Forward { mac, .. } => Place::Forward(*mac),
             Self::Neighbour { gateway, .. } => Place::Neighbour(*gateway),

@@ -437,7 +437,9 @@ impl Keeper {
 
     /// Nothing is steered, and that is said once.
     fn off(&mut self, why: &str) {
-        self.tell(&Verdicts::new(), true);
+        // Those of other nodes too that could be shown clients' addresses otherwise.
+        let verdicts = self.addresses().map(|address| (address, Err(Plain::Off))).collect();
+        self.tell(&verdicts, true);
         self.note_lacks(Some(why.to_owned()));
     }
 
@@ -471,7 +473,7 @@ impl Wanted {
 /// Something has changed among the packet filter rules, if that is told.
 async fn told(rules: &mut Option<nft::Events>) {
     match rules {
-        Some(rules) => rules.next().await,
+        Some(rules) => drop(rules.next().await),
         None => std::future::pending().await,
     }
 }

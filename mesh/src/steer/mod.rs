@@ -173,6 +173,8 @@ mod tests {
         let endpoints = [
             ("172.17.0.2", Ok(Way { neighbours: vec!["172.17.0.0/16".parse().unwrap()], but: Vec::new() })),
             ("172.18.0.2", Err(Plain::SourceCheck)),
+            // As where nothing is steered.
+            ("10.42.7.2", Err(Plain::Off)),
         ];
         let endpoints = endpoints.map(|(address, way)| (address.parse().unwrap(), way)).into();
         let handle = Handle {
@@ -195,6 +197,7 @@ mod tests {
         for (off, node, address, socket, expected) in [
             (false, "b", "172.19.0.2", None, Some(Plain::Elsewhere)),
             (true, "b", "172.19.0.2", None, Some(Plain::Elsewhere)),
+            (true, "b", "10.42.7.2", None, Some(Plain::Off)),
             // On a network, and led back.
             (false, "b", "172.17.0.2", None, None),
             (false, "a", "172.17.0.2", Some("/run/web.sock"), Some(Plain::UnixSocket)),
