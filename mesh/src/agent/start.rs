@@ -130,7 +130,8 @@ impl Rooms {
         let names = bound.names.map(NameServer::start).transpose();
         let name_server = names.context("start the name server's thread")?;
         let vip = start_vip(bound.vip, &catalog, &store, registry, &owners.vip).await?;
-        let steer = start_steering(&config, &catalog, &bound.plane, registry, &owners.vip)?;
+        let (usual_way, tell_usual_way) = usual_way();
+        let steer = start_steering(&config, &catalog, &bound.plane, usual_way, registry, &owners.vip)?;
         let ingress = start_ingress(
             &config,
             &catalog,
@@ -141,7 +142,7 @@ impl Rooms {
             &owners.ingress,
         )?;
 
-        let overlay = start_overlay(&config, &catalog, &store, registry, &owners.vip)?;
+        let overlay = start_overlay(&config, &catalog, &store, tell_usual_way, registry, &owners.vip)?;
 
         // What this node says of itself.
         let services = ConfigSource::new(config.services.clone());
@@ -365,24 +366,32 @@ fn start_steering(
     config: &Config,
     catalog: &Catalog,
     plane: &DataPlane,
+    usual_way: steer::UsualWay,
     registry: &Registry,
     tasks: &Tasks,
 ) -> anyhow::Result<steer::Handle> {
     let metrics = steer::Metrics::new()?;
     metrics.register(registry)?;
-    Ok(steer::start(config.steer(), catalog.clone(), plane.steering(), metrics, tasks))
+    Ok(steer::start(config.steer(), catalog.clone(), plane.steering(), usual_way, metrics, tasks))
+}
+
+/// Who steers answers says what way packets by tunnels have to take, and overlay networks which they take.
+fn usual_way() -> (steer::UsualWay, overlay::UsualWay) {
+    let ((ask, asked), (give, given)) = (watch::channel(true), watch::channel(false));
+    (steer::UsualWay { asks: Arc::new(ask), given }, overlay::UsualWay { asked, given: give })
 }
 
 fn start_overlay(
     config: &Config,
     catalog: &Catalog,
     store: &Arc<dyn Store>,
+    usual_way: overlay::UsualWay,
     registry: &Registry,
     tasks: &Tasks,
 ) -> anyhow::Result<overlay::Handle> {
     let metrics = overlay::Metrics::new()?;
     metrics.register(registry)?;
-    overlay::start(config.overlay(), catalog, store, &metrics, tasks)
+    overlay::start(config.overlay(), catalog, store, usual_way, &metrics, tasks)
         .context("read which addresses containers have")
 }
 

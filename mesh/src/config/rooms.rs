@@ -126,6 +126,7 @@ impl Config {
             default: self.overlay.default.clone(),
             port: self.overlay.port.get(),
             lease: self.overlay.lease.get(),
+            fast_path: self.overlay.fast_path,
             state_dir: self.state_dir.clone(),
         })
     }

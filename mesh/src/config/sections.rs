@@ -106,6 +106,8 @@ pub struct Overlay {
     pub port: NonZeroU16,
     /// How long a node that has fallen silent keeps its subnets.
     pub lease: Period,
+    /// Do packets between containers of different nodes pass this host by the short way?
+    pub fast_path: bool,
 }
 
 /// `[proxy]`: how connections are carried.
@@ -322,6 +324,7 @@ impl Overlay {
             port: section.or("port", VXLAN_PORT),
             lease: section
                 .or_where("lease", Period::seconds(900), "1m or longer", |lease| *lease >= SHORTEST_LEASE),
+            fast_path: section.or("fast_path", true),
         };
         let pools = read.default.iter().map(|range| Pool::new(*range, Pool::usual_subnet_length(*range)));
         let pools = pools.collect::<Result<Vec<_>, _>>().map_err(|error| error.to_string());

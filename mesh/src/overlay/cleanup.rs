@@ -6,7 +6,7 @@ use std::io;
 
 use super::netlink::Netlink;
 use super::plan::Entry;
-use super::{TABLE, foreign, returns};
+use super::{TABLE, fast_path, foreign, returns};
 
 /// What was there and is not any more.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -33,7 +33,7 @@ pub async fn cleanup() -> io::Result<Removed> {
     };
     // Last: until then nothing gets where it may not.
     foreign::pass(false).await?;
-    for table in [returns::INSIDE, returns::OUTSIDE, TABLE] {
+    for table in [fast_path::TABLE, returns::INSIDE, returns::OUTSIDE, TABLE] {
         if table.list().await.map_err(io::Error::other)?.is_some() {
             table.remove().await.map_err(io::Error::other)?;
             removed.tables.push(table.to_string());

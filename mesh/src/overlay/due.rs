@@ -13,6 +13,7 @@ use super::events::Event;
 use super::here::Here;
 use super::names::{bridge, vxlan};
 use super::netlink::{Link, LinkKind, is_ours};
+use super::veth::LINK as CONTAINER;
 
 /// A part, in the order in which those that are due at once are compared: what comes later follows from what comes before.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -27,6 +28,8 @@ pub(super) enum Part {
     Filter,
     /// What leads answers back to clients elsewhere.
     Returns,
+    /// The short way of packets between containers.
+    FastPath,
     /// What is there of networks that are no more.
     Obsolete,
 }
@@ -59,6 +62,7 @@ impl Part {
             Self::Others => "others",
             Self::Filter => "filter",
             Self::Returns => "returns",
+            Self::FastPath => "fast_path",
             Self::Obsolete => "obsolete",
         }
     }
@@ -136,6 +140,9 @@ pub(super) fn concerned(
             let is_known = here.values().any(|here| is_of(here, *index) || names_of(here).contains(name));
             if now.is_some() && is_ours(name) && !is_known {
                 parts.insert(Part::Obsolete);
+            }
+            if name.starts_with(CONTAINER) {
+                parts.insert(Part::FastPath);
             }
             parts
         }

@@ -32,8 +32,9 @@ pub(super) struct Direct {
     pub(super) sources: BTreeSet<Prefix>,
 }
 
-/// The text that replaces our table, whether it is there or not, in one transaction; without networks there is none.
-pub(super) fn ruleset(zones: &BTreeSet<Zone>) -> String {
+/// The text that replaces our table, whether it is there or not, in one transaction; without networks there is none. `port`: of the
+/// tunnels, whose own packets are not tracked. They are no connections: their source port tells one that they carry from another.
+pub(super) fn ruleset(zones: &BTreeSet<Zone>, port: u16) -> String {
     let mut text = TABLE.removal();
     if zones.is_empty() {
         return text;
@@ -46,6 +47,14 @@ pub(super) fn ruleset(zones: &BTreeSet<Zone>) -> String {
            set passing {{\n    \
              type ifname . ifname\n    \
              elements = {{ {passing} }}\n  \
+           }}\n  \
+           chain arriving {{\n    \
+             type filter hook prerouting priority raw; policy accept;\n    \
+             udp dport {port} notrack\n  \
+           }}\n  \
+           chain departing {{\n    \
+             type filter hook output priority raw; policy accept;\n    \
+             udp dport {port} notrack\n  \
            }}\n  \
            chain forward {{\n    \
              type filter hook forward priority filter; policy accept;\n    \
@@ -219,7 +228,7 @@ mod tests {
         };
         let with = |sources: &[&str]| {
             let near = Zone { direct: direct(sources), ..zone(1, "10.1.0.0/16", &[]) };
-            ruleset(&BTreeSet::from([near, zone(2, "10.2.0.0/16", &[1]), zone(3, "10.3.0.0/16", &[])]))
+            ruleset(&BTreeSet::from([near, zone(2, "10.2.0.0/16", &[1]), zone(3, "10.3.0.0/16", &[])]), 4789)
         };
         let text = with(&["10.1.7.0/24", "10.1.9.0/24"]);
         assert!(text.contains("elements = { 10.1.7.0/24, 10.1.9.0/24 }"), "{text}");
@@ -235,17 +244,17 @@ mod tests {
 
     #[test]
     fn a_family_that_no_network_has_is_not_spoken_of() {
-        let text = ruleset(&BTreeSet::from([zone(1, "10.1.0.0/16", &[])]));
+        let text = ruleset(&BTreeSet::from([zone(1, "10.1.0.0/16", &[])]), 4789);
         assert!(
             text.contains("ip saddr @ranges4 ip daddr != @ranges4 masquerade") && !text.contains("ranges6"),
             "{text}"
         );
-        let text = ruleset(&BTreeSet::from([zone(1, "fd42::/48", &[])]));
+        let text = ruleset(&BTreeSet::from([zone(1, "fd42::/48", &[])]), 4789);
         assert!(text.contains("ip6 saddr @ranges6") && !text.contains("ranges4"), "{text}");
     }
 
     #[test]
     fn without_networks_the_table_goes() {
-        assert_eq!(ruleset(&BTreeSet::new()), TABLE.removal());
+        assert_eq!(ruleset(&BTreeSet::new(), 4789), TABLE.removal());
     }
 }

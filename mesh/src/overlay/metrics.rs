@@ -21,6 +21,8 @@ pub struct Metrics {
     pub(super) comparisons: IntCounterVec,
     /// Times that the kernel told more than could be read, by what of: `routing`, `filter`.
     pub(super) overruns: IntCounterVec,
+    /// Containers whose packets to other nodes take the short way.
+    pub(super) fast_path: IntGauge,
     /// Probes of other nodes, by what was done: `answered`, `refused`, `failed`.
     pub(super) probes: IntCounterVec,
 }
@@ -77,6 +79,10 @@ impl Metrics {
                 ),
                 &["of"],
             )?,
+            fast_path: IntGauge::new(
+                "plexus_overlay_fast_path_containers",
+                "Containers whose packets to containers of other nodes take the short way past this host's packet filter.",
+            )?,
             probes: IntCounterVec::new(
                 Opts::new("plexus_overlay_probes_total", "Probes that came to this node, by outcome."),
                 &["outcome"],
@@ -94,6 +100,7 @@ impl Metrics {
         registry.register(Box::new(self.repairs.clone()))?;
         registry.register(Box::new(self.comparisons.clone()))?;
         registry.register(Box::new(self.overruns.clone()))?;
+        registry.register(Box::new(self.fast_path.clone()))?;
         registry.register(Box::new(self.probes.clone()))
     }
 }

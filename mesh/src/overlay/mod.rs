@@ -17,6 +17,7 @@ mod cleanup;
 mod docker;
 mod due;
 mod events;
+mod fast_path;
 mod firewall;
 mod foreign;
 mod here;
@@ -75,6 +76,17 @@ pub struct Config {
     pub lease: Duration,
     /// Where it is kept which subnets this node had.
     pub state_dir: PathBuf,
+    /// Do packets between containers of different nodes pass this host by the short way?
+    pub fast_path: bool,
+}
+
+/// Whether what arrives by tunnels takes the usual way through this host, which whoever looks at sockets needs it to.
+#[derive(Debug)]
+pub struct UsualWay {
+    /// It is to.
+    pub asked: watch::Receiver<bool>,
+    /// It does.
+    pub given: watch::Sender<bool>,
 }
 
 /// What the names of all links of networks begin with.
@@ -108,6 +120,7 @@ pub fn start(
     config: Option<Config>,
     catalog: &Catalog,
     store: &Arc<dyn Store>,
+    usual_way: UsualWay,
     metrics: &Metrics,
     tasks: &Tasks,
 ) -> std::io::Result<Handle> {
@@ -128,7 +141,9 @@ pub fn start(
     let channels = claims::Channels { held: tell_held, leased: tell_leased, returning, link };
     claims::start(&config, catalog, store, channels, &handle, metrics, tasks);
     let (ready, returning, link) = (Arc::new(tell_ready), Arc::new(tell_returning), Arc::new(tell_link));
-    keeper::start(&config, catalog, held, keeper::Tell { ready, returning, link }, &handle, metrics, tasks);
+    let tell = keeper::Tell { ready, returning, link, usual_way: Arc::new(usual_way.given) };
+    let listen = keeper::Listen { held, usual_way: usual_way.asked };
+    keeper::start(&config, catalog, listen, tell, &handle, metrics, tasks);
     Ok(handle)
 }
 

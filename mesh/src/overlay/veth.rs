@@ -25,6 +25,7 @@ pub(super) struct ContainerLink {
     pub(super) index: u32,
     pub(super) bridge: Option<u32>,
     pub(super) is_up: bool,
+    pub(super) mtu: u32,
 }
 
 /// By name.
@@ -192,5 +193,9 @@ fn container_link(message: &LinkMessage) -> ContainerLink {
         _ => None,
     });
     let is_up = message.header.flags.contains(LinkFlags::Up);
-    ContainerLink { index: message.header.index, bridge, is_up }
+    let mtu = message.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::Mtu(mtu) => Some(*mtu),
+        _ => None,
+    });
+    ContainerLink { index: message.header.index, bridge, is_up, mtu: mtu.unwrap_or_default() }
 }

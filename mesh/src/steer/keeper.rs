@@ -21,7 +21,7 @@ use super::netlink::{Family, Netlink};
 use super::networks::Networks;
 use super::plan::{Judged, Needs, judge};
 use super::ruleset::{Marks, TABLE, ruleset};
-use super::{Handle, Metrics, asks, sockets, words};
+use super::{Handle, Metrics, UsualWay, asks, sockets, words};
 use crate::nft;
 use crate::proxy::{Plain, Way, Ways};
 
@@ -31,11 +31,12 @@ const TICK: Duration = Duration::from_secs(5);
 const SETTLE: Duration = Duration::from_millis(200);
 
 /// Starts it.
-pub(super) fn start(handle: Handle, catalog: Catalog, metrics: Metrics, tasks: &Tasks) {
+pub(super) fn start(handle: Handle, catalog: Catalog, usual_way: UsualWay, metrics: Metrics, tasks: &Tasks) {
     tasks.spawn_until_stopped("steering", move || {
         let keeper = Keeper {
             handle: handle.clone(),
             catalog: catalog.clone(),
+            usual_way: usual_way.clone(),
             metrics: metrics.clone(),
             wanted: BTreeMap::new(),
             networks: Networks::default(),
@@ -81,6 +82,7 @@ async fn remove_all(netlink: &Netlink) -> io::Result<bool> {
 struct Keeper {
     handle: Handle,
     catalog: Catalog,
+    usual_way: UsualWay,
     metrics: Metrics,
     /// The services that ask.
     wanted: BTreeMap<ServiceName, Wanted>,
@@ -142,6 +144,7 @@ impl Keeper {
     async fn rest(&mut self, (services, networks): &mut Changes) {
         while !self.is_wanted() {
             self.tell(&Verdicts::new(), false);
+            self.ask_for_usual_way(self.kernel != Kernel::Nothing);
             // Asked first: what made it known is among the changes then.
             let is_known = *self.catalog.freshness() != Freshness::Awaiting;
             tokio::select! {
@@ -184,6 +187,8 @@ impl Keeper {
             .ok();
         let mut tick = tokio::time::interval_at(Instant::now() + TICK, TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        self.ask_for_usual_way(true);
+        let mut given = self.usual_way.given.clone();
         while self.is_wanted() || matches!(self.kernel, Kernel::Set(..)) {
             self.reconcile(netlink).await;
             if !self.is_wanted() && self.kernel == Kernel::Nothing {
@@ -193,6 +198,10 @@ impl Keeper {
                 tokio::select! {
                     names = services.changed() => if self.note(names) { break },
                     _ = networks.changed() => {
+                        self.note_networks();
+                        break;
+                    }
+                    Ok(()) = given.changed() => {
                         self.note_networks();
                         break;
                     }
@@ -242,8 +251,14 @@ impl Keeper {
     /// Takes over what the catalog says of networks, where a service asks.
     fn note_networks(&mut self) {
         if !self.wanted.is_empty() {
-            self.networks = Networks::of(&self.catalog, &self.handle.config.node);
+            let given = *self.usual_way.given.borrow();
+            self.networks = Networks::of(&self.catalog, &self.handle.config.node, given);
         }
+    }
+
+    /// Answers by tunnels are known by their sockets, which must be looked for.
+    fn ask_for_usual_way(&self, asked: bool) {
+        self.usual_way.asks.send_if_modified(|asks| std::mem::replace(asks, asked) != asked);
     }
 
     /// Takes over what the catalog says of these services. Tells whether that changes anything.

@@ -27,6 +27,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use nerve::model::{ClientAddress, Instance, NodeName};
 use nerve::tasks::Tasks;
 use synapse::catalog::{Catalog, Service};
+use tokio::sync::watch;
 
 pub use metrics::Metrics;
 
@@ -43,6 +44,16 @@ pub struct Config {
     pub mark: u32,
     /// A routing table that nobody else uses.
     pub table: u32,
+}
+
+/// The way that packets take which arrive by tunnels of overlay networks: answers among them are known by their sockets, so they have
+/// to take the usual one. Clones are the same.
+#[derive(Debug, Clone)]
+pub struct UsualWay {
+    /// Asks for it; it is asked for until it is known that nobody needs it.
+    pub asks: Arc<watch::Sender<bool>>,
+    /// They take it.
+    pub given: watch::Receiver<bool>,
 }
 
 /// How it stands, for readers. Clones are the same.
@@ -84,11 +95,12 @@ pub fn start(
     config: Config,
     catalog: Catalog,
     steering: Arc<Steering>,
+    usual_way: UsualWay,
     metrics: Metrics,
     tasks: &Tasks,
 ) -> Handle {
     let handle = Handle { config: Arc::new(config), steering, shared: Arc::default() };
-    keeper::start(handle.clone(), catalog, metrics, tasks);
+    keeper::start(handle.clone(), catalog, usual_way, metrics, tasks);
     handle
 }
 

@@ -16,16 +16,14 @@ pub(super) struct Networks {
 }
 
 impl Networks {
-    /// As the catalog has them, seen by this node.
-    pub(super) fn of(catalog: &Catalog, node: &NodeName) -> Self {
+    /// As the catalog has them, seen by this node. `sockets`: what arrives by tunnels passes where sockets are looked for.
+    pub(super) fn of(catalog: &Catalog, node: &NodeName, sockets: bool) -> Self {
         let views = catalog.networks();
         let ranges = views.iter().flat_map(|view| &view.network.pools).map(|pool| pool.cidr());
         // What a container sends to another one goes there by itself, not by whom it was asked by; but for those of this node, who
-        // are the same.
-        let way = Way {
-            neighbours: ranges.collect(),
-            but: views.iter().flat_map(|view| own(view, node)).collect(),
-        };
+        // are the same where it is asked first whether a socket has the address.
+        let own = views.iter().filter(|_| sockets).flat_map(|view| own(view, node));
+        let way = Way { neighbours: ranges.collect(), but: own.collect() };
         Self { views, way }
     }
 

@@ -24,7 +24,7 @@ use super::events::{Event, Events};
 use super::here::Here;
 use super::netlink::Netlink;
 use super::underlay::Underlay;
-use super::{Config, Handle, Held, Metrics, Problems, firewall, foreign, returns};
+use super::{Config, Handle, Held, Metrics, Problems, fast_path, firewall, foreign, returns};
 use crate::nft;
 use networks::{count_peers, follow_peers};
 
@@ -34,6 +34,8 @@ const TICK: Duration = Duration::from_secs(30);
 const PAUSE: Duration = Duration::from_secs(2);
 /// The kernel's events come in bursts: what they are about is compared this long after the first.
 const SETTLE: Duration = Duration::from_millis(100);
+/// The same of containers that come and go: until then their packets take the usual way.
+const SETTLE_FAST_PATH: Duration = Duration::from_secs(1);
 /// Others are told so many addresses of this host.
 const MOST_ADDRESSES: usize = 64;
 /// How often it is asked what packets pass to peers.
@@ -45,7 +47,7 @@ const LEAST_MTU: u32 = 1280;
 pub(super) fn start(
     config: &Arc<Config>,
     catalog: &Catalog,
-    held: watch::Receiver<Held>,
+    listen: Listen,
     tell: Tell,
     handle: &Handle,
     metrics: &Metrics,
@@ -57,7 +59,8 @@ pub(super) fn start(
         let keeper = Keeper {
             config: Arc::clone(&config),
             catalog: catalog.clone(),
-            held: held.clone(),
+            held: listen.held.clone(),
+            usual_way: listen.usual_way.clone(),
             handle: handle.clone(),
             metrics: metrics.clone(),
             due: Due::default(),
@@ -67,6 +70,7 @@ pub(super) fn start(
             passed: None,
             returns: nft::Kept::new([returns::INSIDE, returns::OUTSIDE]),
             routing: None,
+            fast_path: nft::Kept::new([fast_path::TABLE]),
             problems: BTreeMap::new(),
             narrowest: None,
             asked: None,
@@ -79,6 +83,14 @@ pub(super) fn start(
 /// The networks that containers here can be attached to.
 pub(super) type Ready = BTreeMap<NetworkName, Place>;
 
+/// What the keeper is told of, besides the catalog and the kernel. Clones are the same.
+#[derive(Debug, Clone)]
+pub(super) struct Listen {
+    pub(super) held: watch::Receiver<Held>,
+    /// What arrives by tunnels is to take the usual way.
+    pub(super) usual_way: watch::Receiver<bool>,
+}
+
 /// Where it is told how the kernel stands. Clones are the same.
 #[derive(Debug, Clone)]
 pub(super) struct Tell {
@@ -87,6 +99,8 @@ pub(super) struct Tell {
     pub(super) returning: Arc<watch::Sender<Option<Returning>>>,
     /// The range of the link that this node's address is on.
     pub(super) link: Arc<watch::Sender<Option<Prefix>>>,
+    /// What arrives by tunnels takes the usual way.
+    pub(super) usual_way: Arc<watch::Sender<bool>>,
 }
 
 /// What other nodes may know of the answers of containers here.
@@ -110,6 +124,8 @@ struct Keeper {
     config: Arc<Config>,
     catalog: Catalog,
     held: watch::Receiver<Held>,
+    /// What arrives by tunnels is to take the usual way.
+    usual_way: watch::Receiver<bool>,
     handle: Handle,
     metrics: Metrics,
     due: Due,
@@ -121,6 +137,7 @@ struct Keeper {
     passed: Option<bool>,
     returns: nft::Kept<2>,
     routing: Option<Routing>,
+    fast_path: nft::Kept<1>,
     /// What fails, by what it is a part of.
     problems: BTreeMap<Part, String>,
     /// The least that the way to a peer was ever known to pass, and to which. It never grows while the agent runs: what the kernel
@@ -169,7 +186,7 @@ impl Keeper {
             .inspect_err(|error| tracing::debug!(%error, "changes of packet filter rules are not told"))
             .ok();
         let mut changes = self.catalog.subscribe_networks();
-        let mut held = self.held.clone();
+        let (mut held, mut usual_way) = (self.held.clone(), self.usual_way.clone());
         let mut tick = tokio::time::interval_at(Instant::now() + TICK, TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         self.expect_all(Reason::Start, Duration::ZERO);
@@ -182,6 +199,7 @@ impl Keeper {
                 },
                 changed = told(&mut rules) => self.note_rules(&changed),
                 Ok(()) = held.changed() => self.note_held(),
+                Ok(()) = usual_way.changed() => self.expect(Part::FastPath, Reason::Follows, Duration::ZERO),
                 _ = tick.tick() => self.expect_all(Reason::Tick, Duration::ZERO),
                 () = until(self.due.next()) => self.compare_next(netlink, &mut rules).await,
             }
@@ -193,6 +211,7 @@ impl Keeper {
         if reason.is_doubt() {
             match &part {
                 Part::Filter => self.filter.doubt(),
+                Part::FastPath => self.fast_path.doubt(),
                 Part::Returns => {
                     self.returns.doubt();
                     self.routing.iter_mut().for_each(|routing| routing.is_in_doubt = true);
@@ -209,7 +228,7 @@ impl Keeper {
     fn expect_all(&mut self, reason: Reason, within: Duration) {
         let names: BTreeSet<NetworkName> =
             self.here.keys().chain(self.held.borrow().keys()).cloned().collect();
-        let rest = [Part::Host, Part::Others, Part::Filter, Part::Returns, Part::Obsolete];
+        let rest = [Part::Host, Part::Others, Part::Filter, Part::Returns, Part::FastPath, Part::Obsolete];
         for part in names.into_iter().map(Part::Network).chain(rest) {
             self.expect(part, reason, within);
         }
@@ -223,7 +242,8 @@ impl Keeper {
         let nothing = BTreeSet::new();
         let own = self.host.as_ref().map_or(&nothing, |host| &host.own);
         for part in concerned(event, &self.here, own) {
-            self.expect(part, Reason::Kernel, SETTLE);
+            let within = if part == Part::FastPath { SETTLE_FAST_PATH } else { SETTLE };
+            self.expect(part, Reason::Kernel, within);
         }
     }
 
@@ -236,6 +256,7 @@ impl Keeper {
             (Part::Filter, self.filter.is_changed(changed)),
             (Part::Others, foreign::TABLES.into_iter().any(|table| changed.concerns(table))),
             (Part::Returns, self.returns.is_changed(changed)),
+            (Part::FastPath, self.fast_path.is_changed(changed)),
         ];
         for (part, _) in parts.into_iter().filter(|(_, is_concerned)| *is_concerned) {
             self.expect(part, reason, SETTLE);
@@ -300,14 +321,15 @@ impl Keeper {
                 allowed
             }
             Part::Returns => self.lead_back(netlink, rules).await,
+            Part::FastPath => self.shorten(netlink, rules).await,
             Part::Obsolete => self.remove_obsolete(netlink).await,
         };
         match done {
             Ok(()) => drop(self.problems.remove(&part)),
             Err(error) => {
                 self.problems.insert(part.clone(), self.fails(&part, &error));
-                // Containers lack nothing by it but their clients' addresses, and a kernel does not learn it by being asked often.
-                if part != Part::Returns {
+                // Containers lack little by these, and a kernel does not learn them by being asked often.
+                if !matches!(part, Part::Returns | Part::FastPath) {
                     self.expect(part, Reason::Failed, PAUSE);
                 }
             }
@@ -322,6 +344,9 @@ impl Keeper {
             Part::Filter => "containers cannot reach beyond this node",
             Part::Others => "what iptables forwards of overlay networks cannot be seen to",
             Part::Returns => "containers here are not shown clients' own addresses by other nodes",
+            Part::FastPath => {
+                "packets between containers take the long way through this host's packet filter"
+            }
             Part::Obsolete => "links of networks that are no more stay behind",
         };
         format!("{what}: {error}")
@@ -329,7 +354,7 @@ impl Keeper {
 
     /// What depends on all networks.
     fn expect_following(&mut self) {
-        for part in [Part::Filter, Part::Returns] {
+        for part in [Part::Filter, Part::Returns, Part::FastPath] {
             self.expect(part, Reason::Follows, Duration::ZERO);
         }
         if self.passed != Some(!self.here.is_empty()) {
