@@ -26,6 +26,7 @@ mod outage;
 mod outliers;
 mod overlay;
 mod overlay_clients;
+mod overlay_fast_path;
 mod podman;
 mod reload;
 mod settings;

@@ -337,7 +337,7 @@ async fn each_member_frozen_in_turn_fails_no_call_for_three_seconds_and_loses_no
 
 #[tokio::test]
 async fn a_store_that_stands_still_for_as_long_as_a_short_session_is_told_of() {
-    let Some(mut cluster) = Cluster::start(1) else { return };
+    let Some(cluster) = Cluster::start(1) else { return };
     cluster.ready().await;
     let store = store(cluster.url());
     let mut replica = Replica::of(&*store, &Path::root());

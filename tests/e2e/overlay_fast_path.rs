@@ -1,0 +1,126 @@
+//! Packets between containers of different nodes pass their hosts by the short way, where nobody needs to see them.
+
+use std::net::{IpAddr, SocketAddr};
+
+use plexus_tests::client::http::Held;
+use plexus_tests::{Cluster, Node, ServiceFile, eventually, needs};
+
+use crate::overlay::{CONFIGURATION, Container, SOON, cluster, wait_peers};
+use crate::{INSTANCE, PUBLISHED};
+
+/// Counts what the host forwards.
+const COUNTER: &str = "table inet counted { chain forward { type filter hook forward priority 10; ip saddr 10.42.0.0/16 counter; \
+                       ip6 saddr fd00:42::/48 counter; }; }";
+
+#[track_caller]
+fn wait_short(node: &Node, containers: u32) {
+    let short = || node.metric("plexus_overlay_fast_path_containers", "");
+    let _ = eventually!(SOON, short(), |short| *short == Some(f64::from(containers)));
+}
+
+/// The chains of the short way.
+fn chains(node: &Node) -> String {
+    node.exec("nft", &["list", "table", "netdev", "plexus-fast"]).stdout
+}
+
+/// So many packets of containers the hosts of both have forwarded by the usual way since the last time.
+fn forwarded(nodes: [&Node; 2]) -> u64 {
+    let of = |node: &Node| {
+        let listed = node.exec("nft", &["list", "table", "inet", "counted"]).ok();
+        let _ = node.exec("nft", &["delete", "table", "inet", "counted"]).ok();
+        let _ = node.exec("nft", &[COUNTER]).ok();
+        let counts =
+            listed.split("packets ").skip(1).filter_map(|rest| rest.split(' ').next()?.parse::<u64>().ok());
+        counts.sum::<u64>()
+    };
+    nodes.map(of).into_iter().sum()
+}
+
+#[test]
+fn packets_of_containers_take_the_short_way_and_beginnings_of_connections_the_usual_one() {
+    needs!("etcd", "etcdctl", "nft", "ping");
+    let cluster = cluster(2);
+    let nodes: [&Node; 2] = cluster.nodes();
+    let [here, there] = nodes.map(|node| Container::on(node, "one", "default"));
+    nodes.iter().for_each(|node| wait_short(node, 1));
+    nodes.iter().for_each(|node| drop(node.exec("nft", &[COUNTER]).ok()));
+    for address in &there.addresses {
+        assert!(here.reaches(*address) && here.sends(*address, "8000"));
+    }
+    assert_eq!(forwarded(nodes), 0, "pings, and fragments, of both families");
+    // A connection: SYN and its answer on each of the two hosts, and nothing else however much it carries.
+    let _server = there.serve(&cluster, "b");
+    for server in there.addresses.clone() {
+        let open = || here.namespace.enter(move || Held::open(SocketAddr::new(server, INSTANCE)));
+        drop(eventually!(SOON, open(), Result::is_ok));
+        let _ = forwarded(nodes);
+        open().expect("it listens").download(64).expect("the content");
+        assert_eq!(forwarded(nodes), 4, "{server}");
+    }
+    // Who traces the way sees both hosts.
+    let [first, second] = [(&here, 1), (&there, 2)].map(|(of, hops)| {
+        let (to, hops) = (there.v4().to_string(), hops.to_string());
+        let traced = here.namespace.exec("ping", &["-n", "-c", "1", "-W", "1", "-t", &hops, &to]).stdout;
+        (traced.contains("Time to live exceeded"), traced, of.v4())
+    });
+    assert!(first.0 && second.0, "{first:?} {second:?}");
+    // What somebody takes away is back, and what an agent before has left is taken over.
+    let _ = nodes[0].exec("nft", &["delete", "table", "netdev", "plexus-fast"]).ok();
+    let _ = eventually!(SOON, chains(nodes[0]), |chains| chains.contains("outward"));
+    nodes[0].kill_agent();
+    assert!(here.reaches(there.v4()));
+    nodes[0].start_agent();
+    nodes[0].wait_ready(SOON);
+    wait_short(nodes[0], 1);
+    let _ = forwarded(nodes);
+    assert!(here.reaches(there.v4()));
+    assert_eq!(forwarded(nodes), 0);
+    // With the last container it goes.
+    let _ = nodes[0].plexus(["detach", here.namespace.name(), "--network", "default"]).ok();
+    let _ = eventually!(SOON, chains(nodes[0]), String::is_empty);
+}
+
+#[test]
+fn what_may_be_an_answer_to_the_balancer_takes_the_usual_way_in() {
+    needs!("etcd", "etcdctl", "nft", "ping");
+    let cluster = cluster(2);
+    let [a, b] = cluster.nodes();
+    let (client, endpoint) = (Container::on(a, "client", "default"), Container::on(b, "endpoint", "default"));
+    wait_short(a, 1);
+    let _ = eventually!(SOON, chains(a), |chains| chains.contains("inward"));
+    let _server = endpoint.serve(&cluster, "b");
+    b.define(&ServiceFile::new("web", INSTANCE).key("address", &format!("\"{}\"", endpoint.v4())));
+    let _ = a.plexus(["set", "web", "client_address=transparent"]).ok();
+    cluster.publish("web", PUBLISHED);
+    let at = a.at(PUBLISHED);
+    let seen = || {
+        client.namespace.enter(move || {
+            let answer = Held::open(at)?.get("/client")?;
+            Ok::<_, plexus_tests::client::http::Failure>(
+                answer.body.parse::<SocketAddr>().expect("an address").ip().to_canonical(),
+            )
+        })
+    };
+    let _ = eventually!(SOON, seen(), |seen| matches!(seen, Ok(seen) if *seen == client.v4()));
+    let chains_now = chains(a);
+    assert!(!chains_now.contains("inward") && chains_now.contains("outward"), "{chains_now}");
+    let _ = a.plexus(["set", "web", "client_address=plain"]).ok();
+    let _ = eventually!(SOON, chains(a), |chains| chains.contains("inward"));
+    let gateway = |seen: &IpAddr| *seen != client.v4();
+    let _ = eventually!(SOON, seen(), |seen| seen.as_ref().is_ok_and(gateway));
+}
+
+#[test]
+fn without_the_short_way_all_of_it_passes_the_hosts_packet_filter() {
+    needs!("etcd", "etcdctl", "nft", "ping");
+    let more = format!("{CONFIGURATION}fast_path = false\n");
+    let cluster = Cluster::of(2).settings(move |settings| settings.more = more.clone()).start();
+    let nodes: [&Node; 2] = cluster.nodes();
+    nodes.iter().for_each(|node| wait_peers(node, "default", 1));
+    let [here, there] = nodes.map(|node| Container::on(node, "one", "default"));
+    let _ = eventually!(SOON, here.reaches(there.v4()), |reaches| *reaches);
+    nodes.iter().for_each(|node| drop(node.exec("nft", &[COUNTER]).ok()));
+    assert!(here.reaches(there.v4()));
+    assert_eq!(forwarded(nodes), 4);
+    assert!(nodes.iter().all(|node| chains(node).is_empty()));
+}
