@@ -223,6 +223,7 @@ impl Keeper {
         let nothing = BTreeSet::new();
         let own = self.host.as_ref().map_or(&nothing, |host| &host.own);
         for part in concerned(event, &self.here, own) {
+            tracing::debug!(?part, ?event, "to be compared");
             self.expect(part, Reason::Kernel, SETTLE);
         }
     }
