@@ -84,10 +84,14 @@ impl Keeper {
         };
         let here = self.ensure(netlink, &view, slot, &host.underlay).await?;
         count_peers(&self.metrics, name, &here);
-        let vni = here.links.vni;
+        let (vni, indexes) = (here.links.vni, here.indexes);
         let was = self.here.insert(name.clone(), here);
-        if was.is_some_and(|was| was.links.vni != vni) {
+        if was.as_ref().is_some_and(|was| was.links.vni != vni) {
             self.expect(Part::Obsolete, Reason::Follows, Duration::ZERO);
+        }
+        if was.is_none_or(|was| was.indexes != indexes) {
+            // The addresses of links that are new here are not the host's own.
+            self.expect(Part::Host, Reason::Follows, Duration::ZERO);
         }
         self.expect_following();
         Ok(())
