@@ -343,6 +343,10 @@ impl Keeper {
     }
 }
 
+fn place(here: &Here) -> Place {
+    Place { bridge: here.indexes.bridge, subnets: here.links.subnets.clone(), mtu: here.links.mtu }
+}
+
 fn send_if_new<T: PartialEq>(to: &watch::Sender<T>, value: T) {
     to.send_if_modified(|known| {
         let is_new = *known != value;

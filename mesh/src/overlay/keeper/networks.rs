@@ -9,7 +9,7 @@ use nerve::model::{NetworkName, Pool, Prefix, Slot};
 use synapse::catalog::{Freshness, NetworkView};
 use tokio::time::Instant;
 
-use super::{ASK, Host, Keeper, LEAST_MTU, send_if_new};
+use super::{ASK, Host, Keeper, LEAST_MTU, place, send_if_new};
 use crate::overlay::due::{Part, Reason};
 use crate::overlay::here::{Entries, Here, Step};
 use crate::overlay::netlink::Netlink;
@@ -84,6 +84,15 @@ impl Keeper {
         };
         let here = self.ensure(netlink, &view, slot, &host.underlay).await?;
         count_peers(&self.metrics, name, &here);
+        // What is told already is told as it is now; a network that is new, once packets pass.
+        let now = place(&here);
+        self.tell.ready.send_if_modified(|ready| match ready.get_mut(name) {
+            Some(known) if *known != now => {
+                *known = now;
+                true
+            }
+            _ => false,
+        });
         let (vni, indexes) = (here.links.vni, here.indexes);
         let was = self.here.insert(name.clone(), here);
         if was.as_ref().is_some_and(|was| was.links.vni != vni) {
