@@ -6,7 +6,7 @@ use std::net::IpAddr;
 
 use nerve::model::{NetworkName, Prefix, Vni};
 
-use super::{Keeper, MOST_ADDRESSES, Place, Ready, Returning, Routing, send_if_new};
+use super::{Keeper, MOST_ADDRESSES, Ready, Returning, Routing, place, send_if_new};
 use crate::nft;
 use crate::overlay::fast_path::{self, Lane};
 use crate::overlay::firewall::ruleset;
@@ -53,11 +53,6 @@ impl Keeper {
     }
 
     pub(super) fn tell_ready(&self) {
-        let place = |here: &Here| Place {
-            bridge: here.indexes.bridge,
-            subnets: here.links.subnets.clone(),
-            mtu: here.links.mtu,
-        };
         let ready: Ready = self.here.iter().map(|(name, here)| (name.clone(), place(here))).collect();
         send_if_new(&self.tell.ready, ready);
         self.metrics.networks.set(i64::try_from(self.here.len()).unwrap_or(i64::MAX));

@@ -242,6 +242,7 @@ impl Keeper {
         let nothing = BTreeSet::new();
         let own = self.host.as_ref().map_or(&nothing, |host| &host.own);
         for part in concerned(event, &self.here, own) {
+            tracing::debug!(?part, ?event, "to be compared");
             let within = if part == Part::FastPath { SETTLE_FAST_PATH } else { SETTLE };
             self.expect(part, Reason::Kernel, within);
         }
@@ -365,6 +366,10 @@ impl Keeper {
     fn say(&self, problems: Vec<String>) {
         Problems::set(&self.handle.problems.kernel, problems);
     }
+}
+
+fn place(here: &Here) -> Place {
+    Place { bridge: here.indexes.bridge, subnets: here.links.subnets.clone(), mtu: here.links.mtu }
 }
 
 fn send_if_new<T: PartialEq>(to: &watch::Sender<T>, value: T) {

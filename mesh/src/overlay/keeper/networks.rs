@@ -9,7 +9,7 @@ use nerve::model::{NetworkName, Pool, Prefix, Slot};
 use synapse::catalog::{Freshness, NetworkView};
 use tokio::time::Instant;
 
-use super::{ASK, Host, Keeper, LEAST_MTU, send_if_new};
+use super::{ASK, Host, Keeper, LEAST_MTU, place, send_if_new};
 use crate::overlay::due::{Part, Reason};
 use crate::overlay::here::{Entries, Here, Step};
 use crate::overlay::netlink::Netlink;
@@ -84,10 +84,23 @@ impl Keeper {
         };
         let here = self.ensure(netlink, &view, slot, &host.underlay).await?;
         count_peers(&self.metrics, name, &here);
-        let vni = here.links.vni;
+        // What is told already is told as it is now; a network that is new, once packets pass.
+        let now = place(&here);
+        self.tell.ready.send_if_modified(|ready| match ready.get_mut(name) {
+            Some(known) if *known != now => {
+                *known = now;
+                true
+            }
+            _ => false,
+        });
+        let (vni, indexes) = (here.links.vni, here.indexes);
         let was = self.here.insert(name.clone(), here);
-        if was.is_some_and(|was| was.links.vni != vni) {
+        if was.as_ref().is_some_and(|was| was.links.vni != vni) {
             self.expect(Part::Obsolete, Reason::Follows, Duration::ZERO);
+        }
+        if was.is_none_or(|was| was.indexes != indexes) {
+            // The addresses of links that are new here are not the host's own.
+            self.expect(Part::Host, Reason::Follows, Duration::ZERO);
         }
         self.expect_following();
         Ok(())
