@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use nerve::registrar;
-use nerve::source::{ApiSource, ConfigSource, DockerSource, FileSource, Source};
+use nerve::source::{ApiSource, AttachedSource, ConfigSource, DockerSource, FileSource, Source};
 use nerve::store::{self, Store};
 use nerve::tasks::Tasks;
 use prometheus::Registry;
@@ -17,6 +17,7 @@ use synapse::watch::Recalled;
 use synapse::{memory, watch as watcher};
 use tokio::sync::watch;
 
+use super::attachments::{self, Attachments};
 use super::handover::{Door, Left, Outcome, SERVE_WITHIN, Taking, be_alone};
 use super::metrics::Metrics;
 use super::name_server::NameServer;
@@ -145,8 +146,10 @@ impl Rooms {
 
         // What this node says of itself.
         let services = ConfigSource::new(config.services.clone());
+        let attached = attachments::source(&overlay, &config.node.local(), &owners.registrar);
+        let sources = (&services, attached.as_ref());
         let registrar =
-            start_registrar(&config, &store, &services, registry, &owners.registrar, left.registrar).await?;
+            start_registrar(&config, &store, sources, registry, &owners.registrar, left.registrar).await?;
 
         let problems = Problems {
             ingress: ingress.clone(),
@@ -296,7 +299,7 @@ impl Rooms {
             traffic: Arc::new(self.ingress.clone()),
             virtual_addresses: virtual_addresses(&self.vip),
             plain: plain(&self.steer),
-            attacher: Arc::new(self.overlay.clone()),
+            attacher: Arc::new(Attachments::new(self.overlay.clone(), self.config.node.local())),
             host_routes: Arc::new(|| Box::pin(routes::read())),
             examiner: examiner(&self.overlay),
             resolver: resolver(self.name_server.as_ref()),
@@ -453,7 +456,7 @@ fn resolver(name_server: Option<&NameServer>) -> Option<Arc<dyn admin::Resolver>
 async fn start_registrar(
     config: &Config,
     store: &Arc<dyn Store>,
-    services: &ConfigSource,
+    (services, attached): (&ConfigSource, Option<&AttachedSource>),
     registry: &Registry,
     tasks: &Tasks,
     carried: Option<registrar::Carried>,
@@ -470,5 +473,6 @@ async fn start_registrar(
     let api = ApiSource::open(Some(&config.state_dir), local);
     let mut sources: Vec<&dyn Source> = vec![services, &files];
     sources.extend(docker.as_ref().map(|docker| docker as &dyn Source));
+    sources.extend(attached.map(|attached| attached as &dyn Source));
     Ok(registrar::start(config.registrar(), Arc::clone(store), &sources, api, tasks, metrics, carried))
 }

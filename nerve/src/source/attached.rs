@@ -44,6 +44,17 @@ impl Attached {
         free.entry("container".to_owned()).or_insert_with(|| self.container.clone());
         labels.instances(&services, &Rest { container: &self.container, port: None, free }, local)
     }
+
+    /// Why it is no instance of anything, where labels or aliases say what it serves and nothing is wrong with any of them: what
+    /// lacks. Who names everything, whether it serves or not, need not care.
+    #[must_use]
+    pub fn lacks(&self) -> Option<LabelError> {
+        let labels = Labels::read(&self.labels, &[]).ok()?;
+        match labels.services().ok()? {
+            Some(_) => None,
+            None => labels.lacks(&self.aliases),
+        }
+    }
 }
 
 /// What is attached on this node. Clones share it.
@@ -156,6 +167,27 @@ mod tests {
         let _ = snapshots.borrow_and_update();
         source.replace(&[default]);
         assert!(!snapshots.has_changed().unwrap());
+    }
+
+    #[test]
+    fn what_lacks_is_told_where_something_is_said() {
+        let with = |labels: &[(&str, &str)], aliases: &[&str]| {
+            let aliases = aliases.iter().map(|alias| alias.parse().unwrap()).collect();
+            let one = Attached { aliases, ..attached("one.default", "/run/netns/one", "10.42.3.5", labels) };
+            one.lacks().map(|error| error.to_string()).unwrap_or_default()
+        };
+        assert_eq!([with(&[], &[]), with(&[("role", "primary")], &[])], ["", ""]);
+        assert_eq!(
+            [with(&[("plexus.port", "80")], &["web"]), with(&[("plexus.service", "none")], &["web"])],
+            ["", ""]
+        );
+        assert!(with(&[], &["web"]).contains("the alias web leads nowhere"));
+        assert!(
+            with(&[("plexus.service.web.port", "80")], &["db", "web"]).contains("the alias db leads nowhere")
+        );
+        assert!(
+            with(&[("plexus.port", "80")], &[]).starts_with("plexus.port: nothing says of which service")
+        );
     }
 
     #[test]

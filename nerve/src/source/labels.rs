@@ -54,6 +54,34 @@ pub(super) struct Rest<'a> {
     pub(super) free: BTreeMap<String, String>,
 }
 
+/// What labels say of an instance.
+struct Said {
+    port: Option<NonZeroU16>,
+    ports: BTreeMap<PortName, NonZeroU16>,
+    tags: BTreeSet<Tag>,
+    weight: Weight,
+    checks: Vec<CheckSpec>,
+}
+
+impl Said {
+    fn instance(
+        self,
+        service: &ServiceName,
+        address: IpAddr,
+        port: NonZeroU16,
+        rest: &Rest<'_>,
+        local: &Local,
+    ) -> Result<Definition, LabelError> {
+        let Self { ports, tags, weight, checks, .. } = self;
+        let id = InstanceId::new(&format!("{service}-{}-{}", local.node, rest.container));
+        let id = Some(id.map_err(|error| LabelError(error.to_string()))?);
+        let (address, labels) = (Some(address), rest.free.clone());
+        let plain = Draft::new(service.clone(), port);
+        let draft = Draft { id, address, ports, tags, labels, weight, checks, ..plain };
+        draft.resolve(local).map_err(|error| LabelError(error.to_string()))
+    }
+}
+
 impl<'a> Labels<'a> {
     /// Those of `labels` that are for the mesh. `more` are keys that are known besides.
     pub(super) fn read(labels: &'a BTreeMap<String, String>, more: &[&str]) -> Result<Self, LabelError> {
@@ -102,78 +130,74 @@ impl<'a> Labels<'a> {
         local: &Local,
     ) -> Result<Vec<Definition>, LabelError> {
         self.refuse_strangers(services)?;
-        let named = self.services()?;
+        let is_named = self.services()?.is_some();
+        if services.is_empty() {
+            // What is wrong is told before it matters.
+            let _ = self.said(None)?;
+        }
         let mut instances = Vec::new();
         for (service, address) in services {
-            let port = match self.find(Some(service), PORT) {
-                Some((label, text)) => {
-                    Some(port(text).ok_or_else(|| wrong(&label, format!("{text:?} is no port")))?)
-                }
-                None => rest.port,
-            };
-            match (port, &named) {
-                (Some(port), _) => instances.push(self.instance(service, *address, port, rest, local)?),
-                (None, Some(_)) => {
+            let said = self.said(Some(service))?;
+            match said.port.or(rest.port) {
+                Some(port) => instances.push(said.instance(service, *address, port, rest, local)?),
+                None if is_named => {
                     let label = format!("{PREFIX}{SERVICE}");
                     let why = format!("there is no port of {service}; add the label {PREFIX}{PORT}");
                     return Err(wrong(&label, why));
                 }
-                (None, None) => {}
+                None => {}
             }
         }
         Ok(instances)
     }
 
-    fn instance(
-        self,
-        service: &ServiceName,
-        address: IpAddr,
-        port: NonZeroU16,
-        rest: &Rest<'_>,
-        local: &Local,
-    ) -> Result<Definition, LabelError> {
-        let id = InstanceId::new(&format!("{service}-{}-{}", local.node, rest.container));
-        let draft = Draft {
-            id: Some(id.map_err(|error| LabelError(error.to_string()))?),
-            address: Some(address),
-            ports: self.ports(service)?,
-            tags: self.tags(service)?,
-            labels: rest.free.clone(),
-            weight: self.weight(service)?,
-            checks: self.checks(service)?,
-            ..Draft::new(service.clone(), port)
-        };
-        draft.resolve(local).map_err(|error| LabelError(error.to_string()))
+    /// What lacks for an instance of each of its names.
+    pub(super) fn lacks(self, called: &BTreeSet<ServiceName>) -> Option<LabelError> {
+        if let Some(alias) = called.iter().find(|alias| self.find(Some(alias), PORT).is_none()) {
+            let why = "there is no port to connect to; add the label";
+            return Some(LabelError(format!("the alias {alias} leads nowhere: {why} {PREFIX}{PORT}")));
+        }
+        let label = self.0.keys().find(|label| label.starts_with(PREFIX) && called.is_empty())?;
+        let why =
+            format!("nothing says of which service that is; add the label {PREFIX}{SERVICE}, or an alias");
+        Some(wrong(label, why))
     }
 
-    fn ports(self, service: &ServiceName) -> Result<BTreeMap<PortName, NonZeroU16>, LabelError> {
-        let Some((label, text)) = self.find(Some(service), PORTS) else { return Ok(BTreeMap::new()) };
-        let pair = |pair: &str| {
+    /// What is said of a service, or of all of them.
+    fn said(self, service: Option<&ServiceName>) -> Result<Said, LabelError> {
+        let list = |key| self.find(service, key).unwrap_or_default();
+        let named = |label: &str, pair: &str| {
             let (name, number) = pair.split_once('=').unwrap_or((pair, ""));
-            let name = PortName::new(name).map_err(|error| wrong(&label, error))?;
-            let number = port(number);
-            let number = number
-                .ok_or_else(|| wrong(&label, format!("{pair:?} is no NAME=PORT, such as metrics=9187")))?;
-            Ok((name, number))
+            let name = PortName::new(name).map_err(|error| wrong(label, error))?;
+            match port(number) {
+                Some(number) => Ok((name, number)),
+                None => Err(wrong(label, format!("{pair:?} is no NAME=PORT, such as metrics=9187"))),
+            }
         };
-        words(text).map(pair).collect()
-    }
-
-    fn tags(self, service: &ServiceName) -> Result<BTreeSet<Tag>, LabelError> {
-        let Some((label, text)) = self.find(Some(service), TAGS) else { return Ok(BTreeSet::new()) };
-        words(text).map(|tag| Tag::new(tag).map_err(|error| wrong(&label, error))).collect()
-    }
-
-    fn weight(self, service: &ServiceName) -> Result<Weight, LabelError> {
-        let Some((label, text)) = self.find(Some(service), WEIGHT) else { return Ok(Weight::default()) };
-        let weight = text.trim().parse().map(Weight);
-        weight.map_err(|_| wrong(&label, format!("{text:?} is no weight; expected a number from 1 to 65535")))
+        let (label, ports) = list(PORTS);
+        let ports = words(ports).map(|pair| named(&label, pair)).collect::<Result<_, _>>()?;
+        let (label, tags) = list(TAGS);
+        let tags = words(tags).map(|tag| Tag::new(tag).map_err(|error| wrong(&label, error)));
+        let tags = tags.collect::<Result<_, _>>()?;
+        let weight = match self.find(service, WEIGHT) {
+            None => Weight::default(),
+            Some((label, text)) => Weight(text.trim().parse().map_err(|_| {
+                wrong(&label, format!("{text:?} is no weight; expected a number from 1 to 65535"))
+            })?),
+        };
+        let port = match self.find(service, PORT) {
+            None => None,
+            Some((label, text)) => {
+                Some(port(text).ok_or_else(|| wrong(&label, format!("{text:?} is no port")))?)
+            }
+        };
+        Ok(Said { port, ports, tags, weight, checks: self.checks(service)? })
     }
 
     /// By the reader of `check = […]`, so that the same holds for both.
-    fn checks(self, service: &ServiceName) -> Result<Vec<CheckSpec>, LabelError> {
-        let Some((label, text)) = self.find(Some(service), CHECK) else { return Ok(Vec::new()) };
-        let timing = || TIMING.into_iter().filter_map(|key| Some((key, self.find(Some(service), key)?.1)));
+    fn checks(self, service: Option<&ServiceName>) -> Result<Vec<CheckSpec>, LabelError> {
+        let Some((label, text)) = self.find(service, CHECK) else { return Ok(Vec::new()) };
+        let timing = || TIMING.into_iter().filter_map(|key| Some((key, self.find(service, key)?.1)));
         let checks: Vec<Value> = words(text)
             .map(|word| {
                 let (kind, probed) = probe(word);
@@ -191,10 +215,10 @@ impl<'a> Labels<'a> {
     }
 
     /// What the reader of checks found, said of the label that it stands in.
-    fn of_check(self, service: &ServiceName, check: &str, errors: &Errors) -> LabelError {
+    fn of_check(self, service: Option<&ServiceName>, check: &str, errors: &Errors) -> LabelError {
         let Some(problem) = errors.iter().next() else { return wrong(check, errors) };
         let key = problem.key.rsplit('.').next().unwrap_or_default();
-        let timing = TIMING.contains(&key).then(|| self.find(Some(service), key)).flatten();
+        let timing = TIMING.contains(&key).then(|| self.find(service, key)).flatten();
         let label = timing.map_or_else(|| check.to_owned(), |(label, _)| label);
         let expected = match errors.iter().find_map(|problem| problem.suggestion.as_ref()) {
             Some(kind) => format!("; did you mean `{kind}`?"),
@@ -403,6 +427,9 @@ mod tests {
                 "plexus.service.web.rise: ",
             ),
             (&[web, port, ("", "x")], "labels: \"\": it is empty"),
+            // Also where it is an instance of nothing so far.
+            (&[("plexus.weight", "0")], "plexus.weight: \"0\" is no weight"),
+            (&[port, ("plexus.check", "ftp")], "plexus.check: it names no kind of check"),
         ] {
             let why = instances(&[], labels).unwrap_err();
             assert!(why.contains(said), "{labels:?}: {why}");
