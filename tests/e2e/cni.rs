@@ -119,7 +119,7 @@ impl<'a> Runtime<'a> {
 /// A network namespace, by the id that a runtime has for it.
 pub(crate) struct Container {
     pub(crate) id: String,
-    namespace: Namespace,
+    pub(crate) namespace: Namespace,
 }
 
 impl Container {

@@ -524,3 +524,46 @@ fn is_link_name(name: &str) -> bool {
     let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
     (1..=15).contains(&name.len()) && name.bytes().all(is_plain) && name != "." && name != ".."
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As it was written before anything could be said of an attachment.
+    const PLAIN: &str = r#"{"network":"default","addresses":["10.42.3.2"],"namespace":"/run/netns/one","interface":"eth0","link":"plxe1","mac":"0a:58:0a:2a:03:02"}"#;
+
+    #[test]
+    fn what_is_said_is_kept_and_what_was_written_before_is_read() {
+        let plain: Record<Details> = serde_json::from_str(PLAIN).unwrap();
+        assert_eq!(plain.details.described, Described::default());
+        assert_eq!(serde_json::to_string(&plain).unwrap(), PLAIN);
+        let labels = BTreeMap::from([("plexus.port".to_owned(), "80".to_owned())]);
+        let described = Described { labels, aliases: BTreeSet::from(["web".parse().unwrap()]) };
+        let details = Details { described, ..plain.details.clone() };
+        let said = Record { details, ..plain };
+        let written = serde_json::to_string(&said).unwrap();
+        assert!(written.contains(r#""labels":{"plexus.port":"80"},"aliases":["web"]"#), "{written}");
+        assert_eq!(serde_json::from_str::<Record<Details>>(&written).unwrap(), said);
+    }
+
+    #[test]
+    fn what_is_attached_and_described_is_told_in_the_order_of_the_networks() {
+        let directory = tempfile::tempdir().unwrap();
+        let plain: Record<Details> = serde_json::from_str(PLAIN).unwrap();
+        let mut ledger = Ledger::open(directory.path().to_owned()).unwrap().0;
+        let described_as =
+            Described { aliases: BTreeSet::from(["web".parse().unwrap()]), ..Described::default() };
+        for (id, network, described, unfinished) in [
+            ("a", "red", described_as.clone(), false),
+            ("b", "blue", described_as.clone(), false),
+            ("c", "blue", described_as, true),
+            ("d", "blue", Described::default(), false),
+        ] {
+            let details = |_: &[IpAddr]| Details { described, unfinished, ..plain.details.clone() };
+            let subnet = ["10.42.3.0/24".parse().unwrap()];
+            ledger.give(id, &network.parse().unwrap(), &subnet, &[], details).unwrap();
+        }
+        let told: Vec<String> = described(&ledger).into_iter().map(|attached| attached.id).collect();
+        assert_eq!(told, ["b", "a"]);
+    }
+}
