@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use nerve::registrar;
-use nerve::source::{ApiSource, AttachedSource, ConfigSource, DockerSource, FileSource, Source};
+use nerve::source::{ApiSource, ConfigSource, DockerSource, FileSource, Source};
 use nerve::store::{self, Store};
 use nerve::tasks::Tasks;
 use prometheus::Registry;
@@ -146,8 +146,7 @@ impl Rooms {
 
         // What this node says of itself.
         let services = ConfigSource::new(config.services.clone());
-        let attached = attachments::source(&overlay, &config.node.local(), &owners.registrar);
-        let sources = (&services, attached.as_ref());
+        let sources = (&services, &overlay);
         let registrar =
             start_registrar(&config, &store, sources, registry, &owners.registrar, left.registrar).await?;
 
@@ -456,7 +455,7 @@ fn resolver(name_server: Option<&NameServer>) -> Option<Arc<dyn admin::Resolver>
 async fn start_registrar(
     config: &Config,
     store: &Arc<dyn Store>,
-    (services, attached): (&ConfigSource, Option<&AttachedSource>),
+    (services, overlay): (&ConfigSource, &overlay::Handle),
     registry: &Registry,
     tasks: &Tasks,
     carried: Option<registrar::Carried>,
@@ -470,9 +469,10 @@ async fn start_registrar(
         Some(docker) => Some(DockerSource::start(docker, local.clone(), tasks).await),
         None => None,
     };
+    let attached = attachments::source(overlay, &local, tasks);
     let api = ApiSource::open(Some(&config.state_dir), local);
     let mut sources: Vec<&dyn Source> = vec![services, &files];
     sources.extend(docker.as_ref().map(|docker| docker as &dyn Source));
-    sources.extend(attached.map(|attached| attached as &dyn Source));
+    sources.extend(attached.as_ref().map(|attached| attached as &dyn Source));
     Ok(registrar::start(config.registrar(), Arc::clone(store), &sources, api, tasks, metrics, carried))
 }

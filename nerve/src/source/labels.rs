@@ -333,7 +333,7 @@ mod tests {
             let services = services.into_iter().map(|name| (name, "10.42.3.5".parse().unwrap())).collect();
             labels.instances(
                 &services,
-                &Rest { container: "one", port: None, free: free(&labels.0) },
+                &Rest { container: "one", port: None, free: free(labels.0) },
                 &local(),
             )
         };
