@@ -13,7 +13,7 @@ const SOON: Duration = Duration::from_secs(10);
 const PLUGINS: &str = "/usr/lib/cni";
 
 /// What a runtime has: the plugin and its configurations, on a node.
-struct Runtime<'a> {
+pub(crate) struct Runtime<'a> {
     node: &'a Node,
     plugins: PathBuf,
     configurations: PathBuf,
@@ -21,20 +21,27 @@ struct Runtime<'a> {
 
 /// What a plugin answered.
 #[derive(Debug)]
-struct Told {
+pub(crate) struct Told {
     done: bool,
     json: Value,
 }
 
 impl Told {
     #[track_caller]
-    fn ok(self) -> Value {
+    pub(crate) fn ok(self) -> Value {
         assert!(self.done, "{self:?}");
         self.json
     }
 
+    /// What it was refused with, in words.
     #[track_caller]
-    fn code(self) -> u64 {
+    pub(crate) fn refused(self) -> String {
+        assert!(!self.done, "{self:?}");
+        self.json["msg"].as_str().expect("a message").to_owned()
+    }
+
+    #[track_caller]
+    pub(crate) fn code(self) -> u64 {
         assert!(!self.done, "{self:?}");
         assert!(self.json["msg"].as_str().is_some_and(|message| !message.is_empty()), "{self:?}");
         self.json["code"].as_u64().expect("a code")
@@ -42,7 +49,7 @@ impl Told {
 }
 
 impl<'a> Runtime<'a> {
-    fn on(node: &'a Node) -> Self {
+    pub(crate) fn on(node: &'a Node) -> Self {
         let (plugins, configurations) =
             (node.directory().join("cni/bin"), node.directory().join("cni/net.d"));
         let text = |path: &Path| path.to_string_lossy().into_owned();
@@ -53,7 +60,7 @@ impl<'a> Runtime<'a> {
     }
 
     /// The configuration of the plugin, as a runtime makes it of the list that was installed.
-    fn configuration(&self, version: &str) -> Value {
+    pub(crate) fn configuration(&self, version: &str) -> Value {
         let list =
             std::fs::read(self.configurations.join("10-plexus-default.conflist")).expect("it is installed");
         let list: Value = serde_json::from_slice(&list).expect("JSON");
@@ -66,9 +73,20 @@ impl<'a> Runtime<'a> {
     }
 
     /// Calls the plugin as a runtime does.
-    fn call(&self, command: &str, container: Option<&Container>, configuration: &Value) -> Told {
+    pub(crate) fn call(&self, command: &str, container: Option<&Container>, configuration: &Value) -> Told {
+        self.call_with("", command, container, configuration)
+    }
+
+    /// The same, with `CNI_ARGS`.
+    pub(crate) fn call_with(
+        &self,
+        arguments: &str,
+        command: &str,
+        container: Option<&Container>,
+        configuration: &Value,
+    ) -> Told {
         let mut plugin = self.node.namespace().command(self.plugins.join("plexus"));
-        plugin.env("CNI_COMMAND", command).env_remove("PLEXUS_ADMIN");
+        plugin.env("CNI_COMMAND", command).env("CNI_ARGS", arguments).env_remove("PLEXUS_ADMIN");
         plugin.env("CNI_PATH", format!("{}:{PLUGINS}", self.plugins.display()));
         if let Some(container) = container {
             plugin.env("CNI_CONTAINERID", &container.id).env("CNI_IFNAME", "eth0");
@@ -91,7 +109,7 @@ impl<'a> Runtime<'a> {
     }
 
     /// The ids of what is attached.
-    fn attached(&self) -> Vec<String> {
+    pub(crate) fn attached(&self) -> Vec<String> {
         let listed = self.node.admin_json("/v1/plexus/attachments");
         let listed = listed["attachments"].as_array().cloned().unwrap_or_default();
         listed.iter().map(|one| one["id"].as_str().expect("an id").to_owned()).collect()
@@ -99,13 +117,13 @@ impl<'a> Runtime<'a> {
 }
 
 /// A network namespace, by the id that a runtime has for it.
-struct Container {
-    id: String,
-    namespace: Namespace,
+pub(crate) struct Container {
+    pub(crate) id: String,
+    pub(crate) namespace: Namespace,
 }
 
 impl Container {
-    fn on(node: &Node, name: &str) -> Self {
+    pub(crate) fn on(node: &Node, name: &str) -> Self {
         let namespace = Namespace::add(format!("{}-{name}", node.namespace().name()), node.address());
         Self { id: format!("{name}-0123456789abcdef"), namespace }
     }
@@ -123,7 +141,7 @@ impl Container {
     }
 }
 
-fn cluster(nodes: usize) -> Cluster {
+pub(crate) fn cluster(nodes: usize) -> Cluster {
     let more = "[overlay]\nenabled = true\ndefault = [\"10.42.0.0/16\", \"fd00:42::/48\"]\nlease = \"1m\"\n";
     let cluster = Cluster::of(nodes).settings(|settings| settings.more = more.to_owned()).start();
     for node in cluster.all() {
@@ -134,7 +152,7 @@ fn cluster(nodes: usize) -> Cluster {
 }
 
 /// The first address of a result, without its length.
-fn address(result: &Value) -> String {
+pub(crate) fn address(result: &Value) -> String {
     let address = result["ips"][0]["address"].as_str().expect("an address");
     address.split('/').next().expect("a part").to_owned()
 }

@@ -357,6 +357,53 @@ fn services_of_compose_are_found_by_their_names_on_every_node() {
     assert_eq!(given(b), [""; 0]);
 }
 
+#[test]
+fn one_container_is_several_services_at_the_address_of_the_network_that_each_is_called_on() {
+    needs_docker!();
+    let (cluster, dockers) = cluster(2);
+    let [a, b] = cluster.nodes();
+    let here = &dockers[0];
+    let _ = a.plexus(["network", "create", "blue", "--cidr", "10.43.0.0/16"]).ok();
+    let _ = eventually!(SOON, links(a).matches("plxb").count(), |bridges| *bridges == 2);
+    create(here, "front", &[]);
+    create(here, "rear", &["--subnet", "10.43.0.0/16"]);
+    let connect = |name: &str| here.docker(&["network", "connect", "--alias", "db", "rear", name]).ok();
+    here.run("called", &["--network", "front", "--network-alias", "shop", "--expose", "80"], SERVE);
+    let _ = connect("called");
+    let (front, rear) = (address(here, "called", "front"), address(here, "called", "rear"));
+    assert!(front.to_string().starts_with("10.42.") && rear.to_string().starts_with("10.43."));
+    for (name, address) in [("shop", front), ("db", rear)] {
+        cluster.wait_serving(name, &[&instance(here, name, "a", "called")]);
+        let name = format!("{name}.mesh.internal");
+        let _ = eventually!(SOON, b.dig(&name, "A").data, |data| *data == [address.to_string()]);
+    }
+    // Labels name services, each with a port and a check of its own, and the network.
+    let labels = [
+        "plexus.service=web,metrics,missing",
+        "plexus.port=80",
+        "plexus.check=tcp",
+        "plexus.network=rear",
+        "plexus.service.metrics.check=/",
+        "plexus.service.missing.port=81",
+    ];
+    let labels = labels.iter().flat_map(|label| ["--label", label]);
+    here.run("labelled", &["--network", "front"].into_iter().chain(labels).collect::<Vec<_>>(), SERVE);
+    let status = || a.plexus(["status"]).ok();
+    let _ = eventually!(SOON, status(), |said| said.contains("plexus.network: it is not on a network rear"));
+    let _ = connect("labelled");
+    for name in ["web", "metrics"] {
+        cluster.wait_serving(name, &[&instance(here, name, "a", "labelled")]);
+        let address = address(here, "labelled", "rear").to_string();
+        assert_eq!(b.dig(&format!("{name}.mesh.internal"), "A").data, [address]);
+    }
+    let missing = || b.plexus(["why", "missing"]).ok();
+    let _ = eventually!(SOON, missing(), |why| why.contains(":81") && why.contains("critical"));
+    // A label that is mistyped is no service, and is told.
+    here.run("wrong", &["--network", "front", "--label", "plexus.prot=80"], WAIT);
+    let said = eventually!(SOON, status(), |said| said.contains("plexus.prot"));
+    assert!(said.contains("Docker's container wrong") && said.contains("there is no such label"), "{said}");
+}
+
 /// What a container is called as an instance.
 #[track_caller]
 fn instance(docker: &Docker, service: &str, node: &str, container: &str) -> String {

@@ -4,10 +4,12 @@
 
 #![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod attached_services;
 mod attachments;
 mod balance;
 mod cli;
 mod cni;
+mod cni_services;
 mod demo;
 mod direct;
 mod discover;

@@ -40,7 +40,10 @@ pub(super) async fn inspect(State(handles): Shared, Path(name): Path<String>) ->
         unconfirmed: view.subnets.is_unconfirmed(slot),
     });
     let subnets = subnets.collect();
-    Ok(Json(NetworkInfo { stale: stale(&handles), network: summary(&handles, &view), subnets }))
+    let attached = handles.attacher.attached().into_iter();
+    let attachments = attached.filter(|attachment| attachment.network == view.name).collect();
+    let (stale, network) = (stale(&handles), summary(&handles, &view));
+    Ok(Json(NetworkInfo { stale, network, subnets, attachments }))
 }
 
 pub(super) async fn create(

@@ -4,6 +4,7 @@
 //! that all of them are in the network namespace of whoever started the agent. Nothing else in the program makes
 //! runtimes or root tasks.
 
+pub(crate) mod attachments;
 pub mod demo;
 mod estate;
 mod handover;

@@ -3,16 +3,12 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use async_trait::async_trait;
-use nerve::model::{Address, InstanceId, NetworkName, ServiceName};
+use nerve::model::{Address, InstanceId, ServiceName};
 use synapse::watch::store::Handle as Watcher;
 use tokio::sync::Semaphore;
 
-use crate::admin::{self, Attacher, Counts, NotAttached, Resolver, Traffic};
-use crate::api::{
-    AttachRequest, Attachable, Attachment, AttachmentCheck, AttachmentOwner, AttachmentRoute, Finding,
-    NewAttachment, PlainFor, Problem, Resolution, WhyBalance, WhyListener, WhyPick, WhyPlain,
-};
+use crate::admin::{self, Counts, Resolver, Traffic};
+use crate::api::{Finding, PlainFor, Problem, Resolution, WhyBalance, WhyListener, WhyPick, WhyPlain};
 use crate::balance::EndpointReport;
 use crate::{dns, docker, doctor, ingress, overlay, steer, vip};
 
@@ -127,64 +123,6 @@ impl Resolver for dns::Handle {
         let stale = told.stale.map(|reason| format!("this is the last known good: {reason}"));
         let why = std::iter::once(told.why).chain(excluded).chain(stale).collect();
         Ok(Resolution { name: told.name, record_type, code: code.to_owned(), answers, why })
-    }
-}
-
-#[async_trait]
-impl Attacher for overlay::Handle {
-    async fn attach(&self, request: AttachRequest) -> Result<NewAttachment, NotAttached> {
-        let AttachRequest { id, network, namespace, interface, addresses, owner } = request;
-        let owner = owner.map(|owner| {
-            let AttachmentOwner { configuration, container, interface } = owner;
-            overlay::Owner { configuration, container, interface }
-        });
-        let request = overlay::Attach { id, network, namespace, interface, addresses, owner };
-        let given = Self::attach(self, request).await.map_err(|error| not_attached(&error))?;
-        let routes = given.routes.into_iter().map(|(to, via)| AttachmentRoute { to, via }).collect();
-        Ok(NewAttachment { attachment: attachment(given.attached), place: attachable(given.place), routes })
-    }
-
-    async fn detach(&self, id: &str) -> Result<Option<Attachment>, NotAttached> {
-        let detached = Self::detach(self, id).await.map_err(|error| not_attached(&error))?;
-        Ok(detached.map(attachment))
-    }
-
-    async fn check(&self, id: &str) -> Result<Option<AttachmentCheck>, NotAttached> {
-        let checked = Self::check(self, id).await.map_err(|error| not_attached(&error))?;
-        Ok(checked.map(|(attached, problems)| AttachmentCheck { attachment: attachment(attached), problems }))
-    }
-
-    async fn attachable(&self, network: &NetworkName) -> Result<Attachable, NotAttached> {
-        self.offer(network).await.map(attachable).map_err(|error| not_attached(&error))
-    }
-
-    fn attached(&self) -> Vec<Attachment> {
-        Self::attached(self).into_iter().map(attachment).collect()
-    }
-}
-
-fn attachment(attached: overlay::Attached) -> Attachment {
-    let overlay::Attached { id, network, addresses, mac, namespace, interface, link, owner } = attached;
-    let owner = owner.map(|owner| {
-        let overlay::Owner { configuration, container, interface } = owner;
-        AttachmentOwner { configuration, container, interface }
-    });
-    Attachment { id, network, addresses, mac, namespace, interface, link, owner }
-}
-
-fn attachable(offer: overlay::Offer) -> Attachable {
-    let overlay::Offer { subnets, gateways, mtu } = offer;
-    Attachable { subnets, gateways, mtu }
-}
-
-fn not_attached(error: &overlay::AttachError) -> NotAttached {
-    use overlay::AttachError as E;
-    let why = error.to_string();
-    match error {
-        E::Kernel(error) if error.kind() == std::io::ErrorKind::AlreadyExists => NotAttached::Taken(why),
-        E::Off | E::NotReady(..) | E::NotOurs | E::Kernel(_) => NotAttached::Unavailable(why),
-        E::NoNetwork(_) | E::Namespace { .. } | E::Interface(_) => NotAttached::Wrong(why),
-        E::Address(_) => NotAttached::Taken(why),
     }
 }
 

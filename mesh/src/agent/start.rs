@@ -17,6 +17,7 @@ use synapse::watch::Recalled;
 use synapse::{memory, watch as watcher};
 use tokio::sync::watch;
 
+use super::attachments::{self, Attachments};
 use super::handover::{Door, Left, Outcome, SERVE_WITHIN, Taking, be_alone};
 use super::metrics::Metrics;
 use super::name_server::NameServer;
@@ -146,8 +147,9 @@ impl Rooms {
 
         // What this node says of itself.
         let services = ConfigSource::new(config.services.clone());
+        let sources = (&services, &overlay);
         let registrar =
-            start_registrar(&config, &store, &services, registry, &owners.registrar, left.registrar).await?;
+            start_registrar(&config, &store, sources, registry, &owners.registrar, left.registrar).await?;
 
         let problems = Problems {
             ingress: ingress.clone(),
@@ -297,7 +299,7 @@ impl Rooms {
             traffic: Arc::new(self.ingress.clone()),
             virtual_addresses: virtual_addresses(&self.vip),
             plain: plain(&self.steer),
-            attacher: Arc::new(self.overlay.clone()),
+            attacher: Arc::new(Attachments::new(self.overlay.clone(), self.config.node.local())),
             host_routes: Arc::new(|| Box::pin(routes::read())),
             examiner: examiner(&self.overlay),
             resolver: resolver(self.name_server.as_ref()),
@@ -462,7 +464,7 @@ fn resolver(name_server: Option<&NameServer>) -> Option<Arc<dyn admin::Resolver>
 async fn start_registrar(
     config: &Config,
     store: &Arc<dyn Store>,
-    services: &ConfigSource,
+    (services, overlay): (&ConfigSource, &overlay::Handle),
     registry: &Registry,
     tasks: &Tasks,
     carried: Option<registrar::Carried>,
@@ -476,8 +478,10 @@ async fn start_registrar(
         Some(docker) => Some(DockerSource::start(docker, local.clone(), tasks).await),
         None => None,
     };
+    let attached = attachments::source(overlay, &local, tasks);
     let api = ApiSource::open(Some(&config.state_dir), local);
     let mut sources: Vec<&dyn Source> = vec![services, &files];
     sources.extend(docker.as_ref().map(|docker| docker as &dyn Source));
+    sources.extend(attached.as_ref().map(|attached| attached as &dyn Source));
     Ok(registrar::start(config.registrar(), Arc::clone(store), &sources, api, tasks, metrics, carried))
 }

@@ -1,9 +1,10 @@
 //! What is attached to overlay networks on a node.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::PathBuf;
 
-use nerve::model::{Mac, NetworkName, Prefix};
+use nerve::model::{InstanceId, Mac, NetworkName, Prefix, ServiceName};
 use serde::{Deserialize, Serialize};
 
 /// Attach a network namespace of this node to a network.
@@ -24,6 +25,12 @@ pub struct AttachRequest {
     /// For whom, where a container runtime asks.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub owner: Option<AttachmentOwner>,
+    /// Labels: what it serves, and free data.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
+    /// What it is called: services that it is an instance of, unless a label says otherwise.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub aliases: BTreeSet<ServiceName>,
 }
 
 /// A container as its runtime knows it.
@@ -58,6 +65,26 @@ pub struct Attachment {
     /// For whom, where a container runtime asked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub owner: Option<AttachmentOwner>,
+    /// Labels: as they were given.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
+    /// What it is called: services that it is an instance of, unless a label says otherwise.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub aliases: BTreeSet<ServiceName>,
+    /// What follows from these, and is checked and registered.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub instances: Vec<AttachmentInstance>,
+}
+
+/// An instance that something attached is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AttachmentInstance {
+    /// Of which service.
+    pub service: ServiceName,
+    /// Its id.
+    pub id: InstanceId,
+    /// Where it listens, with its main port.
+    pub address: String,
 }
 
 /// Something that was just attached.

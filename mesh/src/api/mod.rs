@@ -13,8 +13,8 @@ mod write;
 use std::time::Duration;
 
 pub use attach::{
-    AttachRequest, Attachable, Attachment, AttachmentCheck, AttachmentOwner, AttachmentRoute, Attachments,
-    NewAttachment,
+    AttachRequest, Attachable, Attachment, AttachmentCheck, AttachmentInstance, AttachmentOwner,
+    AttachmentRoute, Attachments, NewAttachment,
 };
 pub use doctor::{Checkup, Finding};
 pub use network::{NetworkInfo, NetworkRequest, NetworkSummary, Networks, SubnetInfo};

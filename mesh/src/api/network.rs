@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use nerve::model::{Mac, Mtu, NetworkName, NodeName, Pool, Prefix, Slot, Vni};
 use serde::{Deserialize, Serialize};
 
-use super::Stale;
+use super::{Attachment, Stale};
 
 /// Create a network.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -75,6 +75,9 @@ pub struct NetworkInfo {
     pub network: NetworkSummary,
     /// In the order of their numbers.
     pub subnets: Vec<SubnetInfo>,
+    /// What is attached to it on the node that answers, in the order of their names.
+    #[serde(default)]
+    pub attachments: Vec<Attachment>,
 }
 
 /// A subnet that a node holds.

@@ -1,28 +1,37 @@
 //! `plexus attach`, `plexus detach`, `plexus attachments`: network namespaces of this node on overlay networks.
 
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::Args;
 use hyper::Method;
-use nerve::model::NetworkName;
+use nerve::model::{NetworkName, ServiceName};
 
 use super::client::escape;
 use super::output::{Cell, Output, Table};
-use super::{Reach, Result, print_change};
-use crate::api::{self, AttachRequest, Attachment, Attachments, Changed, NewAttachment};
+use super::register::Pair;
+use super::{Error, Reach, Result, print_change};
+use crate::api::{self, AttachRequest, Attachment, AttachmentInstance, Attachments, Changed, NewAttachment};
 
 const ATTACH_HELP: &str = "\
 It gets an interface with addresses of the network, routes, and a way to every container of the network on every node. The
 agent of its node has to do it, so the command runs there. The first network that it is attached to leads to the rest of
 the world as well. It is detached by `plexus detach`, or when its namespace is gone.
 
+Labels say what it serves: `plexus.service` names services, `plexus.port` the port, `plexus.check` how to check it (`tcp`, a path,
+or as `plexus register` has it). An alias is a service as well, where no label names any. It is checked and registered for as
+long as it is attached, by its address on the network. Other labels travel along.
+
 Examples:
   ip netns add one && plexus attach one --network default
   plexus attach 4711 --network default                    the network namespace of a process
   plexus attach one --network backend --interface eth1    a second network
-  plexus attach one --network default --address 10.42.3.80";
+  plexus attach one --network default --address 10.42.3.80
+  plexus attach one --network default --label plexus.service=web --label plexus.port=8080 --label plexus.check=/healthz
+  plexus attach one --network default --alias db --label plexus.port=5432";
 
 const DETACH_HELP: &str = "\
 Examples:
@@ -49,6 +58,12 @@ pub(super) struct Attach {
     /// An address that it is to have, one of a family at most; chosen unless given
     #[arg(long, value_name = "ADDRESS")]
     address: Vec<IpAddr>,
+    /// What it serves, such as plexus.service=web, or free data that travels along
+    #[arg(long = "label", value_name = "KEY=VALUE")]
+    labels: Vec<Pair<String, String>>,
+    /// A service that it is an instance of, unless the label plexus.service says otherwise
+    #[arg(long = "alias", value_name = "NAME")]
+    aliases: Vec<ServiceName>,
     #[command(flatten)]
     reach: Reach,
 }
@@ -115,17 +130,23 @@ impl Namespace {
 
 impl Attach {
     pub(super) async fn run(self, out: &mut Output<'_>) -> Result {
-        let Self { namespace, network, interface, address, reach } = self;
+        let Self { namespace, network, interface, address, labels, aliases, reach } = self;
         let what = format!("attaching {} to network {network}", namespace.word);
         let id = namespace.id(&network);
         let (namespace, addresses) = (namespace.file, address);
-        let request = AttachRequest { id, network, namespace, interface, addresses, owner: None };
+        let labels = each_once(labels).map_err(|why| Error::failed(&what, why))?;
+        let aliases = aliases.into_iter().collect();
+        let owner = None;
+        let request = AttachRequest { id, network, namespace, interface, addresses, owner, labels, aliases };
         let done: NewAttachment =
             reach.admin.send(&what, Method::POST, api::path::ATTACHMENTS, &request).await?;
         out.as_json(reach.json);
         out.answer(&done, |out, done| {
-            let Attachment { interface, addresses, network, .. } = &done.attachment;
-            out.line(format!("{interface} has {} on network {network}", joined(addresses)))
+            let Attachment { interface, addresses, network, instances, .. } = &done.attachment;
+            out.line(format!("{interface} has {} on network {network}", joined(addresses)))?;
+            instances.iter().try_for_each(|AttachmentInstance { service, id, address }| {
+                out.line(format!("it is the instance {id} of {service}, at {address}"))
+            })
         })?;
         Ok(())
     }
@@ -146,17 +167,7 @@ impl List {
             self.reach.admin.get("listing what is attached", api::path::ATTACHMENTS).await?;
         out.as_json(self.reach.json);
         out.answer(&answer, |out, answer| {
-            let mut table = Table::new(&["NETWORK", "ADDRESSES", "MAC", "INTERFACE", "LINK", "NAMESPACE"]);
-            for attachment in &answer.attachments {
-                table.row([
-                    Cell::from(attachment.network.as_str()),
-                    Cell::from(joined(&attachment.addresses)),
-                    Cell::from(attachment.mac),
-                    Cell::from(&attachment.interface),
-                    Cell::from(&attachment.link),
-                    Cell::from(attachment.namespace.display()),
-                ]);
-            }
+            let table = table(&answer.attachments);
             if table.is_empty() {
                 return out.line("nothing is attached on this node");
             }
@@ -164,6 +175,44 @@ impl List {
         })?;
         Ok(())
     }
+}
+
+/// One line for each.
+pub(super) fn table(attachments: &[Attachment]) -> Table {
+    const COLUMNS: &[&str] = &["NETWORK", "ADDRESSES", "MAC", "INTERFACE", "LINK", "NAMESPACE", "INSTANCES"];
+    let mut table = Table::new(COLUMNS);
+    for attachment in attachments {
+        table.row([
+            Cell::from(attachment.network.as_str()),
+            Cell::from(joined(&attachment.addresses)),
+            Cell::from(attachment.mac),
+            Cell::from(&attachment.interface),
+            Cell::from(&attachment.link),
+            Cell::from(attachment.namespace.display()),
+            Cell::from(served(&attachment.instances)),
+        ]);
+    }
+    table
+}
+
+/// `web/web-a-one`, as an instance is named everywhere.
+fn served(instances: &[AttachmentInstance]) -> String {
+    let instances: Vec<String> = instances.iter().map(|one| format!("{}/{}", one.service, one.id)).collect();
+    if instances.is_empty() { "-".to_owned() } else { instances.join(", ") }
+}
+
+/// As a table of labels; of two values for one key, one would get lost.
+pub(super) fn each_once(
+    labels: Vec<Pair<String, String>>,
+) -> std::result::Result<BTreeMap<String, String>, String> {
+    let mut all = BTreeMap::new();
+    for Pair(key, value) in labels {
+        match all.entry(key) {
+            Entry::Vacant(new) => drop(new.insert(value)),
+            Entry::Occupied(known) => return Err(format!("the label {} is given twice", known.key())),
+        }
+    }
+    Ok(all)
 }
 
 fn joined(addresses: &[IpAddr]) -> String {

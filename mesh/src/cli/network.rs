@@ -6,8 +6,8 @@ use nerve::model::{Mtu, NetworkName, Pool, Prefix, Vni};
 
 use super::cleanup::Cleanup;
 use super::output::{Cell, Output, Table, Tone};
-use super::{Error, Reach, Result, print_change, stale_banner};
-use crate::api::{self, Changed, NetworkInfo, NetworkRequest, NetworkSummary, Networks};
+use super::{Error, Reach, Result, attach, print_change, stale_banner};
+use crate::api::{self, Changed, NetworkInfo, NetworkRequest, NetworkSummary, Networks, SubnetInfo};
 
 const CREATE_HELP: &str = "\
 Each node that takes part in the network gets one subnet of each range, so a range is cut into subnets of one length: /24 of
@@ -36,7 +36,8 @@ Examples:
   plexus network rm blue --force";
 
 const INSPECT_HELP: &str = "\
-Which node holds which subnet, where the others send its packets, and the address of its VXLAN device.
+Which node holds which subnet, where the others send its packets, and the address of its VXLAN device; and what is attached on
+the node that answers.
 
 Examples:
   plexus network inspect blue
@@ -206,29 +207,43 @@ impl Inspect {
                 out.line("on one link   without a tunnel")?;
             }
             out.line(format!("nodes         {} of at most {}", network.nodes, network.slots))?;
-            let mut table = Table::new(&["SLOT", "SUBNET", "NODE", "ADDRESS", "MAC"]);
-            for subnet in &answer.subnets {
-                let node = if subnet.unconfirmed {
-                    Cell::new(format!("{} (unconfirmed)", subnet.node), Tone::Warning)
-                } else {
-                    Cell::from(&subnet.node)
-                };
-                table.row([
-                    Cell::from(subnet.slot),
-                    Cell::from(list(&subnet.prefixes)),
-                    node,
-                    Cell::from(subnet.address),
-                    Cell::from(subnet.mac),
-                ]);
+            for (head, table) in [
+                ("", subnets(&answer.subnets)),
+                ("attached on the node that answers:", attach::table(&answer.attachments)),
+            ] {
+                if table.is_empty() {
+                    continue;
+                }
+                out.line("")?;
+                if !head.is_empty() {
+                    out.line(head)?;
+                }
+                out.table(&table)?;
             }
-            if table.is_empty() {
-                return Ok(());
-            }
-            out.line("")?;
-            out.table(&table)
+            Ok(())
         })?;
         Ok(())
     }
+}
+
+/// One line for each.
+fn subnets(subnets: &[SubnetInfo]) -> Table {
+    let mut table = Table::new(&["SLOT", "SUBNET", "NODE", "ADDRESS", "MAC"]);
+    for subnet in subnets {
+        let node = if subnet.unconfirmed {
+            Cell::new(format!("{} (unconfirmed)", subnet.node), Tone::Warning)
+        } else {
+            Cell::from(&subnet.node)
+        };
+        table.row([
+            Cell::from(subnet.slot),
+            Cell::from(list(&subnet.prefixes)),
+            node,
+            Cell::from(subnet.address),
+            Cell::from(subnet.mac),
+        ]);
+    }
+    table
 }
 
 fn path(network: &NetworkName) -> String {

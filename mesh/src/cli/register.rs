@@ -75,7 +75,7 @@ pub(super) struct Register {
 
 /// `KEY=VALUE`.
 #[derive(Debug, Clone)]
-struct Pair<K, V>(K, V);
+pub(super) struct Pair<K, V>(pub(super) K, pub(super) V);
 
 /// The part of a check that says what is probed.
 #[derive(Debug, Clone, PartialEq)]

@@ -6,14 +6,14 @@
 //!
 //! What changes a container runs to its end once it has begun, whoever asked for it: one that nobody waits for any more is undone.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use nerve::model::{Mac, NetworkName, Prefix};
+use nerve::model::{Mac, NetworkName, Prefix, ServiceName};
 use nerve::tasks::Tasks;
 use serde::{Deserialize, Serialize};
 use synapse::catalog::Catalog;
@@ -48,6 +48,19 @@ pub struct Attach {
     pub addresses: Vec<IpAddr>,
     /// For whom, where a container runtime asks.
     pub owner: Option<Owner>,
+    /// What is said of it.
+    pub described: Described,
+}
+
+/// What is said of something that is attached, for whoever registers it; here nobody knows what it means.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Described {
+    /// Labels, as they were given.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
+    /// Names that it is called by.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub aliases: BTreeSet<ServiceName>,
 }
 
 /// A container as its runtime knows it.
@@ -80,6 +93,8 @@ pub struct Attached {
     pub link: String,
     /// For whom, where a container runtime asked.
     pub owner: Option<Owner>,
+    /// What is said of it.
+    pub described: Described,
 }
 
 /// Something that was just attached.
@@ -152,6 +167,8 @@ pub(super) struct Details {
     pub(super) mac: Mac,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) owner: Option<Owner>,
+    #[serde(flatten)]
+    pub(super) described: Described,
     /// Nobody was told of it yet.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(super) unfinished: bool,
@@ -194,6 +211,7 @@ pub(super) struct Attachments {
     pub(super) ready: watch::Receiver<Ready>,
     leased: watch::Receiver<bool>,
     used: Arc<watch::Sender<BTreeSet<NetworkName>>>,
+    described: Arc<watch::Sender<Arc<Vec<Attached>>>>,
     tasks: Tasks,
 }
 
@@ -210,6 +228,7 @@ impl Attachments {
         let (ledger, problems) = Ledger::open(directory.clone())?;
         let attachments = Self {
             used: Arc::new(watch::Sender::new(used(&ledger))),
+            described: Arc::new(watch::Sender::new(Arc::new(described(&ledger)))),
             ledger: Arc::new(Mutex::new(ledger)),
             directory: Arc::new(directory),
             right: Arc::new(watch::Sender::new(Right::Awaited)),
@@ -230,13 +249,18 @@ impl Attachments {
         self.used.subscribe()
     }
 
-    pub(super) fn note_used(&self) {
-        let used = used(&self.ledger());
-        self.used.send_if_modified(|known| {
-            let is_new = *known != used;
-            *known = used;
-            is_new
-        });
+    /// Those of which something is said, for as long as they are attached.
+    pub(super) fn described(&self) -> watch::Receiver<Arc<Vec<Attached>>> {
+        self.described.subscribe()
+    }
+
+    /// To be called after each change of the ledger.
+    pub(super) fn note_changed(&self) {
+        let ledger = self.ledger();
+        let (used, described) = (used(&ledger), described(&ledger));
+        self.used.send_if_modified(|known| replace(known, used));
+        // In the order of the changes: the ledger is still held.
+        self.described.send_if_modified(|known| replace(known, Arc::new(described)));
     }
 
     pub(super) fn ledger(&self) -> MutexGuard<'_, Ledger<Details>> {
@@ -290,7 +314,7 @@ impl Attachments {
         ranges: Vec<Prefix>,
         request: Attach,
     ) -> Result<Given, AttachError> {
-        let Attach { id, network, namespace, interface, addresses, owner } = request;
+        let Attach { id, network, namespace, interface, addresses, owner, described } = request;
         let link = link_name(&id);
         let _turn = self.turns.wait(&link).await;
         if self.tasks.stop_token().is_cancelled() {
@@ -305,6 +329,7 @@ impl Attachments {
             link,
             mac: mac_of(given),
             owner,
+            described,
             unfinished: true,
             docker: None,
         };
@@ -313,7 +338,7 @@ impl Attachments {
             let given = ledger.give(&id, &network, &place.subnets, &addresses, details);
             given.map_err(Refused)?.clone()
         };
-        self.note_used();
+        self.note_changed();
         let veth = veth(&record, &place.subnets, place.mtu, ranges);
         let connected = match connect(&veth, place.bridge, opened).await {
             Ok(routes) => {
@@ -324,6 +349,7 @@ impl Attachments {
         };
         match connected {
             Ok(routes) => {
+                self.note_changed();
                 tracing::info!(id, %network, addresses = ?record.addresses, "attached a container");
                 Ok(Given { attached: attached(&id, &record), place: offer(place), routes })
             }
@@ -387,7 +413,7 @@ impl Attachments {
             None => Ok(()),
         };
         match removed.map(|()| self.ledger().take_back(id)) {
-            Ok(Ok(_)) => self.note_used(),
+            Ok(Ok(_)) => self.note_changed(),
             Ok(Err(error)) => {
                 tracing::warn!(id, %error, "the address of a container that was not attached stays taken")
             }
@@ -416,7 +442,7 @@ impl Attachments {
         let Some(record) = self.record(id) else { return Ok(None) };
         self.removals.remove(&link).await.map_err(AttachError::Kernel)?;
         self.ledger().take_back(id).map_err(Refused)?;
-        self.note_used();
+        self.note_changed();
         tracing::info!(id, network = %record.network, "detached a container");
         Ok(Some(attached(id, &record)))
     }
@@ -425,6 +451,22 @@ impl Attachments {
 fn offer(place: &Place) -> Offer {
     let gateways = place.subnets.iter().filter_map(|subnet| gateway(*subnet)).collect();
     Offer { subnets: place.subnets.clone(), gateways, mtu: place.mtu }
+}
+
+/// Puts a new value in the place of what was known. Tells whether it is another one.
+fn replace<T: PartialEq>(known: &mut T, new: T) -> bool {
+    let is_new = *known != new;
+    *known = new;
+    is_new
+}
+
+/// In the order of the networks' names: of what is on several, the first counts.
+fn described(ledger: &Ledger<Details>) -> Vec<Attached> {
+    let is_described = |details: &Details| !details.unfinished && details.described != Described::default();
+    let told = ledger.all().filter(|(_, record)| is_described(&record.details));
+    let mut told: Vec<Attached> = told.map(|(id, record)| attached(id, record)).collect();
+    told.sort_by(|a, b| (&a.network, &a.id).cmp(&(&b.network, &b.id)));
+    told
 }
 
 fn used(ledger: &Ledger<Details>) -> BTreeSet<NetworkName> {
@@ -454,9 +496,9 @@ pub(super) fn veth(record: &Record<Details>, subnets: &[Prefix], mtu: u32, range
 }
 
 pub(super) fn attached(id: &str, record: &Record<Details>) -> Attached {
-    let Details { namespace, interface, link, mac, owner, .. } = record.details.clone();
+    let Details { namespace, interface, link, mac, owner, described, .. } = record.details.clone();
     let (id, network, addresses) = (id.to_owned(), record.network.clone(), record.addresses.clone());
-    Attached { id, network, addresses, mac, namespace, interface, link, owner }
+    Attached { id, network, addresses, mac, namespace, interface, link, owner, described }
 }
 
 /// Locally administered, from the last four octets of the first address.
@@ -481,4 +523,47 @@ pub(super) fn link_name(id: &str) -> String {
 fn is_link_name(name: &str) -> bool {
     let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
     (1..=15).contains(&name.len()) && name.bytes().all(is_plain) && name != "." && name != ".."
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As it was written before anything could be said of an attachment.
+    const PLAIN: &str = r#"{"network":"default","addresses":["10.42.3.2"],"namespace":"/run/netns/one","interface":"eth0","link":"plxe1","mac":"0a:58:0a:2a:03:02"}"#;
+
+    #[test]
+    fn what_is_said_is_kept_and_what_was_written_before_is_read() {
+        let plain: Record<Details> = serde_json::from_str(PLAIN).unwrap();
+        assert_eq!(plain.details.described, Described::default());
+        assert_eq!(serde_json::to_string(&plain).unwrap(), PLAIN);
+        let labels = BTreeMap::from([("plexus.port".to_owned(), "80".to_owned())]);
+        let described = Described { labels, aliases: BTreeSet::from(["web".parse().unwrap()]) };
+        let details = Details { described, ..plain.details.clone() };
+        let said = Record { details, ..plain };
+        let written = serde_json::to_string(&said).unwrap();
+        assert!(written.contains(r#""labels":{"plexus.port":"80"},"aliases":["web"]"#), "{written}");
+        assert_eq!(serde_json::from_str::<Record<Details>>(&written).unwrap(), said);
+    }
+
+    #[test]
+    fn what_is_attached_and_described_is_told_in_the_order_of_the_networks() {
+        let directory = tempfile::tempdir().unwrap();
+        let plain: Record<Details> = serde_json::from_str(PLAIN).unwrap();
+        let mut ledger = Ledger::open(directory.path().to_owned()).unwrap().0;
+        let described_as =
+            Described { aliases: BTreeSet::from(["web".parse().unwrap()]), ..Described::default() };
+        for (id, network, described, unfinished) in [
+            ("a", "red", described_as.clone(), false),
+            ("b", "blue", described_as.clone(), false),
+            ("c", "blue", described_as, true),
+            ("d", "blue", Described::default(), false),
+        ] {
+            let details = |_: &[IpAddr]| Details { described, unfinished, ..plain.details.clone() };
+            let subnet = ["10.42.3.0/24".parse().unwrap()];
+            ledger.give(id, &network.parse().unwrap(), &subnet, &[], details).unwrap();
+        }
+        let told: Vec<String> = described(&ledger).into_iter().map(|attached| attached.id).collect();
+        assert_eq!(told, ["b", "a"]);
+    }
 }

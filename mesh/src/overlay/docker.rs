@@ -19,7 +19,7 @@ use nerve::model::{Mac, NetworkName, Prefix};
 use nerve::tasks::Tasks;
 use tokio::time::{Instant, MissedTickBehavior};
 
-use super::attach::{AttachError, Attachments, Details, Hold, Refused, link_name, mac_of, veth};
+use super::attach::{AttachError, Attachments, Described, Details, Hold, Refused, link_name, mac_of, veth};
 use super::keeper::Place;
 use super::ledger::{Ledger, LedgerError, Record};
 use super::netlink::{Netlink, failed, name_of, with_netlink};
@@ -177,7 +177,7 @@ impl DockerLinks {
             give(&mut ledger, network, subnet, address)?;
             address
         };
-        self.0.note_used();
+        self.0.note_changed();
         Ok((address, subnet.length()))
     }
 
@@ -196,7 +196,7 @@ impl DockerLinks {
             return Ok(());
         }
         self.0.ledger().take_back(&owner)?;
-        self.0.note_used();
+        self.0.note_changed();
         Ok(())
     }
 
@@ -236,12 +236,13 @@ impl DockerLinks {
                 link: link_name(endpoint),
                 mac,
                 owner: None,
+                described: Described::default(),
                 unfinished: false,
                 docker: Some(Hold::Endpoint(endpoint.to_owned())),
             };
             ledger.amend(&owner(*address), |kept| *kept = details)?;
         }
-        self.0.note_used();
+        self.0.note_changed();
         Ok(mac)
     }
 
@@ -340,7 +341,7 @@ impl DockerLinks {
                 }
                 netlink.remove_veth(&record.details.link).await?;
                 self.0.ledger().take_back(&owner).map_err(io::Error::other)?;
-                self.0.note_used();
+                self.0.note_changed();
                 idle.remove(&owner);
                 tracing::info!(owner, "Docker has forgotten an address; it is free");
             }
@@ -395,6 +396,7 @@ fn give(
         link: link_name(&owner),
         mac: mac_of(given),
         owner: None,
+        described: Described::default(),
         unfinished: false,
         docker: Some(Hold::Reserved),
     };
@@ -423,6 +425,7 @@ mod tests {
             link: link_name("e"),
             mac: Mac([0; 6]),
             owner: None,
+            described: Described::default(),
             unfinished: false,
             docker: Some(docker),
         }

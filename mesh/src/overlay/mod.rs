@@ -53,7 +53,7 @@ use tokio::sync::watch;
 
 use attach::Attachments;
 
-pub use attach::{Attach, AttachError, Attached, Given, Offer, Owner, Refused};
+pub use attach::{Attach, AttachError, Attached, Described, Given, Offer, Owner, Refused};
 pub use cleanup::{Removed, cleanup};
 pub use docker::{DockerError, DockerLinks, Joined, Pool};
 pub(crate) use firewall::TABLE;
@@ -197,6 +197,13 @@ impl Handle {
     #[must_use]
     pub fn prober(&self) -> Option<&Prober> {
         self.prober.as_ref()
+    }
+
+    /// The containers that are attached here and of which something is said, and word of changes; `None` where this node takes part
+    /// in no network.
+    #[must_use]
+    pub fn described(&self) -> Option<watch::Receiver<Arc<Vec<Attached>>>> {
+        self.attachments.as_ref().map(Attachments::described)
     }
 
     /// The containers that are attached here.

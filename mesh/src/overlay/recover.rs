@@ -76,7 +76,7 @@ impl Attachments {
         let (ledger, _) = Ledger::open(self.directory.to_path_buf())?;
         ledger.remove_unfinished()?;
         *self.ledger() = ledger;
-        self.note_used();
+        self.note_changed();
         Ok(Some(owned))
     }
 
@@ -134,7 +134,7 @@ impl Attachments {
             return Ok(());
         }
         self.ledger().take_back(id).map_err(io::Error::other)?;
-        self.note_used();
+        self.note_changed();
         tracing::info!(id, network = %record.network, "a container is gone; its addresses are free");
         Ok(())
     }

@@ -7,11 +7,13 @@
 //! What a source never does: check, or write to the store.
 
 mod api;
+mod attached;
 mod definition;
 mod directory;
 mod docker;
 mod file;
 mod kept;
+mod labels;
 mod metrics;
 
 use std::collections::BTreeMap;
@@ -24,9 +26,11 @@ use tokio::sync::watch;
 use crate::document::{Reported, Section};
 
 pub use api::{ApiError, ApiSource, Drains};
+pub use attached::{Attached, AttachedSource};
 pub use definition::{Definition, Draft, DraftError, InstanceKey, Local};
 pub use docker::{DockerConfig, DockerSource};
 pub use file::FileSource;
+pub use labels::LabelError;
 pub use metrics::Metrics;
 
 /// Where a definition stands.
@@ -51,18 +55,24 @@ pub enum Origin {
         /// Its name.
         container: Arc<str>,
     },
+    /// Something that is attached to an overlay network here.
+    Attachment {
+        /// By what it is known.
+        id: Arc<str>,
+    },
     /// It was registered at run time.
     Api,
 }
 
 impl Origin {
-    /// The word for the kind of source: `config`, `file`, `docker`, `api`.
+    /// The word for the kind of source: `config`, `file`, `docker`, `attachment`, `api`.
     #[must_use]
     pub fn kind(&self) -> &'static str {
         match self {
             Self::Config { .. } => "config",
             Self::File { .. } => "file",
             Self::Docker { .. } => "docker",
+            Self::Attachment { .. } => "attachment",
             Self::Api => "api",
         }
     }
@@ -73,6 +83,7 @@ impl fmt::Display for Origin {
         match self {
             Self::Config { file, line } | Self::File { file, line } => write!(f, "{file}:{line}"),
             Self::Docker { container } => write!(f, "Docker's container {container}"),
+            Self::Attachment { id } => write!(f, "the attachment {id}"),
             Self::Api => f.write_str("the run-time registrations"),
         }
     }

@@ -1,5 +1,6 @@
 //! What a container runtime asks for: the variables of the environment.
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -36,6 +37,10 @@ pub(super) struct Container {
 pub(super) struct Arguments {
     /// Addresses that it is to have.
     pub(super) addresses: Vec<IpAddr>,
+    /// What is said of it.
+    pub(super) labels: BTreeMap<String, String>,
+    /// What the runtime calls it, `K8S_POD_NAME`: podman says so of containers too.
+    pub(super) called: Option<String>,
 }
 
 impl Call {
@@ -101,6 +106,8 @@ impl Arguments {
                         read.addresses.push(address_of(address).map_err(|why| wrong("CNI_ARGS", &why))?);
                     }
                 }
+                label if is_for_mesh(label) => drop(read.labels.insert(label.to_owned(), value.to_owned())),
+                "K8S_POD_NAME" => read.called = Some(value.to_owned()),
                 "IgnoreUnknown" => ignore = matches!(value, "1" | "true" | "True" | "TRUE" | "t" | "T"),
                 other => unknown = Some(other.to_owned()),
             }
@@ -112,6 +119,11 @@ impl Arguments {
             None => Ok(read),
         }
     }
+}
+
+/// Is a label for the mesh? What it means is the agent's to say.
+pub(super) fn is_for_mesh(label: &str) -> bool {
+    label.starts_with("plexus.")
 }
 
 /// An address, with or without the length of its subnet.
@@ -203,7 +215,13 @@ mod tests {
         let address: IpAddr = "10.42.3.7".parse().unwrap();
         assert_eq!(arguments("IP=10.42.3.7"), Ok(vec![address]));
         assert_eq!(arguments("IgnoreUnknown=1;K8S_POD_NAME=web;IP=10.42.3.7/24,fd42::7").unwrap().len(), 2);
-        assert!(arguments("K8S_POD_NAME=web").unwrap_err().contains("K8S_POD_NAME"));
+        assert!(arguments("K8S_POD_UID=7").unwrap_err().contains("K8S_POD_UID"));
         assert!(arguments("IP").is_err() && arguments("IP=ten").is_err());
+        let said = with("CNI_ARGS", "plexus.check=http=/x;plexus.port=80;K8S_POD_NAME=web");
+        let Ok(Call::Add { arguments, .. }) = said else { panic!("{said:?}") };
+        let labels: Vec<(&str, &str)> =
+            arguments.labels.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
+        assert_eq!(labels, [("plexus.check", "http=/x"), ("plexus.port", "80")]);
+        assert_eq!(arguments.called.as_deref(), Some("web"));
     }
 }

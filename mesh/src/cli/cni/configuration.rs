@@ -1,13 +1,13 @@
 //! What stands on standard input: the configuration of a network, as the runtime hands it to one of its plugins.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use nerve::model::NetworkName;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::call::{address_of, is_interface, not_an_interface};
+use super::call::{address_of, is_for_mesh, is_interface, not_an_interface};
 use super::failure::{Code, Failure};
 use super::version::Version;
 use crate::cli::client::Client;
@@ -25,7 +25,7 @@ struct Written {
     ipam: Ipam,
     dns: Option<Value>,
     #[serde(rename = "runtimeConfig", default)]
-    runtime: Asked,
+    runtime: Runtime,
     #[serde(default)]
     args: Args,
     #[serde(rename = "prevResult")]
@@ -40,17 +40,38 @@ struct Ipam {
     kind: Option<String>,
 }
 
-/// "Dynamic information supplied by the runtime", and what a user says of one container.
+/// "Dynamic information supplied by the runtime", by capabilities.
 #[derive(Debug, Default, Deserialize)]
-struct Asked {
+struct Runtime {
     #[serde(default)]
     ips: Vec<String>,
+    /// By the name of the network.
+    #[serde(default)]
+    aliases: BTreeMap<String, Vec<String>>,
+    /// Of a pod, where the runtime serves Kubernetes.
+    #[serde(rename = "io.kubernetes.cri.pod-annotations", default)]
+    annotations: BTreeMap<String, String>,
 }
 
 #[derive(Debug, Default, Deserialize)]
 struct Args {
     #[serde(default)]
-    cni: Asked,
+    cni: Conventional,
+}
+
+/// What a user says, as CNI's conventions have it.
+#[derive(Debug, Default, Deserialize)]
+struct Conventional {
+    #[serde(default)]
+    ips: Vec<String>,
+    #[serde(default)]
+    labels: Vec<Label>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Label {
+    key: String,
+    value: String,
 }
 
 /// A container that is known to the runtime.
@@ -79,6 +100,10 @@ pub(super) struct Configuration {
     pub(super) dns: Option<Value>,
     /// Addresses that the container is to have.
     pub(super) addresses: Vec<IpAddr>,
+    /// What the container is called on this network, as the runtime has it.
+    pub(super) aliases: Vec<String>,
+    /// What is said of it.
+    pub(super) labels: BTreeMap<String, String>,
     /// What the plugins before this one have done.
     pub(super) before: Option<Value>,
     /// Who is attached as far as the runtime knows.
@@ -94,8 +119,8 @@ impl Configuration {
     }
 
     fn of(version: Version, written: Written) -> Result<Self, Failure> {
-        let Written { name, network, interface, admin, ipam, dns, runtime, args, before, valid, .. } =
-            written;
+        let Written { name, network, interface, admin, ipam, dns, before, valid, .. } = written;
+        let (mut runtime, args) = (written.runtime, written.args.cni);
         let name = name.filter(|name| !name.is_empty()).ok_or_else(|| wrong("name", "it is missing"))?;
         let network = match network {
             Some(network) => NetworkName::new(&network).map_err(|error| wrong("network", error))?,
@@ -115,11 +140,29 @@ impl Configuration {
         if let Some(bad) = ipam.as_ref().filter(|kind| kind.contains('/')) {
             return Err(wrong("ipam.type", format!("{bad:?} is not the name of a program")));
         }
-        let asked = runtime.ips.iter().chain(&args.cni.ips);
+        let asked = runtime.ips.iter().chain(&args.ips);
         let addresses: Result<Vec<IpAddr>, String> = asked.map(|text| address_of(text)).collect();
         let addresses = addresses.map_err(|error| wrong("ips", error))?;
+        let aliases = runtime.aliases.remove(&name).unwrap_or_default();
+        // Pods have annotations for everything; those of a pod go before what is said of all containers of the network.
+        let of_pod = runtime.annotations.into_iter().filter(|(key, _)| is_for_mesh(key));
+        let of_all = args.labels.into_iter().map(|Label { key, value }| (key, value));
+        let labels = of_all.chain(of_pod).collect();
         let valid = valid.map(|valid| valid.into_iter().collect());
-        Ok(Self { version, name, network, interface, admin, ipam, dns, addresses, before, valid })
+        Ok(Self {
+            version,
+            name,
+            network,
+            interface,
+            admin,
+            ipam,
+            dns,
+            addresses,
+            aliases,
+            labels,
+            before,
+            valid,
+        })
     }
 }
 
@@ -174,6 +217,21 @@ mod tests {
             json!({"runtimeConfig": {"ips": ["10.42.3.7/24"]}, "args": {"cni": {"ips": ["fd42::7"]}}});
         let addresses: Vec<IpAddr> = ["10.42.3.7", "fd42::7"].map(|text| text.parse().unwrap()).into();
         assert_eq!(read(&by_both).unwrap().addresses, addresses);
+    }
+
+    #[test]
+    fn labels_are_those_of_conventions_and_annotations_and_aliases_those_of_the_network() {
+        let labels = json!([{"key": "plexus.port", "value": "80"}, {"key": "role", "value": "x"}]);
+        let aliases = json!({"blue": ["web", "0123456789ab"], "red": ["other"]});
+        let annotations = json!({"plexus.port": "8080", "example.org/large": "{}"});
+        let read = read(&json!({
+            "args": {"cni": {"labels": labels}},
+            "runtimeConfig": {"aliases": aliases, "io.kubernetes.cri.pod-annotations": annotations},
+        }));
+        let read = read.unwrap();
+        assert_eq!(read.aliases, ["web", "0123456789ab"]);
+        let labels: Vec<(&str, &str)> = read.labels.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
+        assert_eq!(labels, [("plexus.port", "8080"), ("role", "x")]);
     }
 
     #[test]

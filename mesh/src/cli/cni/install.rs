@@ -3,6 +3,7 @@
 //! Two things: the program among its plugins, as a link so that an upgrade reaches both, and the configuration of a network. Each
 //! is made beside its place and renamed: a runtime that looks meanwhile sees all of it or nothing.
 
+use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
@@ -12,8 +13,10 @@ use serde_json::{Value, json};
 
 use super::version::Version;
 use crate::api::{Changed, NetworkInfo, path};
+use crate::cli::attach::each_once;
 use crate::cli::error::Error;
 use crate::cli::output::Output;
+use crate::cli::register::Pair;
 use crate::cli::{Reach, Result, print_change};
 
 const AFTER_HELP: &str = "\
@@ -24,7 +27,8 @@ Examples:
   plexus cni install
   plexus cni install --network blue
   plexus cni install --name mesh                          podman means a network of its own by `default`
-  plexus cni install --bin-dir /usr/lib/cni               where podman of Debian looks";
+  plexus cni install --bin-dir /usr/lib/cni               where podman of Debian looks
+  plexus cni install --name web --label plexus.port=8080  containers with an alias are services of that name";
 
 /// Put the plugin and the configuration of a network where runtimes look for them
 #[derive(Debug, Args)]
@@ -39,6 +43,9 @@ pub(super) struct Install {
     /// Where the runtime looks for plugins
     #[arg(long, value_name = "DIRECTORY", default_value = "/opt/cni/bin")]
     bin_dir: PathBuf,
+    /// What is said of all containers that ask for it, such as plexus.port=8080
+    #[arg(long = "label", value_name = "KEY=VALUE")]
+    labels: Vec<Pair<String, String>>,
     /// Where it looks for configurations
     #[arg(long, value_name = "DIRECTORY", default_value = "/etc/cni/net.d")]
     conf_dir: PathBuf,
@@ -48,7 +55,8 @@ pub(super) struct Install {
 
 impl Install {
     pub(super) async fn run(self, out: &mut Output<'_>) -> Result {
-        let Self { network, name, bin_dir, conf_dir, reach } = self;
+        let Self { network, name, bin_dir, labels, conf_dir, reach } = self;
+        let labels = each_once(labels).map_err(|why| Error::failed("installing the plugin", why))?;
         let name = name.unwrap_or_else(|| network.clone());
         let failed = |what: String| move |error: io::Error| Error::failed(what, error);
         let program = std::env::current_exe().map_err(failed("finding this program".to_owned()))?;
@@ -56,7 +64,7 @@ impl Install {
         let linked = link(&program, &plugin)
             .map_err(failed(format!("linking {} to this program", plugin.display())))?;
         let file = conf_dir.join(format!("10-plexus-{name}.conflist"));
-        let text = format!("{:#}\n", conflist(&name, &network, reach.admin.other_url()));
+        let text = format!("{:#}\n", conflist(&name, &network, reach.admin.other_url(), &labels));
         let written = write(&file, &text).map_err(failed(format!("writing {}", file.display())))?;
         let message = format!(
             "containers that ask for {name} are attached to network {network}: {} and {}",
@@ -72,8 +80,19 @@ impl Install {
 }
 
 /// What runtimes read. Those of the latest version choose among `cniVersions`; others know `cniVersion` alone.
-fn conflist(name: &NetworkName, network: &NetworkName, admin: Option<String>) -> Value {
-    let mut plugin = json!({"type": "plexus", "network": network, "capabilities": {"ips": true}});
+fn conflist(
+    name: &NetworkName,
+    network: &NetworkName,
+    admin: Option<String>,
+    labels: &BTreeMap<String, String>,
+) -> Value {
+    let capabilities = json!({"ips": true, "aliases": true, "io.kubernetes.cri.pod-annotations": true});
+    let mut plugin = json!({"type": "plexus", "network": network, "capabilities": capabilities});
+    if !labels.is_empty() {
+        let labels: Vec<Value> =
+            labels.iter().map(|(key, value)| json!({"key": key, "value": value})).collect();
+        plugin["args"] = json!({"cni": {"labels": labels}});
+    }
     if let Some(admin) = admin {
         plugin["admin"] = json!(admin);
     }
@@ -136,7 +155,8 @@ mod tests {
     fn what_is_written_is_what_the_plugin_reads() {
         let network = NetworkName::new("blue").unwrap();
         let name = NetworkName::new("mesh").unwrap();
-        let list = conflist(&name, &network, Some("http://127.0.0.1:7171".to_owned()));
+        let labels = BTreeMap::from([("plexus.port".to_owned(), "80".to_owned())]);
+        let list = conflist(&name, &network, Some("http://127.0.0.1:7171".to_owned()), &labels);
         // What a runtime makes of it for the one plugin.
         for version in list["cniVersions"].as_array().unwrap() {
             let mut one = list["plugins"][0].clone();
@@ -145,8 +165,13 @@ mod tests {
             let read = Configuration::read(one.to_string().as_bytes()).unwrap();
             assert_eq!((read.name.as_str(), read.network), ("mesh", network.clone()));
             assert_eq!(read.admin, Some("127.0.0.1:7171".parse().unwrap()));
+            assert_eq!(read.labels, labels);
         }
-        assert_eq!(conflist(&name, &network, None)["plugins"][0]["admin"], Value::Null);
+        let plain = conflist(&name, &network, None, &BTreeMap::new());
+        assert_eq!(
+            (&plain["plugins"][0]["admin"], &plain["plugins"][0]["args"]),
+            (&Value::Null, &Value::Null)
+        );
     }
 
     #[test]

@@ -1,11 +1,14 @@
 //! What a container runtime asks for, done: by the agent, and by a plugin that gives addresses where the configuration names one.
 
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::io;
+use std::net::IpAddr;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use hyper::Method;
+use nerve::model::ServiceName;
 use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncReadExt};
 
@@ -22,6 +25,8 @@ use crate::api::{
 use crate::cli::client::{Client, escape};
 use crate::cli::error::{Error, Fault};
 
+/// So many characters of a container's id runtimes give to it as an alias, as Docker does.
+const SHORT: usize = 12;
 /// A configuration with the results of plugins before this one is some kilobytes.
 const MOST_BYTES: u64 = 1024 * 1024;
 
@@ -62,6 +67,10 @@ fn agent(
     let named = variable(api::URL_VARIABLE);
     let url = named.as_ref().map_or(api::DEFAULT_URL.into(), |url| url.to_string_lossy());
     url.parse().map_err(|error| Failure::new(Code::Environment, format!("{}: {error}", api::URL_VARIABLE)))
+}
+
+fn owned((label, value): (&String, &String)) -> (String, String) {
+    (label.clone(), value.clone())
 }
 
 struct Plugin<'a> {
@@ -125,8 +134,8 @@ impl Plugin<'_> {
         self.refuse_own(&namespace)?;
         self.refuse_taken(container)?;
         let Some(delegate) = &self.delegate else {
-            let asked = self.configuration.addresses.iter().copied().chain(arguments.addresses);
-            let request = self.request(container, &namespace, asked.collect());
+            let asked = self.configuration.addresses.iter().chain(&arguments.addresses).copied().collect();
+            let request = self.request(container, &namespace, asked, &arguments);
             return self.attach(&Delegated::default(), &request).await;
         };
         let added = async {
@@ -138,7 +147,7 @@ impl Plugin<'_> {
                 )
             })?;
             given.refuse_routes()?;
-            let request = self.request(container, &namespace, given.addresses()?);
+            let request = self.request(container, &namespace, given.addresses()?, &arguments);
             self.attach(&given, &request).await
         };
         let added = added.await;
@@ -154,7 +163,8 @@ impl Plugin<'_> {
         &self,
         container: &Container,
         namespace: &Path,
-        addresses: Vec<std::net::IpAddr>,
+        addresses: Vec<IpAddr>,
+        arguments: &Arguments,
     ) -> AttachRequest {
         let owner = AttachmentOwner {
             configuration: self.configuration.name.clone(),
@@ -168,7 +178,18 @@ impl Plugin<'_> {
             interface: self.interface(container).to_owned(),
             addresses,
             owner: Some(owner),
+            labels: self.configuration.labels.iter().chain(&arguments.labels).map(owned).collect(),
+            aliases: self.aliases(container, arguments),
         }
+    }
+
+    /// Its aliases on this network, or without any what the runtime calls it. Runtimes take names that are no DNS labels: nobody can ask
+    /// for these. The first characters of its id, which some give as an alias, are no name of a service.
+    fn aliases(&self, container: &Container, arguments: &Arguments) -> BTreeSet<ServiceName> {
+        let is_id = |alias: &&String| alias.len() >= SHORT && container.id.starts_with(alias.as_str());
+        let mut aliases = self.configuration.aliases.iter().filter(|alias| !is_id(alias)).peekable();
+        let called = arguments.called.iter().filter(|_| aliases.peek().is_none()).collect::<Vec<_>>();
+        aliases.chain(called).filter_map(|name| ServiceName::new(name).ok()).collect()
     }
 
     async fn attach(&self, delegated: &Delegated, request: &AttachRequest) -> Result<Value, Failure> {

@@ -165,7 +165,10 @@ impl World {
         metrics.register(&registry).unwrap();
         let readiness = Readiness::new();
         let handles = Handles {
-            attacher: Arc::new(crate::overlay::Handle::default()),
+            attacher: Arc::new(crate::agent::attachments::Attachments::new(
+                crate::overlay::Handle::default(),
+                Local { node: "a".parse().unwrap(), address: "192.0.2.1".parse().unwrap() },
+            )),
             node: node("a", "192.0.2.1"),
             started: Instant::now(),
             took_over: Some(TookOver {

@@ -1,25 +1,21 @@
 //! Which instances a container is (pure): what `docker inspect` shows of it, read as definitions.
 //!
-//! It is an instance of every name that it has on its network, as Docker's own resolver has them: aliases, Compose's services, or
-//! without either the name of the container. Labels say otherwise: `plexus.service` the names, `plexus.port` the port, `plexus.tags` tags, `plexus.check` a
-//! check. Without a label, the port is the lowest of TCP that the image or `--expose` names; without any there is nothing to connect
-//! to, and it is no instance. One whose own health check does not pass is none either, until it does.
+//! It is an instance of every name that it has on a network of the mesh, as Docker's own resolver has them: aliases, Compose's services, or
+//! without either the name of the container. Labels say otherwise (`labels.rs`). Without one, the port is the lowest of TCP that
+//! the image or `--expose` names; without any there is nothing to connect to, and it is no instance. One whose own health check
+//! does not pass is none either, until it does.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::num::NonZeroU16;
 
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::Value;
 
-use crate::document::Document;
 use crate::model::ServiceName;
-use crate::source::{Definition, Draft, Local};
+use crate::source::labels::{self, Labels, Rest};
+use crate::source::{Definition, Local};
 
-/// The names of the services; `none` for none.
-const SERVICE: &str = "plexus.service";
-const PORT: &str = "plexus.port";
-const TAGS: &str = "plexus.tags";
-/// `tcp`, or the path of an HTTP check.
-const CHECK: &str = "plexus.check";
 /// What Compose calls the service.
 const COMPOSE: &str = "com.docker.compose.service";
 /// So many characters of its id Docker gives to a container as an alias.
@@ -75,6 +71,12 @@ struct Connected {
     aliases: Option<Vec<String>>,
 }
 
+/// Where a container is on a network.
+struct Place<'a> {
+    address: IpAddr,
+    aliases: &'a [String],
+}
+
 /// What a container is.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Instances {
@@ -89,91 +91,80 @@ impl Container {
         self.name.trim_start_matches('/')
     }
 
-    /// Its instances on these networks of Docker; on several, by the first one's address.
+    /// Its instances on these networks of Docker.
     pub(super) fn instances(&self, networks: &BTreeSet<String>, local: &Local) -> Instances {
-        let connected = self.network_settings.networks.iter().flat_map(BTreeMap::values);
-        let mut connected = connected.filter(|on| networks.contains(&on.network) && !on.address.is_empty());
         let is_well =
             self.state.health.as_ref().is_none_or(|health| matches!(&*health.status, "healthy" | "none"));
-        let Some(on) = connected.next().filter(|_| self.state.running && is_well) else {
+        let connected = self.network_settings.networks.iter().flatten();
+        let connected = connected.filter_map(|(name, on)| {
+            let address = on.address.parse().ok().filter(|_| networks.contains(&on.network))?;
+            Some((name.as_str(), Place { address, aliases: on.aliases.as_deref().unwrap_or_default() }))
+        });
+        let places: BTreeMap<&str, Place<'_>> = connected.collect();
+        if places.is_empty() || !self.state.running || !is_well {
             return Instances::default();
-        };
-        match self.definitions(on, local) {
+        }
+        match self.definitions(places, local) {
             Ok(definitions) => Instances { definitions, problem: None },
             Err(problem) => Instances { definitions: Vec::new(), problem: Some(problem) },
         }
     }
 
-    fn label(&self, label: &str) -> Option<&str> {
-        self.config.labels.as_ref()?.get(label).map(String::as_str)
-    }
-
-    fn definitions(&self, on: &Connected, local: &Local) -> Result<Vec<Definition>, String> {
-        let services = self.services(on)?;
-        let Some(port) = self.port()? else {
-            return match self.label(SERVICE).filter(|_| !services.is_empty()) {
-                Some(service) => {
-                    Err(format!("it has the label {SERVICE}={service} and no port; add the label {PORT}"))
-                }
-                None => Ok(Vec::new()),
-            };
-        };
-        services.into_iter().map(|service| self.definition(&service, on, port, local)).collect()
-    }
-
-    /// By the reader of `[[service]]` tables, so that the same holds for both.
-    fn definition(
+    fn definitions(
         &self,
-        service: &ServiceName,
-        on: &Connected,
-        port: u16,
+        mut places: BTreeMap<&str, Place<'_>>,
         local: &Local,
-    ) -> Result<Definition, String> {
-        let check = match self.label(CHECK) {
-            None => json!([]),
-            Some("tcp") => json!([{"tcp": true}]),
-            Some(path) => json!([{"http": path}]),
+    ) -> Result<Vec<Definition>, String> {
+        let none = BTreeMap::new();
+        let own = self.config.labels.as_ref().unwrap_or(&none);
+        let labels = Labels::read(own, &[labels::NETWORK]).map_err(|error| error.to_string())?;
+        if let Some(network) = labels.get(labels::NETWORK) {
+            let known: Vec<&str> = places.keys().copied().collect();
+            let known = known.join(", ");
+            places.retain(|name, _| *name == network);
+            if places.is_empty() {
+                let label = format!("{}{}", labels::PREFIX, labels::NETWORK);
+                return Err(format!(
+                    "{label}: it is not on a network {network} of the mesh, only on {known}"
+                ));
+            }
+        }
+        let named = labels.services().map_err(|error| error.to_string())?;
+        let services = match (named, places.values().next()) {
+            (Some(named), Some(first)) => named.into_iter().map(|name| (name, first.address)).collect(),
+            _ => self.called(&places),
         };
-        let listed =
-            |label| self.label(label).map(|tags| words(tags).collect::<Vec<_>>()).unwrap_or_default();
-        let draft = json!({
-            "name": service,
-            "id": format!("{service}-{}-{}", local.node, self.short()),
-            "address": on.address,
-            "port": port,
-            "tags": listed(TAGS),
-            "labels": {"container": self.name()},
-            "check": check,
-        });
-        let document = Document::parse_json("labels", &draft.to_string());
-        let draft = document.and_then(|document| document.decode(Draft::read));
-        let draft = draft.map_err(|errors| errors.to_string().replace('\n', "; "))?;
-        draft.resolve(local).map_err(|error| error.to_string())
+        let free = BTreeMap::from([("container".to_owned(), self.name().to_owned())]);
+        let rest = Rest { container: self.short(), port: self.exposed(), free };
+        labels.instances(&services, &rest, local).map_err(|error| error.to_string())
     }
 
-    fn services(&self, on: &Connected) -> Result<BTreeSet<ServiceName>, String> {
-        if let Some(label) = self.label(SERVICE) {
-            let named = words(label).filter(|word| *word != "none");
-            return named
-                .map(|name| ServiceName::new(name).map_err(|error| format!("{SERVICE}: {error}")))
-                .collect();
-        }
+    /// What it is called on its networks, at the address of the first one, by their names, that it is called so on.
+    fn called(&self, places: &BTreeMap<&str, Place<'_>>) -> BTreeMap<ServiceName, IpAddr> {
         let own = [self.short(), self.name()];
-        let aliases = on.aliases.iter().flatten().map(String::as_str).filter(|alias| !own.contains(alias));
-        let named: Vec<&str> = aliases.chain(self.label(COMPOSE)).collect();
-        let named = if named.is_empty() { vec![self.name()] } else { named };
-        // Docker takes names that are no DNS labels: nobody can ask for these.
-        Ok(named.into_iter().filter_map(|name| ServiceName::new(name).ok()).collect())
+        let compose = self.config.labels.as_ref().and_then(|labels| labels.get(COMPOSE)).map(String::as_str);
+        let mut named: Vec<(&str, IpAddr)> = Vec::new();
+        for place in places.values() {
+            let aliases = place.aliases.iter().map(String::as_str).filter(|alias| !own.contains(alias));
+            named.extend(aliases.chain(compose).map(|name| (name, place.address)));
+        }
+        if named.is_empty() {
+            named.extend(places.values().next().map(|first| (self.name(), first.address)));
+        }
+        let mut services = BTreeMap::new();
+        for (name, address) in named {
+            // Docker takes names that are no DNS labels: nobody can ask for these.
+            if let Ok(name) = ServiceName::new(name) {
+                services.entry(name).or_insert(address);
+            }
+        }
+        services
     }
 
-    fn port(&self) -> Result<Option<u16>, String> {
-        if let Some(label) = self.label(PORT) {
-            let port = label.trim().parse::<u16>().ok().filter(|port| *port > 0);
-            return port.map(Some).ok_or_else(|| format!("{PORT}: {label:?} is no port"));
-        }
+    /// The lowest port of TCP that the image has.
+    fn exposed(&self) -> Option<NonZeroU16> {
         let exposed = self.config.exposed_ports.iter().flat_map(BTreeMap::keys);
-        let tcp = exposed.filter_map(|port| port.strip_suffix("/tcp")?.parse::<u16>().ok());
-        Ok(tcp.filter(|port| *port > 0).min())
+        exposed.filter_map(|port| port.strip_suffix("/tcp")?.parse().ok()).min()
     }
 
     fn short(&self) -> &str {
@@ -181,12 +172,10 @@ impl Container {
     }
 }
 
-fn words(text: &str) -> impl Iterator<Item = &str> {
-    text.split([',', ' ']).filter(|word| !word.is_empty())
-}
-
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     fn local() -> Local {
@@ -244,7 +233,7 @@ mod tests {
         let services: Vec<&str> = told.definitions.iter().map(|one| one.key.service.as_str()).collect();
         assert_eq!(services, ["api", "rpc"]);
         let first = &told.definitions[0];
-        assert_eq!(first.port.map(std::num::NonZeroU16::get), Some(8443));
+        assert_eq!(first.port.map(NonZeroU16::get), Some(8443));
         assert_eq!(
             (first.checks.len(), first.tags.len(), first.labels["container"].as_str()),
             (1, 1, "shop_web_1")
@@ -256,15 +245,35 @@ mod tests {
                 "plexus.service: \"My_Web\" is no service name",
             ),
             (json!({"plexus.service": "web"}), "add the label plexus.port"),
-            (json!({"plexus.service": "web", "plexus.port": "http"}), "plexus.port: \"http\" is no port"),
-            (
-                json!({"plexus.service": "web", "plexus.port": "80", "plexus.check": "healthz"}),
-                "does not begin with",
-            ),
+            (json!({"plexus.network": "back"}), "plexus.network: it is not on a network back"),
         ] {
             let problem = instances(&container(&labels, &[], &[])).problem.unwrap_or_default();
             assert!(problem.contains(said), "{labels}: {problem}");
         }
+    }
+
+    #[test]
+    fn on_several_networks_each_name_has_the_address_that_it_is_called_so_at() {
+        let on = |labels: &Value| {
+            let mut container = container(labels, &[], &["80/tcp"]);
+            let connected = |network: &str, address: &str, aliases: &[&str]| Connected {
+                network: network.to_owned(),
+                address: address.to_owned(),
+                aliases: Some(aliases.iter().map(|alias| (*alias).to_owned()).collect()),
+            };
+            container.network_settings.networks = Some(BTreeMap::from([
+                ("back".to_owned(), connected("n", "10.43.3.5", &["db", "both"])),
+                ("front".to_owned(), connected("n", "10.42.3.5", &["web", "both"])),
+            ]));
+            shown(&container)
+        };
+        let id = "a-0123456789ab";
+        let called = [format!("both/both-{id} 10.43.3.5:80"), format!("db/db-{id} 10.43.3.5:80")];
+        let called: Vec<String> = called.into_iter().chain([format!("web/web-{id} 10.42.3.5:80")]).collect();
+        assert_eq!(on(&json!({})), called);
+        let one = |address: &str| [format!("web/web-{id} {address}:80")];
+        assert_eq!(on(&json!({"plexus.service": "web"})), one("10.43.3.5"));
+        assert_eq!(on(&json!({"plexus.service": "web", "plexus.network": "front"})), one("10.42.3.5"));
     }
 
     #[test]
