@@ -126,11 +126,11 @@ impl<const N: usize> Kept<N> {
     /// them since. What `events` tell of the replacement itself is forgotten.
     pub(crate) async fn ensure(&mut self, text: String, events: &mut Option<Events>) -> Result<bool, Error> {
         let was_set = self.set.as_ref().is_some_and(|set| set.text == text);
-        if let Some(set) = self.set.as_mut().filter(|_| was_set) {
-            if !set.is_in_doubt || list_all(&self.tables).await? == set.listed {
-                set.is_in_doubt = false;
-                return Ok(false);
-            }
+        if let Some(set) = self.set.as_mut().filter(|_| was_set)
+            && (!set.is_in_doubt || list_all(&self.tables).await? == set.listed)
+        {
+            set.is_in_doubt = false;
+            return Ok(false);
         }
         apply(&text).await?;
         // What has happened until now is in the list.
