@@ -65,7 +65,7 @@ pub(crate) const ROOMS: &[Room] = &[
     room("mesh::netlink", &[]),
     room("mesh::routes", &["nerve::model", "mesh::netlink"]),
     room("mesh::netns", &[]),
-    room("mesh::nft", &[]),
+    room("mesh::nft", &["mesh::netlink"]),
     room("mesh::sys", &[]),
     room("mesh::api", &["nerve::model"]),
     // From an endpoint to a connection: each room knows those above it, and the proxy never the catalog.
