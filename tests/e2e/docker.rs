@@ -283,7 +283,7 @@ fn containers_pass_where_iptables_drops_by_its_policy_and_docker_goes_on_with_it
                 .success()
         );
     }
-    for other in [address(here, "two", "mynet"), address(there, "one", "mynet"), IpAddr::from(b.address())] {
+    for other in [address(here, "two", "mynet"), address(there, "one", "mynet"), b.address()] {
         let _ = eventually!(SOON, reaches(here, "one", &other.to_string()), |reaches| *reaches);
     }
     // Docker's own bridges stay closed, and Docker can still be started and publish ports.

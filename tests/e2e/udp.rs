@@ -35,7 +35,7 @@ fn a_name_server_behind_a_published_port_answers_on_every_node() {
     for node in [a, b, c] {
         // dig takes an answer only from the address that it asked.
         let ask = || {
-            dig::ask(client.namespace(), node.address().into(), "web.mesh.internal", "A", &["-p", "5353"])
+            dig::ask(client.namespace(), node.address(), "web.mesh.internal", "A", &["-p", "5353"])
                 .data
         };
         eventually!(SOON, ask(), |data| *data == [a.address().to_string()]);
