@@ -26,6 +26,8 @@ mod outage;
 mod outliers;
 mod overlay;
 mod overlay_clients;
+mod overlay_nodes;
+mod overlay_traffic;
 mod podman;
 mod reload;
 mod settings;

@@ -151,9 +151,7 @@ impl Family {
     fn address(self, number: [u8; 2]) -> IpAddr {
         match self {
             Self::V4 => Ipv4Addr::new(NETWORK[0], NETWORK[1], number[0], number[1]).into(),
-            Self::V6 => {
-                Ipv6Addr::new(NETWORK_V6, 0, 0, 0, 0, 0, number[0].into(), number[1].into()).into()
-            }
+            Self::V6 => Ipv6Addr::new(NETWORK_V6, 0, 0, 0, 0, 0, number[0].into(), number[1].into()).into(),
         }
     }
 

@@ -44,8 +44,10 @@ impl Etcd {
     pub fn start(world: &World, fabric: &Fabric, count: usize) -> Self {
         let names: Vec<String> = (1..=count).map(|n| format!("etcd{n}")).collect();
         let namespaces: Vec<Namespace> = names.iter().map(|name| fabric.machine(name)).collect();
-        let peers =
-            names.iter().zip(&namespaces).map(|(name, ns)| format!("{name}=http://{}", SocketAddr::new(ns.address(), PEERS)));
+        let peers = names
+            .iter()
+            .zip(&namespaces)
+            .map(|(name, ns)| format!("{name}=http://{}", SocketAddr::new(ns.address(), PEERS)));
         let cluster = peers.collect::<Vec<_>>().join(",");
         let members = names.into_iter().zip(namespaces).map(|(name, namespace)| Member {
             data: world.directory().join(&name),
