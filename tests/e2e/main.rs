@@ -13,6 +13,7 @@ mod direct;
 mod discover;
 mod dns;
 mod docker;
+mod docker_mesh;
 mod doctor;
 mod exhaustion;
 mod faults;
