@@ -213,7 +213,7 @@ fn a_store_that_is_gone_for_a_minute_is_missed_by_no_container() {
         node.configure(&settings);
         node.restart_agent();
     }
-    [a, b, c].map(|node| wait_peers(node, "default", 2));
+    cluster.all().for_each(|node| wait_peers(node, "default", 2));
     let mut containers: Vec<Container> =
         [a, b, c].iter().map(|node| Container::on(node, "one", "default")).collect();
     let _servers = [1, 2].map(|n| containers[n].serve(&cluster, "bc"));

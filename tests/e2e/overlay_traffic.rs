@@ -162,9 +162,9 @@ fn behind_a_narrow_link(builder: Builder) -> (Cluster, [Container; 2]) {
     for (namespace, link) in [(&cluster.switch(), "to-b"), (b.namespace(), "eth0")] {
         let _ = namespace.exec("ip", &["link", "set", link, "mtu", "1400"]).ok();
     }
-    [a, b].map(Node::start_agent);
-    [a, b].map(|node| node.wait_ready(SOON));
-    [a, b].map(|node| wait_peers(node, "default", 1));
+    cluster.all().for_each(Node::start_agent);
+    cluster.all().for_each(|node| node.wait_ready(SOON));
+    cluster.all().for_each(|node| wait_peers(node, "default", 1));
     let containers = [a, b].map(|node| Container::on(node, "one", "default"));
     (cluster, containers)
 }
