@@ -118,15 +118,47 @@ fn ctrl_c(mut demo: Demo) {
 
 #[test]
 fn as_root_it_is_three_nodes_and_every_line_works_when_pasted() {
-    needs!("curl", "dig");
+    needs!("curl", "dig", "nft");
     let demo = Demo::start(&[], &[]);
-    let curls = demo.lines().iter().filter(|line| line.starts_with("curl http")).count();
-    assert_eq!(curls, 3, "a published port on each node: {}", demo.process.output());
+    let lines = demo.lines();
+    let ports: Vec<&String> =
+        lines.iter().filter(|line| line.starts_with("curl http") && !line.contains("/client")).collect();
+    assert_eq!(ports.len(), 3, "a published port on each node: {}", demo.process.output());
     let pasted = demo.paste_all();
     let all: String = pasted.iter().map(|ran| ran.stdout.as_str()).collect();
     for service in ["web", "api"] {
         assert!(all.contains(service), "{all}");
     }
+    // Names lead to containers.
+    let addresses =
+        &pasted[lines.iter().position(|line| line.starts_with("dig +short")).expect("a name")].stdout;
+    assert!(
+        addresses.lines().count() == 3 && addresses.lines().all(|line| line.starts_with("10.42.")),
+        "{addresses}"
+    );
+    // The last node runs no instance of web: what answers there is a container elsewhere, and it sees this machine.
+    let clients: Vec<&String> = lines.iter().filter(|line| line.contains("/client")).collect();
+    let own = "is asked by 10.213.0.1:";
+    let _ = eventually!(DOWN, demo.paste(clients[0]).stdout, |answer| answer.contains(own));
+    assert!(ports[2].contains("runs 0 of web's instances"), "{}", ports[2]);
+    let inside: Vec<&Ran> =
+        pasted.iter().filter(|ran| ran.command.contains("nsenter --net=/proc/")).collect();
+    assert!(inside.len() == 3 && inside[0].stdout.contains("on node b"), "{inside:?}");
+    ctrl_c(demo);
+}
+
+#[test]
+fn without_nft_its_instances_run_on_the_nodes_themselves() {
+    needs!("curl", "dig", "env");
+    let path = "/usr/local/bin:/usr/bin:/bin";
+    if path.split(':').any(|directory| Path::new(directory).join("nft").exists())
+        && skipped("nft is where everything else is")
+    {
+        return;
+    }
+    let demo = Demo::start(&["env", &format!("PATH={path}")], &[]);
+    assert!(demo.process.output().contains("nft is not installed"), "{}", demo.process.output());
+    assert!(!demo.paste_all().iter().any(|ran| ran.command.contains("nsenter")));
     ctrl_c(demo);
 }
 

@@ -76,7 +76,7 @@ fn many_addresses_are_a_few_at_a_time_and_all_of_them_over_tcp_where_all_are_ask
         a.write_service_file(&format!("many-{n}.toml"), &service.text());
     }
     eventually!(Duration::from_secs(10), a.serving("many").len(), |count| *count == 60);
-    let ask = |name, option| dig::ask(a.namespace(), a.address().into(), name, "A", &[option]);
+    let ask = |name, option| dig::ask(a.namespace(), a.address(), name, "A", &[option]);
     let some = ask("many.mesh.internal", "+ignore");
     assert!((2..60).contains(&some.data.len()) && !some.flags.contains(&"tc".to_owned()), "{some:?}");
     let truncated = ask("tasks.many.mesh.internal", "+ignore");

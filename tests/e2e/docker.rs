@@ -5,14 +5,14 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use plexus_tests::server::docker::{Docker, IMAGE};
-use plexus_tests::{Cluster, Node, Ran, eventually, needs, skipped};
+use plexus_tests::{Cluster, Node, Ran, eventually};
 
-const SOON: Duration = Duration::from_secs(20);
+pub(crate) const SOON: Duration = Duration::from_secs(20);
 /// Longer than what Docker has forgotten is kept.
 const FORGOTTEN: Duration = Duration::from_secs(60);
 const OVERLAY: &str =
     "[overlay]\nenabled = true\ndefault = [\"10.42.0.0/16\", \"fd00:42::/48\"]\nlease = \"1m\"\n";
-const CREATE: [&str; 6] = ["network", "create", "--driver", "plexus", "--ipam-driver", "plexus"];
+pub(crate) const CREATE: [&str; 6] = ["network", "create", "--driver", "plexus", "--ipam-driver", "plexus"];
 /// Serves the name of its container by HTTP.
 const SERVE: &str = "mkdir -p /www; hostname > /www/index.html; exec httpd -f -p 80 -h /www";
 const WAIT: &str = "exec sleep 1000000";
@@ -20,7 +20,7 @@ const WAIT: &str = "exec sleep 1000000";
 /// Returns from a test where Docker cannot be run.
 macro_rules! needs_docker {
     () => {
-        needs!(
+        plexus_tests::needs!(
             "etcd",
             "etcdctl",
             "nft",
@@ -36,15 +36,16 @@ macro_rules! needs_docker {
             "docker",
             "docker-compose",
         );
-        if let Some(why) = Docker::lacks() {
-            skipped(why);
+        if let Some(why) = plexus_tests::server::docker::Docker::lacks() {
+            plexus_tests::skipped(why);
             return;
         }
     };
 }
+pub(crate) use needs_docker;
 
 /// Nodes whose agents serve a Docker each.
-fn cluster(nodes: usize) -> (Cluster, Vec<Docker>) {
+pub(crate) fn cluster(nodes: usize) -> (Cluster, Vec<Docker>) {
     let cluster = Cluster::of(nodes).without_agents().start();
     for node in cluster.all() {
         let (plugin, api) = (Docker::plugin(node), Docker::api(node));
@@ -283,7 +284,7 @@ fn containers_pass_where_iptables_drops_by_its_policy_and_docker_goes_on_with_it
                 .success()
         );
     }
-    for other in [address(here, "two", "mynet"), address(there, "one", "mynet"), IpAddr::from(b.address())] {
+    for other in [address(here, "two", "mynet"), address(there, "one", "mynet"), b.address()] {
         let _ = eventually!(SOON, reaches(here, "one", &other.to_string()), |reaches| *reaches);
     }
     // Docker's own bridges stay closed, and Docker can still be started and publish ports.

@@ -94,7 +94,7 @@ fn a_store_that_is_not_there_at_the_start_is_named_and_waited_for() {
     let _backend = a.serve("web", INSTANCE);
     cluster.etcd().stop();
     a.start_agent();
-    let store = format!("{}:2379", cluster.etcd().members()[0].namespace().address());
+    let store = cluster.etcd().members()[0].clients().to_string();
     eventually!(Duration::from_secs(5), a.agent_log(), |log| log.contains(&store));
     let ready = eventually!(SOON, a.admin("/readyz"), Result::is_ok).expect("an answer");
     assert_eq!(ready.status, 503);

@@ -138,7 +138,7 @@ fn a_port_that_a_client_has_towards_the_endpoint_already_is_another_one_there() 
     for (service, port, second) in [("boxed", BOXED, 8091), ("web", PUBLISHED, 8090)] {
         wait_seen(client.namespace(), a.at(port));
         cluster.publish(service, second);
-        let own = SocketAddr::new(client.address().into(), 45_000);
+        let own = SocketAddr::new(client.address(), 45_000);
         let open = |to| client.namespace().enter(move || Held::open_from(own, to)).expect("a connection");
         // One after the other: two threads of the balancer may have them.
         let (mut both, mut seen) = [port, second]
@@ -392,7 +392,7 @@ fn an_endpoint_elsewhere_sees_the_node_and_that_is_said() {
     let [a, b, client] = cluster.nodes();
     wait_seen(client.namespace(), a.at(PUBLISHED));
     let (_, seen) = seen_from(client.namespace(), b.at(PUBLISHED)).expect("an answer");
-    assert_eq!(seen.ip(), IpAddr::from(b.address()));
+    assert_eq!(seen.ip(), b.address());
     assert!(plain_of(b, "web", "elsewhere") > 0.0);
     let said = "sees this node's address: its answers do not pass through this node";
     assert!(b.plexus(["why", "web"]).ok().contains(said));
@@ -418,7 +418,7 @@ fn an_endpoint_elsewhere_sees_the_node_and_that_is_said() {
     let _ = a.plexus(["set", "other", "client_address=transparent"]).ok();
     eventually!(SOON, a.plexus(["why", "other"]).ok(), |why| why.contains(said));
     let (_, seen) = seen_from(b.namespace(), a.at(8083)).expect("an answer");
-    assert_eq!(seen.ip(), IpAddr::from(a.address()));
+    assert_eq!(seen.ip(), a.address());
     assert!(a.agent_log().contains("endpoints see this node's address"));
     drop(other);
 }
@@ -502,7 +502,7 @@ fn an_agent_that_may_not_steer_says_so_and_serves() {
     let _ = client.plexus(["set", "web", "client_address=transparent"]).ok();
     eventually!(SOON, a.plexus(["status"]).ok(), |status| status.contains("CAP_NET_ADMIN"));
     let (_, seen) = seen_from(client.namespace(), a.at(PUBLISHED)).expect("an answer");
-    assert_eq!(seen.ip(), IpAddr::from(a.address()));
+    assert_eq!(seen.ip(), a.address());
     assert!(plain_of(a, "web", "off") > 0.0);
     let why = a.plexus(["why", "web"]).ok();
     assert!(why.contains("are not steered here: ") && why.contains("CAP_NET_ADMIN"), "{why}");

@@ -34,10 +34,8 @@ fn a_name_server_behind_a_published_port_answers_on_every_node() {
     let _ = c.plexus(["publish", "resolver", "5353/udp"]).ok();
     for node in [a, b, c] {
         // dig takes an answer only from the address that it asked.
-        let ask = || {
-            dig::ask(client.namespace(), node.address().into(), "web.mesh.internal", "A", &["-p", "5353"])
-                .data
-        };
+        let ask =
+            || dig::ask(client.namespace(), node.address(), "web.mesh.internal", "A", &["-p", "5353"]).data;
         eventually!(SOON, ask(), |data| *data == [a.address().to_string()]);
         assert!(node.metric("plexus_udp_sessions_total", "resolver").is_some_and(|count| count > 0.0));
     }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::netns::{Fabric, Namespace};
+use crate::netns::{Fabric, Family, Namespace};
 use crate::node::{Node, Settings, Shared};
 use crate::program::{backend_program, plexus_program};
 use crate::report;
@@ -30,6 +30,7 @@ pub struct Builder {
     store: Option<String>,
     start_agents: bool,
     routed: Vec<String>,
+    family: Family,
 }
 
 impl Builder {
@@ -37,6 +38,13 @@ impl Builder {
     #[must_use]
     pub fn behind_router(mut self, node: &str) -> Self {
         self.routed.push(node.to_owned());
+        self
+    }
+
+    /// With IPv6 addresses only, the nodes' as well as the store's.
+    #[must_use]
+    pub fn ipv6(mut self) -> Self {
+        self.family = Family::V6;
         self
     }
 
@@ -77,9 +85,9 @@ impl Builder {
     pub fn start(self) -> Cluster {
         // Built before anything else: it takes long, and a world should not wait for it.
         let _ = (plexus_program(), backend_program());
-        let Self { nodes, etcd_members, mut settings, store, start_agents, routed } = self;
+        let Self { nodes, etcd_members, mut settings, store, start_agents, routed, family } = self;
         let world = World::new();
-        let fabric = Fabric::new(&world);
+        let fabric = Fabric::of(&world, family);
         let names = ('a'..='z').take(nodes).map(String::from);
         let machines: Vec<_> = names.map(|name| (fabric.machine(&name), name)).collect();
         let etcd = Etcd::start(&world, &fabric, etcd_members);
@@ -116,6 +124,7 @@ impl Cluster {
             store: None,
             start_agents: true,
             routed: Vec::new(),
+            family: Family::default(),
         }
     }
 

@@ -28,7 +28,7 @@ mod wait;
 mod world;
 
 pub use cluster::{Builder, Cluster};
-pub use netns::{Fabric, Namespace};
+pub use netns::{Fabric, Family, Namespace};
 pub use node::{Node, ServiceFile, Settings};
 pub use process::{Process, Ran, Signal, run};
 pub use program::{backend_program, plexus_program, repository};

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::AsFd as _;
 use std::path::PathBuf;
 use std::process::Command;
@@ -22,15 +22,16 @@ use crate::world::World;
 const DIRECTORY: &str = "/run/netns";
 /// The network of every world. TEST-NET-1 and friends are too small to tell nodes from servers by their address.
 const NETWORK: [u8; 2] = [10, 77];
+const NETWORK_V6: u16 = 0xfd77;
 /// The address of the switch where it is a router too, to the machines on it and to those behind it.
-const ROUTER: Ipv4Addr = Ipv4Addr::new(NETWORK[0], NETWORK[1], 0, 254);
-const FAR_SIDE: Ipv4Addr = Ipv4Addr::new(NETWORK[0], NETWORK[1], 255, 254);
+const ROUTER: [u8; 2] = [0, 254];
+const FAR_SIDE: [u8; 2] = [255, 254];
 
 /// One machine's network.
 #[derive(Debug, Clone)]
 pub struct Namespace {
     name: String,
-    address: Ipv4Addr,
+    address: IpAddr,
 }
 
 impl Namespace {
@@ -41,10 +42,10 @@ impl Namespace {
     /// Namespaces cannot be made here: see [`crate::can_make_namespaces`].
     #[track_caller]
     #[must_use]
-    pub fn add(name: String, address: Ipv4Addr) -> Self {
+    pub fn add(name: String, address: impl Into<IpAddr>) -> Self {
         ip(&["netns", "add", &name]);
         ip(&["-n", &name, "link", "set", "lo", "up"]);
-        Self { name, address }
+        Self { name, address: address.into() }
     }
 
     /// Its name, as `ip netns` lists it.
@@ -55,7 +56,7 @@ impl Namespace {
 
     /// Its address on the switch.
     #[must_use]
-    pub fn address(&self) -> Ipv4Addr {
+    pub fn address(&self) -> IpAddr {
         self.address
     }
 
@@ -135,11 +136,48 @@ impl Namespace {
     }
 }
 
+/// Of which family the addresses of a world's machines are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Family {
+    /// IPv4, and nothing else.
+    #[default]
+    V4,
+    /// IPv6, and nothing else.
+    V6,
+}
+
+impl Family {
+    /// The address of this number in the network of every world.
+    fn address(self, number: [u8; 2]) -> IpAddr {
+        match self {
+            Self::V4 => Ipv4Addr::new(NETWORK[0], NETWORK[1], number[0], number[1]).into(),
+            Self::V6 => Ipv6Addr::new(NETWORK_V6, 0, 0, 0, 0, 0, number[0].into(), number[1].into()).into(),
+        }
+    }
+
+    /// The length of the prefix of the switch's link, and of a single machine.
+    fn lengths(self) -> (u8, u8) {
+        match self {
+            Self::V4 => (24, 32),
+            // The last group is the number of the machine on its link.
+            Self::V6 => (112, 128),
+        }
+    }
+
+    fn forwarding(self) -> &'static str {
+        match self {
+            Self::V4 => "net.ipv4.ip_forward=1",
+            Self::V6 => "net.ipv6.conf.all.forwarding=1",
+        }
+    }
+}
+
 /// The switch of a world, and the cables to its machines.
 #[derive(Debug)]
 pub struct Fabric {
     world: String,
     switch: String,
+    family: Family,
     machines: Mutex<BTreeMap<String, Namespace>>,
 }
 
@@ -150,6 +188,15 @@ impl Fabric {
     /// Namespaces cannot be made here: see [`crate::can_make_namespaces`].
     #[must_use]
     pub fn new(world: &World) -> Self {
+        Self::of(world, Family::default())
+    }
+
+    /// A switch whose machines have addresses of this family.
+    ///
+    /// # Panics
+    /// Namespaces cannot be made here: see [`crate::can_make_namespaces`].
+    #[must_use]
+    pub fn of(world: &World, family: Family) -> Self {
         let switch = format!("{}-switch", world.name());
         ip(&["netns", "add", &switch]);
         // No spanning tree and no forwarding delay, or the first seconds of every cable would be lost.
@@ -167,7 +214,7 @@ impl Fabric {
             "0",
         ]);
         ip(&["-n", &switch, "link", "set", "switch", "up"]);
-        Self { world: world.name().to_owned(), switch, machines: Mutex::default() }
+        Self { world: world.name().to_owned(), switch, family, machines: Mutex::default() }
     }
 
     /// A machine on the switch, its `lo` and `eth0` up. `name` is at most 12 characters: it names the switch's port.
@@ -179,7 +226,7 @@ impl Fabric {
         assert!(name.len() <= 12, "{name}: an interface name has at most 15 characters");
         let mut machines = self.machines.lock().expect("no machine panics while being made");
         let host = u8::try_from(machines.len() + 1).expect("fewer than 255 machines");
-        let address = Ipv4Addr::new(NETWORK[0], NETWORK[1], 0, host);
+        let address = self.family.address([0, host]);
         let namespace = Namespace::add(format!("{}-{name}", self.world), address);
         let (ns, port) = (namespace.name.clone(), format!("to-{name}"));
         ip(&[
@@ -196,10 +243,10 @@ impl Fabric {
             "netns",
             &self.switch,
         ]);
-        ip(&["-n", &ns, "address", "add", &format!("{address}/24"), "dev", "eth0"]);
+        self.give(&ns, "eth0", address, self.family.lengths().0);
         ip(&["-n", &ns, "link", "set", "eth0", "up"]);
         // A default route, as machines have; nothing answers there.
-        ip(&["-n", &ns, "route", "add", "default", "via", &ROUTER.to_string()]);
+        ip(&["-n", &ns, "route", "add", "default", "via", &self.family.address(ROUTER).to_string()]);
         ip(&["-n", &self.switch, "link", "set", &port, "master", "switch", "up"]);
         let known = machines.insert(name.to_owned(), namespace.clone());
         assert!(known.is_none(), "there is a machine {name} already");
@@ -209,7 +256,7 @@ impl Fabric {
     /// The switch's own namespace: what is done there is done on the way between machines.
     #[must_use]
     pub fn switch(&self) -> Namespace {
-        Namespace { name: self.switch.clone(), address: ROUTER }
+        Namespace { name: self.switch.clone(), address: self.family.address(ROUTER) }
     }
 
     /// Puts a machine behind a router, with the address that it has: it is on a link of its own, and the switch passes packets on
@@ -220,19 +267,29 @@ impl Fabric {
     pub fn route(&self, name: &str) {
         let machines = self.machines.lock().expect("no machine panics while being made");
         let (moved, port) = (&machines[name], format!("to-{name}"));
-        let (own, far, near) = (format!("{}/32", moved.address), FAR_SIDE.to_string(), ROUTER.to_string());
+        let (link, single) = self.family.lengths();
+        let (far, near) = (self.family.address(FAR_SIDE), self.family.address(ROUTER));
+        let (own, far_text) = (format!("{}/{single}", moved.address), far.to_string());
         self.cut(name);
-        ip(&["-n", &self.switch, "address", "replace", &format!("{near}/24"), "dev", "switch"]);
-        ip(&["-n", &self.switch, "address", "add", &format!("{far}/32"), "dev", &port]);
+        self.give(&self.switch, "switch", near, link);
+        self.give(&self.switch, &port, far, single);
         ip(&["-n", &self.switch, "route", "add", &own, "dev", &port]);
-        let _ = self.switch().exec("sysctl", &["-qw", "net.ipv4.ip_forward=1"]).ok();
+        let _ = self.switch().exec("sysctl", &["-qw", self.family.forwarding()]).ok();
         ip(&["-n", &moved.name, "address", "flush", "dev", "eth0"]);
-        ip(&["-n", &moved.name, "address", "add", &own, "dev", "eth0"]);
-        ip(&["-n", &moved.name, "route", "add", &far, "dev", "eth0"]);
-        ip(&["-n", &moved.name, "route", "add", "default", "via", &far]);
+        self.give(&moved.name, "eth0", moved.address, single);
+        ip(&["-n", &moved.name, "route", "add", &far_text, "dev", "eth0"]);
+        ip(&["-n", &moved.name, "route", "replace", "default", "via", &far_text]);
         for other in machines.values().filter(|other| other.name != moved.name) {
-            ip(&["-n", &other.name, "route", "replace", &own, "via", &near]);
+            ip(&["-n", &other.name, "route", "replace", &own, "via", &near.to_string()]);
         }
+    }
+
+    /// Without duplicate address detection: the address can be used at once.
+    fn give(&self, namespace: &str, link: &str, address: IpAddr, length: u8) {
+        let address = format!("{address}/{length}");
+        let mut arguments = vec!["-n", namespace, "address", "replace", &address, "dev", link];
+        arguments.extend((self.family == Family::V6).then_some("nodad"));
+        ip(&arguments);
     }
 
     /// Pulls the machine's cable: packets are lost both ways and nobody is told.

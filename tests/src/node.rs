@@ -144,7 +144,7 @@ impl Node {
 
     /// Its address in the world's network.
     #[must_use]
-    pub fn address(&self) -> Ipv4Addr {
+    pub fn address(&self) -> IpAddr {
         self.namespace.address()
     }
 
@@ -180,12 +180,13 @@ impl Node {
             "state_dir = \"state\"\n\
              [node]\nname = \"{name}\"\naddress = \"{address}\"\n\
              [store]\nurl = \"{store}\"\nrequest_timeout = \"1s\"\nsession_ttl = \"{ttl}\"\n\
-             [dns]\nlisten = [\"127.0.0.1:53\", \"{address}:53\"]\nttl = \"1s\"\n\
+             [dns]\nlisten = [\"127.0.0.1:53\", \"{names}\"]\nttl = \"1s\"\n\
              [admin]\nlisten = [\"{ADMIN}\"]\n\
              [drain]\nnotice = \"{notice}\"\ndeadline = \"{deadline}\"\n\
              {more}\n",
             name = self.name,
             address = self.address(),
+            names = self.at(53),
             ttl = seconds(*session_ttl),
             notice = seconds(*notice),
             deadline = seconds(*drain_deadline),
@@ -500,8 +501,8 @@ impl Node {
 
     /// A steady load of questions from this machine to a name server.
     #[must_use]
-    pub fn names(&self, server: Ipv4Addr, name: &str) -> Names {
-        Names::start(&self.namespace, server.into(), name)
+    pub fn names(&self, server: IpAddr, name: &str) -> Names {
+        Names::start(&self.namespace, server, name)
     }
 
     /// A steady load of datagrams from this machine to one address.

@@ -33,9 +33,9 @@ pub use phase::Phase;
 pub use run::run;
 
 use crate::config::Config;
-use crate::ingress;
 use crate::inherited::Inherited;
 use crate::readiness::Readiness;
+use crate::{ingress, overlay};
 use rooms::{Ending, Rooms};
 
 /// Reloads that wait while one is applied: the newest is what counts, so one is enough.
@@ -49,6 +49,7 @@ pub struct Agent {
     readiness: Readiness,
     phase: watch::Receiver<Phase>,
     took_over: bool,
+    overlay: overlay::Handle,
     stop: CancellationToken,
     reload: mpsc::Sender<Config>,
     ended: oneshot::Receiver<()>,
@@ -81,6 +82,7 @@ struct Started {
     readiness: Readiness,
     phase: watch::Receiver<Phase>,
     took_over: bool,
+    overlay: overlay::Handle,
 }
 
 impl Agent {
@@ -116,8 +118,8 @@ impl Agent {
             let _ = end.send(());
         })?;
         let started = told.recv().context("the control thread ended while it started")??;
-        let Started { catalog, ingress, readiness, phase, took_over } = started;
-        Ok(Self { catalog, ingress, readiness, phase, took_over, stop, reload, ended })
+        let Started { catalog, ingress, readiness, phase, took_over, overlay } = started;
+        Ok(Self { catalog, ingress, readiness, phase, took_over, overlay, stop, reload, ended })
     }
 
     /// Where it stands.
@@ -130,6 +132,12 @@ impl Agent {
     #[must_use]
     pub fn has_taken_over(&self) -> bool {
         self.took_over
+    }
+
+    /// Its part in overlay networks. What it is asked to do belongs to the network namespace of whoever asks.
+    #[must_use]
+    pub fn overlay(&self) -> overlay::Handle {
+        self.overlay.clone()
     }
 
     /// What it waits for before it is ready.

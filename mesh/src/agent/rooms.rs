@@ -106,6 +106,7 @@ impl Rooms {
             readiness: self.readiness.clone(),
             phase: self.phase.subscribe(),
             took_over: self.took_over,
+            overlay: self.overlay.clone(),
         }
     }
 

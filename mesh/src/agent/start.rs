@@ -128,8 +128,7 @@ impl Rooms {
 
         // What is done with it: connections and names.
         let catalog = bound.catalog;
-        let names = bound.names.map(NameServer::start).transpose();
-        let name_server = names.context("start the name server's thread")?;
+        let name_server = start_name_server(bound.names)?;
         let vip = start_vip(bound.vip, &catalog, &store, registry, &owners.vip).await?;
         let (usual_way, tell_usual_way) = usual_way();
         let steer = start_steering(&config, &catalog, &bound.plane, usual_way, registry, &owners.vip)?;
@@ -362,6 +361,10 @@ async fn ranges_are_judged(vip: &vip::Handle) {
             "the kernel does not say within {RANGES_WITHIN:?} which virtual addresses are local; they follow later"
         );
     }
+}
+
+fn start_name_server(bound: Option<dns::Bound>) -> anyhow::Result<Option<NameServer>> {
+    bound.map(NameServer::start).transpose().context("start the name server's thread")
 }
 
 fn start_steering(

@@ -10,8 +10,9 @@ use super::{Error, Result};
 use crate::agent::demo;
 
 const AFTER_HELP: &str = "\
-As root: three nodes in network namespaces of their own. Otherwise, or with --loopback: one node on 127.0.0.1 with high
-ports. Nothing needs to be installed, and Ctrl-C leaves nothing behind.";
+As root: three nodes in network namespaces of their own, and services in containers on an overlay network between them, if nft is
+installed. Otherwise, or with --loopback: one node on 127.0.0.1 with high ports. Nothing needs to be installed, and Ctrl-C leaves
+nothing behind.";
 
 /// Bring up a whole mesh on this machine and print what to try
 #[derive(Debug, Args)]

@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 use synapse::catalog::Catalog;
 use tokio::sync::{oneshot, watch};
 
+use super::Held;
 use super::keeper::{Place, Ready};
 use super::ledger::{Ledger, LedgerError, Owned, Record};
 use super::netlink::with_netlink;
@@ -30,6 +31,9 @@ use crate::netns::Namespace;
 
 /// How long a request waits for what this node needs first.
 const READY_WITHIN: Duration = Duration::from_secs(4);
+/// Why this node may give no addresses.
+const NO_LEASE: &str = "its lease is not renewed; is the store reachable?";
+const NO_SUBNET: &str = "it has no subnet of it yet; see plexus status";
 /// Below the state directory.
 const DIRECTORY: &str = "attachments";
 
@@ -209,7 +213,7 @@ pub(super) struct Attachments {
     removals: Removals,
     pub(super) catalog: Catalog,
     pub(super) ready: watch::Receiver<Ready>,
-    leased: watch::Receiver<bool>,
+    leased: watch::Receiver<Option<Held>>,
     used: Arc<watch::Sender<BTreeSet<NetworkName>>>,
     described: Arc<watch::Sender<Arc<Vec<Attached>>>>,
     tasks: Tasks,
@@ -221,7 +225,7 @@ impl Attachments {
         state_dir: &std::path::Path,
         catalog: &Catalog,
         ready: watch::Receiver<Ready>,
-        leased: watch::Receiver<bool>,
+        leased: watch::Receiver<Option<Held>>,
         tasks: &Tasks,
     ) -> Result<(Self, Vec<String>), Refused> {
         let directory = state_dir.join(DIRECTORY);
@@ -383,27 +387,38 @@ impl Attachments {
         Ok(view.network.pools.iter().map(|pool| pool.cidr()).collect())
     }
 
-    /// What new containers of a network are attached to here.
+    /// What new containers of a network are attached to here: what is this node's at this moment, by the store's word.
     pub(super) async fn place(&self, network: &NetworkName) -> Result<Place, AttachError> {
         let mut leased = self.leased.clone();
-        let in_time = tokio::time::timeout(READY_WITHIN, leased.wait_for(|leased| *leased)).await;
-        let is_leased = in_time.is_ok_and(|leased| leased.is_ok());
-        if !is_leased {
-            return Err(AttachError::NotReady(
-                network.clone(),
-                "its lease is not renewed; is the store reachable?",
-            ));
-        }
-        self.place_of(network).await
+        let claimed =
+            leased.wait_for(|leased| leased.as_ref().is_some_and(|held| held.contains_key(network)));
+        let claimed = tokio::time::timeout(READY_WITHIN, claimed).await;
+        let slot = claimed.ok().and_then(|held| held.ok()?.as_ref()?.get(network).copied());
+        let slot = slot.ok_or_else(|| {
+            let has_lease = self.leased.borrow().is_some();
+            AttachError::NotReady(network.clone(), if has_lease { NO_SUBNET } else { NO_LEASE })
+        })?;
+        let view = self.catalog.network(network.as_str());
+        let view = view.ok_or_else(|| AttachError::NoNetwork(network.clone()))?;
+        let subnets = view.network.subnets(slot);
+        self.place_if(network, |place| place.subnets == subnets).await
     }
 
     /// What containers of a network are attached to here; a network that was just made is waited for.
     pub(super) async fn place_of(&self, network: &NetworkName) -> Result<Place, AttachError> {
+        self.place_if(network, |_| true).await
+    }
+
+    async fn place_if(
+        &self,
+        network: &NetworkName,
+        is_right: impl Fn(&Place) -> bool,
+    ) -> Result<Place, AttachError> {
         let mut ready = self.ready.clone();
-        let found =
-            tokio::time::timeout(READY_WITHIN, ready.wait_for(|ready| ready.contains_key(network))).await;
+        let found = ready.wait_for(|ready| ready.get(network).is_some_and(&is_right));
+        let found = tokio::time::timeout(READY_WITHIN, found).await;
         let place = found.ok().and_then(|ready| ready.ok()?.get(network).cloned());
-        place.ok_or(AttachError::NotReady(network.clone(), "it has no subnet of it yet; see plexus status"))
+        place.ok_or(AttachError::NotReady(network.clone(), NO_SUBNET))
     }
 
     /// Takes away the link of one whose turn it is, if it was made, and gives back what it had.
@@ -475,9 +490,11 @@ fn used(ledger: &Ledger<Details>) -> BTreeSet<NetworkName> {
 
 async fn connect(veth: &Veth, bridge: u32, namespace: Namespace) -> io::Result<Vec<(Prefix, IpAddr)>> {
     with_netlink(async |netlink| netlink.add_veth(veth, bridge, Some(&namespace)).await).await?;
-    let veth = veth.clone();
-    let set_up = tokio::task::spawn_blocking(move || veth::set_up(&namespace, &veth));
-    set_up.await.unwrap_or_else(|error| Err(io::Error::other(error)))
+    let inside = veth.clone();
+    let set_up = tokio::task::spawn_blocking(move || veth::set_up(&namespace, &inside));
+    let routes = set_up.await.unwrap_or_else(|error| Err(io::Error::other(error)))?;
+    with_netlink(async |netlink| netlink.wait_until_it_passes(&veth.link).await).await?;
+    Ok(routes)
 }
 
 pub(super) fn veth(record: &Record<Details>, subnets: &[Prefix], mtu: u32, ranges: Vec<Prefix>) -> Veth {

@@ -59,6 +59,7 @@ pub(super) fn start(
             metrics: metrics.clone(),
             used: used.clone(),
             collides: false,
+            lapse: None,
             problems: BTreeMap::new(),
         };
         claims.run()
@@ -69,8 +70,8 @@ pub(super) fn start(
 #[derive(Debug, Clone)]
 pub(super) struct Channels {
     pub(super) held: Arc<watch::Sender<Held>>,
-    /// May addresses be given?
-    pub(super) leased: Arc<watch::Sender<bool>>,
+    /// The subnets that stand under the present lease, of which addresses may be given; `None`: there is no lease.
+    pub(super) leased: Arc<watch::Sender<Option<Held>>>,
     pub(super) returning: watch::Receiver<Option<Returning>>,
     /// The range of the link that this node's address is on.
     pub(super) link: watch::Receiver<Option<Prefix>>,
@@ -88,11 +89,10 @@ struct Claims {
     used: watch::Receiver<BTreeSet<NetworkName>>,
     /// This host uses addresses that the configuration has for a network: it is looked at again with each tick.
     collides: bool,
+    /// Why there is no lease any more.
+    lapse: Option<String>,
     problems: BTreeMap<NetworkName, String>,
 }
-
-/// Which of a network's subnets stand under the present lease.
-type Confirmed = BTreeMap<NetworkName, Slot>;
 
 impl Claims {
     async fn run(mut self) {
@@ -106,14 +106,19 @@ impl Claims {
                     continue;
                 }
             };
-            self.channels.leased.send_replace(true);
+            self.lapse = None;
+            self.show_problems();
             let lost = tokio::select! {
                 lost = session.lost() => lost,
                 () = self.serve(&session) => continue,
             };
-            self.channels.leased.send_replace(false);
+            self.channels.leased.send_replace(None);
             self.metrics.leases_lost.inc();
-            tracing::warn!(reason = %lost, "the lease of this node's subnets has ended; they are claimed again");
+            self.lapse = Some(format!(
+                "the lease of this node's subnets has ended; containers go on, and none can be attached until the subnets are claimed \
+                 again: {lost}"
+            ));
+            self.show_problems();
         }
     }
 
@@ -126,7 +131,7 @@ impl Claims {
 
     /// Keeps a claim on each network under this session; ends with the catalog only.
     async fn serve(&mut self, session: &Session) {
-        let mut confirmed = Confirmed::new();
+        let mut confirmed = Held::new();
         let mut changes = self.catalog.subscribe_networks();
         let mut due: BTreeSet<NetworkName> = self.names();
         let mut tick = tokio::time::interval_at(Instant::now() + TICK, TICK);
@@ -137,6 +142,11 @@ impl Claims {
         loop {
             lacks_default = lacks_default && !self.make_default().await;
             let pause = self.settle(&mut due, &mut confirmed, session).await || lacks_default;
+            self.channels.leased.send_if_modified(|leased| {
+                let is_new = leased.as_ref() != Some(&confirmed);
+                *leased = Some(confirmed.clone());
+                is_new
+            });
             tokio::select! {
                 changed = changes.changed() => due.extend(changed.into_iter().filter_map(|(name, change)| {
                     let is_ours = confirmed.get(&name).is_none_or(|slot| change.slots.contains(slot));
@@ -216,7 +226,7 @@ impl Claims {
     async fn settle(
         &mut self,
         due: &mut BTreeSet<NetworkName>,
-        confirmed: &mut Confirmed,
+        confirmed: &mut Held,
         session: &Session,
     ) -> bool {
         for name in std::mem::take(due) {
@@ -235,6 +245,8 @@ impl Claims {
                     self.note(&name, None);
                 }
                 Ok(None) => {
+                    confirmed.remove(&name);
+                    self.let_go(&view);
                     self.note(&name, Some(full(&view)));
                     due.insert(name);
                 }
@@ -315,26 +327,33 @@ impl Claims {
         if before == Some(slot) {
             return;
         }
-        let shown = |slot: Slot| {
-            let subnets = view.network.subnets(slot);
-            subnets.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
-        };
-        match before {
-            None => tracing::info!(network = %name, subnet = shown(slot), "this node has a subnet"),
-            Some(before) => tracing::error!(
-                network = %name, subnet = shown(slot), before = shown(before),
-                "another node has the subnet that this one had, whose lease had ended; containers with addresses of it must be \
-                 attached again"
-            ),
-        }
+        self.let_go(view);
+        tracing::info!(network = %name, subnet = shown(view, slot), "this node has a subnet");
         self.channels.held.send_modify(|held| {
             held.insert(name.clone(), slot);
         });
         self.preferred.set(&self.channels.held.borrow());
     }
 
+    /// Another node has what this one had of a network.
+    fn let_go(&self, view: &NetworkView) {
+        let name = &view.name;
+        let mut before = None;
+        self.channels.held.send_if_modified(|held| {
+            before = held.remove(name);
+            before.is_some()
+        });
+        if let Some(before) = before {
+            tracing::error!(
+                network = %name, before = shown(view, before),
+                "another node has the subnet that this one had, whose lease had ended; containers with addresses of it must be \
+                 attached again"
+            );
+        }
+    }
+
     /// The network is no more: one that is made under its name later is another one.
-    async fn forget(&mut self, name: &NetworkName, confirmed: &mut Confirmed) {
+    async fn forget(&mut self, name: &NetworkName, confirmed: &mut Held) {
         if let Some(slot) = confirmed.remove(name)
             && let Err(error) = subnets::release(&*self.store, name, slot, &self.config.node).await
         {
@@ -352,8 +371,17 @@ impl Claims {
             Some(problem) => self.problems.insert(name.clone(), problem),
             None => self.problems.remove(name),
         };
-        Problems::set(&self.handle.problems.claims, self.problems.values().cloned().collect());
+        self.show_problems();
     }
+
+    fn show_problems(&self) {
+        let all = self.lapse.iter().chain(self.problems.values()).cloned().collect();
+        Problems::set(&self.handle.problems.claims, all);
+    }
+}
+
+fn shown(view: &NetworkView, slot: Slot) -> String {
+    view.network.subnets(slot).iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }
 
 fn full(view: &NetworkView) -> String {

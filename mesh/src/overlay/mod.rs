@@ -125,7 +125,7 @@ pub fn start(
     tasks: &Tasks,
 ) -> std::io::Result<Handle> {
     let Some(config) = config else { return Ok(Handle::default()) };
-    let ((tell_held, held), (tell_leased, leased)) = (watch::channel(Held::new()), watch::channel(false));
+    let ((tell_held, held), (tell_leased, leased)) = (watch::channel(Held::new()), watch::channel(None));
     let (tell_ready, ready) = watch::channel(keeper::Ready::new());
     let (tell_returning, returning) = watch::channel(None);
     let (tell_link, link) = watch::channel(None);

@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::AsRawFd;
+use std::time::Duration;
 
 use futures_util::TryStreamExt;
 use nerve::model::{Mac, Prefix};
 use rtnetlink::packet_route::address::AddressHeaderFlags;
-use rtnetlink::packet_route::link::{InfoData, InfoVeth, LinkAttribute, LinkFlags, LinkMessage};
+use rtnetlink::packet_route::link::{InfoData, InfoVeth, LinkAttribute, LinkFlags, LinkMessage, State};
 use rtnetlink::packet_route::route::RouteMessage;
 use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
 
@@ -19,12 +20,19 @@ use crate::netns::Namespace;
 /// The beginning of the names of links to containers.
 pub(super) const LINK: &str = "plxe";
 
+/// How long the kernel may take until packets pass a link both of whose ends are up.
+const PASSES_WITHIN: Duration = Duration::from_secs(5);
+/// Between two looks at that.
+const PAUSE: Duration = Duration::from_millis(5);
+
 /// A container's link as the kernel has it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct ContainerLink {
     pub(super) index: u32,
     pub(super) bridge: Option<u32>,
     pub(super) is_up: bool,
+    /// Packets pass it. The kernel sees to that some time after both ends are up, which is long where it has many links to see to.
+    pub(super) passes: bool,
     pub(super) mtu: u32,
 }
 
@@ -93,6 +101,20 @@ impl Netlink {
             Ok(message) => Ok(message.map(|message| container_link(&message))),
             Err(error) => or_gone(Err(error)).map(|()| None).map_err(|e| failed(&format!("find {link}"), &e)),
         }
+    }
+
+    /// Waits until packets pass it: what is sent before is lost.
+    pub(super) async fn wait_until_it_passes(&self, link: &str) -> io::Result<()> {
+        let passes = async {
+            while self.container_link(link).await?.is_some_and(|found| !found.passes) {
+                tokio::time::sleep(PAUSE).await;
+            }
+            Ok(())
+        };
+        tokio::time::timeout(PASSES_WITHIN, passes).await.unwrap_or_else(|_| {
+            tracing::warn!(link, "no packets pass the link of a container yet");
+            Ok(())
+        })
     }
 
     /// Puts the end on this host on the bridge, where somebody took it away.
@@ -193,9 +215,10 @@ fn container_link(message: &LinkMessage) -> ContainerLink {
         _ => None,
     });
     let is_up = message.header.flags.contains(LinkFlags::Up);
+    let passes = message.attributes.contains(&LinkAttribute::OperState(State::Up));
     let mtu = message.attributes.iter().find_map(|attribute| match attribute {
         LinkAttribute::Mtu(mtu) => Some(*mtu),
         _ => None,
     });
-    ContainerLink { index: message.header.index, bridge, is_up, mtu: mtu.unwrap_or_default() }
+    ContainerLink { index: message.header.index, bridge, is_up, passes, mtu: mtu.unwrap_or_default() }
 }

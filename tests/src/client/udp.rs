@@ -1,7 +1,7 @@
 //! A UDP client with a port of its own, as a name server's client or a game has it.
 
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
 use crate::netns::Namespace;
@@ -17,7 +17,9 @@ impl Talk {
     /// There is no way to the address.
     pub fn open(namespace: &Namespace, to: SocketAddr) -> io::Result<Self> {
         namespace.enter(move || {
-            let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+            let any: IpAddr =
+                if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+            let socket = UdpSocket::bind((any, 0))?;
             socket.connect(to)?;
             Ok(Self(socket))
         })

@@ -1,6 +1,7 @@
 //! etcd: real servers, one or several, each on a machine of its own, and what can happen to them.
 
 use std::fs;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -10,6 +11,9 @@ use serde_json::Value;
 use crate::netns::{Fabric, Namespace};
 use crate::process::{Process, Ran, Signal};
 use crate::world::World;
+
+/// Where members talk to each other.
+const PEERS: u16 = 2380;
 
 /// A cluster of etcd servers.
 #[derive(Debug)]
@@ -40,8 +44,10 @@ impl Etcd {
     pub fn start(world: &World, fabric: &Fabric, count: usize) -> Self {
         let names: Vec<String> = (1..=count).map(|n| format!("etcd{n}")).collect();
         let namespaces: Vec<Namespace> = names.iter().map(|name| fabric.machine(name)).collect();
-        let peers =
-            names.iter().zip(&namespaces).map(|(name, ns)| format!("{name}=http://{}:2380", ns.address()));
+        let peers = names
+            .iter()
+            .zip(&namespaces)
+            .map(|(name, ns)| format!("{name}=http://{}", SocketAddr::new(ns.address(), PEERS)));
         let cluster = peers.collect::<Vec<_>>().join(",");
         let members = names.into_iter().zip(namespaces).map(|(name, namespace)| Member {
             data: world.directory().join(&name),
@@ -66,7 +72,7 @@ impl Etcd {
     /// `etcd://…`, as an agent is told.
     #[must_use]
     pub fn url(&self) -> String {
-        let hosts = self.members.iter().map(|member| format!("{}:2379", member.namespace.address()));
+        let hosts = self.members.iter().map(|member| member.clients().to_string());
         format!("etcd://{}", hosts.collect::<Vec<_>>().join(","))
     }
 
@@ -145,7 +151,7 @@ impl Etcd {
         let member = self.members.iter().find(|member| member.runs()).expect("an etcd server that runs");
         // A log of its own: what is asked of it is what is in it.
         let log = member.log.with_file_name(format!("watch-{}.log", self.revision()));
-        let endpoints = format!("--endpoints=http://{}:2379", member.namespace.address());
+        let endpoints = format!("--endpoints=http://{}", member.clients());
         let mut command = member.namespace.command("env");
         command.args(["ETCDCTL_API=3", "etcdctl", &endpoints, "watch", "--prefix", prefix]);
         Changes { process: Process::start("etcdctl watch", &mut command, &log) }
@@ -204,13 +210,19 @@ impl Member {
         &self.namespace
     }
 
+    /// Where it answers its clients.
+    #[must_use]
+    pub fn clients(&self) -> SocketAddr {
+        SocketAddr::new(self.namespace.address(), 2379)
+    }
+
     /// Starts it with the data that it has. Does nothing when it runs.
     pub fn start(&self) {
         if self.runs() {
             return;
         }
-        let address = self.namespace.address();
-        let (clients, peers) = (format!("http://{address}:2379"), format!("http://{address}:2380"));
+        let peers = SocketAddr::new(self.namespace.address(), PEERS);
+        let (clients, peers) = (format!("http://{}", self.clients()), format!("http://{peers}"));
         let mut command = self.namespace.command("etcd");
         command.args(["--name", &self.name, "--data-dir", &self.data.to_string_lossy()]);
         command.args(["--listen-client-urls", &clients, "--advertise-client-urls", &clients]);
@@ -259,7 +271,7 @@ impl Member {
     #[track_caller]
     #[must_use]
     pub fn ctl(&self, arguments: &[&str]) -> Ran {
-        let endpoints = format!("--endpoints=http://{}:2379", self.namespace.address());
+        let endpoints = format!("--endpoints=http://{}", self.clients());
         let mut all = vec!["ETCDCTL_API=3", "etcdctl", &endpoints];
         all.extend(arguments);
         self.namespace.exec("env", &all)

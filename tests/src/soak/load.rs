@@ -84,7 +84,7 @@ impl Target {
     /// The way of the client with this number: a node in turn, every fourth time by the virtual address.
     fn by_udp(&self, number: usize) -> Way {
         let (node, by_vip) = (number % NODES, number / NODES % 4 == 3);
-        let ip = if by_vip { self.vip } else { self.inside[node].address().into() };
+        let ip = if by_vip { self.vip } else { self.inside[node].address() };
         Way { node, by_vip, address: SocketAddr::new(ip, self.port) }
     }
 

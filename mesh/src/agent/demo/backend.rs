@@ -1,4 +1,4 @@
-//! A service to try things on: answers with service, instance and node, and turns unhealthy when told to.
+//! A service to try things on: answers with service, instance and node, and to `/client` with who asks; turns unhealthy when told to.
 //!
 //! It runs as a process of its own, so that it can be killed, stopped and continued like any other. It ends when its
 //! standard input closes, so that it never outlives whoever started it.
@@ -52,14 +52,14 @@ pub fn run(backend: &Backend, listening: impl FnOnce(SocketAddr)) -> anyhow::Res
         let accepting = async {
             loop {
                 // Out of descriptors, or the client is gone already: neither ends the backend.
-                let Ok((stream, _)) = listener.accept().await else {
+                let Ok((stream, client)) = listener.accept().await else {
                     tokio::time::sleep(std::time::Duration::from_millis(20)).await;
                     continue;
                 };
                 let state = Arc::clone(&state);
                 tasks.spawn("backend connection", async move {
                     let service = service_fn(move |request| {
-                        let response = answer(&state, &request);
+                        let response = answer(&state, &request, client);
                         async move { Ok::<_, Infallible>(response) }
                     });
                     let http = hyper::server::conn::http1::Builder::new();
@@ -77,7 +77,7 @@ pub fn run(backend: &Backend, listening: impl FnOnce(SocketAddr)) -> anyhow::Res
     })
 }
 
-fn answer(state: &State, request: &Request<Incoming>) -> Response<String> {
+fn answer(state: &State, request: &Request<Incoming>, client: SocketAddr) -> Response<String> {
     let reply = |status, text: &str| {
         let mut response = Response::new(text.to_owned());
         *response.status_mut() = status;
@@ -88,6 +88,9 @@ fn answer(state: &State, request: &Request<Incoming>) -> Response<String> {
             reply(StatusCode::OK, "well\n")
         }
         (&Method::GET, "/healthz") => reply(StatusCode::SERVICE_UNAVAILABLE, "told to fail\n"),
+        (&Method::GET, "/client") => {
+            reply(StatusCode::OK, &format!("{} is asked by {client}\n", state.greeting.trim_end()))
+        }
         (&Method::POST, "/fail") => {
             state.healthy.store(false, Ordering::Relaxed);
             reply(StatusCode::OK, "failing its health check from now on\n")

@@ -31,6 +31,8 @@ pub(super) struct Guide<'a> {
     pub(super) nodes: &'a [GuideNode],
     pub(super) published: u16,
     pub(super) web: &'a [GuideInstance],
+    /// Instances are in network namespaces of their own, which this machine does not reach.
+    pub(super) has_containers: bool,
     pub(super) tools: Tools,
 }
 
@@ -39,6 +41,8 @@ pub(super) struct Guide<'a> {
 pub(super) struct Tools {
     pub(super) curl: bool,
     pub(super) dig: bool,
+    pub(super) nft: bool,
+    pub(super) nsenter: bool,
 }
 
 impl Tools {
@@ -46,7 +50,8 @@ impl Tools {
     pub(super) fn find() -> Self {
         let path = std::env::var_os("PATH").unwrap_or_default();
         let installed = |tool: &str| std::env::split_paths(&path).any(|dir| dir.join(tool).is_file());
-        Self { curl: installed("curl"), dig: installed("dig") }
+        let [curl, dig, nft, nsenter] = ["curl", "dig", "nft", "nsenter"].map(installed);
+        Self { curl, dig, nft, nsenter }
     }
 }
 
@@ -65,13 +70,21 @@ impl Guide<'_> {
         writeln!(out, "\nA mesh is up: {plural} {}.", nodes.join(", "))?;
         writeln!(
             out,
-            "Services web (3 instances) and api (2); web is published on port {} of every node.\n",
+            "Services web (3 instances) and api (2); web is published on port {} of every node.",
             self.published
         )?;
+        if self.has_containers {
+            writeln!(
+                out,
+                "Instances are containers: each has a network namespace of its own, on an overlay network between the nodes."
+            )?;
+        }
+        writeln!(out)?;
         writeln!(out, "Try, in another terminal:\n")?;
         self.write_published_port(out)?;
         self.write_names(out)?;
         self.write_commands(out)?;
+        self.write_containers(out)?;
         self.write_failures(out)?;
         writeln!(out, "Ctrl-C ends it all and leaves nothing behind.")
     }
@@ -120,6 +133,46 @@ impl Guide<'_> {
         writeln!(out)
     }
 
+    fn write_containers(&self, out: &mut String) -> std::fmt::Result {
+        let (Some(node), [first, .., last], true) = (self.nodes.last(), self.web, self.has_containers) else {
+            return Ok(());
+        };
+        if self.tools.curl {
+            writeln!(
+                out,
+                "  # By a node that runs none of them. Who is asked sees that node, or its client, as you like."
+            )?;
+            let client = format!("curl http://{}/client", SocketAddr::new(node.address, self.published));
+            writeln!(out, "  {client}")?;
+            writeln!(out, "  {}", self.plexus("set web client_address=transparent", node))?;
+            writeln!(out, "  {client}\n")?;
+        }
+        writeln!(
+            out,
+            "  # Containers reach each other by their own addresses, on whichever nodes they are."
+        )?;
+        for command in ["network inspect default", "attachments"] {
+            writeln!(out, "  {}", self.plexus(command, node))?;
+        }
+        if let Some(inside) = self.inside(first) {
+            writeln!(
+                out,
+                "  {inside}curl http://{}   # from {} on node {} to {} on node {}",
+                last.address, first.name, first.node, last.name, last.node
+            )?;
+        }
+        writeln!(out)
+    }
+
+    /// What runs a program where an instance is reached, if there is a way.
+    fn inside(&self, instance: &GuideInstance) -> Option<String> {
+        match (self.tools.curl, self.has_containers, self.tools.nsenter) {
+            (true, true, true) => Some(format!("nsenter --net=/proc/{}/ns/net ", instance.pid)),
+            (true, false, _) => Some(String::new()),
+            _ => None,
+        }
+    }
+
     fn write_failures(&self, out: &mut String) -> std::fmt::Result {
         let (Some(node), [first, .., last]) = (self.nodes.first(), self.web) else { return Ok(()) };
         let published = SocketAddr::new(node.address, self.published);
@@ -136,10 +189,10 @@ impl Guide<'_> {
         writeln!(out, "  # Freeze one, and let it go on: its health check notices both.")?;
         writeln!(out, "  kill -STOP {}   # {} on node {}", first.pid, first.name, first.node)?;
         writeln!(out, "  kill -CONT {}", first.pid)?;
-        if self.tools.curl {
+        if let Some(inside) = self.inside(first) {
             writeln!(out, "\n  # Or let its health check fail, and pass again.")?;
-            writeln!(out, "  curl -X POST http://{}/fail", first.address)?;
-            writeln!(out, "  curl -X POST http://{}/heal", first.address)?;
+            writeln!(out, "  {inside}curl -X POST http://{}/fail", first.address)?;
+            writeln!(out, "  {inside}curl -X POST http://{}/heal", first.address)?;
         }
         writeln!(out)
     }

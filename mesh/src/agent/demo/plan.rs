@@ -3,7 +3,7 @@
 use std::fmt::Write;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::num::NonZeroU16;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use nerve::model::{InstanceId, NameError, NodeName, ServiceName};
 
@@ -17,6 +17,8 @@ const PUBLISHED: u16 = 8080;
 const INSTANCES: [(&str, &str, usize); 5] =
     [("web-1", "web", 0), ("web-2", "web", 0), ("web-3", "web", 1), ("api-1", "api", 1), ("api-2", "api", 2)];
 const NODES: [&str; 3] = ["a", "b", "c"];
+/// The ranges of the overlay network, which nobody outside of the nodes' namespaces sees.
+const OVERLAY: [&str; 2] = ["10.42.0.0/16", "fd00:42::/48"];
 
 /// One node of the demo.
 #[derive(Debug, Clone)]
@@ -34,11 +36,13 @@ pub(super) struct PlannedNode {
 pub(super) struct Plan {
     pub(super) nodes: Vec<PlannedNode>,
     pub(super) published: NonZeroU16,
+    /// Instances are containers on an overlay network.
+    pub(super) has_containers: bool,
 }
 
 impl Plan {
-    /// A node a namespace.
-    pub(super) fn in_network(network: &Network) -> Result<Self, NameError> {
+    /// A node a namespace. Containers have one each besides; what `Backend::listen` says of them is their port.
+    pub(super) fn in_network(network: &Network, has_containers: bool) -> Result<Self, NameError> {
         let place = |(index, place): (usize, &NodePlace)| {
             let address = IpAddr::V4(place.address);
             let backends = INSTANCES
@@ -57,7 +61,7 @@ impl Plan {
             })
         };
         let nodes = network.nodes.iter().enumerate().map(place).collect::<Result<_, _>>()?;
-        Ok(Self { nodes, published: at_least_one(PUBLISHED) })
+        Ok(Self { nodes, published: at_least_one(PUBLISHED), has_containers })
     }
 
     /// One node on loopback, on ports that are free now.
@@ -82,7 +86,7 @@ impl Plan {
             namespace: None,
             backends,
         };
-        Ok(Self { nodes: vec![node], published })
+        Ok(Self { nodes: vec![node], published, has_containers: false })
     }
 
     /// The names of the nodes that a network is to be made for.
@@ -91,34 +95,56 @@ impl Plan {
     }
 }
 
-impl PlannedNode {
-    /// The node's `plexus.toml`.
-    pub(super) fn configuration(&self, state_dir: &Path) -> String {
+impl Plan {
+    /// A node's `plexus.toml`.
+    pub(super) fn configuration(&self, node: &PlannedNode, state_dir: &Path) -> String {
         let mut text = String::new();
         // Writing to a String does not fail.
-        let _ = self.write_configuration(&mut text, state_dir);
+        let _ = self.write_configuration(node, &mut text, state_dir);
         text
     }
 
-    fn write_configuration(&self, out: &mut String, state_dir: &Path) -> std::fmt::Result {
-        writeln!(out, "state_dir = {:?}\n", state_dir.join(self.name.as_str()).to_string_lossy())?;
-        writeln!(out, "[node]\nname = \"{}\"\naddress = \"{}\"\n", self.name, self.address)?;
+    fn write_configuration(
+        &self,
+        node: &PlannedNode,
+        out: &mut String,
+        state_dir: &Path,
+    ) -> std::fmt::Result {
+        writeln!(out, "state_dir = {:?}", node.state_dir(state_dir).to_string_lossy())?;
+        writeln!(out, "services_dir = {:?}\n", node.services_dir(state_dir).to_string_lossy())?;
+        writeln!(out, "[node]\nname = \"{}\"\naddress = \"{}\"\n", node.name, node.address)?;
         writeln!(out, "[store]\nurl = \"embedded\"\n")?;
-        writeln!(out, "[admin]\nlisten = [\"{}\"]\n", self.admin)?;
-        writeln!(out, "[dns]\nlisten = [\"{}\"]\n", self.dns)?;
-        writeln!(out, "[ingress]\nlisten = [\"{}\"]\n", self.address)?;
-        // A demo leaves at once: nobody is cut off but who plays with it.
-        writeln!(out, "[drain]\nnotice = \"100ms\"\ndeadline = \"1s\"")?;
-        for backend in &self.backends {
-            writeln!(out, "\n[[service]]\nname = \"{}\"\nid = \"{}\"", backend.service, backend.instance)?;
-            writeln!(out, "port = {}", backend.listen.port())?;
-            writeln!(
-                out,
-                "check = [{{ http = \"/healthz\", interval = \"500ms\", timeout = \"400ms\", rise = 1, fall = 2 }}]"
-            )?;
+        writeln!(out, "[admin]\nlisten = [\"{}\"]\n", node.admin)?;
+        writeln!(out, "[dns]\nlisten = [\"{}\"]\n", node.dns)?;
+        writeln!(out, "[ingress]\nlisten = [\"{}\"]\n", node.address)?;
+        if self.has_containers {
+            writeln!(out, "[overlay]\nenabled = true\ndefault = {OVERLAY:?}\n")?;
         }
-        Ok(())
+        // A demo leaves at once: nobody is cut off but who plays with it.
+        writeln!(out, "[drain]\nnotice = \"100ms\"\ndeadline = \"1s\"")
     }
+}
+
+impl PlannedNode {
+    fn state_dir(&self, state_dir: &Path) -> PathBuf {
+        state_dir.join(self.name.as_str())
+    }
+
+    /// Where its agent looks for definitions of services.
+    pub(super) fn services_dir(&self, state_dir: &Path) -> PathBuf {
+        self.state_dir(state_dir).join("services.d")
+    }
+}
+
+/// An instance's file in `services.d`.
+pub(super) fn definition(backend: &Backend) -> String {
+    let Backend { service, instance, listen, .. } = backend;
+    format!(
+        "[[service]]\nname = \"{service}\"\nid = \"{instance}\"\naddress = \"{}\"\nport = {}\n\
+         check = [{{ http = \"/healthz\", interval = \"500ms\", timeout = \"400ms\", rise = 1, fall = 2 }}]\n",
+        listen.ip(),
+        listen.port()
+    )
 }
 
 fn backend(
