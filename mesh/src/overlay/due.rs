@@ -318,7 +318,8 @@ mod tests {
         );
         assert_eq!(told(9, "plxv7", None), [], "the one before");
         let other = Link { kind: LinkKind::Other, ..right };
-        assert_eq!(told(40, "plxe00000000001", Some(other.clone())), []);
+        assert_eq!(told(40, "plxe00000000001", Some(other.clone())), [Part::FastPath], "a container's");
+        assert_eq!(told(40, "plxe00000000001", None), [Part::FastPath]);
         assert_eq!(told(41, "plxb77", Some(other.clone())), [Part::Obsolete]);
         assert_eq!(told(41, "plxb77", None), []);
         assert_eq!(told(ETH0, "eth0", Some(other)), [Part::Host, near()]);
