@@ -79,6 +79,10 @@ fn plexus(cluster: &Cluster) -> anyhow::Result<Way> {
     let ((client, _), (server, address)) = (attach(a)?, attach(b)?);
     let reached = || client.exec("ping", &["-c", "1", "-W", "1", &address.to_string()]).success();
     let _ = eventually!(Duration::from_secs(10), reached(), |reached| *reached);
+    for node in [a, b] {
+        let short = || node.metric("plexus_overlay_fast_path_containers", "");
+        let _ = eventually!(Duration::from_secs(10), short(), |short| *short == Some(1.0));
+    }
     Ok(Way { name: "Plexus", client, server, address })
 }
 
