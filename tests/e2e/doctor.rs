@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use plexus_tests::{Cluster, Node, Ran, eventually, needs};
 
-use crate::overlay::{CONFIGURATION, Container, cluster};
+use crate::overlay::{CONFIGURATION, Container, cluster, wait_peers};
 
 /// Probes of a peer that is hard to reach take some seconds.
 const SOON: Duration = Duration::from_secs(30);
@@ -140,7 +140,7 @@ fn a_router_that_carries_less_and_says_nothing_is_noticed_by_fragments() {
     let cluster = Cluster::of(2).settings(settings).behind_router("b").start();
     let [a, b] = cluster.nodes();
     for node in [a, b] {
-        crate::overlay::wait_peers(node, "default", 1);
+        wait_peers(node, "default", 1);
     }
     assert_well(a);
     let switch = cluster.switch();
@@ -195,8 +195,11 @@ fn wrong_checksums_of_what_is_within_are_told_from_a_blocked_port() {
 #[test]
 fn a_filter_of_others_that_drops_is_named_and_what_is_said_lets_packets_pass() {
     needs!("etcd", "etcdctl", "nft", "ping", "iptables", "iptables-legacy");
-    let cluster = cluster(2);
+    // Pings take the way that beginnings of connections take in any case.
+    let more = format!("{CONFIGURATION}fast_path = false\n");
+    let cluster = Cluster::of(2).settings(move |settings| settings.more = more.clone()).start();
     let [a, b] = cluster.nodes();
+    [a, b].iter().for_each(|node| wait_peers(node, "default", 1));
     let (here, there) = (Container::on(a, "one", "default"), Container::on(b, "one", "default"));
     let _ = eventually!(SOON, here.reaches(there.v4()), |reaches| *reaches);
     // The older iptables, as Docker does when it starts.

@@ -17,6 +17,9 @@ pub(crate) fn cluster(nodes: usize) -> Cluster {
     let cluster = Cluster::of(nodes).settings(|settings| settings.more = CONFIGURATION.to_owned()).start();
     for node in cluster.all() {
         wait_peers(node, "default", nodes - 1);
+        // Its links are told of last.
+        let networks = || node.metric("plexus_overlay_networks", "");
+        let _ = eventually!(SOON, networks(), |networks| *networks >= Some(1.0));
     }
     cluster
 }

@@ -13,7 +13,7 @@ const COUNTER: &str = "table inet counted { chain forward { type filter hook for
                        ip6 saddr fd00:42::/48 counter; }; }";
 
 #[track_caller]
-fn wait_short(node: &Node, containers: u32) {
+pub(crate) fn wait_short(node: &Node, containers: u32) {
     let short = || node.metric("plexus_overlay_fast_path_containers", "");
     let _ = eventually!(SOON, short(), |short| *short == Some(f64::from(containers)));
 }

@@ -9,6 +9,7 @@ use plexus_tests::{Builder, Cluster, Node, Process, ServiceFile, Settings, event
 use serde_json::Value;
 
 use crate::overlay::{CONFIGURATION, Container, SOON, cluster, wait_peers};
+use crate::overlay_fast_path::wait_short;
 use crate::{INSTANCE, PUBLISHED};
 
 /// What a stream carries. iperf3 does not count what is in sockets' buffers when the sender is done.
@@ -34,7 +35,7 @@ fn iperf(from: &Container, to: IpAddr, port: &str, options: &[&str]) -> Value {
     // A server has one test at a time, and puts the last one away after its client has gone.
     let not_yet = |result: &Value| {
         let error = result["error"].as_str().unwrap_or_default();
-        ["busy", "refused"].iter().any(|why| error.contains(why))
+        ["busy", "refused", "reset"].iter().any(|why| error.contains(why))
     };
     let result = eventually!(SOON, run(), |result| !not_yet(result));
     assert_eq!(result["error"], Value::Null, "to {to} {options:?}");
@@ -166,6 +167,8 @@ fn behind_a_narrow_link(builder: Builder) -> (Cluster, [Container; 2]) {
     cluster.all().for_each(|node| node.wait_ready(SOON));
     cluster.all().for_each(|node| wait_peers(node, "default", 1));
     let containers = [a, b].map(|node| Container::on(node, "one", "default"));
+    // Else the first packets would take the usual way, by which senders are told what is too large.
+    [a, b].iter().for_each(|node| wait_short(node, 1));
     (cluster, containers)
 }
 

@@ -165,6 +165,8 @@ fn datagrams_show_their_clients_too() {
     needs!("etcd", "etcdctl", "nft");
     let (cluster, _container, servers) = cluster(2);
     let [a, client] = cluster.nodes();
+    // Open to the end: one port for both services would be two ports to see.
+    let mut talks = Vec::new();
     for (service, port) in [("boxed", BOXED), ("web", PUBLISHED)] {
         wait_seen(client.namespace(), a.at(port));
         let _ = a.plexus(["publish", service, &format!("{port}/udp")]).ok();
@@ -175,6 +177,7 @@ fn datagrams_show_their_clients_too() {
             let own = talk.own_address().to_string();
             assert_eq!(talk.ask(b"/client", ANSWER), Some(own.clone()));
             assert_eq!(talk.ask(b"/client", ANSWER), Some(own));
+            talks.push(talk);
         }
     }
     // One socket that talks to both: the second session has another port, and hears what is its own.

@@ -327,23 +327,26 @@ impl Claims {
         if before == Some(slot) {
             return;
         }
-        self.let_go(view);
+        if before.or(self.preferred.of(name)) != Some(slot) {
+            self.let_go(view);
+        }
         tracing::info!(network = %name, subnet = shown(view, slot), "this node has a subnet");
         self.channels.held.send_modify(|held| {
             held.insert(name.clone(), slot);
         });
-        self.preferred.set(&self.channels.held.borrow());
+        self.preferred.set(name, Some(slot));
     }
 
-    /// Another node has what this one had of a network.
-    fn let_go(&self, view: &NetworkView) {
+    /// Another node has what this one had of a network, in this life or the one before.
+    fn let_go(&mut self, view: &NetworkView) {
         let name = &view.name;
         let mut before = None;
         self.channels.held.send_if_modified(|held| {
             before = held.remove(name);
             before.is_some()
         });
-        if let Some(before) = before {
+        if let Some(before) = before.or(self.preferred.of(name)) {
+            self.preferred.set(name, None);
             tracing::error!(
                 network = %name, before = shown(view, before),
                 "another node has the subnet that this one had, whose lease had ended; containers with addresses of it must be \
@@ -362,7 +365,7 @@ impl Claims {
         self.note(name, None);
         if self.channels.held.send_if_modified(|held| held.remove(name).is_some()) {
             tracing::info!(network = %name, "the network is no more");
-            self.preferred.set(&self.channels.held.borrow());
+            self.preferred.set(name, None);
         }
     }
 
@@ -411,9 +414,12 @@ impl Preferred {
     }
 
     /// A file that cannot be written costs a preference and nothing else.
-    fn set(&mut self, held: &Held) {
-        self.slots = held.clone();
-        let text = serde_json::to_vec(held).unwrap_or_default();
+    fn set(&mut self, network: &NetworkName, slot: Option<Slot>) {
+        match slot {
+            Some(slot) => self.slots.insert(network.clone(), slot),
+            None => self.slots.remove(network),
+        };
+        let text = serde_json::to_vec(&self.slots).unwrap_or_default();
         if let Err(error) = std::fs::write(&self.file, text) {
             tracing::warn!(file = %self.file.display(), %error, "which subnets this node has is not kept");
         }

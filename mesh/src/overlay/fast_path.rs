@@ -6,7 +6,9 @@
 //! the routes, and its gateway is the subnet's first address, so nothing of it changes with the peers.
 //!
 //! Beginnings of TCP connections go the usual way: the host's packet filter decides on them, and a container that is not there is
-//! told of. So does all that is not from a container of a network to one of the same: what leaves, other networks, gateways.
+//! told of. So does all that is not from a container of a network to one of the same: what leaves, other networks, gateways; and what
+//! arrives and is too large for this node's part of the network, which its sender is told. Segments of TCP are not: both ends have agreed on
+//! what fits, and many of them arrive as one.
 //!
 //! A hook of the family `netdev` cannot see sockets. So where this node shows containers their clients' own addresses, what arrives by
 //! tunnels goes the usual way: it may be the answer to a socket of the balancer that has a container's address.
@@ -34,6 +36,8 @@ pub(super) struct Lane {
     pub(super) own: Vec<Prefix>,
     /// The links of containers here that take no larger packets than the network does.
     pub(super) containers: Vec<String>,
+    /// The largest packet that the network passes on this node.
+    pub(super) mtu: u32,
 }
 
 /// The text that replaces our table, whether it is there or not, in one transaction; without containers there is none. `inward`: what
@@ -42,10 +46,13 @@ pub(super) fn ruleset<'a>(lanes: impl IntoIterator<Item = &'a Lane>, inward: boo
     let mut chains = String::new();
     for lane in lanes.into_iter().filter(|lane| !lane.containers.is_empty()) {
         for (number, links) in lane.containers.chunks(MOST_LINKS).enumerate() {
-            chains += &chain(&format!("outward{}_{number}", lane.vni), links, &lane.rules(Lane::outward));
+            let name = format!("outward{}_{number}", lane.vni);
+            chains += &chain(&name, links, "", &lane.rules(Lane::outward));
         }
         if inward {
-            chains += &chain(&format!("inward{}", lane.vni), &[vxlan(lane.vni)], &lane.rules(Lane::inward));
+            let (name, tunnel) = (format!("inward{}", lane.vni), vxlan(lane.vni));
+            let too_large = format!("    meta l4proto != tcp meta length > {} accept\n", lane.mtu);
+            chains += &chain(&name, &[tunnel], &too_large, &lane.rules(Lane::inward));
         }
     }
     let mut text = TABLE.removal();
@@ -56,13 +63,13 @@ pub(super) fn ruleset<'a>(lanes: impl IntoIterator<Item = &'a Lane>, inward: boo
     text
 }
 
-fn chain(name: &str, links: &[String], rules: &str) -> String {
+fn chain(name: &str, links: &[String], first: &str, rules: &str) -> String {
     let links: Vec<String> = links.iter().map(|link| format!("\"{link}\"")).collect();
     format!(
         "  chain {name} {{\n    \
            type filter hook ingress devices = {{ {} }} priority filter; policy accept;\n    \
            tcp flags & syn == syn accept\n\
-         {rules}  \
+         {first}{rules}  \
          }}\n",
         links.join(", ")
     )
@@ -143,6 +150,7 @@ mod tests {
             pools: vec![pool("10.42.0.0/16", 24), pool("fd42::/48", 64)],
             own: ["10.42.7.0/24", "fd42:0:0:7::/64"].map(|subnet| subnet.parse().unwrap()).into(),
             containers: (0..containers).map(|n| format!("plxe{n}")).collect(),
+            mtu: 1450,
         }
     }
 
@@ -159,6 +167,9 @@ mod tests {
             assert!(text.contains(rule), "{rule}\n{text}");
         }
         assert_eq!(text.matches("tcp flags & syn == syn accept").count(), 2);
+        let inward = text.split("chain inward").nth(1).unwrap();
+        let at = |rule: &str| inward.find(rule).unwrap();
+        assert!(at("meta l4proto != tcp meta length > 1450 accept") < at("fwd"), "{text}");
     }
 
     #[test]

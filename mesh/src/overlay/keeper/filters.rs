@@ -148,6 +148,7 @@ impl Keeper {
                 vni: here.links.vni,
                 pools: here.network.pools.clone(),
                 own: here.links.subnets.clone(),
+                mtu: here.links.mtu,
                 containers: links
                     .iter()
                     .filter(|(_, link)| fits(link))
