@@ -19,7 +19,6 @@ use serde::{Deserialize, Serialize};
 use synapse::catalog::Catalog;
 use tokio::sync::{oneshot, watch};
 
-use super::Held;
 use super::keeper::{Place, Ready};
 use super::ledger::{Ledger, LedgerError, Owned, Record};
 use super::netlink::with_netlink;
@@ -27,6 +26,7 @@ use super::plan::gateway;
 use super::removal::Removals;
 use super::turns::Turns;
 use super::veth::{self, LINK, Veth};
+use super::{Held, send_if_new};
 use crate::netns::Namespace;
 
 /// How long a request waits for what this node needs first.
@@ -262,9 +262,9 @@ impl Attachments {
     pub(super) fn note_changed(&self) {
         let ledger = self.ledger();
         let (used, described) = (used(&ledger), described(&ledger));
-        self.used.send_if_modified(|known| replace(known, used));
+        send_if_new(&self.used, used);
         // In the order of the changes: the ledger is still held.
-        self.described.send_if_modified(|known| replace(known, Arc::new(described)));
+        send_if_new(&self.described, Arc::new(described));
     }
 
     pub(super) fn ledger(&self) -> MutexGuard<'_, Ledger<Details>> {
@@ -466,13 +466,6 @@ impl Attachments {
 fn offer(place: &Place) -> Offer {
     let gateways = place.subnets.iter().filter_map(|subnet| gateway(*subnet)).collect();
     Offer { subnets: place.subnets.clone(), gateways, mtu: place.mtu }
-}
-
-/// Puts a new value in the place of what was known. Tells whether it is another one.
-fn replace<T: PartialEq>(known: &mut T, new: T) -> bool {
-    let is_new = *known != new;
-    *known = new;
-    is_new
 }
 
 /// In the order of the networks' names: of what is on several, the first counts.

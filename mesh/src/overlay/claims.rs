@@ -20,7 +20,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 
 use super::keeper::Returning;
 use super::names::mac;
-use super::{Config, Handle, Held, LINKS, Metrics, PROTOCOL, Problems};
+use super::{Config, Handle, Held, LINKS, Metrics, PROTOCOL, Problems, send_if_new};
 use crate::routes::{self, collision};
 
 /// The pause after the store failed.
@@ -142,11 +142,7 @@ impl Claims {
         loop {
             lacks_default = lacks_default && !self.make_default().await;
             let pause = self.settle(&mut due, &mut confirmed, session).await || lacks_default;
-            self.channels.leased.send_if_modified(|leased| {
-                let is_new = leased.as_ref() != Some(&confirmed);
-                *leased = Some(confirmed.clone());
-                is_new
-            });
+            send_if_new(&self.channels.leased, Some(confirmed.clone()));
             tokio::select! {
                 changed = changes.changed() => due.extend(changed.into_iter().filter_map(|(name, change)| {
                     let is_ours = confirmed.get(&name).is_none_or(|slot| change.slots.contains(slot));

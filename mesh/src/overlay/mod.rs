@@ -213,6 +213,15 @@ impl Handle {
     }
 }
 
+/// Tells a value, where it is another one than was told before.
+fn send_if_new<T: PartialEq>(to: &watch::Sender<T>, value: T) {
+    to.send_if_modified(|known| {
+        let is_new = *known != value;
+        *known = value;
+        is_new
+    });
+}
+
 impl Problems {
     fn set(part: &Mutex<Vec<String>>, problems: Vec<String>) {
         let mut known = part.lock().unwrap_or_else(PoisonError::into_inner);

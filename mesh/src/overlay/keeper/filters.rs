@@ -134,6 +134,11 @@ impl Keeper {
             }
             Err(error) => {
                 self.metrics.fast_path.set(0);
+                // Without any of it everything takes the usual way; that is known once nothing is left of an agent before either.
+                if fast_path::TABLE.remove().await.is_ok() {
+                    self.fast_path = nft::Kept::new([fast_path::TABLE]);
+                    send_if_new(&self.tell.usual_way, true);
+                }
                 Err(io::Error::other(error))
             }
         }

@@ -24,7 +24,7 @@ use super::events::{Event, Events};
 use super::here::Here;
 use super::netlink::Netlink;
 use super::underlay::Underlay;
-use super::{Config, Handle, Held, Metrics, Problems, fast_path, firewall, foreign, returns};
+use super::{Config, Handle, Held, Metrics, Problems, fast_path, firewall, foreign, returns, send_if_new};
 use crate::nft;
 use networks::{count_peers, follow_peers};
 
@@ -370,14 +370,6 @@ impl Keeper {
 
 fn place(here: &Here) -> Place {
     Place { bridge: here.indexes.bridge, subnets: here.links.subnets.clone(), mtu: here.links.mtu }
-}
-
-fn send_if_new<T: PartialEq>(to: &watch::Sender<T>, value: T) {
-    to.send_if_modified(|known| {
-        let is_new = *known != value;
-        *known = value;
-        is_new
-    });
 }
 
 /// Which tables of the packet filter have changed, if that is told.
