@@ -196,7 +196,7 @@ fn wrong_checksums_of_what_is_within_are_told_from_a_blocked_port() {
 fn a_filter_of_others_that_drops_is_named_and_what_is_said_lets_packets_pass() {
     needs!("etcd", "etcdctl", "nft", "ping", "iptables", "iptables-legacy");
     // Pings take the way that beginnings of connections take in any case.
-    let more = format!("{CONFIGURATION}fast_path = false\n");
+    let more = format!("{CONFIGURATION}fast_path = \"off\"\n");
     let cluster = Cluster::of(2).settings(move |settings| settings.more = more.clone()).start();
     let [a, b] = cluster.nodes();
     [a, b].iter().for_each(|node| wait_peers(node, "default", 1));

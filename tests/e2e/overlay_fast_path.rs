@@ -23,6 +23,24 @@ fn chains(node: &Node) -> String {
     node.exec("nft", &["list", "table", "netdev", "plexus-fast"]).stdout
 }
 
+/// The containers that programs in the kernel see the packets of.
+#[track_caller]
+fn wait_programs(node: &Node, containers: u32) {
+    let of_programs = || node.metric("plexus_overlay_fast_path_program_containers", "");
+    let _ = eventually!(SOON, of_programs(), |count| *count == Some(f64::from(containers)));
+}
+
+/// What is at the ingress of its links of that kind: `vxlan`, or `veth` for those of containers.
+fn classifiers(node: &Node, kind: &str) -> String {
+    let links = node.exec("ip", &["-o", "link", "show", "type", kind]).ok();
+    names(&links).map(|name| node.exec("tc", &["filter", "show", "dev", name, "ingress"]).stdout).collect()
+}
+
+/// Those of ours.
+fn names(links: &str) -> impl Iterator<Item = &str> {
+    links.lines().filter_map(|line| line.split([' ', ':', '@']).find(|word| word.starts_with("plx")))
+}
+
 /// So many packets of containers the hosts of both have forwarded by the usual way since the last time.
 fn forwarded(nodes: [&Node; 2]) -> u64 {
     let of = |node: &Node| {
@@ -38,18 +56,33 @@ fn forwarded(nodes: [&Node; 2]) -> u64 {
 
 #[test]
 fn packets_of_containers_take_the_short_way_and_beginnings_of_connections_the_usual_one() {
-    needs!("etcd", "etcdctl", "nft", "ping");
-    let cluster = cluster(2);
+    needs!("etcd", "etcdctl", "nft", "ping", "tc");
+    short_way(&cluster(2), 1);
+}
+
+#[test]
+fn where_there_are_no_programs_rules_of_the_packet_filter_send_packets_on() {
+    needs!("etcd", "etcdctl", "nft", "ping", "tc");
+    let more = format!("{CONFIGURATION}fast_path = \"filter\"\n");
+    short_way(&Cluster::of(2).settings(move |settings| settings.more = more.clone()).start(), 0);
+}
+
+/// `programs`: how many containers of a node they see the packets of.
+fn short_way(cluster: &Cluster, programs: u32) {
     let nodes: [&Node; 2] = cluster.nodes();
+    nodes.iter().for_each(|node| wait_peers(node, "default", 1));
     let [here, there] = nodes.map(|node| Container::on(node, "one", "default"));
     nodes.iter().for_each(|node| wait_short(node, 1));
+    nodes.iter().for_each(|node| wait_programs(node, programs));
+    let are_there = |node: &Node| ["vxlan", "veth"].map(|kind| classifiers(node, kind).contains("plexus"));
+    assert_eq!(nodes.map(are_there), [[programs > 0; 2]; 2]);
     nodes.iter().for_each(|node| drop(node.exec("nft", &[COUNTER]).ok()));
     for address in &there.addresses {
         assert!(here.reaches(*address) && here.sends(*address, "8000"));
     }
     assert_eq!(forwarded(nodes), 0, "pings, and fragments, of both families");
     // A connection: SYN and its answer on each of the two hosts, and nothing else however much it carries.
-    let _server = there.serve(&cluster, "b");
+    let _server = there.serve(cluster, "b");
     for server in there.addresses.clone() {
         let open = || here.namespace.enter(move || Held::open(SocketAddr::new(server, INSTANCE)));
         drop(eventually!(SOON, open(), Result::is_ok));
@@ -72,12 +105,51 @@ fn packets_of_containers_take_the_short_way_and_beginnings_of_connections_the_us
     nodes[0].start_agent();
     nodes[0].wait_ready(SOON);
     wait_short(nodes[0], 1);
+    wait_programs(nodes[0], programs);
     let _ = forwarded(nodes);
     assert!(here.reaches(there.v4()));
     assert_eq!(forwarded(nodes), 0);
     // With the last container it goes.
     let _ = nodes[0].plexus(["detach", here.namespace.name(), "--network", "default"]).ok();
     let _ = eventually!(SOON, chains(nodes[0]), String::is_empty);
+}
+
+#[test]
+fn what_others_shape_or_look_at_is_no_programs() {
+    needs!("etcd", "etcdctl", "nft", "ping", "tc");
+    let cluster = cluster(2);
+    let nodes: [&Node; 2] = cluster.nodes();
+    let [here, there] = nodes.map(|node| Container::on(node, "one", "default"));
+    nodes.iter().for_each(|node| wait_programs(node, 1));
+    let links = nodes[1].exec("ip", &["-o", "link", "show", "type", "veth"]).ok();
+    let link = names(&links).next().expect("its end of the container's link");
+    let tc = |arguments: &str| drop(nodes[1].exec("tc", &arguments.split(' ').collect::<Vec<_>>()).ok());
+    // A limit for what goes to the container; somebody's classifier for what comes from it.
+    for (done, undone) in [
+        (
+            format!("qdisc add dev {link} root tbf rate 1gbit burst 64kb latency 50ms"),
+            format!("qdisc del dev {link} root"),
+        ),
+        (
+            format!("filter add dev {link} ingress pref 7 u32 match u32 0 0 flowid 1:1"),
+            format!("filter del dev {link} ingress pref 7"),
+        ),
+    ] {
+        tc(&done);
+        nodes[1].kill_agent();
+        nodes[1].start_agent();
+        nodes[1].wait_ready(SOON);
+        wait_short(nodes[1], 1);
+        wait_programs(nodes[1], 0);
+        assert!(!classifiers(nodes[1], "veth").contains("plexus"));
+        assert!(here.reaches(there.v4()) && here.sends(there.v4(), "8000"));
+        tc(&undone);
+        nodes[1].kill_agent();
+        nodes[1].start_agent();
+        nodes[1].wait_ready(SOON);
+        wait_programs(nodes[1], 1);
+        assert!(here.reaches(there.v4()));
+    }
 }
 
 #[test]
@@ -104,6 +176,7 @@ fn what_may_be_an_answer_to_the_balancer_takes_the_usual_way_in() {
     let _ = eventually!(SOON, seen(), |seen| matches!(seen, Ok(seen) if *seen == client.v4()));
     let chains_now = chains(a);
     assert!(!chains_now.contains("inward") && chains_now.contains("outward"), "{chains_now}");
+    assert_eq!(["vxlan", "veth"].map(|kind| classifiers(a, kind).contains("plexus")), [false, true]);
     let _ = a.plexus(["set", "web", "client_address=plain"]).ok();
     let _ = eventually!(SOON, chains(a), |chains| chains.contains("inward"));
     let gateway = |seen: &IpAddr| *seen != client.v4();
@@ -113,7 +186,7 @@ fn what_may_be_an_answer_to_the_balancer_takes_the_usual_way_in() {
 #[test]
 fn without_the_short_way_all_of_it_passes_the_hosts_packet_filter() {
     needs!("etcd", "etcdctl", "nft", "ping");
-    let more = format!("{CONFIGURATION}fast_path = false\n");
+    let more = format!("{CONFIGURATION}fast_path = \"off\"\n");
     let cluster = Cluster::of(2).settings(move |settings| settings.more = more.clone()).start();
     let nodes: [&Node; 2] = cluster.nodes();
     nodes.iter().for_each(|node| wait_peers(node, "default", 1));

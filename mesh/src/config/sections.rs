@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use crate::dns::Domain;
+use crate::overlay::FastPath;
 use crate::proxy::TrustedProxy;
 use nerve::document::{FromValue, Mismatch, Reported, Section, Text, Value};
 use nerve::model::{Network, NodeName, Pool, Prefix, Zone};
@@ -106,8 +107,8 @@ pub struct Overlay {
     pub port: NonZeroU16,
     /// How long a node that has fallen silent keeps its subnets.
     pub lease: Period,
-    /// Do packets between containers of different nodes pass this host by the short way?
-    pub fast_path: bool,
+    /// The way of packets between containers of different nodes through this host.
+    pub fast_path: FastPath,
 }
 
 /// `[proxy]`: how connections are carried.
@@ -324,7 +325,7 @@ impl Overlay {
             port: section.or("port", VXLAN_PORT),
             lease: section
                 .or_where("lease", Period::seconds(900), "1m or longer", |lease| *lease >= SHORTEST_LEASE),
-            fast_path: section.or("fast_path", true),
+            fast_path: section.or("fast_path", FastPath::default()),
         };
         let pools = read.default.iter().map(|range| Pool::new(*range, Pool::usual_subnet_length(*range)));
         let pools = pools.collect::<Result<Vec<_>, _>>().map_err(|error| error.to_string());
@@ -409,6 +410,16 @@ impl Drain {
             deadline: section.or("deadline", Period::seconds(30)),
             handover: section.or("handover", Period::seconds(3600)),
         }
+    }
+}
+
+impl FromValue for FastPath {
+    fn expected() -> String {
+        "\"programs\", \"filter\" or \"off\"".to_owned()
+    }
+
+    fn from_value(value: &Value) -> Result<Self, Vec<Mismatch>> {
+        value.parse_text(&Self::expected())
     }
 }
 

@@ -1,9 +1,10 @@
 //! A network on this node, as it was set up in the kernel (pure).
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 
-use nerve::model::{Network, NetworkName, Slot};
+use nerve::model::{Mac, Network, NetworkName, Prefix, Slot};
 use synapse::catalog::NetworkView;
 
 use super::firewall::{Direct, Zone};
@@ -46,6 +47,22 @@ pub(super) fn zones(here: &BTreeMap<NetworkName, Here>) -> BTreeSet<Zone> {
         direct: here.direct(),
     };
     here.values().map(zone).collect()
+}
+
+/// The MACs of the nodes that subnets are behind, by the tunnel.
+pub(super) fn behind_tunnel(entries: &BTreeSet<Entry>) -> BTreeMap<Prefix, Mac> {
+    let macs: BTreeMap<IpAddr, Mac> = entries
+        .iter()
+        .filter_map(|entry| match entry {
+            Entry::Neighbour { gateway, mac } => Some((*gateway, *mac)),
+            _ => None,
+        })
+        .collect();
+    let subnet = |entry: &Entry| match entry {
+        Entry::Route { subnet, gateway, .. } => Some((*subnet, *macs.get(gateway)?)),
+        _ => None,
+    };
+    entries.iter().filter_map(subnet).collect()
 }
 
 /// The entries of a network, by whose slot they are for: those of peers, and those that are there whoever the peers are.
@@ -116,14 +133,25 @@ impl Entries {
 
 #[cfg(test)]
 mod tests {
-    use std::net::IpAddr;
-
-    use nerve::model::Mac;
-
     use super::*;
 
     fn forward(mac: u8, host: u8) -> Entry {
         Entry::Forward { mac: Mac([2, 0, 0, 0, 0, mac]), to: IpAddr::from([192, 0, 2, host]) }
+    }
+
+    #[test]
+    fn a_subnet_is_behind_the_tunnel_where_its_gateway_is_a_neighbour_there() {
+        let address = |text: &str| text.parse::<IpAddr>().unwrap();
+        let subnet = |n: u8| format!("10.42.{n}.0/24").parse::<Prefix>().unwrap();
+        let (source, mac) = (address("10.42.1.1"), Mac([2, 0, 0, 0, 0, 7]));
+        let entries = BTreeSet::from([
+            Entry::Neighbour { gateway: address("10.42.7.1"), mac },
+            Entry::Route { subnet: subnet(7), gateway: address("10.42.7.1"), source },
+            Entry::Route { subnet: subnet(8), gateway: address("10.42.8.1"), source },
+            Entry::Direct { subnet: subnet(9), via: address("192.0.2.9"), link: 2, source },
+            forward(9, 9),
+        ]);
+        assert_eq!(behind_tunnel(&entries), [(subnet(7), mac)].into());
     }
 
     #[test]

@@ -176,7 +176,14 @@ mod tests {
     #[test]
     fn what_is_as_it_was_made_has_no_problem() {
         assert_eq!(inside(&wanted(), Some(&as_wanted())), Vec::<String>::new());
-        let link = ContainerLink { index: 7, bridge: Some(3), is_up: true, passes: true, mtu: 1450 };
+        let link = ContainerLink {
+            index: 7,
+            bridge: Some(3),
+            is_up: true,
+            passes: true,
+            mtu: 1450,
+            leads_away: true,
+        };
         assert_eq!(on_host(&wanted(), 3, Some(link)), Vec::<String>::new());
     }
 
@@ -197,7 +204,14 @@ mod tests {
     #[test]
     fn whatever_is_missing_on_the_host_is_named() {
         assert_eq!(on_host(&wanted(), 3, None), ["its link plxe1 on the host is gone"]);
-        let astray = ContainerLink { index: 7, bridge: None, is_up: false, passes: false, mtu: 1450 };
+        let astray = ContainerLink {
+            index: 7,
+            bridge: None,
+            is_up: false,
+            passes: false,
+            mtu: 1450,
+            leads_away: true,
+        };
         let problems = on_host(&wanted(), 3, Some(astray));
         assert_eq!(
             problems,

@@ -23,6 +23,8 @@ pub struct Metrics {
     pub(super) overruns: IntCounterVec,
     /// Containers whose packets to other nodes take the short way.
     pub(super) fast_path: IntGauge,
+    /// Those of them that programs in the kernel see the packets of.
+    pub(super) programs: IntGauge,
     /// Probes of other nodes, by what was done: `answered`, `refused`, `failed`.
     pub(super) probes: IntCounterVec,
 }
@@ -83,6 +85,10 @@ impl Metrics {
                 "plexus_overlay_fast_path_containers",
                 "Containers whose packets to containers of other nodes take the short way past this host's packet filter.",
             )?,
+            programs: IntGauge::new(
+                "plexus_overlay_fast_path_program_containers",
+                "Containers whose packets to containers of other nodes are sent on by programs in the kernel.",
+            )?,
             probes: IntCounterVec::new(
                 Opts::new("plexus_overlay_probes_total", "Probes that came to this node, by outcome."),
                 &["outcome"],
@@ -101,6 +107,7 @@ impl Metrics {
         registry.register(Box::new(self.comparisons.clone()))?;
         registry.register(Box::new(self.overruns.clone()))?;
         registry.register(Box::new(self.fast_path.clone()))?;
+        registry.register(Box::new(self.programs.clone()))?;
         registry.register(Box::new(self.probes.clone()))
     }
 }

@@ -30,6 +30,7 @@ mod names;
 mod netlink;
 mod plan;
 mod probe;
+mod programs;
 mod recover;
 mod removal;
 mod returns;
@@ -42,12 +43,14 @@ mod veth;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use nerve::model::{NetworkName, NodeName, Prefix, Slot};
 use nerve::store::Store;
 use nerve::tasks::Tasks;
+use serde::Serialize;
 use synapse::catalog::Catalog;
 use tokio::sync::watch;
 
@@ -76,8 +79,34 @@ pub struct Config {
     pub lease: Duration,
     /// Where it is kept which subnets this node had.
     pub state_dir: PathBuf,
-    /// Do packets between containers of different nodes pass this host by the short way?
-    pub fast_path: bool,
+    /// The way of packets between containers of different nodes through this host.
+    pub fast_path: FastPath,
+}
+
+/// The way of packets between containers of different nodes through their hosts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FastPath {
+    /// All of it, as that of any packet.
+    Off,
+    /// Rules of the packet filter send them on before all other ones.
+    Filter,
+    /// Programs in the kernel do, and those rules what programs leave.
+    #[default]
+    Programs,
+}
+
+impl FromStr for FastPath {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "off" => Ok(Self::Off),
+            "filter" => Ok(Self::Filter),
+            "programs" => Ok(Self::Programs),
+            _ => Err("no such way"),
+        }
+    }
 }
 
 /// Whether what arrives by tunnels takes the usual way through this host, which whoever looks at sockets needs it to.

@@ -34,6 +34,8 @@ pub(super) struct ContainerLink {
     /// Packets pass it. The kernel sees to that some time after both ends are up, which is long where it has many links to see to.
     pub(super) passes: bool,
     pub(super) mtu: u32,
+    /// Its other end is in another namespace.
+    pub(super) leads_away: bool,
 }
 
 /// By name.
@@ -220,5 +222,13 @@ fn container_link(message: &LinkMessage) -> ContainerLink {
         LinkAttribute::Mtu(mtu) => Some(*mtu),
         _ => None,
     });
-    ContainerLink { index: message.header.index, bridge, is_up, passes, mtu: mtu.unwrap_or_default() }
+    let leads_away = message.attributes.iter().any(|one| matches!(one, LinkAttribute::LinkNetNsId(_)));
+    ContainerLink {
+        index: message.header.index,
+        bridge,
+        is_up,
+        passes,
+        mtu: mtu.unwrap_or_default(),
+        leads_away,
+    }
 }

@@ -4,6 +4,7 @@
 
 #![allow(unsafe_code, reason = "its purpose: everything else of the program has none")]
 
+pub(crate) mod bpf;
 pub(crate) mod control;
 pub(crate) mod datagrams;
 pub(crate) mod fds;

@@ -8,11 +8,9 @@ use nerve::model::{NetworkName, Prefix, Vni};
 
 use super::{Keeper, MOST_ADDRESSES, Ready, Returning, Routing, place, send_if_new};
 use crate::nft;
-use crate::overlay::fast_path::{self, Lane};
 use crate::overlay::firewall::ruleset;
 use crate::overlay::here::{Here, zones};
 use crate::overlay::netlink::Netlink;
-use crate::overlay::veth::ContainerLink;
 use crate::overlay::{foreign, returns, sysctl};
 
 impl Keeper {
@@ -107,61 +105,6 @@ impl Keeper {
             self.put_back("rules that lead answers back to clients elsewhere were changed by somebody else; they are put back");
         }
         Ok(Returning { networks: names, own })
-    }
-
-    /// Has packets between containers take the short way, where they can.
-    pub(super) async fn shorten(
-        &mut self,
-        netlink: &Netlink,
-        rules: &mut Option<nft::Events>,
-    ) -> io::Result<()> {
-        if self.here.is_empty() && !self.fast_path.is_set() {
-            return Ok(());
-        }
-        let lanes = if self.config.fast_path { self.lanes(netlink).await? } else { Vec::new() };
-        let containers: usize = lanes.iter().map(|lane| lane.containers.len()).sum();
-        let inward = !*self.usual_way.borrow_and_update();
-        if inward {
-            send_if_new(&self.tell.usual_way, false);
-        }
-        let text = fast_path::ruleset(&lanes, inward);
-        match self.fast_path.ensure(text, rules).await {
-            // Links go with their containers, and what is said of them with them.
-            Ok(_) => {
-                self.metrics.fast_path.set(i64::try_from(containers).unwrap_or(i64::MAX));
-                send_if_new(&self.tell.usual_way, !inward);
-                Ok(())
-            }
-            Err(error) => {
-                self.metrics.fast_path.set(0);
-                // Without any of it everything takes the usual way; that is known once nothing is left of an agent before either.
-                if fast_path::TABLE.remove().await.is_ok() {
-                    self.fast_path = nft::Kept::new([fast_path::TABLE]);
-                    send_if_new(&self.tell.usual_way, true);
-                }
-                Err(io::Error::other(error))
-            }
-        }
-    }
-
-    async fn lanes(&self, netlink: &Netlink) -> io::Result<Vec<Lane>> {
-        let links = netlink.container_links().await?;
-        let lane = |here: &Here| {
-            let fits =
-                |link: &ContainerLink| link.bridge == Some(here.indexes.bridge) && link.mtu <= here.links.mtu;
-            Lane {
-                vni: here.links.vni,
-                pools: here.network.pools.clone(),
-                own: here.links.subnets.clone(),
-                mtu: here.links.mtu,
-                containers: links
-                    .iter()
-                    .filter(|(_, link)| fits(link))
-                    .map(|(name, _)| name.clone())
-                    .collect(),
-            }
-        };
-        Ok(self.here.values().map(lane).collect())
     }
 
     fn put_back(&self, what: &str) {

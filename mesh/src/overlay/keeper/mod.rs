@@ -6,6 +6,7 @@
 
 mod filters;
 mod networks;
+mod short_way;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -23,6 +24,7 @@ use super::due::{Due, Part, Reason, concerned};
 use super::events::{Event, Events};
 use super::here::Here;
 use super::netlink::Netlink;
+use super::programs::Programs;
 use super::underlay::Underlay;
 use super::{Config, Handle, Held, Metrics, Problems, fast_path, firewall, foreign, returns, send_if_new};
 use crate::nft;
@@ -71,6 +73,8 @@ pub(super) fn start(
             returns: nft::Kept::new([returns::INSIDE, returns::OUTSIDE]),
             routing: None,
             fast_path: nft::Kept::new([fast_path::TABLE]),
+            programs: Programs::default(),
+            refused: None,
             problems: BTreeMap::new(),
             narrowest: None,
             asked: None,
@@ -138,6 +142,9 @@ struct Keeper {
     returns: nft::Kept<2>,
     routing: Option<Routing>,
     fast_path: nft::Kept<1>,
+    programs: Programs,
+    /// Why the kernel took no programs the last time.
+    refused: Option<String>,
     /// What fails, by what it is a part of.
     problems: BTreeMap<Part, String>,
     /// The least that the way to a peer was ever known to pass, and to which. It never grows while the agent runs: what the kernel
@@ -211,7 +218,10 @@ impl Keeper {
         if reason.is_doubt() {
             match &part {
                 Part::Filter => self.filter.doubt(),
-                Part::FastPath => self.fast_path.doubt(),
+                Part::FastPath => {
+                    self.fast_path.doubt();
+                    self.programs.doubt();
+                }
                 Part::Returns => {
                     self.returns.doubt();
                     self.routing.iter_mut().for_each(|routing| routing.is_in_doubt = true);
@@ -238,6 +248,12 @@ impl Keeper {
         if *event == Event::Overrun {
             self.metrics.overruns.with_label_values(&["routing"]).inc();
             return self.expect_all(Reason::Overrun, SETTLE);
+        }
+        if let Event::Link { index, now: None, .. } = event
+            && let Err(error) = self.programs.forget(*index)
+        {
+            tracing::debug!(%error, link = index, "a container that is gone is still known to programs");
+            self.expect(Part::FastPath, Reason::Failed, SETTLE);
         }
         let nothing = BTreeSet::new();
         let own = self.host.as_ref().map_or(&nothing, |host| &host.own);
@@ -296,6 +312,7 @@ impl Keeper {
                 continue;
             };
             let followed = follow_peers(netlink, &self.metrics, here, &view, slots).await;
+            let followed = followed.and_then(|peers| self.programs.change_peers(here.links.vni, &peers));
             let is_direct = here.links.beneath.is_some();
             count_peers(&self.metrics, &name, here);
             if let Err(error) = followed {

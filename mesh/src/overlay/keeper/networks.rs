@@ -1,17 +1,17 @@
 //! This host, networks on it, and what is there of networks that are no more.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use nerve::model::{NetworkName, Pool, Prefix, Slot};
+use nerve::model::{Mac, NetworkName, Pool, Prefix, Slot};
 use synapse::catalog::{Freshness, NetworkView};
 use tokio::time::Instant;
 
 use super::{ASK, Host, Keeper, LEAST_MTU, place, send_if_new};
 use crate::overlay::due::{Part, Reason};
-use crate::overlay::here::{Entries, Here, Step};
+use crate::overlay::here::{Entries, Here, Step, behind_tunnel};
 use crate::overlay::netlink::Netlink;
 use crate::overlay::plan::{self, Entry, Links, difference};
 use crate::overlay::underlay::Underlay;
@@ -172,14 +172,15 @@ impl Keeper {
     }
 }
 
-/// Makes the entries of these slots what the catalog has of them.
+/// Makes the entries of these slots what the catalog has of them. Tells what is behind the tunnel instead of what was.
 pub(super) async fn follow_peers(
     netlink: &Netlink,
     metrics: &Metrics,
     here: &mut Here,
     view: &NetworkView,
     slots: BTreeSet<Slot>,
-) -> io::Result<()> {
+) -> io::Result<BTreeMap<Prefix, Option<Mac>>> {
+    let mut changes = BTreeMap::new();
     // What this node says of itself changes nothing here.
     for slot in slots.into_iter().filter(|slot| *slot != here.slot).collect::<Vec<_>>() {
         let peer = view.subnets.get(slot);
@@ -189,8 +190,10 @@ pub(super) async fn follow_peers(
             here.entries.change(slot, before);
             return Err(error);
         }
+        changes.extend(behind_tunnel(&there).into_keys().map(|subnet| (subnet, None)));
+        changes.extend(behind_tunnel(&wanted).into_iter().map(|(subnet, mac)| (subnet, Some(mac))));
     }
-    Ok(())
+    Ok(changes)
 }
 
 /// Makes what is there what is wanted.
