@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use super::{cluster, quantile};
 
-const ROUNDS: usize = 7;
+const ROUNDS: usize = 15;
 const SECONDS: &str = "2";
 const EXCHANGES: usize = 3000;
 const PORT: u16 = 5201;
@@ -40,10 +40,14 @@ pub(super) fn run() -> anyhow::Result<()> {
     let cluster = cluster(2, "\"10.42.0.0/16\"");
     let ways = [plexus(&cluster)?, by_hand(&cluster, false), by_hand(&cluster, true)];
     let mut figures = [(); 3].map(|()| Figures::default());
-    for round in 0..ROUNDS {
-        for turn in 0..ways.len() {
-            let at = (round + turn) % ways.len();
-            measure(&ways[at], &mut figures[at]).with_context(|| format!("the way {}", ways[at].name))?;
+    // What is compared is measured close together, and each of them as often after one of the others as after the other.
+    for measure in [stream, datagrams, exchange] {
+        for round in 0..ROUNDS {
+            for turn in 0..ways.len() {
+                let turn = if round % 2 == 0 { turn } else { ways.len() - 1 - turn };
+                let at = (round / 2 + turn) % ways.len();
+                measure(&ways[at], &mut figures[at]).with_context(|| format!("the way {}", ways[at].name))?;
+            }
         }
     }
     print(&ways, figures);
@@ -129,18 +133,26 @@ fn by_hand(cluster: &Cluster, lightweight: bool) -> Way {
     Way { name, client, server, address }
 }
 
-fn measure(way: &Way, figures: &mut Figures) -> anyhow::Result<()> {
+fn stream(way: &Way, figures: &mut Figures) -> anyhow::Result<()> {
     let before = busy()?;
     let tcp = iperf(way, &[])?;
     let spent = busy()? - before;
     let sum = &tcp["end"]["sum_received"];
     figures.gigabits.push(number(&sum["bits_per_second"])? / 1e9);
     figures.cost.push(spent / (number(&sum["bytes"])? / 1e9));
+    Ok(())
+}
+
+fn datagrams(way: &Way, figures: &mut Figures) -> anyhow::Result<()> {
     let udp = iperf(way, &["-u", "-b", "0", "-l", "1400"])?;
     let sum = &udp["end"]["sum"];
     let lost = number(&sum["lost_percent"])?;
     figures.datagrams.push(number(&sum["bits_per_second"])? / 1e9 * (1.0 - lost / 100.0));
     figures.lost.push(lost);
+    Ok(())
+}
+
+fn exchange(way: &Way, figures: &mut Figures) -> anyhow::Result<()> {
     let mut times = exchanges(way)?;
     figures.median.push(quantile(&mut times, 0.5));
     figures.tail.push(quantile(&mut times, 0.99));

@@ -70,24 +70,28 @@ pub(super) fn ruleset(networks: &BTreeSet<Vni>) -> String {
     };
     let (bridges, tunnels) = (links(bridge), links(vxlan));
     let of_forms = |rule: &dyn Fn(Form) -> String| FORMS.map(rule).concat();
+    // What is not of networks, tunnels' own packets among it, is to cost one rule of each chain.
     // Whoever the tunnel does not lead to is elsewhere. A client may use a port again, by another node: the last one counts.
     let _ = write!(
         text,
         "table {INSIDE} {{\n  \
            chain arriving {{\n    \
-             type filter hook prerouting priority mangle; policy accept;\n\
+             type filter hook prerouting priority mangle; policy accept;\n    \
+             iifname != {{ {tunnels}, {bridges} }} accept\n\
          {again}    \
              iifname {{ {tunnels} }} ct state new fib saddr . iif oif missing ct mark set {SENDER}\n\
          {answers}  \
            }}\n  \
            chain leaving {{\n    \
-             type filter hook output priority mangle; policy accept;\n\
+             type filter hook output priority mangle; policy accept;\n    \
+             oifname != {{ {bridges} }} accept\n\
          {past}  \
            }}\n\
          }}\n\
          table {OUTSIDE} {{\n  \
            chain back {{\n    \
-             type filter hook egress devices = {{ {tunnels} }} priority filter; policy accept;\n\
+             type filter hook egress devices = {{ {tunnels} }} priority filter; policy accept;\n    \
+             meta mark 0 accept\n\
          {directed}  \
            }}\n\
          }}\n",
