@@ -26,7 +26,9 @@ use super::here::Here;
 use super::netlink::Netlink;
 use super::programs::Programs;
 use super::underlay::Underlay;
-use super::{Config, Handle, Held, Metrics, Problems, fast_path, firewall, foreign, returns, send_if_new};
+use super::{
+    Config, Handle, Held, Metrics, Problems, fast_path, firewall, foreign, returns, send_if_new, veth,
+};
 use crate::nft;
 use networks::{count_peers, follow_peers};
 
@@ -249,7 +251,8 @@ impl Keeper {
             self.metrics.overruns.with_label_values(&["routing"]).inc();
             return self.expect_all(Reason::Overrun, SETTLE);
         }
-        if let Event::Link { index, now: None, .. } = event
+        if let Event::Link { index, name, now: None } = event
+            && name.starts_with(veth::LINK)
             && let Err(error) = self.programs.forget(*index)
         {
             tracing::debug!(%error, link = index, "a container that is gone is still known to programs");

@@ -17,7 +17,7 @@ use rtnetlink::packet_route::tc::{
     TcAttribute, TcBpfFlags, TcFilterBpf, TcFilterBpfOption, TcHandle, TcHeader, TcMessage, TcOption,
 };
 
-use crate::overlay::netlink::{Netlink, failed, or_gone};
+use crate::overlay::netlink::{Netlink, failed, or_gone, or_none};
 
 /// The order of ours among others, and its number there.
 const PRIORITY: u16 = 82;
@@ -51,12 +51,11 @@ pub(super) struct There {
 }
 
 impl Netlink {
-    /// What links have, by their indexes.
+    /// What links have, by their indexes; nothing where the kernel has no traffic control.
     pub(super) async fn traffic_control(&self) -> io::Result<BTreeMap<u32, Control>> {
         let mut all = BTreeMap::<u32, Control>::new();
         let mut listed = self.handle.qdisc().get().execute();
-        let next = |error| failed("list queueing disciplines", &error);
-        while let Some(message) = listed.try_next().await.map_err(next)? {
+        while let Some(message) = or_none(listed.try_next().await, "list queueing disciplines")? {
             let control = all.entry(message.header.index.cast_unsigned()).or_default();
             let kind = message.attributes.iter().find_map(|attribute| match attribute {
                 TcAttribute::Kind(kind) => Some(kind.as_str()),

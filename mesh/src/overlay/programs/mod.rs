@@ -149,9 +149,7 @@ impl Programs {
 
     /// A container's link is gone: its addresses may be another one's soon.
     pub(super) fn forget(&mut self, link: u32) -> io::Result<()> {
-        if self.at.remove(&link).is_none() {
-            return Ok(());
-        }
+        self.at.remove(&link);
         let mut of_all = self.of.values_mut();
         of_all.try_for_each(|installed| installed.containers.retain(|_, value| link_of(value) != link))
     }
