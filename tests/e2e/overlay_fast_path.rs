@@ -77,7 +77,6 @@ fn with_programs() -> Cluster {
 /// `programs`: how many containers of a node they see the packets of.
 fn short_way(cluster: &Cluster, programs: u32) {
     let nodes: [&Node; 2] = cluster.nodes();
-    nodes.iter().for_each(|node| wait_peers(node, "default", 1));
     let [here, there] = nodes.map(|node| Container::on(node, "one", "default"));
     nodes.iter().for_each(|node| wait_short(node, 1));
     nodes.iter().for_each(|node| wait_programs(node, programs));

@@ -87,7 +87,8 @@ impl Keeper {
         if let Some(error) = refused.as_ref().filter(|_| refused != self.refused) {
             tracing::info!(
                 error,
-                "this kernel takes no programs for packets between containers; they take the packet filter's short way, which is longer"
+                "this kernel takes no programs for packets between containers; they take the packet filter's short way, which is longer; \
+                 give the agent CAP_BPF, or set overlay.fast_path to \"filter\""
             );
         }
         self.refused = refused;
