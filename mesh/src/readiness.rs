@@ -92,7 +92,7 @@ mod tests {
         drop(catalog);
         assert_eq!(readiness.awaited(), ["dns"]);
         let (waited, ()) = tokio::join!(
-            tokio::time::timeout(std::time::Duration::from_secs(5), readiness.ready()),
+            tokio::time::timeout(std::time::Duration::from_secs(20), readiness.ready()),
             async move { drop(dns) }
         );
         assert!(waited.is_ok() && readiness.is_ready());

@@ -101,7 +101,7 @@ async fn race(first: BTreeSet<u8>, second: BTreeSet<u8>) {
             let known = agent.catalog.service(service.as_str());
             known.map(|known| agent.handle.effective(&known.vips).collect::<Vec<_>>())
         };
-        let deadline = tokio::time::Instant::now() + Duration::from_secs(5);
+        let deadline = tokio::time::Instant::now() + Duration::from_secs(20);
         while !agents.iter().all(|agent| told(agent).as_deref() == Some(&[*ip])) {
             assert!(tokio::time::Instant::now() < deadline, "{service}: {:?}", agents.each_ref().map(told));
             tokio::time::sleep(Duration::from_millis(5)).await;

@@ -356,11 +356,12 @@ impl Connection {
         if !self.doomed {
             return self.woken(key, io);
         }
-        let is_quiet = io.now >= self.active + QUIET && !self.awaits_answer;
+        let quiet_at = self.active + QUIET;
+        let is_quiet = io.now >= quiet_at && !self.awaits_answer;
         if is_quiet && !self.to_endpoint.holds() && !self.to_client.holds() {
             return Step::Closed(Dropped::EndpointDied);
         }
-        io.timers.set(io.now + QUIET, key);
+        io.timers.set(if io.now < quiet_at { quiet_at } else { io.now + QUIET }, key);
         Step::Wait
     }
 

@@ -19,7 +19,8 @@ use synapse::catalog::{Catalog, Change, Writer};
 use super::{Config, DataPlane, Dropped, Listener, ListenerSpec, Metrics, Sharing, proxy_protocol};
 use crate::balance::{self, Balancer, Place, Surroundings};
 
-const PATIENCE: Duration = Duration::from_secs(5);
+/// Longer than anything that is waited for: the longest is a doomed connection's five quiet seconds.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 struct World {
     plane: DataPlane,

@@ -20,7 +20,7 @@ use crate::proxy::route::ListenerId;
 use crate::proxy::udp_route::Route;
 use crate::proxy::{Config, DataPlane, Listener, ListenerSpec, Metrics, Sharing, UdpOptions};
 
-const PATIENCE: Duration = Duration::from_secs(5);
+const PATIENCE: Duration = Duration::from_secs(20);
 /// The largest datagram that IPv4 carries.
 const LARGEST: usize = 65_507;
 
