@@ -85,7 +85,24 @@ impl<'a> Runtime<'a> {
         container: Option<&Container>,
         configuration: &Value,
     ) -> Told {
-        let mut plugin = self.node.namespace().command(self.plugins.join("plexus"));
+        let own = self.plugins.join("plexus");
+        self.run(&own, arguments, command, container, configuration)
+    }
+
+    /// The same of a plugin that came with the runtime.
+    fn call_other(&self, plugin: &str, command: &str, container: &Container, configuration: &Value) -> Told {
+        self.run(&Path::new(PLUGINS).join(plugin), "", command, Some(container), configuration)
+    }
+
+    fn run(
+        &self,
+        plugin: &Path,
+        arguments: &str,
+        command: &str,
+        container: Option<&Container>,
+        configuration: &Value,
+    ) -> Told {
+        let mut plugin = self.node.namespace().command(plugin);
         plugin.env("CNI_COMMAND", command).env("CNI_ARGS", arguments).env_remove("PLEXUS_ADMIN");
         plugin.env("CNI_PATH", format!("{}:{PLUGINS}", self.plugins.display()));
         if let Some(container) = container {
@@ -282,6 +299,40 @@ fn a_call_that_is_wrong_is_refused_with_the_code_of_the_specification() {
     let mut command = a.namespace().command(runtime.plugins.join("plexus"));
     let ran = command.arg("status").env("CNI_COMMAND", "ADD").env_remove("PLEXUS_ADMIN").output();
     assert!(ran.expect("it can be started").status.success());
+}
+
+#[test]
+fn the_plugin_that_limits_bandwidth_can_follow_it() {
+    needs!("etcd", "etcdctl", "nft", "ping", "tc");
+    if !Path::new(PLUGINS).join("bandwidth").exists() {
+        skipped("containernetworking-plugins are not installed; `tests/run` as root installs them");
+        return;
+    }
+    let cluster = cluster(2);
+    let [a, b] = cluster.nodes();
+    let (runtime, other) = (Runtime::on(a), Runtime::on(b));
+    let (free, peer) = (Container::on(a, "free"), Container::on(b, "peer"));
+    let there = address(&other.call("ADD", Some(&peer), &other.configuration("1.0.0")).ok());
+    let _ = runtime.call("ADD", Some(&free), &runtime.configuration("1.0.0")).ok();
+    let programs = || a.metric("plexus_overlay_fast_path_program_containers", "");
+    let _ = eventually!(SOON, programs(), |count| *count == Some(1.0));
+    let limited = Container::on(a, "limited");
+    let result = runtime.call("ADD", Some(&limited), &runtime.configuration("1.0.0")).ok();
+    let link = result["interfaces"][0]["name"].as_str().expect("its end on the host").to_owned();
+    let limits = json!({
+        "cniVersion": "1.0.0", "name": "default", "type": "bandwidth", "prevResult": result,
+        "ingressRate": 50_000_000, "ingressBurst": 5_000_000, "egressRate": 50_000_000, "egressBurst": 5_000_000,
+    });
+    let _ = runtime.call_other("bandwidth", "ADD", &limited, &limits).ok();
+    let shaped = a.exec("tc", &["qdisc", "show", "dev", &link]).ok();
+    assert!(shaped.contains("tbf") && shaped.contains("ingress"), "{shaped}");
+    let _ = eventually!(SOON, limited.reaches(&there), |reaches| *reaches);
+    // What it limits, the programs leave to it: of the two they have one.
+    let short = || a.metric("plexus_overlay_fast_path_containers", "");
+    let _ = eventually!(SOON, (short(), programs()), |counts| *counts == (Some(2.0), Some(1.0)));
+    assert!(limited.reaches(&there));
+    let _ = runtime.call_other("bandwidth", "DEL", &limited, &limits).ok();
+    let _ = runtime.call("DEL", Some(&limited), &runtime.configuration("1.0.0")).ok();
 }
 
 #[test]

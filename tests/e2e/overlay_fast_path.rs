@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use plexus_tests::client::http::Held;
-use plexus_tests::{Cluster, Node, ServiceFile, eventually, needs};
+use plexus_tests::{Cluster, Node, ServiceFile, eventually, needs, run};
 
 use crate::overlay::{CONFIGURATION, Container, SOON, cluster, wait_peers};
 use crate::{INSTANCE, PUBLISHED};
@@ -57,21 +57,36 @@ fn forwarded(nodes: [&Node; 2]) -> u64 {
 #[test]
 fn packets_of_containers_take_the_short_way_and_beginnings_of_connections_the_usual_one() {
     needs!("etcd", "etcdctl", "nft", "ping", "tc");
-    short_way(&cluster(2), 0);
+    short_way(&cluster(2), 1);
 }
 
 #[test]
-fn programs_send_on_the_same_packets_as_rules_do() {
+fn rules_send_on_the_same_packets_as_programs_do() {
     needs!("etcd", "etcdctl", "nft", "ping", "tc");
-    short_way(&with_programs(), 1);
-}
-
-/// Two nodes whose kernels are given programs.
-fn with_programs() -> Cluster {
-    let more = format!("{CONFIGURATION}fast_path = \"programs\"\n");
+    let more = format!("{CONFIGURATION}fast_path = \"filter\"\n");
     let cluster = Cluster::of(2).settings(move |settings| settings.more = more.clone()).start();
     cluster.all().for_each(|node| wait_peers(node, "default", 1));
-    cluster
+    short_way(&cluster, 0);
+}
+
+#[test]
+fn no_packet_is_lost_when_programs_come() {
+    needs!("etcd", "etcdctl", "nft", "ping", "tc");
+    let cluster = cluster(2);
+    let nodes: [&Node; 2] = cluster.nodes();
+    let [here, there] = nodes.map(|node| Container::on(node, "one", "default"));
+    let _ = eventually!(SOON, here.reaches(there.v4()), |reaches| *reaches);
+    // From before they come until after they have.
+    let mut ping = here.namespace.command("ping");
+    ping.args(["-n", "-q", "-i", "0.002", &there.v4().to_string()]);
+    let ping = ping.stdout(std::process::Stdio::piped()).spawn().expect("ping");
+    nodes.iter().for_each(|node| wait_programs(node, 1));
+    let _second = nodes.map(|node| Container::on(node, "two", "default"));
+    nodes.iter().for_each(|node| wait_programs(node, 2));
+    let _ = run(&["kill", "-INT", &ping.id().to_string()]).expect("kill").ok();
+    let said = ping.wait_with_output().expect("it ends").stdout;
+    let said = String::from_utf8_lossy(&said);
+    assert!(said.contains(" 0% packet loss"), "{said}");
 }
 
 /// `programs`: how many containers of a node they see the packets of.
@@ -123,36 +138,34 @@ fn short_way(cluster: &Cluster, programs: u32) {
 #[test]
 fn what_others_shape_or_look_at_is_no_programs() {
     needs!("etcd", "etcdctl", "nft", "ping", "tc");
-    let cluster = with_programs();
+    let cluster = cluster(2);
     let nodes: [&Node; 2] = cluster.nodes();
     let [here, there] = nodes.map(|node| Container::on(node, "one", "default"));
     nodes.iter().for_each(|node| wait_programs(node, 1));
     let links = nodes[1].exec("ip", &["-o", "link", "show", "type", "veth"]).ok();
     let link = names(&links).next().expect("its end of the container's link");
     let tc = |arguments: &str| drop(nodes[1].exec("tc", &arguments.split(' ').collect::<Vec<_>>()).ok());
-    // A limit for what goes to the container; somebody's classifier for what comes from it.
-    for (done, undone) in [
+    let at_link = || classifiers(nodes[1], "veth").contains("plexus");
+    // A limit for what goes to the container, which no program may pass by; somebody's classifier for what comes from it.
+    for (done, undone, programs) in [
         (
             format!("qdisc add dev {link} root tbf rate 1gbit burst 64kb latency 50ms"),
             format!("qdisc del dev {link} root"),
+            0,
         ),
         (
             format!("filter add dev {link} ingress pref 7 u32 match u32 0 0 flowid 1:1"),
             format!("filter del dev {link} ingress pref 7"),
+            1,
         ),
     ] {
         tc(&done);
-        nodes[1].kill_agent();
-        nodes[1].start_agent();
-        nodes[1].wait_ready(SOON);
+        let _ = eventually!(SOON, at_link(), |is_there| !is_there);
+        wait_programs(nodes[1], programs);
         wait_short(nodes[1], 1);
-        wait_programs(nodes[1], 0);
-        assert!(!classifiers(nodes[1], "veth").contains("plexus"));
         assert!(here.reaches(there.v4()) && here.sends(there.v4(), "8000"));
         tc(&undone);
-        nodes[1].kill_agent();
-        nodes[1].start_agent();
-        nodes[1].wait_ready(SOON);
+        let _ = eventually!(SOON, at_link(), |is_there| *is_there);
         wait_programs(nodes[1], 1);
         assert!(here.reaches(there.v4()));
     }
@@ -161,7 +174,7 @@ fn what_others_shape_or_look_at_is_no_programs() {
 #[test]
 fn what_may_be_an_answer_to_the_balancer_takes_the_usual_way_in() {
     needs!("etcd", "etcdctl", "nft", "ping", "tc");
-    let cluster = with_programs();
+    let cluster = cluster(2);
     let [a, b] = cluster.nodes();
     let (client, endpoint) = (Container::on(a, "client", "default"), Container::on(b, "endpoint", "default"));
     wait_short(a, 1);

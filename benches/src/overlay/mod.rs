@@ -39,9 +39,7 @@ pub fn run(parts: &[String]) -> anyhow::Result<()> {
 
 /// Nodes with overlay networks, and a network `default` of these ranges.
 fn cluster(nodes: usize, ranges: &str) -> Cluster {
-    let more = format!(
-        "[overlay]\nenabled = true\nfast_path = \"programs\"\ndefault = [{ranges}]\n[log]\nlevel = \"warn\"\n"
-    );
+    let more = format!("[overlay]\nenabled = true\ndefault = [{ranges}]\n[log]\nlevel = \"warn\"\n");
     Cluster::of(nodes).settings(|settings| settings.more = more).start()
 }
 

@@ -234,7 +234,7 @@ type Changes = Vec<(SlotKey, Option<Holder>)>;
 
 impl Controller {
     async fn run(mut self) {
-        self.addresses = addresses::published(&self.handle.config.borrow().listen);
+        self.look_up_addresses();
         let mut subscription: Subscription = self.catalog.subscribe();
         let (mut config, mut ranges) = (self.handle.config.subscribe(), self.ranges.clone());
         let mut frozen = self.handle.handover.changes();
@@ -293,10 +293,20 @@ impl Controller {
 
     /// An address that the node got or lost since may be published on.
     async fn addresses_changed(&mut self) {
-        let listen = self.handle.config.borrow().listen.clone();
-        let now = addresses::published(&listen);
-        if std::mem::replace(&mut self.addresses, now) != self.addresses {
+        if self.look_up_addresses() {
             self.look_at_all().await;
+        }
+    }
+
+    /// Are they other ones? Where the host does not say, they stay as they are.
+    fn look_up_addresses(&mut self) -> bool {
+        let found = addresses::published(&self.handle.config.borrow().listen);
+        match found {
+            Ok(now) => std::mem::replace(&mut self.addresses, now) != self.addresses,
+            Err(error) => {
+                tracing::debug!(%error, "the addresses of this host cannot be looked up; those known stay");
+                false
+            }
         }
     }
 

@@ -343,7 +343,7 @@ impl Attachments {
             given.map_err(Refused)?.clone()
         };
         self.note_changed();
-        let veth = veth(&record, &place.subnets, place.mtu, ranges);
+        let veth = veth(&record, place, ranges);
         let connected = match connect(&veth, place.bridge, opened).await {
             Ok(routes) => {
                 let kept = self.ledger().amend(&id, |details| details.unfinished = false);
@@ -490,16 +490,18 @@ async fn connect(veth: &Veth, bridge: u32, namespace: Namespace) -> io::Result<V
     Ok(routes)
 }
 
-pub(super) fn veth(record: &Record<Details>, subnets: &[Prefix], mtu: u32, ranges: Vec<Prefix>) -> Veth {
+pub(super) fn veth(record: &Record<Details>, place: &Place, ranges: Vec<Prefix>) -> Veth {
     let with_gateway = |address: &IpAddr| {
-        let subnet = subnets.iter().find(|subnet| subnet.contains(*address))?;
+        let subnet = place.subnets.iter().find(|subnet| subnet.contains(*address))?;
         Some((*address, subnet.length(), gateway(*subnet)?))
     };
     Veth {
         link: record.details.link.clone(),
         interface: record.details.interface.clone(),
         mac: record.details.mac,
-        mtu,
+        mtu: place.mtu,
+        // What comes after us in a chain of CNI's may want the place for itself: `bandwidth` does.
+        programs: place.programs && record.details.owner.is_none(),
         addresses: record.addresses.iter().filter_map(with_gateway).collect(),
         ranges,
     }

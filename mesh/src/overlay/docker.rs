@@ -262,7 +262,7 @@ impl DockerLinks {
             return Err(DockerError::Moved(*moved));
         }
         let whole = Record { addresses, ..first.clone() };
-        let veth = veth(&whole, &place.subnets, place.mtu, Vec::new());
+        let veth = veth(&whole, &place, Vec::new());
         let _turn = self.0.turns.wait(&veth.link).await;
         for (owner, _) in records {
             self.0.ledger().amend(&owner, |details| details.namespace.clone_from(&sandbox))?;

@@ -158,6 +158,8 @@ pub(super) fn concerned(
             let is_wanted = here.values().any(|here| bridge(here.links.vni) == *from);
             is_wanted.then_some(Part::Returns).into_iter().collect()
         }
+        Event::Control if here.is_empty() => BTreeSet::new(),
+        Event::Control => [Part::FastPath].into(),
     }
 }
 

@@ -23,7 +23,7 @@ use super::plan::Place;
 use crate::netlink::{enlarge, is_overrun};
 
 /// What may take something of ours away.
-const GROUPS: [MulticastGroup; 8] = [
+const GROUPS: [MulticastGroup; 9] = [
     MulticastGroup::Link,
     MulticastGroup::Neigh,
     MulticastGroup::Ipv4Ifaddr,
@@ -32,6 +32,7 @@ const GROUPS: [MulticastGroup; 8] = [
     MulticastGroup::Ipv6Route,
     MulticastGroup::Ipv4Rule,
     MulticastGroup::Ipv6Rule,
+    MulticastGroup::Tc,
 ];
 /// No message of the kernel about these is longer (`NLMSG_GOODSIZE`, and what dumps have at most).
 const LONGEST: usize = 32 * 1024;
@@ -49,6 +50,8 @@ pub(super) enum Event {
     Address { link: u32, address: (IpAddr, u8), came: bool, outside: bool },
     /// A routing rule of ours went, which was for packets from that link.
     Rule { from: String },
+    /// What is done with packets at a link was changed: queueing, classifiers.
+    Control,
 }
 
 /// Where they are told.
@@ -125,6 +128,10 @@ fn event(message: &RouteNetlinkMessage) -> Option<Event> {
             });
             Some(Event::Rule { from: from? })
         }
+        RouteNetlinkMessage::NewQueueDiscipline(_)
+        | RouteNetlinkMessage::DelQueueDiscipline(_)
+        | RouteNetlinkMessage::NewTrafficFilter(_)
+        | RouteNetlinkMessage::DelTrafficFilter(_) => Some(Event::Control),
         _ => None,
     }
 }

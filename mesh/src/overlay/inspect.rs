@@ -31,7 +31,7 @@ impl Attachments {
     pub(super) async fn check(&self, id: &str) -> Result<Option<(Attached, Vec<String>)>, AttachError> {
         let Some(record) = self.record(id) else { return Ok(None) };
         let place = self.place_of(&record.network).await?;
-        let wanted = veth(&record, &place.subnets, place.mtu, self.ranges(&record.network)?);
+        let wanted = veth(&record, &place, self.ranges(&record.network)?);
         let link = with_netlink(async |netlink| netlink.container_link(&wanted.link).await).await;
         let link = link.map_err(AttachError::Kernel)?;
         let mut problems = on_host(&wanted, place.bridge, link);
@@ -159,6 +159,7 @@ mod tests {
             interface: "eth0".to_owned(),
             mac: Mac([2, 0, 0, 0, 0, 7]),
             mtu: 1450,
+            programs: false,
             addresses: vec![("10.42.3.7".parse().unwrap(), 24, "10.42.3.1".parse().unwrap())],
             ranges: vec!["10.42.0.0/16".parse().unwrap(), "fd42::/48".parse().unwrap()],
         }

@@ -90,9 +90,9 @@ pub enum FastPath {
     /// All of it, as that of any packet.
     Off,
     /// Rules of the packet filter send them on before all other ones.
-    #[default]
     Filter,
-    /// Programs in the kernel do, and those rules what programs leave. The kernel drops what passes a link while the place for them is made.
+    /// Programs in the kernel do, and those rules what programs leave.
+    #[default]
     Programs,
 }
 

@@ -18,7 +18,7 @@ use rtnetlink::packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
 };
 use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage};
-use rtnetlink::{Handle, LinkBridge, LinkUnspec, LinkVxlan, RouteMessageBuilder};
+use rtnetlink::{Handle, LinkBridge, LinkMessageBuilder, LinkUnspec, LinkVxlan, RouteMessageBuilder};
 
 use super::messages::{OURS, local_address};
 use super::plan::{Entry, Links, Place};
@@ -95,8 +95,8 @@ impl Netlink {
     }
 
     /// Makes a network's links what they are to be. A VXLAN device of another VNI, port or address is replaced, since those
-    /// cannot be changed.
-    pub(super) async fn ensure_links(&self, wanted: &Links) -> io::Result<Indexes> {
+    /// cannot be changed. `programs`: are to see what comes in by it.
+    pub(super) async fn ensure_links(&self, wanted: &Links, programs: bool) -> io::Result<Indexes> {
         let there = self.links().await?;
         let (bridge, vxlan) = (wanted.bridge(), wanted.vxlan());
         let bridge_index = match there.get(&bridge) {
@@ -121,13 +121,33 @@ impl Netlink {
             }
             Some(link) if matches!(link.kind, LinkKind::Vxlan { .. }) => {
                 self.remove_link(link.index).await?;
-                self.add_link(&vxlan, vxlan_message(&vxlan, wanted)).await?
+                self.add_vxlan(&vxlan, wanted, programs).await?
             }
             Some(_) => return Err(taken(&vxlan)),
-            None => self.add_link(&vxlan, vxlan_message(&vxlan, wanted)).await?,
+            None => self.add_vxlan(&vxlan, wanted, programs).await?,
         };
         self.ensure_addresses(vxlan_index, &vxlan, wanted.vxlan_addresses()).await?;
         Ok(Indexes { bridge: bridge_index, vxlan: vxlan_index })
+    }
+
+    async fn add_vxlan(&self, name: &str, wanted: &Links, programs: bool) -> io::Result<u32> {
+        let message = vxlan_message(name, wanted);
+        if !programs {
+            return self.add_link(name, message.up().build()).await;
+        }
+        let index = self.add_link(name, message.build()).await?;
+        self.set_up_with_place(index, name).await?;
+        Ok(index)
+    }
+
+    /// Sets a link up that has a place for programs by then, if this kernel has such places at all.
+    pub(super) async fn set_up_with_place(&self, index: u32, name: &str) -> io::Result<()> {
+        if let Err(error) = self.make_place(index).await {
+            tracing::info!(link = name, %error, "this kernel makes no place for programs at the link; rules send its packets on; set overlay.fast_path to \"filter\" where that is to stay so");
+        }
+        let up = LinkUnspec::new_with_index(index).up().build();
+        let set = self.handle.link().set(up).execute().await;
+        set.map_err(|e| in_the_way(failed(&format!("set {name} up"), &e)))
     }
 
     async fn add_link(&self, name: &str, message: LinkMessage) -> io::Result<u32> {
@@ -151,7 +171,7 @@ impl Netlink {
             message = message.address(wanted.mac.0.to_vec());
         }
         let set = self.handle.link().set(message.build()).execute().await;
-        set.map_err(|e| failed(&format!("set MTU, MAC and state of {name}"), &e))
+        set.map_err(|e| in_the_way(failed(&format!("set MTU, MAC and state of {name}"), &e)))
     }
 
     /// Removes a link, with everything on it.
@@ -295,13 +315,13 @@ pub(super) async fn with_netlink<T>(work: impl AsyncFnOnce(&Netlink) -> io::Resu
     }
 }
 
-fn vxlan_message(name: &str, wanted: &Links) -> LinkMessage {
+fn vxlan_message(name: &str, wanted: &Links) -> LinkMessageBuilder<LinkVxlan> {
     let message = LinkVxlan::new(name, wanted.vni.get()).port(wanted.port).learning(false);
     let message = match wanted.local {
         IpAddr::V4(v4) => message.local(v4),
         IpAddr::V6(v6) => message.local6(v6),
     };
-    message.address(wanted.mac.0.to_vec()).mtu(wanted.mtu).up().build()
+    message.address(wanted.mac.0.to_vec()).mtu(wanted.mtu)
 }
 
 fn route_message(vxlan: u32, entry: Entry) -> RouteMessage {

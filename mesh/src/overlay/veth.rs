@@ -50,6 +50,8 @@ pub(super) struct Veth {
     pub(super) interface: String,
     pub(super) mac: Mac,
     pub(super) mtu: u32,
+    /// A program is to see what the container sends.
+    pub(super) programs: bool,
     /// With the length of the subnet, and its gateway.
     pub(super) addresses: Vec<(IpAddr, u8, IpAddr)>,
     /// What is behind the gateway whatever else the container is attached to.
@@ -77,11 +79,17 @@ impl Netlink {
         let pair = LinkVeth::new(&veth.link, &veth.interface)
             .set_info_data(InfoData::Veth(InfoVeth::Peer(peer)))
             .mtu(veth.mtu)
-            .controller(bridge)
-            .up()
-            .build();
+            .controller(bridge);
+        // A place for programs costs packets where it is made on a link that is up.
+        let pair = if veth.programs { pair } else { pair.up() };
         let what = format!("make {} for the container, with its other end {}", veth.interface, veth.link);
-        self.handle.link().add(pair).execute().await.map_err(|e| failed(&what, &e))
+        self.handle.link().add(pair.build()).execute().await.map_err(|e| failed(&what, &e))?;
+        if veth.programs
+            && let Some(link) = self.container_link(&veth.link).await?
+        {
+            self.set_up_with_place(link.index, &veth.link).await?;
+        }
+        Ok(())
     }
 
     /// The ends of containers' links on this host.

@@ -51,7 +51,9 @@ impl Keeper {
     }
 
     pub(super) fn tell_ready(&self) {
-        let ready: Ready = self.here.iter().map(|(name, here)| (name.clone(), place(here))).collect();
+        let place = |here| place(here, self.config.fast_path);
+        let ready = self.here.iter().map(|(name, here)| (name.clone(), place(here)));
+        let ready: Ready = ready.collect();
         send_if_new(&self.tell.ready, ready);
         self.metrics.networks.set(i64::try_from(self.here.len()).unwrap_or(i64::MAX));
     }

@@ -27,7 +27,8 @@ use super::netlink::Netlink;
 use super::programs::Programs;
 use super::underlay::Underlay;
 use super::{
-    Config, Handle, Held, Metrics, Problems, fast_path, firewall, foreign, returns, send_if_new, veth,
+    Config, FastPath, Handle, Held, Metrics, Problems, fast_path, firewall, foreign, returns, send_if_new,
+    veth,
 };
 use crate::nft;
 use networks::{count_peers, follow_peers};
@@ -124,6 +125,8 @@ pub(super) struct Place {
     pub(super) bridge: u32,
     pub(super) subnets: Vec<Prefix>,
     pub(super) mtu: u32,
+    /// Programs are to see what containers of it send.
+    pub(super) programs: bool,
 }
 
 struct Keeper {
@@ -388,8 +391,10 @@ impl Keeper {
     }
 }
 
-fn place(here: &Here) -> Place {
-    Place { bridge: here.indexes.bridge, subnets: here.links.subnets.clone(), mtu: here.links.mtu }
+fn place(here: &Here, fast_path: FastPath) -> Place {
+    let subnets = here.links.subnets.clone();
+    let programs = fast_path == FastPath::Programs;
+    Place { bridge: here.indexes.bridge, subnets, mtu: here.links.mtu, programs }
 }
 
 /// Which tables of the packet filter have changed, if that is told.

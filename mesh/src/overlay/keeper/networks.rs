@@ -15,7 +15,7 @@ use crate::overlay::here::{Entries, Here, Step, behind_tunnel};
 use crate::overlay::netlink::Netlink;
 use crate::overlay::plan::{self, Entry, Links, difference};
 use crate::overlay::underlay::Underlay;
-use crate::overlay::{Config, Metrics, names, sysctl};
+use crate::overlay::{Config, FastPath, Metrics, names, sysctl};
 
 impl Keeper {
     pub(super) async fn look_at_host(&mut self, netlink: &Netlink) -> io::Result<()> {
@@ -85,7 +85,7 @@ impl Keeper {
         let here = self.ensure(netlink, &view, slot, &host.underlay).await?;
         count_peers(&self.metrics, name, &here);
         // What is told already is told as it is now; a network that is new, once packets pass.
-        let now = place(&here);
+        let now = place(&here, self.config.fast_path);
         self.tell.ready.send_if_modified(|ready| match ready.get_mut(name) {
             Some(known) if *known != now => {
                 *known = now;
@@ -118,7 +118,7 @@ impl Keeper {
         let links = Links::new(&view.network, slot, (*address, *port), beneath)
             .ok_or_else(|| io::Error::other(format!("it has no subnet {slot}")))?;
         let was = self.here.get(&view.name).filter(|here| here.links == links);
-        let indexes = netlink.ensure_links(&links).await?;
+        let indexes = netlink.ensure_links(&links, self.config.fast_path == FastPath::Programs).await?;
         let entries = Entries::new(&links, view, slot);
         sysctl::accept_any_source(&links.vxlan())?;
         let wanted = entries.all();

@@ -1,8 +1,9 @@
 //! Programs at the ingress of links: classifiers of a `clsact` queueing discipline, as `tc filter add dev LINK ingress pref 82 handle 1 bpf da`
 //! makes them.
 //!
-//! On a link that is not up yet such a place takes 0.1 ms; on one that is, the kernel drops for some milliseconds what is sent by it. The newer
-//! place for programs (tcx) drops nothing and takes ten milliseconds in any case, in which nothing else of links and routes can be changed.
+//! On a link that is not up yet the place for them takes 0.1 ms; on one that is, the kernel drops for some milliseconds what is sent by it. So
+//! it is made as a link is. The newer place for programs (tcx) drops nothing and takes ten milliseconds in any case, in which nothing
+//! else of links and routes can be changed.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -71,7 +72,7 @@ impl Netlink {
     }
 
     /// Makes the place for classifiers at a link. That there is one, or that the link is gone, is no error.
-    pub(super) async fn make_place(&self, link: u32) -> io::Result<()> {
+    pub(in crate::overlay) async fn make_place(&self, link: u32) -> io::Result<()> {
         let handle = TcHandle { major: u16::MAX, minor: 0 };
         let header =
             TcHeader { index: link.cast_signed(), handle, parent: TcHandle::CLSACT, ..TcHeader::default() };

@@ -19,7 +19,7 @@ use nerve::model::{Mac, Prefix, Vni};
 
 use super::netlink::Netlink;
 use crate::sys::bpf::Classifier;
-use classifiers::{Control, There};
+use classifiers::There;
 pub(in crate::overlay) use path::{Range, Shape};
 use path::{container_value, inward, key, link_of, outward, peer_value};
 use table::Table;
@@ -125,13 +125,17 @@ impl Programs {
                 continue;
             }
             self.at.remove(&link);
-            if place(netlink, link, of(&link), (program, id)).await? {
+            if of(&link).has_place && place(netlink, link, (program, id)).await? {
                 self.at.insert(link, id);
             }
         }
         self.are_known = true;
-        let is_container = |link: &&u32| self.of.values().all(|installed| installed.shape.tunnel != **link);
-        Ok(self.at.keys().filter(is_container).count())
+        let seen = |wanted: &Wanted| {
+            let is_seen = |link: &&u32| self.at.contains_key(link);
+            let all = wanted.containers.keys();
+            if is_seen(&&wanted.shape.tunnel) { all.count() } else { all.filter(is_seen).count() }
+        };
+        Ok(wanted.values().map(seen).sum())
     }
 
     /// The MACs of a network's peers behind the tunnel have changed; `None`: there is none behind it any more.
@@ -155,16 +159,8 @@ impl Programs {
     }
 }
 
-/// Puts a program at a link's ingress, where nobody else has one. Tells whether it is there.
-async fn place(
-    netlink: &Netlink,
-    link: u32,
-    control: Control,
-    (program, id): (RawFd, u32),
-) -> io::Result<bool> {
-    if !control.has_place {
-        netlink.make_place(link).await?;
-    }
+/// Puts a program at the place that a link has for it, where nobody else has one. Tells whether it is there.
+async fn place(netlink: &Netlink, link: u32, (program, id): (RawFd, u32)) -> io::Result<bool> {
     match netlink.classifier(link).await? {
         There { ours, others: true } => {
             if ours.is_some() {
