@@ -41,6 +41,8 @@ struct Saved {
     format: u32,
     store: String,
     as_of: SystemTime,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    doubted_until: Option<SystemTime>,
     revision: u64,
     nodes: Vec<Arc<Node>>,
     /// JSON within JSON: as it stood in the store, to the letter.
@@ -135,6 +137,7 @@ fn read_image(file: &mut File) -> io::Result<Recalled> {
             .collect(),
         revision: Revision(saved.revision),
         as_of: saved.as_of,
+        doubted_until: saved.doubted_until,
     })
 }
 
@@ -242,6 +245,7 @@ fn image(catalog: &Catalog, watcher: &Watcher) -> Saved {
         format: FORMAT,
         store: watcher.store().to_owned(),
         as_of,
+        doubted_until: notes.doubted_until,
         revision: notes.revision.0,
         nodes: catalog.nodes(),
         settings,
@@ -318,6 +322,7 @@ mod tests {
             format: FORMAT,
             store: "etcd://192.0.2.9:2379".to_owned(),
             as_of: SystemTime::UNIX_EPOCH + Duration::from_millis(1_234_567),
+            doubted_until: Some(SystemTime::UNIX_EPOCH + Duration::from_millis(1_249_567)),
             revision: 7,
             nodes: vec![serde_json::from_str(node).unwrap()],
             settings,
@@ -369,6 +374,7 @@ mod tests {
             prop_assert_eq!(&recall_from(&mut passed).unwrap(), &recalled);
             prop_assert_eq!(recalled.revision, Revision(7));
             prop_assert_eq!(recalled.as_of, SystemTime::UNIX_EPOCH + Duration::from_millis(1_234_567));
+            prop_assert_eq!(recalled.doubted_until, Some(recalled.as_of + Duration::from_secs(15)));
             let claim: Key = Key::Vip("10.96.0.1".parse().unwrap());
             let of_service = |(service, text): (&ServiceName, &Arc<str>)| (Key::Service(service.clone()), Arc::clone(text));
             let mut durable: BTreeMap<Key, Arc<str>> = settings.iter().map(of_service).collect();

@@ -25,4 +25,6 @@ pub struct Recalled {
     pub revision: Revision,
     /// When the store last confirmed it.
     pub as_of: SystemTime,
+    /// The store was away shortly before that: what it does not list by then may have only lost its lease.
+    pub doubted_until: Option<SystemTime>,
 }

@@ -55,8 +55,8 @@ pub(super) struct Follower {
     names: Names,
     /// The revision up to which the catalog is true, in this life or as recalled; `None` while nothing is known.
     revision: Option<Revision>,
-    /// When what was recalled was true; taken by the first snapshot.
-    recalled: Option<SystemTime>,
+    /// What is known is from memory: no snapshot has come.
+    recalled: bool,
     away_since: Option<Instant>,
     grace: Grace,
     restoration: Restoration,
@@ -83,7 +83,7 @@ impl Follower {
             shared: Arc::clone(&shared),
             names: Names::default(),
             revision: None,
-            recalled: None,
+            recalled: false,
             away_since: None,
             grace: Grace::new(config.reconnect_grace),
             restoration: Restoration::default(),
@@ -112,9 +112,12 @@ impl Follower {
             reason: format!("{} has not answered yet; this is from the memory on disk", self.store),
         });
         self.revision = Some(recalled.revision);
-        self.recalled = Some(recalled.as_of);
+        self.recalled = true;
+        let left = recalled.doubted_until.and_then(|until| until.duration_since(SystemTime::now()).ok());
+        self.grace.doubt_for(Instant::now(), left.unwrap_or_default());
         let mut notes = self.shared.notes();
         (notes.revision, notes.durable) = (recalled.revision, recalled.durable);
+        notes.doubted_until = recalled.doubted_until;
         drop(notes);
         self.note_size();
         self.shared.filled.send_replace(true);
@@ -128,10 +131,13 @@ impl Follower {
                 self.snapshot(entries, revision, cause).await
             }
             WatchEvent::Changes(changes) => self.changes(changes),
-            WatchEvent::Disconnected(error) => self.disconnected(&error.to_string()),
+            WatchEvent::Disconnected(error) => {
+                self.note_doubt();
+                self.disconnected(&error.to_string());
+            }
             WatchEvent::Resumed => {
                 if self.back("resumed without a gap") >= HARMLESS_BREAK {
-                    self.grace.doubt(Instant::now());
+                    self.doubt();
                 }
                 self.live();
             }
@@ -154,8 +160,11 @@ impl Follower {
 
     fn disconnected(&mut self, error: &str) {
         let now = Instant::now();
-        self.away_since.get_or_insert(now);
         self.grace.pause(now);
+        if self.away_since.replace(self.away_since.unwrap_or(now)).is_none() {
+            // An agent that is started anew when the store is back is to know of it.
+            self.shared.changed.send_replace(());
+        }
         self.shared.set_connected(false, Some(error.to_owned()));
         match &*self.catalog.freshness() {
             Freshness::Awaiting => {
@@ -170,10 +179,10 @@ impl Follower {
                 self.set_freshness(Freshness::Stale { since: SystemTime::now(), reason: error.to_owned() });
             }
             Freshness::Stale { since, .. } => {
-                if self.recalled.is_some() {
+                if self.recalled {
                     tracing::warn!(error, "the store is out of reach; what the disk remembers is served");
                 }
-                let reason = if self.recalled.is_some() {
+                let reason = if self.recalled {
                     format!("{error}; this is from the memory on disk")
                 } else {
                     error.to_owned()
@@ -181,6 +190,16 @@ impl Follower {
                 self.set_freshness(Freshness::Stale { since: *since, reason });
             }
         }
+    }
+
+    /// From now on a delete may be the store's fault, for the grace.
+    fn doubt(&mut self) {
+        self.grace.doubt(Instant::now());
+        self.note_doubt();
+    }
+
+    fn note_doubt(&self) {
+        self.shared.notes().doubted_until = Some(SystemTime::now() + self.reconnect_grace);
     }
 
     /// It did not hear those either who renew their sessions.
@@ -191,7 +210,7 @@ impl Follower {
                 silent_seconds = silence.as_secs_f32(),
                 "the store stood still for a moment"
             );
-            self.grace.doubt(Instant::now());
+            self.doubt();
         }
     }
 
@@ -214,7 +233,7 @@ impl Follower {
         let judgement = self.judge(revision, cause);
         self.metrics.note_snapshot(judgement.cause);
         if judgement.doubt {
-            self.grace.doubt(Instant::now());
+            self.doubt();
         }
         let (total, mut different) = (entries.len(), 0);
         let mut listed = HashSet::with_capacity(total);
@@ -266,16 +285,15 @@ impl Follower {
             (SnapshotCause::First, Some(_)) => SnapshotCause::Resync,
             (cause, _) => cause,
         };
-        let recalled = self.recalled.take();
-        let keep_missing = match (cause, recalled) {
-            (SnapshotCause::Reset, _) | (_, None) => true,
-            // A store that answers an agent's first question is well: it is believed more than an old memory, whose
-            // addresses may be others' by now.
-            (_, Some(as_of)) => trouble || as_of.elapsed().map_or(true, |age| age < self.reconnect_grace),
-        };
-        let doubt = match (cause, recalled) {
-            (SnapshotCause::Reset, _) | (SnapshotCause::Resync, None) => true,
-            _ => away >= HARMLESS_BREAK,
+        // A store that answers an agent's first question is well: it is believed more than memory, whose addresses may be
+        // others' by now, unless it had been away when that was written.
+        let from_memory = std::mem::take(&mut self.recalled);
+        let is_believed = from_memory && !trouble && !self.grace.doubts(Instant::now());
+        let keep_missing = cause == SnapshotCause::Reset || !is_believed;
+        let doubt = match cause {
+            SnapshotCause::Reset => true,
+            SnapshotCause::Resync if !from_memory => true,
+            SnapshotCause::First | SnapshotCause::Resync => away >= HARMLESS_BREAK,
         };
         Judgement { cause, keep_missing, doubt }
     }

@@ -53,7 +53,12 @@ impl Grace {
 
     /// From now on, for the length of the grace, a delete may be the store's fault.
     pub(super) fn doubt(&mut self, now: Instant) {
-        self.doubt_until = self.clock(now) + self.length;
+        self.doubt_for(now, self.length);
+    }
+
+    /// As [`Grace::doubt`], for what is left of a doubt that began in an earlier life.
+    pub(super) fn doubt_for(&mut self, now: Instant, left: Duration) {
+        self.doubt_until = self.clock(now) + left.min(self.length);
     }
 
     /// May a delete be the store's fault?

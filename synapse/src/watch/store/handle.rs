@@ -38,6 +38,8 @@ pub(crate) struct Notes {
     /// Durable records (settings of services, networks, claims on virtual addresses) as they were written, with what this
     /// version does not understand of them.
     pub(crate) durable: BTreeMap<Key, Arc<str>>,
+    /// Until when a record that is gone may be the store's fault, if nothing more happens to the store.
+    pub(crate) doubted_until: Option<SystemTime>,
 }
 
 /// What the watcher shares with its handles.

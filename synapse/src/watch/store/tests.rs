@@ -119,6 +119,7 @@ fn recalled(as_of: SystemTime) -> Recalled {
         durable: BTreeMap::from([(Key::Service(web), text.into())]),
         revision: Revision(50),
         as_of,
+        doubted_until: None,
     }
 }
 
@@ -345,17 +346,37 @@ async fn what_memory_recalls_is_served_as_stale_at_once_and_for_the_grace_after_
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_store_that_is_well_at_the_start_is_believed_more_than_an_old_memory() {
-    let old = SystemTime::now() - Duration::from_secs(86_400);
+async fn a_store_that_is_well_at_the_start_is_believed_more_than_memory_unless_it_had_been_away() {
+    let now = SystemTime::now();
     let first = || snapshot_at(51, &[instance("new"), settings()], SnapshotCause::First);
-    let mut world = world_with(Duration::from_secs(15), Some(recalled(old)));
+    let mut world = world_with(Duration::from_secs(15), Some(recalled(now)));
     world.after([first()]).await;
     assert_eq!(world.endpoints(), ["new"]);
     world.after([deleted("instances/web/new")]).await;
     assert_eq!(world.endpoints(), [""; 0]);
-    let mut world = world_with(Duration::from_secs(15), Some(recalled(SystemTime::now())));
+    let recalled_in = |doubt: Duration| Recalled { doubted_until: Some(now + doubt), ..recalled(now) };
+    let mut world = world_with(Duration::from_secs(15), Some(recalled_in(Duration::from_secs(5))));
     world.after([first()]).await;
     assert_eq!(world.endpoints(), ["new", "old?"]);
+    world.seconds_later(5).await;
+    assert_eq!(world.endpoints(), ["new"]);
+    let mut world = world_with(Duration::from_secs(15), Some(recalled_in(Duration::ZERO)));
+    world.after([first()]).await;
+    assert_eq!(world.endpoints(), ["new"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn memory_knows_that_the_store_was_away_and_an_end_of_its_own_is_none() {
+    let mut world = world();
+    world.after([snapshot(&[instance("1")], SnapshotCause::First)]).await;
+    assert_eq!(world.handle.notes().doubted_until, None);
+    let changes = world.handle.changes();
+    world.after([WatchEvent::Disconnected(error())]).await;
+    assert!(world.handle.notes().doubted_until > Some(SystemTime::now()) && changes.has_changed().unwrap());
+    let mut world = world_with(Duration::from_secs(15), None);
+    world.after([snapshot(&[instance("1")], SnapshotCause::First)]).await;
+    world.follower.ended();
+    assert_eq!(world.handle.notes().doubted_until, None);
 }
 
 #[tokio::test(start_paused = true)]
@@ -457,7 +478,7 @@ async fn the_catalog_follows_a_real_store_and_keeps_what_it_knows_when_that_ends
             tokio::task::yield_now().await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(5), stale).await.unwrap();
+    tokio::time::timeout(Duration::from_secs(20), stale).await.unwrap();
     assert_eq!(catalog.endpoint_count(), 1);
     tasks.shutdown().await;
 }
