@@ -59,6 +59,11 @@ impl Tasks {
         }));
     }
 
+    /// Runs `task` once: until it ends, or it is dropped where it waits when the owner shuts down.
+    pub fn spawn_while_wanted(&self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
+        self.spawn(name, until(self.stop.clone(), task));
+    }
+
     /// Runs what `make` makes until the owner shuts down; when it panics or returns early it is made anew after a pause.
     pub fn spawn_restarted<F>(&self, name: &'static str, mut make: impl FnMut() -> F + Send + 'static)
     where
@@ -100,16 +105,7 @@ impl Tasks {
         F: Future<Output = ()> + Send + 'static,
     {
         let stop = self.stop.clone();
-        self.spawn_restarted(name, move || {
-            let (stop, task) = (stop.clone(), make());
-            async move {
-                tokio::select! {
-                    biased;
-                    () = stop.cancelled() => {}
-                    () = task => {}
-                }
-            }
-        });
+        self.spawn_restarted(name, move || until(stop.clone(), make()));
     }
 
     /// Tells every task to stop and waits until all have.
@@ -117,6 +113,14 @@ impl Tasks {
         self.stop.cancel();
         self.tracker.close();
         self.tracker.wait().await;
+    }
+}
+
+async fn until(stop: CancellationToken, task: impl Future<Output = ()>) {
+    tokio::select! {
+        biased;
+        () = stop.cancelled() => {}
+        () = task => {}
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use plexus_tests::server::store::Make;
 use plexus_tests::{Cluster, ServiceFile, eventually, needs};
 
 use crate::INSTANCE;
@@ -12,7 +13,11 @@ const SOON: Duration = Duration::from_secs(3);
 #[test]
 fn a_service_file_makes_an_instance_known_on_every_node() {
     needs!("etcd", "etcdctl");
-    let cluster = Cluster::new(3);
+    is_known_everywhere(Make::Etcd(1));
+}
+
+pub(crate) fn is_known_everywhere(make: Make) {
+    let cluster = Cluster::of(3).on(make).start();
     let [a, b, c] = cluster.nodes();
     let backend = a.backend("web", INSTANCE);
     a.define(&ServiceFile::new("web", INSTANCE).key("tags", "[\"v2\"]").key("labels", "{ team = \"x\" }"));
@@ -30,7 +35,11 @@ fn a_service_file_makes_an_instance_known_on_every_node() {
 #[test]
 fn a_service_file_that_changes_or_goes_is_followed_without_a_restart() {
     needs!("etcd", "etcdctl");
-    let cluster = Cluster::new(2);
+    is_followed(Make::Etcd(1));
+}
+
+pub(crate) fn is_followed(make: Make) {
+    let cluster = Cluster::of(2).on(make).start();
     let [a, b] = cluster.nodes();
     let _backend = a.backend("web", INSTANCE);
     a.write_service_file("web.toml", &ServiceFile::new("web", INSTANCE).text());

@@ -17,9 +17,8 @@ fn out_of_descriptors_it_waits_and_goes_on_when_there_are_some() {
     needs!("etcd", "etcdctl");
     let cluster = Cluster::new(1);
     let [a] = cluster.nodes();
-    // Without a check: one that cannot open a socket would fail.
-    let _backend = a.backend("web", INSTANCE);
-    a.define(&ServiceFile::new("web", INSTANCE).check(""));
+    // With a check: that this host lacks descriptors is not the instance's fault.
+    let _backend = a.serve("web", INSTANCE);
     cluster.wait_serving("web", &["web-a-9000"]);
     cluster.publish("web", PUBLISHED);
     let mut held = a.hold(a.at(PUBLISHED)).expect("a connection");
@@ -36,6 +35,9 @@ fn out_of_descriptors_it_waits_and_goes_on_when_there_are_some() {
     // Out of descriptors the admin interface accepts nobody either: the log tells.
     let _ = eventually!(PATIENCE, a.agent_log(), |log| log.contains("cannot accept"));
     assert_eq!(held.get("/").expect("what is open goes on").status, 200);
+    // Its check goes on over the connection that it has, for ten seconds at most.
+    let _ =
+        eventually!(2 * PATIENCE, a.agent_log(), |log| log.contains("this host lacks something for a check"));
     let before = cpu(&pid);
     let watched = Instant::now();
     let _ = eventually!(PATIENCE, watched.elapsed(), |passed| *passed > Duration::from_secs(1));
@@ -47,6 +49,9 @@ fn out_of_descriptors_it_waits_and_goes_on_when_there_are_some() {
         eventually!(PATIENCE, a.get(a.at(PUBLISHED), "/").ok().map(|answer| answer.status), |status| *status
             == Some(200));
     assert_eq!(held.get("/").expect("what is open goes on").status, 200);
+    let faults = a.metric("plexus_check_host_faults_total", "lacks=\"descriptors\"");
+    assert!(faults.is_some_and(|faults| faults > 3.0), "{faults:?}");
+    assert!(!a.agent_log().contains("to=critical"), "it was withdrawn");
     drop(refused);
 }
 

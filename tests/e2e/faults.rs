@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use plexus_tests::server::etcd::{Etcd, Member};
+use plexus_tests::server::store::Make;
 use plexus_tests::{Cluster, Node, Ran, Settings, eventually, needs, pause};
 
 use crate::{INSTANCE, PUBLISHED};
@@ -10,7 +11,11 @@ use crate::{INSTANCE, PUBLISHED};
 #[test]
 fn a_node_that_is_killed_is_gone_within_its_lease_and_costs_others_nothing() {
     needs!("etcd", "etcdctl");
-    let cluster = Cluster::new(3);
+    a_killed_node_is_gone(Make::Etcd(1));
+}
+
+pub(crate) fn a_killed_node_is_gone(make: Make) {
+    let cluster = Cluster::of(3).on(make).start();
     let [a, b, c] = cluster.nodes();
     let backends = [a, b, c].map(|node| node.serve("web", INSTANCE));
     cluster.wait_serving("web", &["web-a-9000", "web-b-9000", "web-c-9000"]);
@@ -58,7 +63,11 @@ fn a_node_that_is_cut_off_serves_its_own_and_comes_back() {
 #[test]
 fn an_agent_that_is_killed_and_started_again_takes_its_instances_back() {
     needs!("etcd", "etcdctl");
-    let cluster = Cluster::new(2);
+    a_killed_agent_is_started_again(Make::Etcd(1));
+}
+
+pub(crate) fn a_killed_agent_is_started_again(make: Make) {
+    let cluster = Cluster::of(2).on(make).start();
     let [a, b] = cluster.nodes();
     let _backends = [a, b].map(|node| node.serve("web", INSTANCE));
     cluster.wait_serving("web", &["web-a-9000", "web-b-9000"]);
@@ -70,7 +79,7 @@ fn an_agent_that_is_killed_and_started_again_takes_its_instances_back() {
     cluster.wait_serving("web", &["web-a-9000", "web-b-9000"]);
     // The lease of the dead agent ends: what the living one wrote must not go with it.
     let over = cluster.settings().session_ttl + Duration::from_secs(2);
-    plexus_tests::throughout!(over, cluster.etcd().keys("/plexus/v1/instances").len(), |keys| *keys == 2);
+    plexus_tests::throughout!(over, cluster.store().leased("/plexus/v1/instances").len(), |keys| *keys == 2);
     load.stop().assert_unharmed();
 }
 

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use plexus_tests::client::load::Load;
 use plexus_tests::client::udp::Talk;
+use plexus_tests::server::store::Make;
 use plexus_tests::{Cluster, Node, ServiceFile, Signal, eventually, needs, plexus_program, throughout};
 
 use crate::{INSTANCE, PUBLISHED};
@@ -109,7 +110,11 @@ fn ten_agents_in_a_row_take_over_and_nobody_notices() {
 #[test]
 fn the_session_and_the_checks_live_on_in_the_next_agent() {
     needs!("etcd", "etcdctl");
-    let cluster = Cluster::new(2);
+    the_next_agent_goes_on(Make::Etcd(1));
+}
+
+pub(crate) fn the_next_agent_goes_on(make: Make) {
+    let cluster = Cluster::of(2).on(make).start();
     let [a, b] = cluster.nodes();
     let backend = a.serve("web", INSTANCE);
     let _ = a.plexus(["register", "api", "--port", "9000", "--id", "mine"]).ok();

@@ -7,9 +7,12 @@
 mod attached_services;
 mod attachments;
 mod balance;
+mod check_programs;
+mod checks;
 mod cli;
 mod cni;
 mod cni_services;
+mod consul;
 mod demo;
 mod direct;
 mod discover;
@@ -35,10 +38,12 @@ mod overlay_traffic;
 mod podman;
 mod reload;
 mod settings;
+mod smartstack;
 mod transparent;
 mod udp;
 mod unix;
 mod vip;
+mod zookeeper;
 
 /// The port that instances of `web` listen on.
 const INSTANCE: u16 = 9000;

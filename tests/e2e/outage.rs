@@ -4,27 +4,24 @@
 
 use std::time::Duration;
 
-use plexus_tests::server::etcd::Etcd;
+use plexus_tests::server::store::{Make, Store};
 use plexus_tests::{Cluster, eventually, needs, pause, throughout};
 
 use crate::{INSTANCE, PUBLISHED};
 
+const MINUTE: Duration = Duration::from_secs(60);
 const IDS: [&str; 3] = ["web-a-9000", "web-b-9000", "web-c-9000"];
 
 #[test]
 fn a_store_that_was_stopped_is_missed_by_nobody() {
     needs!("etcd", "etcdctl", "dig");
-    survives(|cluster, length| {
-        cluster.etcd().stop();
-        names_are_answered(cluster, length);
-        cluster.etcd().start_again();
-    });
+    survives(Make::Etcd(1), MINUTE, is_stopped);
 }
 
 #[test]
 fn a_store_that_forgot_its_history_is_missed_by_nobody() {
     needs!("etcd", "etcdctl", "dig");
-    survives(|cluster, length| {
+    survives(Make::Etcd(1), MINUTE, |cluster, length| {
         // Unreachable, alive: the leases end, the history moves on and is compacted meanwhile.
         cluster.cut_store();
         names_are_answered(cluster, length);
@@ -38,19 +35,33 @@ fn a_store_that_forgot_its_history_is_missed_by_nobody() {
 #[test]
 fn a_store_that_lost_its_data_is_missed_by_nobody() {
     needs!("etcd", "etcdctl", "dig");
-    survives(|cluster, length| {
-        cluster.etcd().stop();
-        names_are_answered(cluster, length);
-        cluster.etcd().wipe();
-        cluster.etcd().start_again();
-    });
+    survives(Make::Etcd(1), MINUTE, is_wiped);
+}
+
+pub(crate) fn is_stopped(cluster: &Cluster, length: Duration) {
+    cluster.store().stop();
+    names_are_answered(cluster, length);
+    cluster.store().start_again();
+}
+
+pub(crate) fn is_wiped(cluster: &Cluster, length: Duration) {
+    cluster.store().stop();
+    names_are_answered(cluster, length);
+    cluster.store().wipe();
+    cluster.store().start_again();
+}
+
+pub(crate) fn is_frozen(cluster: &Cluster, length: Duration) {
+    cluster.store().freeze();
+    names_are_answered(cluster, length);
+    cluster.store().thaw();
 }
 
 /// Under load, with the store gone meanwhile: no failed connection, names are answered, and all is there again.
-fn survives(outage: impl Fn(&Cluster, Duration)) {
-    let length = std::env::var("PLEXUS_TEST_OUTAGE").ok().and_then(|seconds| seconds.parse().ok());
-    let length = Duration::from_secs(length.unwrap_or(60));
-    let cluster = Cluster::new(3);
+pub(crate) fn survives(make: Make, length: Duration, outage: impl Fn(&Cluster, Duration)) {
+    let asked = std::env::var("PLEXUS_TEST_OUTAGE").ok().and_then(|seconds| seconds.parse().ok());
+    let length = asked.map_or(length, Duration::from_secs);
+    let cluster = Cluster::of(3).on(make).start();
     let [a, b, c] = cluster.nodes();
     let backends = [a, b, c].map(|node| node.serve("web", INSTANCE));
     cluster.wait_serving("web", &IDS);
@@ -59,14 +70,14 @@ fn survives(outage: impl Fn(&Cluster, Duration)) {
     load.wait_for(100);
     outage(&cluster, length);
     // It is back: everything registered under a live lease, each once.
-    eventually!(Duration::from_secs(5), registered(cluster.etcd()), |ids| *ids == IDS);
+    eventually!(Duration::from_secs(5), registered(cluster.store()), |ids| *ids == IDS);
     for node in cluster.all() {
         eventually!(Duration::from_secs(5), node.serving("web"), |ids| *ids == IDS);
         eventually!(Duration::from_secs(5), node.plexus_json(["status"])["catalog"] == "live", |live| *live);
     }
     // … and it stays so for longer than a lease lives without its agent.
     let over = cluster.settings().session_ttl + Duration::from_secs(2);
-    throughout!(over, (registered(cluster.etcd()), a.serving("web")), |(ids, seen)| *ids == IDS
+    throughout!(over, (registered(cluster.store()), a.serving("web")), |(ids, seen)| *ids == IDS
         && *seen == IDS);
     // What changes now is seen, so the watches are live as well.
     backends[0].fail();
@@ -94,14 +105,9 @@ fn names_are_answered(cluster: &Cluster, length: Duration) {
 }
 
 /// The ids of the instances of `web` whose lease lives, in order.
-fn registered(etcd: &Etcd) -> Vec<String> {
+fn registered(store: &Store) -> Vec<String> {
     let prefix = "/plexus/v1/instances/web/";
-    let alive = |key: &String| {
-        let lease = etcd.lease_of(key).filter(|lease| *lease != 0);
-        lease.is_some_and(|lease| etcd.lease_left(lease).is_some())
-    };
-    let keys = etcd.keys(prefix).into_iter().filter(alive);
-    keys.map(|key| key[prefix.len()..].to_owned()).collect()
+    store.leased(prefix).into_iter().map(|(key, _)| key[prefix.len()..].to_owned()).collect()
 }
 
 #[test]
@@ -117,7 +123,7 @@ fn an_agent_that_leaves_right_after_an_outage_is_believed_at_once() {
     throughout!(Duration::from_secs(4), b.serving("web"), |ids| *ids == IDS[..1]);
     cluster.heal_store();
     eventually!(Duration::from_secs(10), b.plexus_json(["status"])["catalog"] == "live", |live| *live);
-    eventually!(Duration::from_secs(10), registered(cluster.etcd()), |ids| *ids == IDS[..1]);
+    eventually!(Duration::from_secs(10), registered(cluster.store()), |ids| *ids == IDS[..1]);
     a.terminate_agent();
     // Much sooner than the 15 s for which a delete that was not announced is doubted.
     eventually!(Duration::from_secs(5), b.known("web"), Vec::is_empty);

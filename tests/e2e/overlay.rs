@@ -4,6 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use plexus_tests::client::http::Held;
+use plexus_tests::server::store::Make;
 use plexus_tests::{Cluster, Namespace, Node, Process, backend_program, eventually, needs};
 
 use crate::INSTANCE;
@@ -14,7 +15,12 @@ pub(crate) const CONFIGURATION: &str =
     "[overlay]\nenabled = true\ndefault = [\"10.42.0.0/16\", \"fd00:42::/48\"]\nlease = \"1m\"\n";
 
 pub(crate) fn cluster(nodes: usize) -> Cluster {
-    let cluster = Cluster::of(nodes).settings(|settings| settings.more = CONFIGURATION.to_owned()).start();
+    cluster_on(Make::Etcd(1), nodes)
+}
+
+pub(crate) fn cluster_on(make: Make, nodes: usize) -> Cluster {
+    let cluster =
+        Cluster::of(nodes).on(make).settings(|settings| settings.more = CONFIGURATION.to_owned()).start();
     for node in cluster.all() {
         wait_peers(node, "default", nodes - 1);
         // Its links are told of last.

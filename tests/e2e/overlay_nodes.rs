@@ -4,10 +4,11 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use plexus_tests::client::http::Held;
+use plexus_tests::server::store::Make;
 use plexus_tests::{Cluster, Deadline, Node, eventually, needs, pause, throughout};
 
 use crate::INSTANCE;
-use crate::overlay::{CONFIGURATION, Container, SOON, cluster, wait_peers};
+use crate::overlay::{CONFIGURATION, Container, SOON, cluster_on, wait_peers};
 
 /// Longer than the lease of a node's subnets lasts in these tests, with what etcd takes to end it.
 const OVER: Duration = Duration::from_secs(90);
@@ -70,7 +71,11 @@ fn wait_reach_each_other(one: &Container, other: &Container) {
 #[test]
 fn containers_of_a_node_that_leaves_and_returns_in_time_are_reached_all_the_while() {
     needs!("etcd", "etcdctl", "nft", "ping");
-    let cluster = cluster(3);
+    a_node_leaves_and_returns(Make::Etcd(1));
+}
+
+pub(crate) fn a_node_leaves_and_returns(make: Make) {
+    let cluster = cluster_on(make, 3);
     let [a, b, c] = cluster.nodes();
     let [here, there] = [a, c].map(|node| Container::on(node, "one", "default"));
     let _server = there.serve(&cluster, "c");

@@ -8,13 +8,15 @@ use crate::node::{Node, Settings, Shared};
 use crate::program::{backend_program, plexus_program};
 use crate::report;
 use crate::server::etcd::Etcd;
+use crate::server::store::{Make, Store};
+use crate::server::zookeeper::ZooKeeper;
 use crate::world::World;
 
-/// Nodes `a`, `b`, `c`, …, and etcd on machines of its own.
+/// Nodes `a`, `b`, `c`, …, and their store on machines of its own.
 #[derive(Debug)]
 pub struct Cluster {
     nodes: Vec<Shared>,
-    etcd: Etcd,
+    servers: Store,
     fabric: Fabric,
     settings: Settings,
     // Last: it removes what the others run in.
@@ -25,7 +27,7 @@ pub struct Cluster {
 #[derive(Debug, Clone)]
 pub struct Builder {
     nodes: usize,
-    etcd_members: usize,
+    make: Make,
     settings: Settings,
     store: Option<String>,
     start_agents: bool,
@@ -51,7 +53,14 @@ impl Builder {
     /// With so many etcd servers instead of one.
     #[must_use]
     pub fn etcd_members(mut self, count: usize) -> Self {
-        self.etcd_members = count;
+        self.make = Make::Etcd(count);
+        self
+    }
+
+    /// With this make of store instead of etcd.
+    #[must_use]
+    pub fn on(mut self, make: Make) -> Self {
+        self.make = make;
         self
     }
 
@@ -62,7 +71,7 @@ impl Builder {
         self
     }
 
-    /// With this store instead of the etcd servers.
+    /// With this store instead of its servers.
     #[must_use]
     pub fn store(mut self, url: &str) -> Self {
         self.store = Some(url.to_owned());
@@ -85,18 +94,18 @@ impl Builder {
     pub fn start(self) -> Cluster {
         // Built before anything else: it takes long, and a world should not wait for it.
         let _ = (plexus_program(), backend_program());
-        let Self { nodes, etcd_members, mut settings, store, start_agents, routed, family } = self;
+        let Self { nodes, make, mut settings, store, start_agents, routed, family } = self;
         let world = World::new();
         let fabric = Fabric::of(&world, family);
         let names = ('a'..='z').take(nodes).map(String::from);
         let machines: Vec<_> = names.map(|name| (fabric.machine(&name), name)).collect();
-        let etcd = Etcd::start(&world, &fabric, etcd_members);
+        let servers = Store::start(&world, &fabric, make);
         routed.iter().for_each(|node| fabric.route(node));
-        settings.store = store.unwrap_or_else(|| etcd.url());
+        settings.store = store.unwrap_or_else(|| servers.url());
         let nodes = machines
             .into_iter()
             .map(|(machine, name)| Arc::new(Node::new(&world, &name, machine, &settings)));
-        let cluster = Cluster { nodes: nodes.collect(), etcd, fabric, settings, world };
+        let cluster = Cluster { nodes: nodes.collect(), servers, fabric, settings, world };
         if start_agents {
             cluster.nodes.iter().for_each(|node| node.start_agent());
             cluster.nodes.iter().for_each(|node| node.wait_ready(Duration::from_secs(20)));
@@ -119,7 +128,7 @@ impl Cluster {
     pub fn of(nodes: usize) -> Builder {
         Builder {
             nodes,
-            etcd_members: 1,
+            make: Make::Etcd(1),
             settings: Settings::default(),
             store: None,
             start_agents: true,
@@ -144,10 +153,34 @@ impl Cluster {
         self.nodes.iter().map(AsRef::as_ref)
     }
 
-    /// Its store.
+    /// Its store, of whatever make.
+    #[must_use]
+    pub fn store(&self) -> &Store {
+        &self.servers
+    }
+
+    /// Its store, which is etcd.
+    ///
+    /// # Panics
+    /// It is not.
     #[must_use]
     pub fn etcd(&self) -> &Etcd {
-        &self.etcd
+        match &self.servers {
+            Store::Etcd(etcd) => etcd,
+            Store::ZooKeeper(_) => panic!("this cluster's store is ZooKeeper"),
+        }
+    }
+
+    /// Its store, which is ZooKeeper.
+    ///
+    /// # Panics
+    /// It is not.
+    #[must_use]
+    pub fn zookeeper(&self) -> &ZooKeeper {
+        match &self.servers {
+            Store::ZooKeeper(zookeeper) => zookeeper,
+            Store::Etcd(_) => panic!("this cluster's store is etcd"),
+        }
     }
 
     /// The settings that its nodes were given.
@@ -224,12 +257,12 @@ impl Cluster {
 
     /// Pulls the cables of all of the store's servers: they run, and nobody reaches them.
     pub fn cut_store(&self) {
-        self.etcd.members().iter().for_each(|member| self.fabric.cut(member.name()));
+        self.servers.machines().into_iter().for_each(|machine| self.fabric.cut(machine));
     }
 
     /// Plugs them in again.
     pub fn heal_store(&self) {
-        self.etcd.members().iter().for_each(|member| self.fabric.heal(member.name()));
+        self.servers.machines().into_iter().for_each(|machine| self.fabric.heal(machine));
     }
 
     fn wait_all_known(&self) {
@@ -247,7 +280,7 @@ impl Cluster {
 impl Drop for Cluster {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            report::print(&self.nodes, &self.etcd);
+            report::print(&self.nodes, &self.servers);
         }
     }
 }

@@ -4,27 +4,16 @@ use std::fmt::Write as _;
 
 use crate::node::{Node, Shared};
 use crate::process::tail;
-use crate::server::etcd::Etcd;
+use crate::server::store::Store;
 
 /// Prints the state of a cluster.
-pub(crate) fn print(nodes: &[Shared], etcd: &Etcd) {
+pub(crate) fn print(nodes: &[Shared], store: &Store) {
     let mut text = String::from("\n======== what the cluster looked like ========\n");
     for node in nodes {
         let _ = writeln!(text, "==== node {} ({})", node.name(), node.address());
         describe(&mut text, node);
     }
-    for member in etcd.members() {
-        let _ = writeln!(
-            text,
-            "==== {} ({}): runs {}",
-            member.name(),
-            member.namespace().address(),
-            member.runs()
-        );
-    }
-    if etcd.members().iter().any(|member| member.runs()) {
-        let _ = writeln!(text, "{}", etcd.ctl(&["get", "--prefix", "", "--command-timeout=2s"]));
-    }
+    let _ = write!(text, "{store}");
     eprintln!("{text}======== end of the cluster ========");
 }
 

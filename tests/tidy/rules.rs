@@ -26,7 +26,10 @@ pub(crate) const ROOMS: &[Room] = &[
     // The writer owns the form of a record: the vocabulary, and nothing of checks or sources.
     room("nerve::store", &["nerve::model", "nerve::tasks"]),
     room("nerve::check", &["nerve::model", "nerve::document", "nerve::period", "nerve::tasks"]),
-    room("nerve::source", &["nerve::model", "nerve::check", "nerve::document", "nerve::tasks"]),
+    room(
+        "nerve::source",
+        &["nerve::model", "nerve::check", "nerve::document", "nerve::period", "nerve::tasks"],
+    ),
     room("nerve::settings", &["nerve::model", "nerve::store"]),
     room("nerve::publish", &["nerve::model", "nerve::settings", "nerve::store"]),
     room("nerve::vips", &["nerve::model", "nerve::store"]),
@@ -36,6 +39,11 @@ pub(crate) const ROOMS: &[Room] = &[
     room(
         "nerve::registrar",
         &["nerve::model", "nerve::store", "nerve::check", "nerve::source", "nerve::period", "nerve::tasks"],
+    ),
+    // Told by sources what, by the registrar whether; the store's client of etcd serves it too.
+    room(
+        "nerve::announce",
+        &["nerve::model", "nerve::registrar", "nerve::source", "nerve::store", "nerve::tasks"],
     ),
     // The reader's judgement: of the vocabulary alone, whoever filled it in.
     room("synapse::catalog", &["nerve::model"]),
@@ -142,6 +150,8 @@ pub(crate) const ROOMS: &[Room] = &[
         "mesh::admin",
         &[
             "nerve::model",
+            // What applications report of themselves.
+            "nerve::check",
             "nerve::document",
             "nerve::networks",
             "nerve::publish",
@@ -203,7 +213,10 @@ const fn home(name: &'static str, paths: &'static [&'static str]) -> Home {
 
 /// Who speaks HTTP.
 const HTTP: &[&str] = &[
+    "nerve/src/check/docker.rs",
     "nerve/src/check/http",
+    // gRPC is HTTP/2: it has the connection of the HTTP check, and its own head and trailers.
+    "nerve/src/check/grpc.rs",
     "nerve/src/source/docker",
     "mesh/src/admin",
     "mesh/src/cli",
@@ -215,16 +228,25 @@ const HTTP: &[&str] = &[
 pub(crate) const HOMES: &[Home] = &[
     home("etcd-client", &["nerve/src/store/etcd"]),
     home("tonic", &["nerve/src/store/etcd"]),
+    home("zookeeper-client", &["nerve/src/store/zookeeper", "nerve/src/announce/zookeeper.rs"]),
     home("redb", &["nerve/src/store/embedded"]),
     home("toml", &["nerve/src/document"]),
+    home("saphyr-parser", &["nerve/src/document/yaml.rs"]),
     home("notify", &["nerve/src/source"]),
     home("strsim", &["nerve/src/document", "mesh/src/admin/refusal.rs"]),
-    home("humantime", &["nerve/src", "mesh/src/cli"]),
+    home("humantime", &["nerve/src", "mesh/src/cli", "mesh/src/admin/consul"]),
     home("hyper", HTTP),
     home("hyper-util", HTTP),
     home("http-body-util", HTTP),
     home("hickory-proto", &["mesh/src/dns"]),
     home("hickory-server", &["mesh/src/dns"]),
+    home("rustls", &["nerve/src/check/tls.rs"]),
+    home("rustls-native-certs", &["nerve/src/check/tls.rs"]),
+    home("tokio-rustls", &["nerve/src/check/tls.rs"]),
+    home("regex", &["nerve/src/check/http"]),
+    home("ring", &["nerve/src/check/scram.rs"]),
+    home("md5", &["nerve/src/check/scram.rs"]),
+    home("base64", &["nerve/src/check/scram.rs", "nerve/src/announce/znode.rs"]),
     home("axum", &["mesh/src/admin"]),
     home("clap", &["mesh/src/cli"]),
     home("clap_complete", &["mesh/src/cli"]),
@@ -256,6 +278,7 @@ pub(crate) const HOMES: &[Home] = &[
     home(
         "rustix",
         &[
+            "nerve/src/check",
             "mesh/src/agent/handover",
             "mesh/src/inherited.rs",
             "mesh/src/netlink.rs",

@@ -2,8 +2,9 @@
 //!
 //! The interface has no passwords: whoever reaches the address may change things, which is why it listens on loopback
 //! unless told otherwise. A browser on the same machine reaches loopback too, in the name of any page that it shows.
-//! Two rules keep such pages out. A *write* must carry `content-type: application/json`, which a foreign page cannot
-//! send without asking first (the Fetch standard's CORS preflight, which is never granted here), and no foreign `Origin`.
+//! Two rules keep such pages out. A *write* must be one that a foreign page cannot send without asking first (the Fetch
+//! standard's CORS preflight, which is never granted here), and have no foreign `Origin`: it carries `content-type:
+//! application/json`, or it is a `PUT`, which is asked for whatever it carries, and which clients of Consul send without a type.
 //! *Any* request over loopback must name an IP address or `localhost` as its host: a foreign name that leads to 127.0.0.1
 //! is DNS rebinding. Never a substitute for a firewall on an address that strangers can reach.
 
@@ -65,7 +66,11 @@ pub(super) fn check(method: &Method, headers: &HeaderMap, loopback: bool) -> Res
     let json = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).is_some_and(|kind| {
         kind.split(';').next().unwrap_or_default().trim().eq_ignore_ascii_case("application/json")
     });
-    if json { Ok(()) } else { Err(Foreign::ContentType) }
+    if json || *method == Method::PUT && !headers.contains_key(header::CONTENT_TYPE) {
+        Ok(())
+    } else {
+        Err(Foreign::ContentType)
+    }
 }
 
 /// Is the `Host` an IP address or `localhost`, with or without a port? An HTTP/1.0 client sends none.
@@ -121,5 +126,7 @@ mod tests {
         }
         let nothing = headers(&[("host", "localhost")]);
         assert_eq!(check(&Method::DELETE, &nothing, true), Err(Foreign::ContentType));
+        assert_eq!(check(&Method::POST, &nothing, true), Err(Foreign::ContentType));
+        assert_eq!(check(&Method::PUT, &nothing, true), Ok(()), "a page is never let do this unasked");
     }
 }

@@ -17,7 +17,7 @@ use serde::Deserialize;
 
 use super::refusal::{Answer, Refusal, nearest};
 use super::write::{body, bytes};
-use super::{Handles, Shared};
+use super::{Handles, Shared, checks};
 use crate::api::{Changed, DrainRequest, LocalInstance, LocalInstances};
 
 pub(super) async fn instances(State(handles): Shared) -> Json<LocalInstances> {
@@ -28,7 +28,9 @@ pub(super) async fn instances(State(handles): Shared) -> Json<LocalInstances> {
 pub(super) fn all(handles: &Handles) -> Vec<LocalInstance> {
     let shown = |instance: nerve::registrar::LocalInstance| {
         let definition = &instance.located.definition;
+        let checks = checks::of(&instance);
         LocalInstance {
+            checks,
             service: definition.key.service.clone(),
             id: definition.key.id.clone(),
             address: definition.listens_on().or_port_zero(),
@@ -173,7 +175,7 @@ fn elsewhere(handles: &Handles, id: &InstanceId, service: Option<&ServiceName>, 
     ))
 }
 
-fn refusal(error: ApiError) -> Refusal {
+pub(super) fn refusal(error: ApiError) -> Refusal {
     let status = match &error {
         ApiError::Draft(_) => StatusCode::BAD_REQUEST,
         ApiError::Unknown(_) => StatusCode::NOT_FOUND,

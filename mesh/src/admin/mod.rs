@@ -8,6 +8,8 @@
 //! agent imports this room.
 
 mod attachments;
+mod checks;
+mod consul;
 mod doctor;
 mod guard;
 mod local;

@@ -15,7 +15,7 @@ use serde::Deserialize;
 use synapse::catalog::{Endpoint, Freshness, Service};
 
 use super::refusal::{Answer, Refusal};
-use super::{Counts, Handles, Shared, local};
+use super::{Counts, Handles, Shared, checks, local};
 use crate::api::{
     Awaited, EndpointInfo, Endpoints, NodeInfo, Nodes, Problem, Resolution, ServiceSummary, Services, Stale,
     Status, Why, WhyEndpoint,
@@ -111,7 +111,16 @@ pub(super) async fn why(State(handles): Shared, Path(name): Path<String>) -> Ans
     let service = find(&handles, &name)?;
     let (balance, mut picks) =
         handles.traffic.balance(&service.name).map_or_else(Default::default, |(b, picks)| (Some(b), picks));
+    let mut here: HashMap<_, _> = handles
+        .registrar
+        .instances()
+        .into_iter()
+        .filter(|instance| instance.located.definition.key.service == service.name)
+        .map(|instance| (instance.located.definition.key.id.clone(), checks::of(&instance)))
+        .collect();
     let endpoints = service.endpoints.iter().map(|known| {
+        let is_here = known.instance.node == handles.node.name;
+        let checks = is_here.then(|| here.remove(&known.instance.id)).flatten().unwrap_or_default();
         let pick = picks.remove(&known.instance.id);
         let Counts { in_flight, connections, connect_failures } =
             handles.traffic.endpoint(&service.name, &known.instance.id);
@@ -120,7 +129,7 @@ pub(super) async fn why(State(handles): Shared, Path(name): Path<String>) -> Ans
         if let Some(reason) = known.excluded_from(Some(&handles.node.name)) {
             (endpoint.serving, endpoint.excluded) = (false, Some(reason.as_str().to_owned()));
         }
-        WhyEndpoint { endpoint, in_flight, connections, connect_failures, pick, shown }
+        WhyEndpoint { endpoint, in_flight, connections, connect_failures, checks, pick, shown }
     });
     Ok(Json(Why {
         stale: stale(&handles),

@@ -10,7 +10,9 @@ use axum::routing::{delete, get, put};
 use hyper::{StatusCode, header};
 
 use super::refusal::Refusal;
-use super::{Handles, Metrics, attachments, doctor, guard, local, networks, read, settings, write};
+use super::{
+    Handles, Metrics, attachments, checks, consul, doctor, guard, local, networks, read, settings, write,
+};
 use crate::api::{self, path};
 
 /// One router for what comes in over loopback, one for the rest: they differ in what they refuse.
@@ -50,6 +52,9 @@ fn routes(handles: Arc<Handles>) -> Router {
         .route(path::RESOLVE, get(read::resolve))
         .route(path::INSTANCES, get(local::instances).post(local::register))
         .route(path::INSTANCE, delete(local::deregister))
+        .route(path::CHECK, put(checks::report))
+        .route(path::CONSUL_CHECK, put(checks::consul))
+        .merge(consul_routes())
         .route(path::DRAIN, put(local::drain))
         .route(path::SETTINGS, get(settings::read).put(settings::write))
         .route(path::PORTS, put(write::publish))
@@ -64,6 +69,23 @@ fn routes(handles: Arc<Handles>) -> Router {
         .fallback(no_such_path)
         .method_not_allowed_fallback(no_such_method)
         .with_state(handles)
+}
+
+/// Paths of Consul's, for its clients.
+fn consul_routes() -> Router<Arc<Handles>> {
+    Router::new()
+        .route(path::CONSUL_CHECK_REGISTER, put(consul::register_check))
+        .route(path::CONSUL_CHECK_DEREGISTER, put(consul::deregister_check))
+        .route(path::CONSUL_CHECKS, get(consul::all_checks))
+        .route(path::CONSUL_REGISTER, put(consul::register))
+        .route(path::CONSUL_DEREGISTER, put(consul::deregister))
+        .route(path::CONSUL_MAINTENANCE, put(consul::maintain_service))
+        .route(path::CONSUL_SERVICE, get(consul::service))
+        .route(path::CONSUL_SERVICES, get(consul::services))
+        .route(path::CONSUL_NODE_MAINTENANCE, put(consul::maintain_node))
+        .route(path::CONSUL_SELF, get(consul::this_agent))
+        .route(path::CONSUL_MEMBERS, get(consul::members))
+        .route(path::CONSUL_LEADER, get(consul::leader))
 }
 
 /// Every request passes here: refused if it is foreign, given up if it takes too long, counted.

@@ -19,7 +19,9 @@ pub(super) async fn leave(rooms: Rooms) {
     // Held to the end: load balancers in front of this node stop sending now.
     let _leaving = rooms.readiness.block("nothing: the agent is leaving");
     rooms.enter(Phase::Deregistering);
-    match rooms.registrar.deregister_all(DEREGISTER_WITHIN).await {
+    let announced = rooms.announcements.withdraw(DEREGISTER_WITHIN);
+    let (deregistered, ()) = tokio::join!(rooms.registrar.deregister_all(DEREGISTER_WITHIN), announced);
+    match deregistered {
         Ok(()) => wait_until_seen(&rooms).await,
         Err(error) => tracing::warn!(%error, "leaving without having deregistered"),
     }
@@ -40,6 +42,7 @@ pub(super) async fn to(successor: Successor, mut rooms: Rooms) {
     tracing::info!(pid, version, "another agent goes on; open connections are finished here");
     rooms.enter(Phase::Draining);
     // At once: the session is renewed by whoever goes on, or it ends with it.
+    rooms.announcements.hand_over(&rooms.owners.rest);
     rooms.owners.registrar.shutdown().await;
     rooms.owners.vip.shutdown().await;
     rooms.stop_answering().await;

@@ -4,10 +4,10 @@ use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use nerve::registrar;
-use nerve::source::ConfigSource;
+use nerve::source::{ConfigSource, SmartstackSource};
 use nerve::store::Store;
 use nerve::tasks::Tasks;
+use nerve::{announce, registrar};
 use synapse::catalog::Catalog;
 use synapse::{memory, watch as watcher};
 use tokio::sync::{mpsc, watch};
@@ -34,6 +34,9 @@ pub(super) struct Rooms {
     pub(super) catalog: Catalog,
     pub(super) registrar: registrar::Handle,
     pub(super) services: ConfigSource,
+    /// `None` where no configuration of Nerve's is read.
+    pub(super) smartstack: Option<SmartstackSource>,
+    pub(super) announcements: announce::Handle,
     pub(super) plane: Arc<DataPlane>,
     pub(super) ingress: ingress::Handle,
     pub(super) vip: vip::Handle,
@@ -176,6 +179,10 @@ impl Rooms {
         }
         self.problems.note_reload(needs_restart);
         self.services.replace(config.services.clone());
+        if let Some(smartstack) = self.smartstack.clone() {
+            let reload = async move { smartstack.reload().await };
+            self.owners.registrar.spawn_while_wanted("Nerve's configuration", reload);
+        }
         self.ingress.reload(&config.ingress());
         // The rest stays what it is until a restart, and is compared with what runs next time too.
         self.config.services = config.services;

@@ -1,7 +1,5 @@
 //! `plexus agent`: the agent of this node as a process, with its signals.
 
-use std::path::Path;
-
 use anyhow::Context;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
@@ -10,21 +8,21 @@ use super::replace::Replacement;
 use super::signals::{Asked, Signals};
 use super::systemd::Notifier;
 use super::{Agent, Origin, Phase, Succession};
-use crate::config::{Config, Machine};
+use crate::config::{Config, Files, Machine};
 use crate::inherited::Inherited;
 use crate::sys::fds::{Passed, take_passed};
 
-/// Runs the agent that the configuration file describes, until it is told to stop or another one has taken over.
+/// Runs the agent that the configuration files describe, until it is told to stop or another one has taken over.
 ///
 /// # Errors
 /// The configuration is wrong, something that nothing runs without cannot be had, or another agent is in the way.
-pub fn run(file: &Path, succession: Succession) -> anyhow::Result<()> {
-    let config = Config::load(file, &Machine::this())?;
+pub fn run(files: &Files, succession: Succession) -> anyhow::Result<()> {
+    let config = files.load(&Machine::this())?;
     let level = logging::start(&config.log)?;
     raise_file_limit();
     let origin = Origin { inherited: activated()?, succession: Some(succession), ..Origin::default() };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(supervise(file, config, origin, &level))
+    runtime.block_on(supervise(files, config, origin, &level))
 }
 
 /// The sockets that the service manager opened for this process.
@@ -44,7 +42,7 @@ fn activated() -> anyhow::Result<Inherited> {
 
 /// Returns when the agent has left or is replaced and has finished its connections; at once when the process is asked to leave
 /// a second time, or after it was replaced: what is left of the agent then ends with the process.
-async fn supervise(file: &Path, config: Config, origin: Origin, level: &Level) -> anyhow::Result<()> {
+async fn supervise(files: &Files, config: Config, origin: Origin, level: &Level) -> anyhow::Result<()> {
     let mut signals = Signals::new().context("listen to signals")?;
     let notifier = Notifier::from_env();
     let serves = format!("node {} serves", config.node.name);
@@ -63,7 +61,7 @@ async fn supervise(file: &Path, config: Config, origin: Origin, level: &Level) -
                 }
                 Asked::Reload => {
                     notifier.reloading();
-                    reload(file, &agent, level).await;
+                    reload(files, &agent, level).await;
                     notifier.ready(&serves);
                 }
                 Asked::Replace => replacement.start(),
@@ -87,9 +85,9 @@ async fn supervise(file: &Path, config: Config, origin: Origin, level: &Level) -
     Ok(())
 }
 
-/// Reads the file again. One that is wrong changes nothing.
-async fn reload(file: &Path, agent: &Agent, level: &Level) {
-    match Config::load(file, &Machine::this()) {
+/// Reads the files again. One that is wrong changes nothing.
+async fn reload(files: &Files, agent: &Agent, level: &Level) {
+    match files.load(&Machine::this()) {
         Ok(config) => {
             level.set(&config.log);
             agent.reload(config).await;

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use nerve::announce;
 use nerve::model::{Address, InstanceId, ServiceName};
 use synapse::watch::store::Handle as Watcher;
 use tokio::sync::Semaphore;
@@ -162,6 +163,7 @@ pub(super) struct Problems {
     pub(super) docker: docker::Handle,
     pub(super) dns: Option<dns::Handle>,
     pub(super) watcher: Watcher,
+    pub(super) announcements: announce::Handle,
     /// What of a reload could not be applied.
     pub(super) reload: Arc<Mutex<Option<String>>>,
     /// Why no other agent can take over.
@@ -195,6 +197,9 @@ impl Problems {
             addresses.filter_map(|listener| listener.state.err().map(|error| problem("dns", error)));
         let refused = self.watcher.status().refused.into_iter();
         let records = refused.map(|(path, reason)| problem("store", format!("the record {path}: {reason}")));
+        let announcements = self.announcements.problems().into_iter();
+        let announcements = announcements
+            .map(|wrong| problem("announcements", format!("{}: {}", wrong.subject, wrong.message)));
         let reload = self.reload.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let door = self.door.lock().unwrap_or_else(PoisonError::into_inner).clone();
         listeners
@@ -203,6 +208,7 @@ impl Problems {
             .chain(overlay)
             .chain(docker)
             .chain(addresses)
+            .chain(announcements)
             .chain(door.map(|message| problem("handover", message)))
             .chain(records)
             .chain(reload.map(|message| problem("config", message)))

@@ -7,10 +7,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use nerve::registrar;
-use nerve::source::{ApiSource, ConfigSource, DockerSource, FileSource, Source};
+use nerve::source::{ApiSource, ConfigSource, DockerSource, FileSource, SmartstackSource, Source};
 use nerve::store::{self, Store};
 use nerve::tasks::Tasks;
+use nerve::{announce, registrar};
 use prometheus::Registry;
 use synapse::catalog::{Catalog, Writer};
 use synapse::watch::Recalled;
@@ -106,13 +106,8 @@ impl Rooms {
         let owners = Owners::default();
         let readiness = Readiness::new();
         let starting = readiness.block("the catalog: from the store, or from the memory of an earlier run");
-        let store_metrics = store::Metrics::default();
-        store_metrics.register(registry)?;
         let owns_store = shared.is_none();
-        let store = match shared {
-            Some(store) => store,
-            None => store::open_inherited(&config.store(), &store_metrics, left.store.as_deref())?,
-        };
+        let store = open_store(&config, shared, left.store.as_deref(), registry)?;
 
         // What is known: from memory at once, then from the store.
         let synapse_metrics = synapse::Metrics::new()?;
@@ -147,8 +142,9 @@ impl Rooms {
         // What this node says of itself.
         let services = ConfigSource::new(config.services.clone());
         let sources = (&services, &overlay);
-        let registrar =
+        let (registrar, smartstack) =
             start_registrar(&config, &store, sources, registry, &owners.registrar, left.registrar).await?;
+        let announcements = start_announcing(&config, &registrar, registry, &owners)?;
 
         let problems = Problems {
             ingress: ingress.clone(),
@@ -158,6 +154,7 @@ impl Rooms {
             docker: docker::Handle::default(),
             dns: name_server.as_ref().map(|name_server| name_server.handle.clone()),
             watcher: watcher.clone(),
+            announcements: announcements.clone(),
             reload: Arc::default(),
             door: Arc::default(),
         };
@@ -166,6 +163,8 @@ impl Rooms {
             catalog,
             registrar,
             services,
+            smartstack,
+            announcements,
             plane: bound.plane,
             ingress,
             vip,
@@ -464,6 +463,21 @@ fn resolver(name_server: Option<&NameServer>) -> Option<Arc<dyn admin::Resolver>
     name_server.map(|name_server| Arc::new(name_server.handle.clone()) as Arc<dyn admin::Resolver>)
 }
 
+/// The store that is shared with this agent, or one of its own, which may go on with what another process has left.
+fn open_store(
+    config: &Config,
+    shared: Option<Arc<dyn Store>>,
+    left: Option<&[u8]>,
+    registry: &Registry,
+) -> anyhow::Result<Arc<dyn Store>> {
+    let metrics = store::Metrics::default();
+    metrics.register(registry)?;
+    match shared {
+        Some(store) => Ok(store),
+        None => Ok(store::open_inherited(&config.store(), &metrics, left)?),
+    }
+}
+
 async fn start_registrar(
     config: &Config,
     store: &Arc<dyn Store>,
@@ -471,7 +485,7 @@ async fn start_registrar(
     registry: &Registry,
     tasks: &Tasks,
     carried: Option<registrar::Carried>,
-) -> anyhow::Result<registrar::Handle> {
+) -> anyhow::Result<(registrar::Handle, Option<SmartstackSource>)> {
     let metrics = registrar::Metrics::default();
     metrics.register(registry)?;
     let local = config.node.local();
@@ -482,9 +496,28 @@ async fn start_registrar(
         None => None,
     };
     let attached = attachments::source(overlay, &local, tasks);
+    let smartstack = match config.smartstack_source() {
+        Some(smartstack) => Some(SmartstackSource::start(smartstack, local.clone(), tasks).await),
+        None => None,
+    };
     let api = ApiSource::open(Some(&config.state_dir), local);
     let mut sources: Vec<&dyn Source> = vec![services, &files];
     sources.extend(docker.as_ref().map(|docker| docker as &dyn Source));
     sources.extend(attached.as_ref().map(|attached| attached as &dyn Source));
-    Ok(registrar::start(config.registrar(), Arc::clone(store), &sources, api, tasks, metrics, carried))
+    sources.extend(smartstack.as_ref().map(|smartstack| smartstack as &dyn Source));
+    let registrar =
+        registrar::start(config.registrar(), Arc::clone(store), &sources, api, tasks, metrics, carried);
+    Ok((registrar, smartstack))
+}
+
+fn start_announcing(
+    config: &Config,
+    registrar: &registrar::Handle,
+    registry: &Registry,
+    owners: &Owners,
+) -> anyhow::Result<announce::Handle> {
+    let metrics = announce::Metrics::register(registry)?;
+    let session_ttl = config.registrar().session_ttl.get();
+    let Owners { registrar: followers, rest: writers, .. } = owners;
+    Ok(announce::Handle::start(registrar.clone(), session_ttl, metrics, followers, writers))
 }

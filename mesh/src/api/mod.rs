@@ -5,6 +5,8 @@
 //! newer agent. Imports the model only, and never decides anything.
 
 mod attach;
+mod check;
+mod consul;
 mod doctor;
 mod network;
 mod read;
@@ -15,6 +17,10 @@ use std::time::Duration;
 pub use attach::{
     AttachRequest, Attachable, Attachment, AttachmentCheck, AttachmentInstance, AttachmentOwner,
     AttachmentRoute, Attachments, NewAttachment,
+};
+pub use check::{CheckInfo, ConsulUpdate, ProbeInfo, ReportRequest, Reported};
+pub use consul::{
+    ConsulAgentCheck, ConsulAgentService, ConsulCheck, ConsulMember, ConsulService, ConsulWeights, folded,
 };
 pub use doctor::{Checkup, Finding};
 pub use network::{NetworkInfo, NetworkRequest, NetworkSummary, Networks, SubnetInfo};
@@ -69,6 +75,34 @@ pub mod path {
     pub const INSTANCES: &str = "/v1/plexus/instances";
     /// `DELETE`: [`super::Changed`].
     pub const INSTANCE: &str = "/v1/plexus/instances/{id}";
+    /// `PUT` a [`super::ReportRequest`]: [`super::Reported`].
+    pub const CHECK: &str = "/v1/plexus/checks/{check}";
+    /// `PUT ?note=`, or a [`super::ConsulUpdate`] where the verb is `update`: nothing, as Consul has it.
+    pub const CONSUL_CHECK: &str = "/v1/agent/check/{verb}/{check}";
+    /// `PUT` a [`super::ConsulCheck`]: nothing.
+    pub const CONSUL_CHECK_REGISTER: &str = "/v1/agent/check/register";
+    /// `PUT`: nothing.
+    pub const CONSUL_CHECK_DEREGISTER: &str = "/v1/agent/check/deregister/{check}";
+    /// `GET`: [`super::ConsulAgentCheck`]s by id.
+    pub const CONSUL_CHECKS: &str = "/v1/agent/checks";
+    /// `PUT` a [`super::ConsulService`]: nothing.
+    pub const CONSUL_REGISTER: &str = "/v1/agent/service/register";
+    /// `PUT`: nothing.
+    pub const CONSUL_DEREGISTER: &str = "/v1/agent/service/deregister/{id}";
+    /// `PUT ?enable=`: nothing.
+    pub const CONSUL_MAINTENANCE: &str = "/v1/agent/service/maintenance/{id}";
+    /// `GET`: [`super::ConsulAgentService`].
+    pub const CONSUL_SERVICE: &str = "/v1/agent/service/{id}";
+    /// `GET`: [`super::ConsulAgentService`]s by id.
+    pub const CONSUL_SERVICES: &str = "/v1/agent/services";
+    /// `PUT ?enable=`: nothing.
+    pub const CONSUL_NODE_MAINTENANCE: &str = "/v1/agent/maintenance";
+    /// `GET`: what Consul's agents say of themselves.
+    pub const CONSUL_SELF: &str = "/v1/agent/self";
+    /// `GET`: [`super::ConsulMember`]s.
+    pub const CONSUL_MEMBERS: &str = "/v1/agent/members";
+    /// `GET`: an address.
+    pub const CONSUL_LEADER: &str = "/v1/status/leader";
     /// `PUT` a [`super::DrainRequest`]: [`super::Changed`].
     pub const DRAIN: &str = "/v1/plexus/drain";
     /// `GET`: [`super::Attachments`]; `POST` an [`super::AttachRequest`]: [`super::NewAttachment`].

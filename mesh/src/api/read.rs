@@ -8,6 +8,8 @@ use nerve::model::{
 };
 use serde::{Deserialize, Serialize};
 
+use super::CheckInfo;
+
 /// The catalog is the last known good: the store does not confirm it now.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stale {
@@ -218,6 +220,9 @@ pub struct WhyEndpoint {
     /// Of these, those that could not be established.
     #[serde(default)]
     pub connect_failures: u64,
+    /// Its checks, where it runs on this node.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub checks: Vec<CheckInfo>,
     /// What the balancer makes of it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pick: Option<WhyPick>,
@@ -345,6 +350,9 @@ pub struct LocalInstance {
     /// What the deciding check saw.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub health_reason: String,
+    /// Each of its checks.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub checks: Vec<CheckInfo>,
     /// Does the store hold it?
     pub registered: bool,
     /// How its record stands in the store, in words.

@@ -4,8 +4,9 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::{Error, Result};
+use super::{Error, Output, Result};
 use crate::agent::Succession;
+use crate::config::{Files, Machine, Nerve};
 
 const AFTER_HELP: &str = "\
 Signals: SIGHUP reads the configuration again, SIGUSR2 starts the program anew (as it is on disk now), which takes over,
@@ -14,6 +15,7 @@ SIGTERM and SIGINT deregister and drain, a second one leaves at once.
 Examples:
   plexus agent --config /etc/plexus/plexus.toml
   plexus agent --config /etc/plexus/plexus.toml --take-over     instead of the one that runs
+  plexus agent --config /etc/plexus/plexus.toml --nerve /etc/nerve/nerve.conf.json     with what Nerve registers
   plexus config check /etc/plexus/plexus.toml     what it would run with";
 
 /// Run the agent of this node
@@ -28,11 +30,38 @@ pub(super) struct Agent {
     /// connections and ends. Without one, start as ever
     #[arg(long)]
     take_over: bool,
+
+    /// The main file of a configuration of SmartStack's Nerve, which is taken as it is: `[source.nerve] file`
+    #[arg(long, value_name = "FILE")]
+    nerve: Option<PathBuf>,
+
+    /// Instead of the `instance_id` of that file: `[source.nerve] instance_id`
+    #[arg(long, value_name = "ID", requires = "nerve")]
+    instance_id: Option<String>,
+
+    /// Only say whether the configuration, and that of Nerve, is right
+    #[arg(long)]
+    check_config: bool,
 }
 
 impl Agent {
     pub(super) fn run(self) -> Result {
         let succession = if self.take_over { Succession::TakeOver } else { Succession::Alone };
-        crate::agent::run(&self.config, succession).map_err(Error::Program)
+        let Self { config, nerve, instance_id, check_config, .. } = self;
+        let nerve = nerve.map(|file| Nerve { file, instance_id });
+        let files = Files { config, nerve };
+        if check_config {
+            check(&files)
+        } else {
+            crate::agent::run(&files, succession).map_err(Error::Program)
+        }
     }
+}
+
+fn check(files: &Files) -> Result {
+    let config = files.load(&Machine::this()).map_err(|errors| Error::Program(errors.into()))?;
+    let instances = config.check_sources().map_err(|wrong| Error::Program(anyhow::anyhow!(wrong)))?;
+    let mut out = Output::stdout();
+    out.line(format!("the configuration is right; it defines {instances} instances"))?;
+    Ok(())
 }

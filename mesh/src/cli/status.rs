@@ -37,10 +37,8 @@ fn instances(out: &mut Output<'_>, instances: &[LocalInstance]) -> io::Result<()
     let mut table = Table::new(&["SERVICE", "ID", "ADDRESS", "HEALTH", "STORE", "SOURCE", "REASON"]);
     for instance in instances {
         let health = match instance.health {
-            Health::Passing if instance.draining => Cell::new("draining", Tone::Warning),
-            Health::Passing => Cell::new("passing", Tone::Good),
-            Health::Starting => Cell::new("starting", Tone::Warning),
-            Health::Critical => Cell::new("critical", Tone::Bad),
+            shown if shown.is_serving() && instance.draining => Cell::new("draining", Tone::Warning),
+            shown => health(shown),
         };
         let store = if instance.registered { "registered" } else { &instance.registration };
         table.row([
@@ -59,6 +57,16 @@ fn instances(out: &mut Output<'_>, instances: &[LocalInstance]) -> io::Result<()
     out.line("")?;
     out.table(&table)?;
     out.line("")
+}
+
+/// One word for how it is.
+pub(super) fn health(health: Health) -> Cell {
+    let tone = match health {
+        Health::Passing => Tone::Good,
+        Health::Warning | Health::Starting => Tone::Warning,
+        Health::Critical => Tone::Bad,
+    };
+    Cell::new(health, tone)
 }
 
 fn human(out: &mut Output<'_>, answer: &api::Status) -> io::Result<()> {

@@ -1,6 +1,7 @@
 //! `plexus why SVC`: which endpoints get traffic from this node, which not, and why.
 
 use std::io;
+use std::time::{Duration, UNIX_EPOCH};
 
 use clap::Args;
 use nerve::model::ServiceName;
@@ -8,13 +9,15 @@ use nerve::model::ServiceName;
 use super::endpoints::{listens_on, reason};
 use super::output::{Cell, Output, Table, Tone};
 use super::services::addresses;
+use super::status::health;
 use super::{Reach, Result, stale_banner};
-use crate::api::{self, WhyBalance, WhyEndpoint, WhyListener, WhyPick, WhyPlain};
+use crate::api::{self, CheckInfo, WhyBalance, WhyEndpoint, WhyListener, WhyPick, WhyPlain};
 
 const AFTER_HELP: &str = "\
 TRAFFIC is `yes`, or `no` with the word for why. SHARE is what its weight comes to of new connections, LATENCY the
 estimate of the time to its first byte (peak EWMA). IN FLIGHT, CONNECTIONS and FAILURES count what the asked node itself has
 sent to the endpoint; a failure is a connection that could not be established (it was retried elsewhere).
+Of instances that run on the asked node, each check is shown with its last probe.
 
 Examples:
   plexus why web
@@ -70,6 +73,7 @@ fn human(out: &mut Output<'_>, answer: &api::Why) -> io::Result<()> {
         out.line("")?;
         out.table(&table)?;
     }
+    checks(out, &answer.endpoints)?;
     if !answer.vips.is_empty() {
         out.line("")?;
         out.line(format!("its virtual address: {}", addresses(&answer.vips)))?;
@@ -81,6 +85,41 @@ fn human(out: &mut Output<'_>, answer: &api::Why) -> io::Result<()> {
         return out.line(format!("node {} listens on no port for it", answer.seen_from));
     }
     out.table(&table)
+}
+
+/// The checks of the instances that run on the asked node: others show only what is registered of theirs.
+fn checks(out: &mut Output<'_>, endpoints: &[WhyEndpoint]) -> io::Result<()> {
+    let mut table = Table::new(&["INSTANCE", "CHECK", "HEALTH", "LAST PROBE", "TOOK", "AT"]);
+    for endpoint in endpoints {
+        for check in &endpoint.checks {
+            table.row(check_row(endpoint, check));
+        }
+    }
+    if table.is_empty() {
+        return Ok(());
+    }
+    out.line("")?;
+    out.table(&table)
+}
+
+fn check_row(endpoint: &WhyEndpoint, check: &CheckInfo) -> [Cell; 6] {
+    let (text, took, at) = match &check.last {
+        None => ("none yet".to_owned(), String::new(), String::new()),
+        Some(last) => {
+            let at = UNIX_EPOCH + Duration::from_millis(last.at_unix_ms);
+            let took = format!("{}.{:03}ms", last.latency_us / 1000, last.latency_us % 1000);
+            let took = if check.kind == "ttl" { String::new() } else { took };
+            (last.text.clone(), took, humantime::format_rfc3339_seconds(at).to_string())
+        }
+    };
+    [
+        Cell::from(&endpoint.endpoint.id),
+        Cell::from(&check.description),
+        health(check.health),
+        Cell::from(text),
+        Cell::from(took),
+        Cell::from(at),
+    ]
 }
 
 fn balance_lines(out: &mut Output<'_>, balance: &WhyBalance) -> io::Result<()> {

@@ -5,20 +5,24 @@
 //! apply. All mistakes of a file are told at once, each with its line; a half-right file is never used. No room imports
 //! this one.
 
+mod checks;
 mod docker;
 mod localhost;
 mod machine;
 mod reload;
 mod rooms;
 mod sections;
+mod sources;
 mod validate;
 
 use std::path::{Path, PathBuf};
 
+use nerve::check::CheckSpec;
 use nerve::document::{Document, Errors, Reported, Section};
 use nerve::source::{Draft, Located, read_config};
 use serde::{Serialize, Serializer};
 
+pub use checks::Checks;
 pub use docker::Docker;
 pub use localhost::{Listen, Localhost};
 pub use machine::Machine;
@@ -27,6 +31,7 @@ pub use sections::{
     Admin, Dns, Drain, Ingress, Log, LogFormat, LogLevel, Node, Overlay, Proxy, Secret, SecretFile, Store,
     Vip,
 };
+pub use sources::{Nerve, Sources};
 
 /// Everything that a node is told, with every default filled in.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -47,6 +52,11 @@ pub struct Config {
     pub overlay: Overlay,
     /// `[docker]`.
     pub docker: Docker,
+    /// `[source.…]`.
+    #[serde(rename = "source", skip_serializing_if = "Sources::is_empty")]
+    pub sources: Sources,
+    /// `[checks]`.
+    pub checks: Checks,
     /// `[proxy]`.
     pub proxy: Proxy,
     /// `[dns]`.
@@ -101,6 +111,8 @@ impl Config {
         let vip = root.section_or_empty("vip", Vip::read);
         let overlay = root.section_or_empty("overlay", Overlay::read);
         let docker = root.section_or_empty("docker", Docker::read);
+        let sources = root.section_or_empty("source", |section| Sources::read(section, base));
+        let checks = root.section_or_empty("checks", Checks::read);
         let proxy = root.section_or_empty("proxy", Proxy::read);
         let dns = root.section_or_empty("dns", Dns::read);
         let admin = root.section_or_empty("admin", Admin::read);
@@ -127,6 +139,8 @@ impl Config {
             vip: vip?,
             overlay: overlay?,
             docker: docker?,
+            sources: sources?,
+            checks: checks?,
             proxy,
             dns,
             admin,
@@ -137,7 +151,30 @@ impl Config {
     }
 }
 
-/// Definitions as they would be written, with every default filled in.
+/// The files that an agent was started with, to be read again.
+#[derive(Debug, Clone)]
+pub struct Files {
+    /// Ours.
+    pub config: PathBuf,
+    /// One of Nerve's, whatever ours says.
+    pub nerve: Option<Nerve>,
+}
+
+impl Files {
+    /// Reads and validates them.
+    ///
+    /// # Errors
+    /// Everything that is wrong with ours.
+    pub fn load(&self, machine: &Machine) -> Result<Config, Errors> {
+        let mut config = Config::load(&self.config, machine)?;
+        if self.nerve.is_some() {
+            config.sources.nerve.clone_from(&self.nerve);
+        }
+        Ok(config)
+    }
+}
+
+/// Definitions as they would be written, with every default filled in and passwords hidden.
 fn as_drafts<S: Serializer>(services: &[Located], serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_seq(services.iter().map(|Located { definition, .. }| Draft {
         name: definition.key.service.clone(),
@@ -149,8 +186,14 @@ fn as_drafts<S: Serializer>(services: &[Located], serializer: S) -> Result<S::Ok
         tags: definition.tags.clone(),
         labels: definition.labels.clone(),
         weight: definition.weight,
-        checks: definition.checks.clone(),
+        checks: definition.checks.iter().cloned().map(without_secrets).collect(),
+        check_mode: definition.check_mode,
     }))
+}
+
+fn without_secrets(mut check: CheckSpec) -> CheckSpec {
+    check.probe.hide_secrets();
+    check
 }
 
 #[cfg(test)]

@@ -4,10 +4,10 @@ use std::num::NonZeroUsize;
 
 use nerve::period::Period;
 use nerve::registrar;
-use nerve::source::{DockerConfig, Local};
+use nerve::source::{DockerConfig, Local, SmartstackConfig};
 use nerve::store::StoreConfig;
 
-use super::{Config, Node};
+use super::{Config, Nerve, Node};
 use crate::{dns, docker, ingress, overlay, proxy, steer, vip};
 
 impl Node {
@@ -48,6 +48,8 @@ impl Config {
         registrar::Config {
             zone: self.node.zone.clone(),
             session_ttl: self.store.session_ttl,
+            max_probes: self.checks.max_probes,
+            damping: self.checks.damping(),
             ..registrar::Config::new(self.node.name.clone(), self.node.address, env!("CARGO_PKG_VERSION"))
         }
     }
@@ -144,6 +146,13 @@ impl Config {
         let docker = &self.docker;
         let driver = docker.driver().to_owned();
         (docker.enabled && docker.instances).then(|| DockerConfig { api: docker.api.clone(), driver })
+    }
+
+    /// Which configuration of Nerve's is read; `None`: none is.
+    #[must_use]
+    pub fn smartstack_source(&self) -> Option<SmartstackConfig> {
+        let Nerve { file, instance_id } = self.sources.nerve.clone()?;
+        Some(SmartstackConfig { file, instance_id })
     }
 
     /// What the name server is told; `None` where it does not run.

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
+use nerve::check::Probe;
 use nerve::document::{Document, Errors};
 use proptest::prelude::*;
 
@@ -10,6 +11,7 @@ use super::*;
 
 const EXAMPLE: &str = include_str!("../../../examples/plexus.toml");
 const REFERENCE: &str = include_str!("../../../docs/configuration.md");
+const CHECKS: &str = include_str!("../../../docs/checks.md");
 const PATH: &str = "/etc/plexus/plexus.toml";
 
 fn machine() -> Machine {
@@ -118,16 +120,20 @@ fn known_keys() -> BTreeSet<String> {
             kept.push(line);
         }
     }
-    kept.extend(
-        "[[service]]\nname = \"x\"\nport = 1\nno_such_key = 1\n[[service.check]]\nhttp = \"/\"\nno_such_key = 1\n\
-         [[service.check]]\ntcp = true\nno_such_key = 1"
-            .lines()
-            .map(str::to_owned),
-    );
+    kept.extend("[[service]]\nname = \"x\"\nport = 1\nno_such_key = 1".lines().map(str::to_owned));
+    for kind in Probe::KINDS {
+        let value = if kind.starts_with("http") { "\"/\"" } else { "true" };
+        kept.extend([
+            "[[service.check]]".to_owned(),
+            format!("{kind} = {value}"),
+            "no_such_key = 1".to_owned(),
+        ]);
+    }
     let refused = read(&kept.join("\n")).expect_err("refused");
     let mut keys = BTreeSet::new();
     for problem in refused.iter().filter(|problem| problem.message == "unknown key") {
-        let table = problem.key.trim_end_matches("no_such_key").replace("[0]", "").replace("[1]", "");
+        let table = problem.key.trim_end_matches("no_such_key");
+        let table: String = table.split(['[', ']']).step_by(2).collect();
         let listed = problem.expected.trim_start_matches("one of ");
         keys.extend(listed.split(", ").map(|key| format!("{table}{}", key.trim_matches('`'))));
     }
@@ -145,11 +151,17 @@ fn every_key_is_in_the_example_and_in_the_reference() {
             line.starts_with(&format!("{leaf} = "))
                 || line.starts_with(&format!("[{key}]"))
                 || line.starts_with(&format!("[[{key}]]"))
+                || line.starts_with(&format!("[{key}."))
         });
         // Given in the clear, it stands in the reference only: the example shows the better way.
         let elsewhere = key == "store.password" || key.split('.').next() == Some("service");
         assert!(in_example || elsewhere, "{key} is not in examples/plexus.toml");
-        assert!(REFERENCE.contains(&format!("`{key}`")), "{key} is not in docs/configuration.md");
+        // What checks take has a page of its own, by kinds.
+        let (reference, shown) = match key.strip_prefix("service.check.") {
+            Some(key) => (CHECKS, key),
+            None => (REFERENCE, key.as_str()),
+        };
+        assert!(reference.contains(&format!("`{shown}`")), "{key} is not in the reference");
     }
 }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::Outcome;
+use super::{Advice, Outcome};
 use crate::model::{Health, ListensOn, UnixPath};
 
 /// One instance.
@@ -38,17 +38,34 @@ pub struct CarriedCheck {
     pub age: Duration,
     /// Its last probe.
     pub last: Option<Outcome>,
+    /// What it said of its weight.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub advice: Option<Advice>,
 }
 
 /// A verdict, and what has been seen since that may change it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Progress {
-    /// The verdict.
+    /// The verdict: `Starting`, `Passing` or `Critical`.
     pub health: Health,
     /// Results in a row that are like the last one and speak against the verdict.
     pub streak: u32,
     /// The last result.
     pub last_healthy: bool,
+    /// Whether there is something to look after. What another version left may not say.
+    #[serde(default)]
+    pub warned: Warned,
+}
+
+/// The same of warnings.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Warned {
+    /// Is there something to look after?
+    pub verdict: bool,
+    /// Results in a row that are like the last one.
+    pub streak: u32,
+    /// Was the last one at least a warning?
+    pub last: bool,
 }
 
 /// What a monitor begins with.
@@ -64,7 +81,18 @@ impl Progress {
     /// Nothing was seen yet.
     #[must_use]
     pub fn new(health: Health) -> Self {
-        Self { health, streak: 0, last_healthy: false }
+        let warned = Warned { verdict: health == Health::Warning, ..Warned::default() };
+        let health = if health == Health::Warning { Health::Passing } else { health };
+        Self { health, streak: 0, last_healthy: false, warned }
+    }
+
+    /// The verdict, warnings included.
+    #[must_use]
+    pub fn health(&self) -> Health {
+        match self.health {
+            Health::Passing if self.warned.verdict => Health::Warning,
+            health => health,
+        }
     }
 }
 

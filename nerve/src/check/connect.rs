@@ -1,24 +1,40 @@
 //! Where a check connects to, and connecting there.
+//!
+//! To the instance, unless a definition names another address (labels may not): a process beside it that answers for it. A host
+//! name is not looked up by any check.
 
+use std::fmt;
+use std::net::IpAddr;
 use std::num::NonZeroU16;
 use std::time::Duration;
 
+use serde::ser::SerializeMap;
+use serde::{Serialize, Serializer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 
+use super::{Liberty, host};
+use crate::document::{FromValue, Mismatch, Reported, Section, Value};
 use crate::model::{Address, ListensOn, UnixPath};
 
 /// A unix socket whose backlog is full tells nobody when there is room (connect(2), `EAGAIN`): it is asked again.
 const AGAIN_AFTER: Duration = Duration::from_millis(10);
 
 /// What a check says of where it connects to: nothing, and then it is as the balancer of this node does.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Target {
+    /// The key of its kind, which the port is the value of.
+    pub(super) kind: &'static str,
     /// Another port than the instance's main one.
     pub(super) port: Option<NonZeroU16>,
     /// Another unix socket than the instance's.
     pub(super) unix: Option<UnixPath>,
+    /// Another address than the instance's.
+    pub(super) address: Option<IpAddr>,
 }
+
+/// The value of a kind's key: a port, or none.
+pub(super) struct Port(pub(super) Option<NonZeroU16>);
 
 /// A connection of either kind.
 pub(super) enum Stream {
@@ -32,14 +48,99 @@ pub(super) trait Duplex: AsyncRead + AsyncWrite + Unpin + Send {}
 impl<T: AsyncRead + AsyncWrite + Unpin + Send> Duplex for T {}
 
 impl Target {
+    /// Where the instance listens.
+    pub(super) fn nearest(kind: &'static str) -> Self {
+        Self { kind, port: None, unix: None, address: None }
+    }
+
+    /// Reads `<kind> = true` or a port, `unix` and `address`.
+    pub(super) fn read(section: &mut Section<'_>, kind: &'static str) -> Result<Self, Reported> {
+        let Port(port) = section.required::<Port>(kind)?;
+        Self::with_port(section, kind, port, kind)
+    }
+
+    /// Reads `unix` and `address` beside a port that stands under another key, `port_key`.
+    pub(super) fn with_port(
+        section: &mut Section<'_>,
+        kind: &'static str,
+        port: Option<NonZeroU16>,
+        port_key: &str,
+    ) -> Result<Self, Reported> {
+        let (unix, address) = (section.given::<UnixPath>("unix"), section.given::<IpAddr>("address"));
+        let (unix, address) = (unix?, address?);
+        if unix.is_some() && port.is_some() {
+            let why = format_args!("`{port_key}` names a port");
+            return Err(section.invalid("unix", why, "a port or a socket"));
+        }
+        if unix.is_some() && address.is_some() {
+            return Err(section.invalid("unix", "there is an `address` too", "one of them"));
+        }
+        Ok(Self { kind, port, unix, address })
+    }
+
+    /// Whoever has a check connect anywhere asks what this node may ask.
+    pub(super) fn liberty(&self) -> Option<Liberty> {
+        self.address.is_some().then_some(Liberty::Addresses)
+    }
+
     /// The address that it means for `instance`.
     pub(super) fn of(&self, instance: &ListensOn) -> Result<Address, String> {
-        let named = match (&self.unix, self.port) {
-            (Some(unix), _) => Some(Address::Unix(unix.clone())),
-            (None, Some(port)) => Some(Address::Ip((instance.address, port.get()).into())),
-            (None, None) => instance.nearest(),
+        let named = match (&self.unix, self.port, self.address) {
+            (Some(unix), ..) => Some(Address::Unix(unix.clone())),
+            (None, None, None) => instance.nearest(),
+            (None, port, address) => {
+                let address = address.unwrap_or(instance.address);
+                port.or(instance.port).map(|port| Address::Ip((address, port.get()).into()))
+            }
         };
         named.ok_or_else(|| "the instance has neither a port nor a socket".to_owned())
+    }
+}
+
+/// As the description of a check begins: `redis`, `redis port 6380`, `redis unix:/run/redis.sock`.
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.kind)?;
+        match (&self.unix, self.port) {
+            (Some(unix), _) => write!(f, " unix:{unix}")?,
+            (None, Some(port)) => write!(f, " port {port}")?,
+            (None, None) => {}
+        }
+        self.address.map_or(Ok(()), |address| write!(f, " at {address}"))
+    }
+}
+
+impl Serialize for Target {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(None)?;
+        match self.port {
+            None => map.serialize_entry(self.kind, &true)?,
+            Some(port) => map.serialize_entry(self.kind, &port)?,
+        }
+        if let Some(unix) = &self.unix {
+            map.serialize_entry("unix", unix)?;
+        }
+        if let Some(address) = &self.address {
+            map.serialize_entry("address", address)?;
+        }
+        map.end()
+    }
+}
+
+impl FromValue for Port {
+    fn expected() -> String {
+        "true, or a port from 1 to 65535".to_owned()
+    }
+
+    fn from_value(value: &Value) -> Result<Self, Vec<Mismatch>> {
+        match (value.as_bool(), value.as_integer()) {
+            (Some(true), _) => Ok(Self(None)),
+            (_, Some(_)) => NonZeroU16::from_value(value).map(|port| Self(Some(port))),
+            (Some(false), _) => {
+                Err(value.mismatch("a check cannot be switched off; leave it out", Self::expected()))
+            }
+            _ => Err(value.wrong_kind(Self::expected())),
+        }
     }
 }
 
@@ -56,14 +157,17 @@ pub(super) async fn connect(address: &Address) -> Result<Stream, String> {
             }
         },
     };
-    connected.map_err(|error| format!("connect to {address}: {error}"))
+    connected.inspect_err(host::note).map_err(|error| format!("connect to {address}: {error}"))
 }
 
 impl Stream {
-    /// As what both kinds are.
+    /// As what both kinds are. Small requests and answers go at once.
     pub(super) fn boxed(self) -> Box<dyn Duplex> {
         match self {
-            Self::Tcp(stream) => Box::new(stream),
+            Self::Tcp(stream) => {
+                let _ = stream.set_nodelay(true);
+                Box::new(stream)
+            }
             Self::Unix(stream) => Box::new(stream),
         }
     }

@@ -2,6 +2,7 @@
 
 use prometheus::{HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGaugeVec, Opts, Registry};
 
+use super::host::Lack;
 use crate::model::Health;
 
 /// Counters of the checks. Clones share them.
@@ -11,6 +12,8 @@ pub struct Metrics {
     pub(super) latency: HistogramVec,
     pub(super) instances: IntGaugeVec,
     pub(super) slot_waits: IntCounter,
+    pub(super) host_faults: IntCounterVec,
+    pub(super) held: IntCounter,
 }
 
 #[allow(clippy::expect_used, reason = "the names and labels are constants; a wrong one fails every test")]
@@ -22,15 +25,25 @@ impl Default for Metrics {
         let latency =
             HistogramOpts::new("plexus_check_latency_seconds", "How long probes took").buckets(buckets);
         let instances = Opts::new("plexus_check_instances", "Local instances by health");
+        let held = "Times that an instance was held down because it came and went";
         let waits = "Probes that waited because the limit of concurrent probes was reached";
         let metrics = Self {
             probes: vec("plexus_check_probes_total", "Probes by kind and result", &["kind", "result"]),
             latency: HistogramVec::new(latency, &["kind"]).expect("constant"),
             instances: IntGaugeVec::new(instances, &["health"]).expect("constant"),
             slot_waits: IntCounter::new("plexus_check_slot_waits_total", waits).expect("constant"),
+            host_faults: vec(
+                "plexus_check_host_faults_total",
+                "Probes that say nothing of their target, since this host lacked something for them",
+                &["lacks"],
+            ),
+            held: IntCounter::new("plexus_check_flapping_total", held).expect("constant"),
         };
-        for health in [Health::Passing, Health::Starting, Health::Critical] {
+        for health in [Health::Passing, Health::Warning, Health::Starting, Health::Critical] {
             metrics.instances_of(health).set(0);
+        }
+        for lack in Lack::ALL {
+            metrics.host_faults.with_label_values(&[lack.as_str()]).inc_by(0);
         }
         metrics
     }
@@ -45,7 +58,9 @@ impl Metrics {
         registry.register(Box::new(self.probes.clone()))?;
         registry.register(Box::new(self.latency.clone()))?;
         registry.register(Box::new(self.instances.clone()))?;
-        registry.register(Box::new(self.slot_waits.clone()))
+        registry.register(Box::new(self.slot_waits.clone()))?;
+        registry.register(Box::new(self.host_faults.clone()))?;
+        registry.register(Box::new(self.held.clone()))
     }
 
     pub(super) fn instances_of(&self, health: Health) -> prometheus::IntGauge {

@@ -1,90 +1,40 @@
 //! Runs the checks: one task a check, so that a target that hangs delays no other.
 //!
-//! A probe holds a slot while it runs, since each is a file descriptor; whoever has to wait for one is counted. The wait
-//! does not eat into the probe's timeout. A probe that panics is a failed probe.
+//! A probe holds a slot while it runs, since each is a file descriptor, or a process; whoever has to wait for one is counted. The
+//! wait does not eat into the probe's timeout. A probe that panics is a failed probe; one that fails because this host
+//! lacks something changes no verdict.
 
 use std::num::NonZeroUsize;
 use std::panic::AssertUnwindSafe;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::SystemTime;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, SystemTime};
 
 use futures_util::FutureExt;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
-use tokio_util::sync::{CancellationToken, DropGuard};
+use tokio_util::sync::CancellationToken;
 
-use super::carried::{Beginning, Carried, CarriedCheck, Progress};
+use super::carried::{Beginning, Progress};
+use super::host::{self, Lack};
+use super::means::{Means, Of};
+use super::monitor::{CheckStatus, Found, Monitor, Report, Shared, State, Subject, advice};
+use super::program::Program;
+use super::reports::Reports;
 use super::schedule::Schedule;
-use super::{CheckSpec, Hysteresis, Metrics, Outcome, bounded};
-use crate::model::{Health, ListensOn};
+use super::{CheckSpec, Damping, Hysteresis, Level, Manner, Metrics, Outcome, Seen, bounded};
+use crate::model::Health;
 use crate::tasks::Tasks;
-
-/// What is checked.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Subject {
-    /// Its name in logs (`web/web-a-8080`), from which its moment within the interval is drawn.
-    pub name: String,
-    /// Where it listens.
-    pub on: ListensOn,
-    /// Its checks; without any it is passing.
-    pub checks: Vec<CheckSpec>,
-}
 
 /// Starts checks and bounds how many probe at a time.
 #[derive(Debug, Clone)]
 pub struct Runner {
     tasks: Tasks,
     slots: Arc<Semaphore>,
+    means: Means,
     metrics: Metrics,
+    damping: Damping,
     /// Where every check's grid of probes begins.
     epoch: Instant,
-}
-
-/// The checks of one instance, running for as long as this value lives.
-#[derive(Debug)]
-pub struct Monitor {
-    shared: Arc<Shared>,
-    _stop: DropGuard,
-}
-
-/// How an instance is, as its checks see it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Report {
-    /// As its worst check.
-    pub health: Health,
-    /// The probe that decided it (`http GET /healthz: status 503`); empty when passing.
-    pub reason: String,
-    /// Each check.
-    pub checks: Vec<CheckStatus>,
-}
-
-/// How one check is.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct CheckStatus {
-    /// `tcp`, `http`, …
-    pub kind: &'static str,
-    /// What it does: `http GET /healthz`.
-    pub description: String,
-    /// Its verdict.
-    pub health: Health,
-    /// Its last probe.
-    pub last: Option<Outcome>,
-}
-
-type OnChange = Box<dyn Fn() + Send + Sync>;
-
-struct Shared {
-    name: String,
-    on: ListensOn,
-    state: Mutex<State>,
-    metrics: Metrics,
-    on_change: OnChange,
-}
-
-struct State {
-    report: Report,
-    /// One a check: how it stands, and when it began.
-    progress: Vec<(Progress, Instant)>,
 }
 
 /// Everything that one check's task needs.
@@ -96,19 +46,23 @@ struct Running {
     schedule: Schedule,
     started: Instant,
     slots: Arc<Semaphore>,
+    means: Means,
+    /// Runs for as long as this check does.
+    _program: Option<Arc<Program>>,
     shared: Arc<Shared>,
 }
 
 impl Runner {
     /// A runner whose checks are `tasks`' and that runs at most `max_probes` probes at a time.
     #[must_use]
-    pub fn new(tasks: Tasks, max_probes: NonZeroUsize, metrics: Metrics) -> Self {
+    pub fn new(tasks: Tasks, max_probes: NonZeroUsize, damping: Damping, metrics: Metrics) -> Self {
         let slots = Arc::new(Semaphore::new(max_probes.get().min(Semaphore::MAX_PERMITS)));
-        Self { tasks, slots, metrics, epoch: Instant::now() }
+        let means = Means::new(tasks.clone());
+        Self { tasks, slots, means, metrics, damping, epoch: Instant::now() }
     }
 
     /// Begins to check `subject`. Every check has the verdict of `beginning` until its probes give another; `on_change`
-    /// is called whenever the health of the instance has changed, and must not block.
+    /// is called whenever the health of the instance has changed, or what it asks for, and must not block.
     #[must_use]
     pub fn start(
         &self,
@@ -116,7 +70,7 @@ impl Runner {
         beginning: Beginning,
         on_change: impl Fn() + Send + Sync + 'static,
     ) -> Monitor {
-        let Subject { name, on, checks } = subject;
+        let Subject { service, id, on, checks, mode } = subject;
         let now = Instant::now();
         let (mut statuses, mut progress) = (Vec::new(), Vec::new());
         for (index, spec) in checks.iter().enumerate() {
@@ -128,11 +82,12 @@ impl Runner {
             statuses.push(CheckStatus {
                 kind: spec.probe.kind(),
                 description,
-                health: stands.health,
+                health: stands.health(),
                 last: carried.and_then(|check| check.last.clone()),
+                advice: carried.and_then(|check| check.advice),
             });
         }
-        let health = statuses.iter().map(|check| check.health).max().unwrap_or(Health::Passing);
+        let health = mode.over(statuses.iter().map(|check| check.health));
         let reason = match (health, &beginning) {
             (Health::Passing, _) => String::new(),
             (_, Beginning::Carried(carried)) if carried.health == health => carried.reason.clone(),
@@ -140,29 +95,37 @@ impl Runner {
         };
         self.metrics.instances_of(health).inc();
         let stop = CancellationToken::new();
-        let report = Report { health, reason, checks: statuses.clone() };
+        let report = Report { health, reason, advice: advice(&statuses), checks: statuses.clone() };
         let shared = Arc::new(Shared {
-            name,
+            name: format!("{service}/{id}"),
+            service,
+            id,
             on,
-            state: Mutex::new(State { report, progress: progress.clone() }),
+            mode,
+            reports: checks.iter().map(|_| Reports::new()).collect(),
+            state: Mutex::new(State::new(report, progress.clone(), self.damping)),
             metrics: self.metrics.clone(),
             on_change: Box::new(on_change),
         });
         let begins = statuses.into_iter().zip(progress);
         for (index, (spec, (status, (stands, began)))) in checks.into_iter().zip(begins).enumerate() {
-            let timing = &spec.timing;
-            let schedule = Schedule::new(&shared.name, index, timing.interval(), self.epoch, now);
             let decided =
                 beginning.of_check(index, &status.description).is_some() && stands.health != Health::Starting;
+            let timing = &spec.timing;
+            let schedule = Schedule::new(&shared.name, index, timing.interval(), self.epoch, now);
+            let check = spec.probe.check();
+            let runs = check.manner() == Manner::RunsAProgram;
             let running = Running {
                 schedule: if decided { schedule.resumed(now) } else { schedule },
                 index,
                 hysteresis: Hysteresis::new(timing.rise(), timing.fall(), timing.start_period(), stands),
-                spec,
                 description: status.description,
                 started: began,
-                slots: Arc::clone(&self.slots),
+                slots: Arc::clone(if runs { &self.means.running } else { &self.slots }),
+                means: self.means.clone(),
+                _program: check.program(&self.means),
                 shared: Arc::clone(&shared),
+                spec,
             };
             let (stop, owner) = (stop.clone(), self.tasks.stop_token());
             self.tasks.spawn("check", async move {
@@ -177,143 +140,109 @@ impl Runner {
     }
 }
 
-impl Monitor {
-    /// The verdict and how each check is.
-    #[must_use]
-    pub fn report(&self) -> Report {
-        self.shared.state().report.clone()
-    }
-
-    /// What another process needs to go on with these checks.
-    #[must_use]
-    pub fn carried(&self) -> Carried {
-        let state = self.shared.state();
-        let checks = state.report.checks.iter().zip(&state.progress);
-        let checks = checks.map(|(check, (progress, began))| CarriedCheck {
-            description: check.description.clone(),
-            progress: *progress,
-            age: began.elapsed(),
-            last: check.last.clone(),
-        });
-        let (health, reason) = (state.report.health, state.report.reason.clone());
-        Carried::of(&self.shared.on, health, reason, checks.collect())
-    }
-
-    /// The verdict and the probe that decided it.
-    #[must_use]
-    pub fn verdict(&self) -> (Health, String) {
-        let state = self.shared.state();
-        (state.report.health, state.report.reason.clone())
-    }
-}
-
-impl Drop for Monitor {
-    fn drop(&mut self) {
-        self.shared.metrics.instances_of(self.shared.state().report.health).dec();
-    }
-}
-
-impl Shared {
-    fn state(&self) -> std::sync::MutexGuard<'_, State> {
-        // Each change is made in one piece, so a panic elsewhere leaves nothing half-done.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Takes in one check's outcome and verdict.
-    fn apply(&self, index: usize, outcome: Outcome, progress: Progress, description: &str) {
-        let health = progress.health;
-        let changed = {
-            let mut state = self.state();
-            if let Some((stands, _)) = state.progress.get_mut(index) {
-                *stands = progress;
-            }
-            let state = &mut state.report;
-            let deciding = format!("{description}: {}", outcome.text);
-            if let Some(check) = state.checks.get_mut(index) {
-                check.health = health;
-                check.last = Some(outcome);
-            }
-            let worst = state.checks.iter().map(|check| check.health).max().unwrap_or_default();
-            let before = state.health;
-            if worst != before {
-                state.health = worst;
-                state.reason = match worst {
-                    Health::Passing => String::new(),
-                    _ if worst == health => deciding,
-                    _ => worst_check(&state.checks, worst),
-                };
-                self.metrics.instances_of(before).dec();
-                self.metrics.instances_of(worst).inc();
-                Some((before, worst, state.reason.clone()))
-            } else {
-                None
-            }
-        };
-        let Some((from, to, reason)) = changed else { return };
-        if to == Health::Critical {
-            tracing::warn!(instance = self.name, %from, %to, reason, "health changed");
-        } else {
-            tracing::info!(instance = self.name, %from, %to, reason, "health changed");
-        }
-        (self.on_change)();
-    }
-}
-
-/// When the worst check recovers, the next worst is the reason.
-fn worst_check(checks: &[CheckStatus], worst: Health) -> String {
-    let check = checks.iter().find(|check| check.health == worst);
-    check.map_or_else(String::new, |check| {
-        let text = check.last.as_ref().map_or("not decided yet", |last| last.text.as_str());
-        format!("{}: {text}", check.description)
-    })
-}
-
-impl std::fmt::Debug for Shared {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Shared").field("name", &self.name).finish_non_exhaustive()
-    }
-}
-
 impl Running {
     async fn run(mut self) {
+        let is_told = self.spec.probe.check().manner() == Manner::IsTold;
+        let mut lacked = None;
         loop {
-            tokio::time::sleep_until(self.schedule.due()).await;
-            let outcome = self.probe().await;
+            if !is_told {
+                tokio::time::sleep_until(self.schedule.due()).await;
+            }
+            let (seen, latency, lack) = self.probe(is_told).await;
             let now = Instant::now();
-            let healthy = outcome.healthy;
-            let health = self.hysteresis.observe(healthy, now - self.started);
-            self.schedule.advance(now, healthy, health);
-            self.shared.apply(self.index, outcome, self.hysteresis.progress(), &self.description);
+            let Seen { level, text, output, advice } = seen;
+            let outcome = Outcome {
+                healthy: level != Level::Critical,
+                warning: level == Level::Warning,
+                text: bounded(&text),
+                output,
+                latency,
+                at: SystemTime::now(),
+            };
+            if let Some(lack) = lack {
+                self.shared.metrics.host_faults.with_label_values(&[lack.as_str()]).inc();
+                if lacked.replace(lack) != Some(lack) {
+                    tracing::warn!(
+                        instance = self.shared.name,
+                        lacks = lack.as_str(),
+                        reason = outcome.text,
+                        "this host lacks something for a check; the verdict stays as it is"
+                    );
+                }
+                self.schedule.advance(now, false, self.hysteresis.progress().health());
+                let text = bounded(&format!(
+                    "said nothing, for want of {} on this host: {}",
+                    lack.as_str(),
+                    outcome.text
+                ));
+                self.shared.note(self.index, Outcome { text, ..outcome });
+                continue;
+            }
+            lacked = None;
+            let health = self.hysteresis.observe(self.spec.timing.on().weigh(level), now - self.started);
+            self.schedule.advance(now, level != Level::Critical, health);
+            let found = Found { outcome, progress: self.hysteresis.progress(), advice };
+            self.shared.apply(self.index, found, &self.description);
         }
     }
 
-    async fn probe(&self) -> Outcome {
-        let metrics = &self.shared.metrics;
-        let slot = match self.slots.try_acquire() {
-            Ok(slot) => Ok(slot),
+    /// A slot; `None` for whoever needs none.
+    async fn slot(&self, is_told: bool) -> Option<OwnedSemaphorePermit> {
+        if is_told {
+            return None;
+        }
+        match Arc::clone(&self.slots).try_acquire_owned() {
+            Ok(slot) => Some(slot),
             Err(_) => {
-                metrics.slot_waits.inc();
-                self.slots.acquire().await
+                self.shared.metrics.slot_waits.inc();
+                Arc::clone(&self.slots).acquire_owned().await.ok()
             }
-        };
+        }
+    }
+
+    /// What one probe says, how long it took, and what this host lacked for it.
+    async fn probe(&self, is_told: bool) -> (Seen, Duration, Option<Lack>) {
+        let metrics = &self.shared.metrics;
+        let slot = self.slot(is_told).await;
         let begun = Instant::now();
-        let probe = AssertUnwindSafe(self.spec.probe.check().probe(&self.shared.on)).catch_unwind();
         let timeout = self.spec.timing.timeout();
-        let (healthy, text, result) = match tokio::time::timeout(timeout, probe).await {
-            Ok(Ok(Ok(text))) => (true, text, "pass"),
-            Ok(Ok(Err(text))) => (false, text, "fail"),
-            Ok(Err(_)) => (false, "the check itself panicked; please report it".to_owned(), "panic"),
+        let nothing = Reports::default();
+        let of = Of {
+            service: &self.shared.service,
+            id: &self.shared.id,
+            on: &self.shared.on,
+            timeout,
+            means: &self.means,
+            reports: self.shared.reports.get(self.index).map_or(&nothing, |reports| reports),
+        };
+        let probe = AssertUnwindSafe(host::watched(self.spec.probe.check().judge(&of))).catch_unwind();
+        let probed = if is_told { Ok(probe.await) } else { tokio::time::timeout(timeout, probe).await };
+        let (seen, lack, result) = match probed {
+            Ok(Ok((seen, lack))) => {
+                let lack = lack.filter(|_| seen.level != Level::Passing);
+                let result = match (seen.level, lack) {
+                    (_, Some(_)) => "host",
+                    (Level::Passing, _) => "pass",
+                    (Level::Warning, _) => "warn",
+                    (Level::Critical, _) => "fail",
+                };
+                (seen, lack, result)
+            }
+            Ok(Err(_)) => (Seen::critical("the check itself panicked; please report it"), None, "panic"),
             Err(_) => {
                 let timeout = humantime::format_duration(timeout);
-                (false, format!("no answer within {timeout}"), "timeout")
+                (Seen::critical(format!("no answer within {timeout}")), None, "timeout")
             }
         };
         drop(slot);
-        let latency = begun.elapsed();
+        // How long an application was silent is no latency.
+        let latency = if is_told { Duration::ZERO } else { begun.elapsed() };
         let kind = self.spec.probe.kind();
         metrics.probes.with_label_values(&[kind, result]).inc();
-        metrics.latency.with_label_values(&[kind]).observe(latency.as_secs_f64());
-        Outcome { healthy, text: bounded(&text), latency, at: SystemTime::now() }
+        if !is_told {
+            metrics.latency.with_label_values(&[kind]).observe(latency.as_secs_f64());
+        }
+        (seen, latency, lack)
     }
 }
 
@@ -322,13 +251,13 @@ mod tests {
     use std::net::SocketAddr;
     use std::num::NonZeroU32;
     use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-    use std::time::Duration;
 
     use tokio::net::TcpListener;
     use tokio::sync::Notify;
 
     use super::*;
-    use crate::check::{Http, Probe, Tcp, Timing};
+    use crate::check::{Advice, CheckMode, Http, Probe, Tcp, Timing};
+    use crate::model::{InstanceId, ServiceName};
     use crate::period::Period;
 
     struct Bench {
@@ -338,16 +267,27 @@ mod tests {
         changed: Arc<Notify>,
     }
 
+    fn subject(name: &str, address: SocketAddr, checks: Vec<CheckSpec>) -> Subject {
+        let (service, id) = name.split_once('/').unwrap();
+        let (service, id) = (ServiceName::new(service).unwrap(), InstanceId::new(id).unwrap());
+        Subject { service, id, on: address.into(), checks, mode: CheckMode::All }
+    }
+
     fn bench(slots: usize) -> Bench {
         let (tasks, metrics) = (Tasks::new(), Metrics::default());
-        let runner = Runner::new(tasks.clone(), NonZeroUsize::new(slots).unwrap(), metrics.clone());
+        let runner = Runner::new(
+            tasks.clone(),
+            NonZeroUsize::new(slots).unwrap(),
+            Damping::default(),
+            metrics.clone(),
+        );
         Bench { tasks, runner, metrics, changed: Arc::new(Notify::new()) }
     }
 
     impl Bench {
         fn start(&self, name: &str, address: SocketAddr, checks: Vec<CheckSpec>) -> Monitor {
             let changed = Arc::clone(&self.changed);
-            let subject = Subject { name: name.to_owned(), on: address.into(), checks };
+            let subject = subject(name, address, checks);
             self.runner.start(subject, Beginning::With(Health::Starting), move || changed.notify_one())
         }
 
@@ -505,10 +445,113 @@ mod tests {
     async fn without_checks_it_is_passing_and_carried_health_holds_until_a_verdict() {
         let bench = bench(8);
         let (_server, address) = listener().await;
-        assert_eq!(bench.start("web/a", address, Vec::new()).verdict(), (Health::Passing, String::new()));
-        let subject = Subject { name: "web/b".to_owned(), on: address.into(), checks: vec![tcp(20)] };
+        assert_eq!(
+            bench.start("web/a", address, Vec::new()).verdict(),
+            (Health::Passing, String::new(), Advice::NONE)
+        );
+        let subject = subject("web/b", address, vec![tcp(20)]);
         let carried = bench.runner.start(subject, Beginning::With(Health::Passing), || ());
         assert_eq!(carried.verdict().0, Health::Passing);
+        bench.tasks.shutdown().await;
+    }
+
+    fn exec(line: &str) -> CheckSpec {
+        let text = format!("exec = {line:?}\nshell = true\ninterval = \"20ms\"\nrise = 1\nfall = 1");
+        read(&text)
+    }
+
+    fn read(text: &str) -> CheckSpec {
+        crate::document::Document::parse("x", text).unwrap().decode(CheckSpec::read).unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_warning_is_shown_and_takes_nothing_out_unless_it_is_to() {
+        let bench = bench(8);
+        let address = "127.0.0.1:1".parse().unwrap();
+        let monitor = bench.start("web/a", address, vec![exec("echo full; exit 1")]);
+        let report = bench.wait_for(&monitor, Health::Warning).await;
+        assert_eq!(report.reason, "exec sh -c \"echo full; exit 1\": exit 1: full");
+        let mut strict = exec("echo full; exit 1");
+        strict.timing = strict.timing.failing_on(crate::check::FailsOn::Warning);
+        let monitor = bench.start("web/b", address, vec![strict]);
+        let report = bench.wait_for(&monitor, Health::Critical).await;
+        assert_eq!(report.checks[0].last.as_ref().map(Outcome::level), Some(Level::Warning));
+        bench.tasks.shutdown().await;
+    }
+
+    #[tokio::test]
+    async fn one_of_several_checks_is_enough_where_any_will_do() {
+        let bench = bench(8);
+        let both = || vec![exec("exit 2"), exec("exit 0")];
+        let all = bench.start("web/a", "127.0.0.1:1".parse().unwrap(), both());
+        bench.wait_for(&all, Health::Critical).await;
+        let mut any = subject("web/b", "127.0.0.1:1".parse().unwrap(), both());
+        any.mode = CheckMode::Any;
+        let changed = Arc::clone(&bench.changed);
+        let any = bench.runner.start(any, Beginning::With(Health::Starting), move || changed.notify_one());
+        bench.wait_for(&any, Health::Passing).await;
+        let decided = async {
+            while any.report().checks[0].health != Health::Critical {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(5), decided).await.unwrap();
+        assert_eq!(any.verdict().0, Health::Passing);
+        bench.tasks.shutdown().await;
+    }
+
+    #[tokio::test]
+    async fn an_application_reports_and_its_silence_is_critical() {
+        let bench = bench(8);
+        let monitor = bench.start("web/a", "127.0.0.1:1".parse().unwrap(), vec![read("ttl = \"300ms\"")]);
+        assert_eq!(monitor.verdict().0, Health::Starting);
+        let tell = |level, text: &str| {
+            monitor.tell(0, crate::check::SelfReport { level, text: text.to_owned() });
+        };
+        tell(Level::Passing, "");
+        bench.wait_for(&monitor, Health::Passing).await;
+        tell(Level::Warning, "hot");
+        assert_eq!(bench.wait_for(&monitor, Health::Warning).await.reason, "ttl 300ms: hot");
+        let report = bench.wait_for(&monitor, Health::Critical).await;
+        assert_eq!(report.reason, "ttl 300ms: no report within 300ms");
+        tell(Level::Passing, "back");
+        bench.wait_for(&monitor, Health::Passing).await;
+        bench.tasks.shutdown().await;
+    }
+
+    #[tokio::test]
+    async fn an_instance_that_comes_and_goes_is_held_down_and_released() {
+        let damping = Damping {
+            changes: NonZeroU32::new(4).unwrap(),
+            window: Period::seconds(60),
+            hold: Period::new(Duration::from_millis(700)).unwrap(),
+            longest: Period::seconds(60),
+        };
+        let mut bench = bench(8);
+        bench.runner.damping = damping;
+        let (_server, address) = listener().await;
+        let spec = read("ttl = \"1h\"");
+        let steady = read("tcp = true\ninterval = \"20ms\"");
+        let monitor = bench.start("web/a", address, vec![spec, steady]);
+        for level in [Level::Passing, Level::Critical, Level::Passing, Level::Critical, Level::Passing] {
+            monitor.tell(0, crate::check::SelfReport { level, text: String::new() });
+            let wanted = if level == Level::Passing { Health::Passing } else { Health::Critical };
+            let taken_in = async {
+                while monitor.report().checks[0].health != wanted {
+                    tokio::time::sleep(Duration::from_millis(2)).await;
+                }
+                // The steady one decides first.
+                while monitor.report().checks[1].health != Health::Passing {
+                    tokio::time::sleep(Duration::from_millis(2)).await;
+                }
+            };
+            tokio::time::timeout(Duration::from_secs(5), taken_in).await.unwrap();
+        }
+        let (health, reason, _) = monitor.verdict();
+        assert_eq!(health, Health::Critical);
+        assert_eq!(reason, "flapping: changed 4 times within 1m, held down for 700ms");
+        assert_eq!(bench.metrics.held.get(), 1);
+        bench.wait_for(&monitor, Health::Passing).await;
         bench.tasks.shutdown().await;
     }
 }

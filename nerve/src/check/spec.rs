@@ -8,8 +8,9 @@ use std::time::Duration;
 
 use serde::{Serialize, Serializer};
 
-use super::Probe;
-use crate::document::{Reported, Section};
+use super::{FailsOn, Probe};
+use crate::document::{FromValue, Mismatch, Reported, Section, Value};
+use crate::model::Health;
 use crate::period::Period;
 
 /// So many probes in a row make a verdict at most.
@@ -17,13 +18,83 @@ const MAX_COUNT: u32 = 1000;
 
 /// How often to probe, how long to wait, and when to change the verdict.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(into = "Written")]
 pub struct Timing {
     interval: Period,
     timeout: Period,
     rise: NonZeroU32,
     fall: NonZeroU32,
+    start_period: Duration,
+    on: FailsOn,
+    /// Nothing is asked: there is no interval and no timeout.
+    is_told: bool,
+}
+
+/// As it stands in a document.
+#[derive(Serialize)]
+struct Written {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    interval: Option<Period>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    timeout: Option<Period>,
+    rise: NonZeroU32,
+    fall: NonZeroU32,
     #[serde(serialize_with = "as_text")]
     start_period: Duration,
+    #[serde(skip_serializing_if = "FailsOn::is_default")]
+    on: FailsOn,
+}
+
+impl From<Timing> for Written {
+    fn from(timing: Timing) -> Self {
+        let Timing { interval, timeout, rise, fall, start_period, on, is_told } = timing;
+        let (interval, timeout) = ((!is_told).then_some(interval), (!is_told).then_some(timeout));
+        Self { interval, timeout, rise, fall, start_period, on }
+    }
+}
+
+/// What the checks of an instance have to say together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CheckMode {
+    /// It is as well as its worst check.
+    #[default]
+    All,
+    /// It is as well as its best check.
+    Any,
+}
+
+impl CheckMode {
+    /// The verdict over these; without any it is well.
+    #[must_use]
+    pub fn over(self, healths: impl Iterator<Item = Health>) -> Health {
+        match self {
+            Self::All => healths.max(),
+            Self::Any => healths.min(),
+        }
+        .unwrap_or_default()
+    }
+
+    /// Is it the default?
+    #[must_use]
+    pub fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+impl FromValue for CheckMode {
+    fn expected() -> String {
+        "\"all\" or \"any\"".to_owned()
+    }
+
+    fn from_value(value: &Value) -> Result<Self, Vec<Mismatch>> {
+        match value.as_text() {
+            Some("all") => Ok(Self::All),
+            Some("any") => Ok(Self::Any),
+            Some(_) => Err(value.mismatch("it is neither of them", Self::expected())),
+            None => Err(value.wrong_kind(Self::expected())),
+        }
+    }
 }
 
 /// The timeout is longer than the interval: probes would overlap.
@@ -44,7 +115,14 @@ impl Timing {
         const TWO: NonZeroU32 = NonZeroU32::new(2).unwrap();
         const THREE: NonZeroU32 = NonZeroU32::new(3).unwrap();
         let timeout = Period::seconds(1).min(interval);
-        Self { interval, timeout, rise: TWO, fall: THREE, start_period: Duration::ZERO }
+        let (start_period, on) = (Duration::ZERO, FailsOn::default());
+        Self { interval, timeout, rise: TWO, fall: THREE, start_period, on, is_told: false }
+    }
+
+    /// Of a check that is told: what it is told decides at once.
+    fn told() -> Self {
+        let every = Self::default().rise_and_fall(NonZeroU32::MIN, NonZeroU32::MIN);
+        Self { is_told: true, ..every }
     }
 
     /// With this timeout for a whole probe, from connecting to the last byte.
@@ -68,6 +146,18 @@ impl Timing {
     #[must_use]
     pub fn starting_for(self, start_period: Duration) -> Self {
         Self { start_period, ..self }
+    }
+
+    /// Failing from this level on.
+    #[must_use]
+    pub fn failing_on(self, on: FailsOn) -> Self {
+        Self { on, ..self }
+    }
+
+    /// From which level on a probe counts as failed.
+    #[must_use]
+    pub fn on(&self) -> FailsOn {
+        self.on
     }
 
     /// From the beginning of a probe to that of the next.
@@ -101,9 +191,12 @@ impl Timing {
     }
 
     fn read(section: &mut Section<'_>) -> Result<Self, Reported> {
-        let defaults = Self::default();
-        let interval = section.or("interval", defaults.interval);
-        let timeout = section.optional::<Period>("timeout");
+        let defaults = if section.has("ttl") { Self::told() } else { Self::default() };
+        let (interval, timeout) = if defaults.is_told {
+            (defaults.interval, None)
+        } else {
+            (section.or("interval", defaults.interval), section.optional::<Period>("timeout"))
+        };
         let expected = format!("an integer from 1 to {MAX_COUNT}");
         let count = |n: &NonZeroU32| n.get() <= MAX_COUNT;
         let rise = section.or_where("rise", defaults.rise, &expected, count);
@@ -114,7 +207,9 @@ impl Timing {
             "a duration of at most a day",
             |period| *period <= Period::MAX,
         );
-        let timing = Self::every(interval).rise_and_fall(rise, fall).starting_for(start_period);
+        let on = section.or("on", defaults.on);
+        let timing = Self { is_told: defaults.is_told, on, ..Self::every(interval) };
+        let timing = timing.rise_and_fall(rise, fall).starting_for(start_period);
         match timeout {
             None => Ok(timing),
             Some(timeout) => timing
@@ -150,6 +245,17 @@ impl CheckSpec {
         let timing = Timing::read(section);
         let probe = Probe::read(section);
         Ok(Self { probe: probe?, timing: timing? })
+    }
+}
+
+impl CheckSpec {
+    /// By what an application reports to it, at this place of an instance with so many checks; `None`: it is not told.
+    #[must_use]
+    pub fn report_id(&self, instance: &str, place: usize, of: usize) -> Option<String> {
+        match &self.probe {
+            Probe::Ttl(ttl) => Some(ttl.id(instance, place, of)),
+            _ => None,
+        }
     }
 }
 
@@ -189,6 +295,16 @@ mod tests {
             ("tcp = 81\nunix = \"/x\"", "`tcp` names a port"),
             ("tcp = true\nunix = \"x\"", "write it absolute"),
             ("htttp = \"/\"", "did you mean `http`?"),
+            ("tcp = true\non = \"passing\"", "\"warning\" or \"critical\""),
+            ("ttl = \"10s\"\ninterval = \"1s\"", "unknown key"),
+            ("ttl = \"10s\"\nid = \"a/b\"", "cannot stand in a path"),
+            ("exec = \"true\"", "a program and its arguments"),
+            ("exec = [\"bin/true\"]", "write it absolute"),
+            ("exec = []", "it names no program"),
+            ("exec = [\"true\"]\nshell = true", "exec"),
+            ("systemd = \"a b\"", "no name of a unit"),
+            ("docker = \"../x\"", "it is no container"),
+            ("weight_from = 0", "weight_from"),
         ] {
             let shown = read(text).unwrap_err();
             assert!(shown.contains(expected), "{text}: {shown}");
@@ -202,8 +318,16 @@ mod tests {
             "tcp = 8081\nrise = 1",
             "tcp = true\nunix = \"/run/app.sock\"",
             "http = \"/x\"\nunix = \"/run/app.sock\"",
-            "http = \"/x\"\nmethod = \"POST\"\nstatus = [\"200-204\", 404]\nbody = \"ok\"\nhost = \"a.b\"\nport = 81\n\
+            "http = \"/x\"\nmethod = \"POST\"\nstatus = [\"200-204\", 404]\ncontains = \"ok\"\nhost = \"a.b\"\nport = 81\n\
              headers = { X-A = \"1\" }\ninterval = \"1s\"\ntimeout = \"500ms\"\nstart_period = \"1m\"",
+            "exec = [\"/bin/true\", \"a b\"]\non = \"warning\"",
+            "exec = \"true; false\"\nshell = true",
+            "external = [\"/opt/check\"]\noptions = { queue = \"mail\" }",
+            "ttl = \"10s\"",
+            "ttl = \"10s\"\nid = \"alive\"\nfall = 2",
+            "docker = \"web\"\nengine = \"/run/docker.sock\"",
+            "systemd = \"nginx.service\"",
+            "weight_from = 9999",
         ] {
             let spec = read(text).unwrap();
             let json = serde_json::to_string(&spec).unwrap();

@@ -136,9 +136,28 @@ impl std::error::Error for Errors {}
 pub(super) struct Sink {
     problems: Vec<Problem>,
     omitted: usize,
+    /// Keys that nobody asked for, where that is no problem.
+    unknown: Option<Vec<Problem>>,
 }
 
 impl Sink {
+    /// One that takes unknown keys for no problem.
+    pub(super) fn tolerant() -> Self {
+        Self { unknown: Some(Vec::new()), ..Self::default() }
+    }
+
+    pub(super) fn push_unknown(&mut self, problem: Problem) {
+        match &mut self.unknown {
+            None => self.push(problem),
+            Some(unknown) if unknown.len() < MAX_PROBLEMS => unknown.push(problem),
+            Some(_) => {}
+        }
+    }
+
+    pub(super) fn into_unknown(self) -> Vec<Problem> {
+        self.unknown.unwrap_or_default()
+    }
+
     pub(super) fn push(&mut self, problem: Problem) {
         if self.problems.len() < MAX_PROBLEMS {
             self.problems.push(problem);

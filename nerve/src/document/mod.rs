@@ -29,6 +29,7 @@ mod error;
 mod print;
 mod section;
 mod value;
+mod yaml;
 
 use std::cell::RefCell;
 use std::io::Read;
@@ -42,10 +43,13 @@ pub use section::{Reported, Section};
 pub use value::{FromValue, Mismatch, Text, Value};
 
 use error::Sink;
-use value::Table;
+use value::{Entry, Kind, Table};
 
 /// The largest file that is read, in bytes.
 pub const MAX_BYTES: usize = 1024 * 1024;
+
+/// One entry of a table that is read by itself: its name, and what it is with the keys that nobody asked for.
+pub type Part<T> = (String, Result<(T, Vec<Problem>), Errors>);
 
 /// A parsed text whose values know where they stand.
 #[derive(Debug)]
@@ -60,9 +64,21 @@ impl Document {
     /// # Errors
     /// The file cannot be read, is too large, is not UTF-8 or is not TOML.
     pub fn read(path: &Path) -> Result<Self, Errors> {
+        Self::read_as(path, Self::parse)
+    }
+
+    /// Reads and parses a file of YAML or JSON.
+    ///
+    /// # Errors
+    /// The file cannot be read, is too large, is not UTF-8 or is no YAML mapping.
+    pub fn read_yaml(path: &Path) -> Result<Self, Errors> {
+        Self::read_as(path, Self::parse_yaml)
+    }
+
+    fn read_as(path: &Path, parse: fn(&str, &str) -> Result<Self, Errors>) -> Result<Self, Errors> {
         let file = path.display().to_string();
         let unreadable = |error: std::io::Error| {
-            Errors::whole_file(&file, format!("the file cannot be read: {error}"), "a readable TOML file")
+            Errors::whole_file(&file, format!("the file cannot be read: {error}"), "a readable file")
         };
         let mut bytes = Vec::new();
         let limit = MAX_BYTES as u64 + 1;
@@ -70,7 +86,7 @@ impl Document {
             .and_then(|opened| opened.take(limit).read_to_end(&mut bytes))
             .map_err(unreadable)?;
         match std::str::from_utf8(&bytes) {
-            Ok(text) => Self::parse(&file, text),
+            Ok(text) => parse(&file, text),
             Err(error) => {
                 let good = String::from_utf8_lossy(&bytes[..error.valid_up_to()]);
                 let position = Lines::new(&file, &good).position(good.len());
@@ -88,11 +104,7 @@ impl Document {
     /// The text is too large or is not TOML; every syntax error is told.
     pub fn parse(file: &str, text: &str) -> Result<Self, Errors> {
         if text.len() > MAX_BYTES {
-            return Err(Errors::whole_file(
-                file,
-                format!("the file has more than {MAX_BYTES} bytes"),
-                "a smaller file: split it",
-            ));
+            return Err(too_large(file));
         }
         let lines = Lines::new(file, text);
         let (table, mistakes) = DeTable::parse_recoverable(text);
@@ -139,6 +151,17 @@ impl Document {
         }
     }
 
+    /// Parses a YAML mapping, and so JSON too, as programs read it that we take over from.
+    ///
+    /// # Errors
+    /// The text is too large or is no YAML mapping.
+    pub fn parse_yaml(file: &str, text: &str) -> Result<Self, Errors> {
+        if text.len() > MAX_BYTES {
+            return Err(too_large(file));
+        }
+        Ok(Self { root: yaml::parse(file, text)?, lines: Lines::new(file, text) })
+    }
+
     /// Reads the document's root with `decode`, then reports what it did not ask for.
     ///
     /// # Errors
@@ -147,13 +170,79 @@ impl Document {
         &self,
         decode: impl FnOnce(&mut Section<'_>) -> Result<T, Reported>,
     ) -> Result<T, Errors> {
-        let sink = RefCell::new(Sink::default());
-        let decoded = section::read(&self.root, &self.lines, &sink, String::new(), decode);
+        self.decode_into(Sink::default(), decode).map(|(value, _)| value)
+    }
+
+    /// As [`Document::decode`], for a document of another program: keys that nobody asked for are returned and are no errors.
+    ///
+    /// # Errors
+    /// Every other problem that was found, in the order of the file.
+    pub fn decode_tolerantly<T>(
+        &self,
+        decode: impl FnOnce(&mut Section<'_>) -> Result<T, Reported>,
+    ) -> Result<(T, Vec<Problem>), Errors> {
+        self.decode_into(Sink::tolerant(), decode)
+    }
+
+    /// As [`Document::decode_tolerantly`], for each entry of the table under `key` of the root by itself: what is wrong in one is
+    /// no reason to lose another. Where there is no such key there are none.
+    ///
+    /// # Errors
+    /// What stands under `key` is no table.
+    pub fn decode_parts<T>(
+        &self,
+        key: &str,
+        mut decode: impl FnMut(&str, &mut Section<'_>) -> Result<T, Reported>,
+    ) -> Result<Vec<Part<T>>, Errors> {
+        let wrong = |offset, key: String, kind: &Kind| {
+            let message = format!("found {}", kind.name());
+            let problem = Problem::in_file(&self.lines.file, message, "a table");
+            Errors::single(Problem { position: self.lines.position(offset), key, ..problem })
+        };
+        let Some(Entry { value, .. }) = self.root.entries.get(key) else { return Ok(Vec::new()) };
+        let Kind::Table(table) = &value.kind else {
+            return Err(wrong(value.offset, key.to_owned(), &value.kind));
+        };
+        let part = |(name, entry): (&String, &Entry)| {
+            let path = format!("{key}.{name}");
+            let read = match &entry.value.kind {
+                Kind::Table(table) => {
+                    self.read_into(table, path, Sink::tolerant(), |section| decode(name, section))
+                }
+                other => Err(wrong(entry.value.offset, path, other)),
+            };
+            (name.clone(), read)
+        };
+        Ok(table.entries.iter().map(part).collect())
+    }
+
+    fn decode_into<T>(
+        &self,
+        sink: Sink,
+        decode: impl FnOnce(&mut Section<'_>) -> Result<T, Reported>,
+    ) -> Result<(T, Vec<Problem>), Errors> {
+        self.read_into(&self.root, String::new(), sink, decode)
+    }
+
+    fn read_into<T>(
+        &self,
+        table: &Table,
+        path: String,
+        sink: Sink,
+        decode: impl FnOnce(&mut Section<'_>) -> Result<T, Reported>,
+    ) -> Result<(T, Vec<Problem>), Errors> {
+        let sink = RefCell::new(sink);
+        let decoded = section::read(table, &self.lines, &sink, path, decode);
         match (decoded, sink.into_inner()) {
-            (Ok(value), sink) if sink.is_empty() => Ok(value),
+            (Ok(value), sink) if sink.is_empty() => Ok((value, sink.into_unknown())),
             (_, sink) => Err(sink.into_errors()),
         }
     }
+}
+
+fn too_large(file: &str) -> Errors {
+    let message = format!("the file has more than {MAX_BYTES} bytes");
+    Errors::whole_file(file, message, "a smaller file: split it")
 }
 
 /// Byte offsets to lines and columns.

@@ -245,7 +245,7 @@ impl Section<'_> {
                 suggestion,
                 ..Problem::in_file(&self.lines.file, "unknown key", expected)
             };
-            self.sink.borrow_mut().push(problem);
+            self.sink.borrow_mut().push_unknown(problem);
         }
     }
 }

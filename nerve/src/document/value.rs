@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
+use serde::{Serialize, Serializer};
 use toml::de::{DeTable, DeValue};
 
 use crate::model::{
@@ -18,13 +19,13 @@ use crate::period::Period;
 const SHOWN: usize = 60;
 
 /// One value, with its place in the file.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Value {
     pub(super) kind: Kind,
     pub(super) offset: usize,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) enum Kind {
     Text(String),
     Integer(Option<i128>),
@@ -37,13 +38,13 @@ pub(super) enum Kind {
 }
 
 /// Keys in alphabetical order, with their places.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Table {
     pub(super) entries: BTreeMap<String, Entry>,
     pub(super) offset: usize,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Entry {
     pub(super) key_offset: usize,
     pub(super) value: Value,
@@ -175,6 +176,17 @@ impl Value {
         }
     }
 
+    /// The number, if it is one.
+    #[must_use]
+    pub fn as_number(&self) -> Option<f64> {
+        match self.kind {
+            Kind::Float(number) => Some(number),
+            #[allow(clippy::cast_precision_loss, reason = "whoever asks for it takes fractions")]
+            Kind::Integer(number) => number.map(|number| number as f64),
+            _ => None,
+        }
+    }
+
     /// The truth, if it is a boolean.
     #[must_use]
     pub fn as_bool(&self) -> Option<bool> {
@@ -241,6 +253,39 @@ impl Value {
             Kind::Boolean(truth) => truth.to_string(),
             other => other.name().to_owned(),
         }
+    }
+}
+
+/// As it was written: the entries of tables in the order of the file.
+impl Serialize for Value {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match &self.kind {
+            Kind::Text(text) => serializer.serialize_str(text),
+            Kind::Integer(Some(number)) => match i64::try_from(*number) {
+                Ok(number) => serializer.serialize_i64(number),
+                Err(_) => serializer.serialize_i128(*number),
+            },
+            Kind::Float(number) => serializer.serialize_f64(*number),
+            Kind::Boolean(truth) => serializer.serialize_bool(*truth),
+            Kind::Integer(None) | Kind::Datetime | Kind::Null => serializer.serialize_unit(),
+            Kind::List(elements) => serializer.collect_seq(elements),
+            Kind::Table(table) => {
+                let mut entries: Vec<_> = table.entries.iter().collect();
+                entries.sort_by_key(|(_, entry)| entry.key_offset);
+                serializer.collect_map(entries.into_iter().map(|(key, entry)| (key, &entry.value)))
+            }
+        }
+    }
+}
+
+/// Any value, to be passed on as it is.
+impl FromValue for Value {
+    fn expected() -> String {
+        "a value".to_owned()
+    }
+
+    fn from_value(value: &Value) -> Result<Self, Vec<Mismatch>> {
+        Ok(value.clone())
     }
 }
 

@@ -11,6 +11,8 @@ pub enum Health {
     /// Every check passes, or there is none.
     #[default]
     Passing,
+    /// It works, and a check says that something is to be looked after.
+    Warning,
     /// Not yet decided: the instance was just defined and has not passed its checks once.
     Starting,
     /// A check has failed `fall` times in a row.
@@ -21,7 +23,7 @@ impl Health {
     /// May an instance of this health be given traffic?
     #[must_use]
     pub fn is_serving(self) -> bool {
-        self == Self::Passing
+        matches!(self, Self::Passing | Self::Warning)
     }
 }
 
@@ -29,6 +31,7 @@ impl fmt::Display for Health {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
             Self::Passing => "passing",
+            Self::Warning => "warning",
             Self::Starting => "starting",
             Self::Critical => "critical",
         })

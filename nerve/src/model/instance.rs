@@ -48,7 +48,7 @@ pub struct Instance {
     pub zone: Option<Zone>,
     /// As its checks see it.
     pub health: Health,
-    /// Why it is not passing, from the probe that decided it (`http GET /healthz: status 503`); empty when passing.
+    /// Why it is not passing, or what is to be looked after, from the probe that decided it (`http GET /healthz: status 503`); empty when passing.
     pub health_reason: String,
     /// It finishes what it has and gets nothing new.
     pub draining: bool,
@@ -89,7 +89,8 @@ impl Instance {
 
 /// As it stands in the store. Agents that know nothing of sockets read it too, keep a record's last good version when they
 /// cannot, and must send nothing to a port that nobody listens on. So an instance without a port has the stand-in
-/// [`Record::NO_PORT`] and is marked as draining for them; what is true stands in `socket_only`, which they leave out.
+/// [`Record::NO_PORT`] and is marked as draining for them; what is true stands in `socket_only`, which they leave out. Nor do they
+/// know that there are warnings: for them such an instance passes.
 #[derive(Serialize, Deserialize)]
 struct Record {
     service: ServiceName,
@@ -113,6 +114,8 @@ struct Record {
     zone: Option<Zone>,
     #[serde(default)]
     health: Health,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    warning: bool,
     #[serde(default, skip_serializing_if = "String::is_empty")]
     health_reason: String,
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
@@ -137,6 +140,8 @@ impl From<Instance> for Record {
         let Instance { weight, zone, health, health_reason, draining, .. } = instance;
         let socket_only = port.is_none().then_some(SocketOnly { draining });
         let (port, draining) = (port.unwrap_or(Self::NO_PORT), draining || port.is_none());
+        let warning = health == Health::Warning;
+        let health = if warning { Health::Passing } else { health };
         Self {
             service,
             id,
@@ -151,6 +156,7 @@ impl From<Instance> for Record {
             weight,
             zone,
             health,
+            warning,
             health_reason,
             draining,
         }
@@ -167,10 +173,15 @@ impl TryFrom<Record> for Instance {
 
     fn try_from(record: Record) -> Result<Self, ListensNowhere> {
         let Record { service, id, node, address, port, socket, socket_only, ports, .. } = record;
-        let Record { tags, labels, weight, zone, health, health_reason, draining, .. } = record;
+        let Record { tags, labels, weight, zone, health, warning, health_reason, .. } = record;
+        let draining = record.draining;
         if socket_only.is_some() && socket.is_none() {
             return Err(ListensNowhere);
         }
+        let health = match health {
+            Health::Passing if warning => Health::Warning,
+            health => health,
+        };
         let (port, draining) = match socket_only {
             None => (Some(port), draining),
             Some(SocketOnly { draining }) => (None, draining),
@@ -233,6 +244,15 @@ mod tests {
         }
         let earlier: Earlier = serde_json::from_str(&serde_json::to_string(&both).unwrap()).unwrap();
         assert_eq!((earlier.port.get(), earlier.draining), (80, false));
+    }
+
+    #[test]
+    fn a_warning_is_read_as_passing_by_who_knows_of_none() {
+        let warned = Instance { health: Health::Warning, ..read("").unwrap() };
+        let written = serde_json::to_string(&warned).unwrap();
+        assert!(written.contains(r#""health":"passing","warning":true"#), "{written}");
+        assert_eq!(serde_json::from_str::<Instance>(&written).unwrap(), warned);
+        assert_eq!(read(r#","health":"critical","warning":true"#).unwrap().health, Health::Critical);
     }
 
     #[test]

@@ -11,9 +11,9 @@ use tokio::sync::{Notify, watch};
 
 use super::carried::{CarriedInstance, CarriedRecord};
 use super::settle::Record;
-use super::status::{LocalInstance, Problem, Refusal, Registration};
+use super::status::{LocalInstance, Problem, Refusal, Registration, ReportError};
 use super::{Config, Metrics};
-use crate::check::{self, Beginning, Monitor, Runner, Subject};
+use crate::check::{self, Beginning, Monitor, Runner, SelfReport, Subject};
 use crate::model::{Health, Instance, Node};
 use crate::period::Period;
 use crate::source::{Definition, Drains, InstanceKey, Located, Merged, SourceProblem};
@@ -214,15 +214,18 @@ impl Board {
         if let Some((old, monitor)) = running
             && old.definition.listens_on() == definition.listens_on()
         {
-            if old.definition.checks == definition.checks {
+            let same_mode = old.definition.check_mode == definition.check_mode;
+            if same_mode && old.definition.checks == definition.checks {
                 return monitor;
             }
             beginning = Beginning::With(monitor.verdict().0);
         }
         let subject = Subject {
-            name: definition.key.to_string(),
+            service: definition.key.service.clone(),
+            id: definition.key.id.clone(),
             on: definition.listens_on(),
             checks: definition.checks.clone(),
+            mode: definition.check_mode,
         };
         // Weak: the board owns the monitor, which owns this.
         let (board, key) = (Arc::downgrade(self), definition.key.clone());
@@ -406,14 +409,38 @@ impl Board {
             if local.adopted && report.health == Health::Starting {
                 (report.health, report.reason) = (Health::Passing, String::new());
             }
+            let advises_drain = report.advice.drains();
             Some(LocalInstance {
                 located: Arc::clone(located),
                 report,
-                draining: state.drains.covers(key),
+                draining: state.drains.covers(key) || advises_drain,
                 registration: local.registration.clone(),
             })
         };
         state.instances.iter().filter_map(shown).collect()
+    }
+
+    /// Hands what an application reports to its check.
+    pub(super) fn tell(&self, check: &str, report: SelfReport) -> Result<InstanceKey, ReportError> {
+        let state = self.state();
+        let defined = state.instances.values().filter_map(|local| local.defined.as_ref());
+        let mut found = defined.flat_map(|(located, monitor)| {
+            let Definition { key, checks, .. } = &located.definition;
+            let ids = checks.iter().enumerate().filter_map(move |(place, spec)| {
+                spec.report_id(key.id.as_str(), place, checks.len()).map(|id| (place, id))
+            });
+            ids.filter(|(_, id)| id == check).map(move |(place, _)| (key, place, monitor))
+        });
+        match (found.next(), found.next()) {
+            (Some((key, place, monitor)), None) => {
+                monitor.tell(place, report);
+                Ok(key.clone())
+            }
+            (Some((one, ..)), Some((other, ..))) => {
+                Err(ReportError::Ambiguous { check: check.to_owned(), instances: format!("{one}, {other}") })
+            }
+            (None, _) => Err(ReportError::Unknown(check.to_owned())),
+        }
     }
 
     /// Where each defined instance is defined.
@@ -448,9 +475,8 @@ impl Board {
 impl Local {
     fn record(&self, config: &Config, drains: &Drains) -> Option<Instance> {
         let (located, monitor) = self.defined.as_ref()?;
-        let Definition { key, address, port, socket, ports, tags, labels, weight, checks: _ } =
-            &located.definition;
-        let (mut health, mut health_reason) = monitor.verdict();
+        let Definition { key, address, port, socket, ports, tags, labels, weight, .. } = &located.definition;
+        let (mut health, mut health_reason, advice) = monitor.verdict();
         if self.adopted && health == Health::Starting {
             (health, health_reason) = (Health::Passing, String::new());
         }
@@ -464,11 +490,11 @@ impl Local {
             ports: ports.clone(),
             tags: tags.clone(),
             labels: labels.clone(),
-            weight: *weight,
+            weight: advice.of(*weight),
             zone: config.zone.clone(),
             health,
             health_reason,
-            draining: drains.covers(key),
+            draining: drains.covers(key) || advice.drains(),
         })
     }
 }

@@ -8,11 +8,15 @@ use tokio::time::Instant;
 
 use super::board::Board;
 use super::carried::Carried;
-use super::status::{LocalInstance, Problem, Registration};
+use super::status::{LocalInstance, Problem, Registration, ReportError};
 use super::writer::{Asked, Paused};
 use super::{HandOverError, LeaveError};
+use crate::check::{CheckSpec, SelfReport};
 use crate::model::{InstanceId, ServiceName};
 use crate::source::{ApiError, ApiSource, Definition, Draft, Drains, InstanceKey, Located, Origin};
+
+/// How long a change may take to be in force; a moment, while the control plane's thread is not busy.
+const TAKEN_IN_WITHIN: Duration = Duration::from_secs(2);
 
 /// The registrar, for whoever shows or commands it. Clones share it.
 #[derive(Debug, Clone)]
@@ -62,7 +66,24 @@ impl Handle {
     pub async fn register(&self, draft: Draft) -> Result<Definition, ApiError> {
         let key = draft.resolve(self.api.local())?.key;
         self.only_here(&key)?;
-        self.api.register(draft).await
+        let definition = self.api.register(draft).await?;
+        self.taken_in(|located| located.iter().any(|located| located.definition == definition)).await;
+        Ok(definition)
+    }
+
+    /// Waits until what was changed is in force: whoever asks next, or reports to a check, is to find it.
+    async fn taken_in(&self, is_in: impl Fn(&[Arc<Located>]) -> bool) {
+        let mut changes = self.board.version();
+        let seen = async {
+            loop {
+                changes.mark_unchanged();
+                if is_in(&self.board.located()) || changes.changed().await.is_err() {
+                    return;
+                }
+            }
+        };
+        // Kept it is in any case.
+        let _ = tokio::time::timeout(TAKEN_IN_WITHIN, seen).await;
     }
 
     /// Takes back a registration made at run time. An id is enough unless several services have one of that id.
@@ -77,7 +98,34 @@ impl Handle {
         let key = self.find(id, service)?;
         self.only_here(&key)?;
         self.api.deregister(&key).await?;
+        self.taken_in(|located| located.iter().all(|located| located.definition.key != key)).await;
         Ok(key)
+    }
+
+    /// Adds a check to an instance that was registered at run time.
+    ///
+    /// # Errors
+    /// It is defined in a file, the check is wrong, or the change cannot be kept.
+    pub async fn add_check(&self, key: &InstanceKey, check: CheckSpec) -> Result<(), ApiError> {
+        self.only_here(key)?;
+        self.api.add_check(key, check).await
+    }
+
+    /// Removes the check at this place of an instance that was registered at run time.
+    ///
+    /// # Errors
+    /// It is defined in a file, or the change cannot be kept.
+    pub async fn remove_check(&self, key: &InstanceKey, place: usize) -> Result<(), ApiError> {
+        self.only_here(key)?;
+        self.api.remove_check(key, place).await
+    }
+
+    /// Takes in what an application reports to its `ttl` check; answers with the instance.
+    ///
+    /// # Errors
+    /// There is no such check here, or several.
+    pub fn report(&self, check: &str, report: SelfReport) -> Result<InstanceKey, ReportError> {
+        self.board.tell(check, report)
     }
 
     /// Drains an instance (`true`) or ends its drain. It stays over restarts of the agent.

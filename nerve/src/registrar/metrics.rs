@@ -15,6 +15,7 @@ pub struct Metrics {
     pub(super) pending: IntGauge,
     pub(super) writes: IntCounterVec,
     pub(super) repairs: IntCounter,
+    pub(super) paced: IntCounter,
     pub(super) sessions_lost: IntCounter,
     pub(super) refused: IntGaugeVec,
 }
@@ -42,6 +43,10 @@ impl Default for Metrics {
                 "plexus_registrar_repairs_total",
                 "Records found deleted or altered by someone else and written again",
             ),
+            paced: counter(
+                "plexus_registrar_paced_total",
+                "Times that writing waited so as not to storm the store",
+            ),
             sessions_lost: counter(
                 "plexus_registrar_session_losses_total",
                 "Sessions lost; everything is registered anew after each",
@@ -67,6 +72,7 @@ impl Metrics {
         registry.register(Box::new(self.pending.clone()))?;
         registry.register(Box::new(self.writes.clone()))?;
         registry.register(Box::new(self.repairs.clone()))?;
+        registry.register(Box::new(self.paced.clone()))?;
         registry.register(Box::new(self.sessions_lost.clone()))?;
         registry.register(Box::new(self.refused.clone()))
     }

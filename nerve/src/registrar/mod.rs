@@ -12,6 +12,7 @@ mod carried;
 mod handle;
 mod leave;
 mod metrics;
+mod pace;
 mod pause;
 mod settle;
 mod status;
@@ -32,12 +33,12 @@ use tokio::sync::watch;
 pub use carried::{Carried, CarriedInstance, CarriedRecord, CarriedSession};
 pub use handle::Handle;
 pub use metrics::Metrics;
-pub use status::{LocalInstance, Problem, Refusal, Registration};
+pub use status::{LocalInstance, Problem, Refusal, Registration, ReportError};
 
 use board::Board;
 use writer::{Asked, Orders, Writer};
 
-use crate::check::Runner;
+use crate::check::{Damping, Runner};
 use crate::model::{NodeName, Zone};
 use crate::period::Period;
 use crate::source::{ApiSource, Drains, Snapshot, Source, merge};
@@ -61,6 +62,8 @@ pub struct Config {
     pub repair_interval: Period,
     /// How many probes run at a time; each is a file descriptor.
     pub max_probes: NonZeroUsize,
+    /// When an instance that comes and goes is held down.
+    pub damping: Damping,
 }
 
 impl Config {
@@ -76,6 +79,7 @@ impl Config {
             session_ttl: Period::seconds(10),
             repair_interval: Period::seconds(30),
             max_probes: PROBES,
+            damping: Damping::default(),
         }
     }
 }
@@ -119,7 +123,7 @@ pub fn start(
     let mut snapshots: Vec<_> = sources.iter().map(|source| source.snapshots()).collect();
     snapshots.push(api.snapshots());
     let drains = api.drains();
-    let runner = Runner::new(tasks.clone(), config.max_probes, metrics.checks.clone());
+    let runner = Runner::new(tasks.clone(), config.max_probes, config.damping, metrics.checks.clone());
     let board = Arc::new(Board::new(config.clone(), metrics.clone()));
     board.inherit(&records, instances);
     take_in(&board, &mut snapshots, &mut drains.clone(), &runner);

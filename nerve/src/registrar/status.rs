@@ -107,3 +107,22 @@ pub struct Problem {
     /// What is wrong, and what to do.
     pub message: String,
 }
+
+/// Why nobody took what an application reported.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ReportError {
+    /// No check of this node is reported to by this id.
+    #[error(
+        "this node has no `ttl` check {0:?}; its id is what its definition says, or service:<instance> \
+         (`plexus status --json` shows the instances)"
+    )]
+    Unknown(String),
+    /// Several are.
+    #[error("{check:?} is a check of several instances ({instances}); give the checks ids of their own")]
+    Ambiguous {
+        /// The id.
+        check: String,
+        /// Two of them.
+        instances: String,
+    },
+}

@@ -451,3 +451,28 @@ async fn changed_tags_keep_the_checks_and_changed_checks_keep_the_verdict() {
     assert_eq!(healths(&store).await, [Health::Passing]);
     agent.tasks.shutdown().await;
 }
+
+#[tokio::test]
+async fn a_storm_reaches_the_store_at_its_pace_and_ends_in_the_newest_state() {
+    let store = Faulty::new();
+    let defined = (1..=1000).map(|port| located(port, Vec::new())).collect();
+    let agent = agent_with(&store, defined, |config| config.repair_interval = Period::seconds(600));
+    eventually("registered", async || agent.metrics.registered.get() == 1000).await;
+    let (before, begun) = (*store.writes.borrow(), std::time::Instant::now());
+    for turn in 0..21 {
+        agent.handle.set_node_drain(turn % 2 == 0).await.unwrap();
+        let so_far = *store.writes.borrow();
+        eventually("being written", async || *store.writes.borrow() > so_far).await;
+    }
+    eventually("as it was asked for last", async || {
+        agent.metrics.pending.get() == 0
+            && store.records::<Instance>("instances").await.iter().all(|instance| instance.draining)
+    })
+    .await;
+    let written = *store.writes.borrow() - before;
+    // The burst, what the time allows, and what was in flight.
+    let allowed = 1024 + 512 * (begun.elapsed().as_millis() / 1000 + 1) + writer::IN_FLIGHT as u128;
+    assert!(u128::from(written) <= allowed, "{written} writes of {allowed}");
+    assert!(agent.metrics.paced.get() > 0);
+    agent.tasks.shutdown().await;
+}

@@ -15,6 +15,7 @@ use tokio::time::Instant;
 
 use super::board::{Board, Target};
 use super::carried::{CarriedRecord, CarriedSession};
+use super::pace::Pace;
 use super::pause::{Backoff, shortened};
 use super::settle::{Confirmed, Job, Settled, settle};
 use super::{Config, LeaveError, Metrics};
@@ -69,6 +70,7 @@ pub(super) struct Writer {
     pub(super) backoff: Backoff,
     /// What may stand in the store; with its revision where the present session has confirmed it.
     pub(super) confirmed: Known,
+    pace: Pace,
     /// What is to be settled; `true`: look even if nothing seems amiss.
     queue: BTreeMap<Target, bool>,
 }
@@ -103,7 +105,17 @@ impl Writer {
         orders: Orders,
     ) -> Self {
         let (confirmed, queue) = (BTreeMap::new(), BTreeMap::new());
-        Self { store, board, config, metrics, orders, backoff: Backoff::new(), confirmed, queue }
+        Self {
+            store,
+            board,
+            config,
+            metrics,
+            orders,
+            backoff: Backoff::new(),
+            confirmed,
+            pace: Pace::new(),
+            queue,
+        }
     }
 
     /// Works until the agent has left; then waits to be dropped.
@@ -223,10 +235,18 @@ impl Writer {
         let board = Arc::clone(&self.board);
         self.queue = board.targets().into_iter().map(|target| (target, false)).collect();
         loop {
+            let mut paced = None;
             while in_flight.len() < IN_FLIGHT
                 && Instant::now() >= timers.retry
                 && let Some((target, verify)) = self.next(&busy)
             {
+                // Looking is no storm: it comes with the slow tick.
+                if !verify && let Err(until) = self.pace.take(Instant::now()) {
+                    self.metrics.paced.inc();
+                    self.queue.insert(target, verify);
+                    paced = Some(until);
+                    break;
+                }
                 busy.insert(target.clone());
                 let job = self.job(&target, verify);
                 let store = Arc::clone(&store);
@@ -263,6 +283,7 @@ impl Writer {
                     }
                 }
                 () = tokio::time::sleep_until(timers.retry), if timers.retry > Instant::now() => {}
+                () = tokio::time::sleep_until(paced.unwrap_or(timers.tick)), if paced.is_some() => {}
                 () = tokio::time::sleep_until(timers.recheck) => {
                     timers.recheck = Instant::now() + self.recheck();
                     self.queue.extend(std::mem::take(&mut refused).into_iter().map(|target| (target, false)));

@@ -15,6 +15,7 @@ use super::kept::Kept;
 use super::{
     Definition, Draft, DraftError, InstanceKey, Local, Located, Origin, Snapshot, Source, SourceProblem,
 };
+use crate::check::{CheckSpec, Liberty};
 use crate::document::{Document, Errors, MAX_BYTES, Reported, Section};
 use crate::model::{InstanceId, ServiceName};
 
@@ -133,6 +134,7 @@ impl ApiSource {
     /// It is wrong in itself, or cannot be kept.
     pub async fn register(&self, draft: Draft) -> Result<Definition, ApiError> {
         let definition = draft.resolve(&self.0.local)?;
+        draft.checks.iter().try_for_each(allowed)?;
         let registered = definition.clone();
         self.change(|state| {
             state.services.retain(|(_, known)| known.key != definition.key);
@@ -140,6 +142,35 @@ impl ApiSource {
         })
         .await?;
         Ok(registered)
+    }
+
+    /// Adds a check to an instance that was registered here.
+    ///
+    /// # Errors
+    /// There is none, the check is wrong, or the change cannot be kept.
+    pub async fn add_check(&self, key: &InstanceKey, check: CheckSpec) -> Result<(), ApiError> {
+        allowed(&check)?;
+        self.change_draft(key, |draft| draft.checks.push(check)).await
+    }
+
+    /// Removes the check at this place of an instance that was registered here.
+    ///
+    /// # Errors
+    /// There is none, or the change cannot be kept.
+    pub async fn remove_check(&self, key: &InstanceKey, place: usize) -> Result<(), ApiError> {
+        let remove = |draft: &mut Draft| {
+            if place < draft.checks.len() {
+                draft.checks.remove(place);
+            }
+        };
+        self.change_draft(key, remove).await
+    }
+
+    async fn change_draft(&self, key: &InstanceKey, change: impl FnOnce(&mut Draft)) -> Result<(), ApiError> {
+        let known = self.0.state.lock().await.services.iter().find(|(_, known)| known.key == *key).cloned();
+        let Some((mut draft, _)) = known else { return Err(ApiError::Unknown(key.to_string())) };
+        change(&mut draft);
+        self.register(draft).await.map(drop)
     }
 
     /// Removes an instance that was registered here; its drain goes with it.
@@ -216,6 +247,17 @@ impl ApiSource {
         self.0.snapshots.send_replace(Arc::new(state.snapshot()));
         self.0.drains.send_replace(Arc::new(state.drains.clone()));
         Ok(())
+    }
+}
+
+/// Whoever reaches the interface can connect wherever this node can; running programs and reading files is another matter.
+fn allowed(check: &CheckSpec) -> Result<(), DraftError> {
+    match check.probe.liberty() {
+        None | Some(Liberty::Addresses) => Ok(()),
+        Some(liberty) => {
+            let message = format!("`{}` {liberty}; define the instance in services.d", check.probe.kind());
+            Err(DraftError { key: "check", message })
+        }
     }
 }
 

@@ -7,10 +7,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
 use std::num::NonZeroU16;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::check::CheckSpec;
+use super::announcement::Announcement;
+use crate::check::{CheckMode, CheckSpec};
 use crate::document::{Reported, Section};
 use crate::model::{
     InstanceId, ListensOn, NameError, NodeName, PortName, ServiceName, Tag, UnixPath, Weight,
@@ -78,6 +80,9 @@ pub struct Draft {
     /// Its checks; without any it counts as passing.
     #[serde(rename = "check", skip_serializing_if = "Vec::is_empty")]
     pub checks: Vec<CheckSpec>,
+    /// What they have to say together.
+    #[serde(skip_serializing_if = "CheckMode::is_default")]
+    pub check_mode: CheckMode,
 }
 
 /// Why a draft is refused: the key, and what is wrong with its value.
@@ -111,6 +116,10 @@ pub struct Definition {
     pub weight: Weight,
     /// Its checks.
     pub checks: Vec<CheckSpec>,
+    /// What they have to say together.
+    pub check_mode: CheckMode,
+    /// Where else it is registered while it is well.
+    pub announced: Option<Arc<Announcement>>,
 }
 
 impl Draft {
@@ -128,6 +137,7 @@ impl Draft {
             labels: BTreeMap::new(),
             weight: Weight::default(),
             checks: Vec::new(),
+            check_mode: CheckMode::All,
         }
     }
 
@@ -144,6 +154,7 @@ impl Draft {
         let tags = section.or("tags", BTreeSet::new());
         let labels = section.or("labels", BTreeMap::new());
         let weight = section.or("weight", Weight::default());
+        let check_mode = section.or("check_mode", CheckMode::All);
         section.renamed("checks", "check");
         let checks = section.list("check", CheckSpec::read);
         let checks = checks.into_iter().collect::<Result<_, _>>();
@@ -151,7 +162,7 @@ impl Draft {
             return Err(section.invalid("port", "it is missing", "a port from 1 to 65535, or a `socket`"));
         }
         let (name, port, socket, checks) = (name?, port?, socket?, checks?);
-        Ok(Self { name, id, address, port, socket, ports, tags, labels, weight, checks })
+        Ok(Self { name, id, address, port, socket, ports, tags, labels, weight, checks, check_mode })
     }
 
     /// What it means on this node.
@@ -190,6 +201,8 @@ impl Draft {
             labels: self.labels.clone(),
             weight: self.weight,
             checks: self.checks.clone(),
+            check_mode: self.check_mode,
+            announced: None,
         })
     }
 

@@ -157,9 +157,9 @@ fn list(directory: &Path) -> io::Result<Vec<PathBuf>> {
         let path = entry?.path();
         // Hidden files are what editors write to before they rename, and how ConfigMaps keep their versions.
         let hidden = path.file_name().is_none_or(|name| name.as_encoded_bytes().starts_with(b"."));
-        let is_toml = path.extension().is_some_and(|extension| extension == "toml");
+        let is_ours = path.extension().is_some_and(|extension| extension == "toml" || extension == "json");
         // A link that leads nowhere is as good as no file.
-        if is_toml && !hidden && std::fs::metadata(&path).is_ok_and(|metadata| metadata.is_file()) {
+        if is_ours && !hidden && std::fs::metadata(&path).is_ok_and(|metadata| metadata.is_file()) {
             paths.push(path);
         }
     }
@@ -168,7 +168,10 @@ fn list(directory: &Path) -> io::Result<Vec<PathBuf>> {
 }
 
 fn read(path: &Path, local: &Local) -> Result<Vec<Located>, Errors> {
-    Document::read(path)?.decode(|root| {
+    let is_json = path.extension().is_some_and(|extension| extension == "json");
+    // JSON is YAML, and that is read with lines and columns.
+    let document = if is_json { Document::read_yaml(path) } else { Document::read(path) };
+    document?.decode(|root| {
         let file: Arc<str> = root.file().into();
         if root.is_empty() {
             return Err(root.refuse("the file is empty; delete it to remove its services", ""));
@@ -225,11 +228,13 @@ mod tests {
             "[[service]]\nname = \"api\"\nport = 2\n[[service]]\nname = \"api\"\nport = 3\n",
         )
         .unwrap();
+        let json = "{\n\t\"name\": \"json\",\n\t\"port\": 6, \"check\": [{\"http\": \"/\", \"interval\": \"1s\"}]\n}\n";
+        std::fs::write(root.path().join("c.json"), json).unwrap();
         std::fs::write(root.path().join(".c.toml"), "name = \"hidden\"\nport = 4\n").unwrap();
         std::fs::write(root.path().join("d.toml~"), "name = \"backup\"\nport = 5\n").unwrap();
         let mut directory = directory(root.path());
         directory.scan();
-        assert_eq!(ids(&directory), ["web/web-a-1", "api/api-a-2", "api/api-a-3"]);
+        assert_eq!(ids(&directory), ["web/web-a-1", "api/api-a-2", "api/api-a-3", "json/json-a-6"]);
         assert!(directory.snapshot().definitions[2].origin.to_string().ends_with("b.toml:4"));
     }
 

@@ -6,6 +6,7 @@
 //! Of the two, whoever reads takes the later one.
 
 use std::io::{self, Write};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -71,7 +72,8 @@ fn write_durably(path: &Path, text: &str) -> io::Result<()> {
     let directory = path.parent().unwrap_or(Path::new("."));
     std::fs::create_dir_all(directory)?;
     let beside = path.with_extension("json.new");
-    let mut file = std::fs::File::create(&beside)?;
+    let mut file = open(&beside)?;
+    file.set_len(0)?;
     file.write_all(text.as_bytes())?;
     file.sync_all()?;
     std::fs::rename(&beside, path)?;
@@ -80,7 +82,16 @@ fn write_durably(path: &Path, text: &str) -> io::Result<()> {
 
 /// In place: to rename would have file systems write at once.
 fn overwrite(path: &Path, text: &str) -> io::Result<()> {
-    let mut file = std::fs::OpenOptions::new().write(true).create(true).truncate(false).open(path)?;
+    let mut file = open(path)?;
     file.write_all(text.as_bytes())?;
     file.set_len(text.len() as u64)
+}
+
+/// For this user alone: checks that are registered may have passwords.
+fn open(path: &Path) -> io::Result<std::fs::File> {
+    let mut options = std::fs::OpenOptions::new();
+    let file = options.write(true).create(true).truncate(false).mode(0o600).open(path)?;
+    // It may have been made by a version that let others read it.
+    file.set_permissions(std::fs::Permissions::from_mode(0o600))?;
+    Ok(file)
 }

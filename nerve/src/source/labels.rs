@@ -211,7 +211,12 @@ impl<'a> Labels<'a> {
             document
                 .decode(|root| root.list("check", CheckSpec::read).into_iter().collect::<Result<Vec<_>, _>>())
         });
-        read.map_err(|errors| self.of_check(service, &label, &errors))
+        let checks = read.map_err(|errors| self.of_check(service, &label, &errors))?;
+        match checks.iter().find_map(|check| Some((check.probe.kind(), check.probe.liberty()?))) {
+            // Whoever may start a container may not run or read what he likes outside of it.
+            Some((kind, liberty)) => Err(wrong(&label, format!("`{kind}` {liberty}"))),
+            None => Ok(checks),
+        }
     }
 
     /// What the reader of checks found, said of the label that it stands in.

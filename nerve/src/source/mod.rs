@@ -6,6 +6,7 @@
 //!
 //! What a source never does: check, or write to the store.
 
+mod announcement;
 mod api;
 mod attached;
 mod definition;
@@ -15,6 +16,7 @@ mod file;
 mod kept;
 mod labels;
 mod metrics;
+mod smartstack;
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -25,6 +27,7 @@ use tokio::sync::watch;
 
 use crate::document::{Reported, Section};
 
+pub use announcement::{Announcement, Limit, NodeMode, Registry};
 pub use api::{ApiError, ApiSource, Drains};
 pub use attached::{Attached, AttachedSource};
 pub use definition::{Definition, Draft, DraftError, InstanceKey, Local};
@@ -32,6 +35,7 @@ pub use docker::{DockerConfig, DockerSource};
 pub use file::FileSource;
 pub use labels::LabelError;
 pub use metrics::Metrics;
+pub use smartstack::{SmartstackConfig, SmartstackSource};
 
 /// Where a definition stands.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -45,6 +49,13 @@ pub enum Origin {
     },
     /// In a file of services.d, at this line.
     File {
+        /// The file.
+        file: Arc<str>,
+        /// The line, from 1.
+        line: usize,
+    },
+    /// In a configuration of SmartStack's Nerve, at this line.
+    Nerve {
         /// The file.
         file: Arc<str>,
         /// The line, from 1.
@@ -65,12 +76,13 @@ pub enum Origin {
 }
 
 impl Origin {
-    /// The word for the kind of source: `config`, `file`, `docker`, `attachment`, `api`.
+    /// The word for the kind of source: `config`, `file`, `nerve`, `docker`, `attachment`, `api`.
     #[must_use]
     pub fn kind(&self) -> &'static str {
         match self {
             Self::Config { .. } => "config",
             Self::File { .. } => "file",
+            Self::Nerve { .. } => "nerve",
             Self::Docker { .. } => "docker",
             Self::Attachment { .. } => "attachment",
             Self::Api => "api",
@@ -81,7 +93,9 @@ impl Origin {
 impl fmt::Display for Origin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Config { file, line } | Self::File { file, line } => write!(f, "{file}:{line}"),
+            Self::Config { file, line } | Self::File { file, line } | Self::Nerve { file, line } => {
+                write!(f, "{file}:{line}")
+            }
             Self::Docker { container } => write!(f, "Docker's container {container}"),
             Self::Attachment { id } => write!(f, "the attachment {id}"),
             Self::Api => f.write_str("the run-time registrations"),

@@ -59,7 +59,7 @@ impl StoreConfig {
             .map(|prefix| normal_prefix(prefix).map_err(|reason| wrong(format!("{prefix:?}: {reason}"))))
             .transpose()?;
         let in_url = match &self.url {
-            StoreUrl::Etcd { prefix, .. } => prefix.clone(),
+            StoreUrl::Etcd { prefix, .. } | StoreUrl::ZooKeeper { prefix, .. } => prefix.clone(),
             StoreUrl::Embedded { .. } => None,
         };
         match (in_url, configured) {
@@ -154,6 +154,8 @@ mod tests {
     #[tokio::test]
     async fn what_no_waiting_repairs_is_refused_with_the_key_to_change() {
         let tls = |config: StoreConfig| StoreConfig { url: "etcds://127.0.0.1:1".parse().unwrap(), ..config };
+        let zookeeper =
+            |config: StoreConfig| StoreConfig { url: "zookeeper://127.0.0.1:1".parse().unwrap(), ..config };
         let missing = Some(PathBuf::from("/does/not/exist.pem"));
         for (config, says) in [
             (StoreConfig { request_timeout: Duration::ZERO, ..etcd("") }, "`request_timeout`"),
@@ -162,7 +164,15 @@ mod tests {
             (StoreConfig { ca_file: missing.clone(), ..etcd("") }, "etcds://"),
             (tls(etcd("")), "`ca_file`"),
             (tls(StoreConfig { ca_file: missing.clone(), ..etcd("") }), "/does/not/exist.pem"),
-            (tls(StoreConfig { ca_file: missing.clone(), cert_file: missing, ..etcd("") }), "`key_file`"),
+            (
+                tls(StoreConfig { ca_file: missing.clone(), cert_file: missing.clone(), ..etcd("") }),
+                "`key_file`",
+            ),
+            (zookeeper(StoreConfig { username: Some("a".to_owned()), ..etcd("") }), "`password`"),
+            (zookeeper(StoreConfig { password: Some("a".to_owned()), ..etcd("") }), "`username`"),
+            (zookeeper(StoreConfig { prefix: Some("/a/../b".to_owned()), ..etcd("") }), "`prefix`"),
+            (zookeeper(StoreConfig { prefix: Some("/zookeeper/a".to_owned()), ..etcd("") }), "`prefix`"),
+            (zookeeper(StoreConfig { ca_file: missing, ..etcd("") }), "`ca_file`"),
         ] {
             let message = open(&config, &Metrics::default()).unwrap_err().to_string();
             assert!(message.contains(says), "{message}");

@@ -9,19 +9,26 @@
 //! What no backend does: hand out its client library's types, block a caller for longer than its request timeout, or
 //! retry a write that may have been applied.
 //!
-//! Every backend passes the same battery, `contract.rs`; a new one adds an instantiation of it and a scheme in `url.rs`.
+//! Every backend passes the same battery, `contract.rs`, and each that is a server the one of `outages.rs`; a new one adds an instantiation of it and a scheme in `url.rs`.
 
+mod backoff;
 mod config;
 mod embedded;
 mod etcd;
 mod key;
+mod members;
 mod metrics;
 mod open;
+#[cfg(test)]
+mod outages;
 mod session;
 mod url;
+mod zookeeper;
 
 #[cfg(test)]
 mod contract;
+#[cfg(test)]
+mod gate;
 
 use std::fmt;
 use std::sync::Arc;
@@ -39,6 +46,7 @@ pub use metrics::Metrics;
 pub use open::{open, open_inherited};
 pub use session::{Session, SessionKeeper, SessionLost};
 pub use url::{Endpoint, StoreUrl, UrlError};
+pub use zookeeper::ZooKeeperStore;
 
 /// The largest value that any backend takes, in bytes. etcd refuses requests of 1.5 MiB; ours are a few hundred bytes.
 pub const MAX_VALUE_BYTES: usize = 512 * 1024;
@@ -198,9 +206,14 @@ impl Error {
 /// The result of a store call.
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// The message of [`ErrorKind::Invalid`] for a value that is too large.
-fn oversize(bytes: usize) -> String {
-    format!("the value has {bytes} bytes and {MAX_VALUE_BYTES} are allowed; store less")
+/// Why such a write is refused without asking any server.
+fn refused(value: Option<&[u8]>, session: Option<&Session>) -> Option<(ErrorKind, String)> {
+    if let Some(bytes) = value.map(<[u8]>::len).filter(|bytes| *bytes > MAX_VALUE_BYTES) {
+        let reason = format!("the value has {bytes} bytes and {MAX_VALUE_BYTES} are allowed; store less");
+        return Some((ErrorKind::Invalid, reason));
+    }
+    let lost = session.filter(|session| !session.is_alive())?;
+    Some((ErrorKind::SessionLost, format!("session {:x} is lost; open another", lost.id())))
 }
 
 /// The store. Every call returns within the backend's request timeout; a listing of many pages may take it per page.

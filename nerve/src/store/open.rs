@@ -8,6 +8,7 @@ use std::sync::Arc;
 use super::embedded::EmbeddedStore;
 use super::etcd::EtcdStore;
 use super::url::StoreUrl;
+use super::zookeeper::ZooKeeperStore;
 use super::{Metrics, OpenError, Store, StoreConfig};
 
 /// Opens the store that `config` names. Touches files, not the network; must be called within a runtime.
@@ -32,6 +33,9 @@ pub fn open_inherited(
         }
         StoreUrl::Etcd { endpoints, tls, .. } => {
             Arc::new(EtcdStore::open(config, endpoints, *tls, metrics.clone())?)
+        }
+        StoreUrl::ZooKeeper { endpoints, .. } => {
+            Arc::new(ZooKeeperStore::open(config, endpoints, metrics.clone())?)
         }
     })
 }

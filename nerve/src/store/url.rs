@@ -5,6 +5,7 @@
 //! embedded:/var/lib/plexus/store.redb  in this process, durable keys in that file
 //! etcd://h1:2379,h2:2379[/prefix]      etcd, in clear text
 //! etcds://h1,[2001:db8::1]:2379        etcd over TLS; the port defaults to 2379
+//! zookeeper://h1:2181,h2[/prefix]      ZooKeeper, in clear text; the port defaults to 2181
 //! ```
 //!
 //! One scheme a backend, and an `s` for TLS as in `https`. It never holds a secret: URLs are logged and shown, so user,
@@ -18,6 +19,8 @@ use super::key::Path;
 
 /// etcd's client port (IANA).
 const ETCD_PORT: u16 = 2379;
+/// ZooKeeper's client port, as its documentation has it.
+const ZOOKEEPER_PORT: u16 = 2181;
 /// More endpoints than any store has members.
 const MAX_ENDPOINTS: usize = 32;
 /// The longest host name (RFC 1035 section 2.3.4).
@@ -38,6 +41,14 @@ pub enum StoreUrl {
         /// `etcds://`.
         tls: bool,
         /// What stands before every key: starts with a slash, does not end with one.
+        prefix: Option<String>,
+    },
+    /// A ZooKeeper ensemble.
+    ZooKeeper {
+        /// The servers to ask; at least one.
+        endpoints: Vec<Endpoint>,
+        /// The znode that everything stands below, which ZooKeeper's own clients call a chroot: starts with a slash, does not
+        /// end with one.
         prefix: Option<String>,
     },
 }
@@ -66,7 +77,7 @@ impl fmt::Display for Endpoint {
 pub enum UrlError {
     /// No backend has that scheme.
     #[error(
-        "store URL {url:?} names no backend: write `embedded`, `embedded:/path/file`, `etcd://host:2379` or `etcds://host:2379`"
+        "store URL {url:?} names no backend: write `embedded`, `embedded:/path/file`, `etcd://host:2379`, `etcds://host:2379` or `zookeeper://host:2181`"
     )]
     Scheme {
         /// As written.
@@ -108,11 +119,9 @@ impl FromStr for StoreUrl {
         if let Some(file) = text.strip_prefix("embedded:") {
             return embedded(text, file);
         }
-        let (tls, rest) = if let Some(rest) = text.strip_prefix("etcds://") {
-            (true, rest)
-        } else if let Some(rest) = text.strip_prefix("etcd://") {
-            (false, rest)
-        } else {
+        let schemes = [("etcds://", ETCD_PORT), ("etcd://", ETCD_PORT), ("zookeeper://", ZOOKEEPER_PORT)];
+        let known = |(scheme, port)| text.strip_prefix(scheme).map(|rest| (scheme, port, rest));
+        let Some((scheme, port, rest)) = schemes.into_iter().find_map(known) else {
             // A typing error in the scheme must not put a password into a message.
             return Err(if text.contains('@') {
                 UrlError::Secret
@@ -131,7 +140,11 @@ impl FromStr for StoreUrl {
                     .map_err(|reason| UrlError::Path { url: shown(text), reason })?,
             ),
         };
-        Ok(Self::Etcd { endpoints: endpoints(text, hosts)?, tls, prefix })
+        let endpoints = endpoints(text, hosts, port)?;
+        Ok(match scheme {
+            "zookeeper://" => Self::ZooKeeper { endpoints, prefix },
+            _ => Self::Etcd { endpoints, tls: scheme == "etcds://", prefix },
+        })
     }
 }
 
@@ -141,15 +154,24 @@ impl fmt::Display for StoreUrl {
         match self {
             Self::Embedded { file: None } => f.write_str("embedded"),
             Self::Embedded { file: Some(file) } => write!(f, "embedded:{}", file.display()),
-            Self::Etcd { endpoints, tls, prefix } => {
-                f.write_str(if *tls { "etcds://" } else { "etcd://" })?;
-                for (i, endpoint) in endpoints.iter().enumerate() {
-                    write!(f, "{}{endpoint}", if i == 0 { "" } else { "," })?;
-                }
-                f.write_str(prefix.as_deref().unwrap_or(""))
-            }
+            Self::Etcd { endpoints, tls: true, prefix } => remote(f, "etcds", endpoints, prefix.as_deref()),
+            Self::Etcd { endpoints, tls: false, prefix } => remote(f, "etcd", endpoints, prefix.as_deref()),
+            Self::ZooKeeper { endpoints, prefix } => remote(f, "zookeeper", endpoints, prefix.as_deref()),
         }
     }
+}
+
+fn remote(
+    f: &mut fmt::Formatter<'_>,
+    scheme: &str,
+    endpoints: &[Endpoint],
+    prefix: Option<&str>,
+) -> fmt::Result {
+    write!(f, "{scheme}://")?;
+    for (i, endpoint) in endpoints.iter().enumerate() {
+        write!(f, "{}{endpoint}", if i == 0 { "" } else { "," })?;
+    }
+    f.write_str(prefix.unwrap_or(""))
 }
 
 /// `a/b/`, `/a/b` → `/a/b`.
@@ -182,14 +204,14 @@ fn embedded(url: &str, file: &str) -> Result<StoreUrl, UrlError> {
     Err(UrlError::Path { url: shown(url), reason })
 }
 
-fn endpoints(url: &str, hosts: &str) -> Result<Vec<Endpoint>, UrlError> {
+fn endpoints(url: &str, hosts: &str, port: u16) -> Result<Vec<Endpoint>, UrlError> {
     let mut endpoints = Vec::new();
     for text in hosts.split(',') {
         let wrong = |reason| UrlError::Endpoint { url: shown(url), endpoint: shown(text), reason };
         if endpoints.len() == MAX_ENDPOINTS {
             return Err(wrong("is one too many: 32 are enough"));
         }
-        let endpoint = endpoint(text).map_err(wrong)?;
+        let endpoint = endpoint(text, port).map_err(wrong)?;
         if endpoints.contains(&endpoint) {
             return Err(wrong("is there twice"));
         }
@@ -198,7 +220,7 @@ fn endpoints(url: &str, hosts: &str) -> Result<Vec<Endpoint>, UrlError> {
     Ok(endpoints)
 }
 
-fn endpoint(text: &str) -> Result<Endpoint, &'static str> {
+fn endpoint(text: &str, default_port: u16) -> Result<Endpoint, &'static str> {
     let (host, port) = if let Some(rest) = text.strip_prefix('[') {
         let (host, after) = rest.split_once(']').ok_or("has no closing bracket: write [2001:db8::1]:2379")?;
         host.parse::<std::net::Ipv6Addr>()
@@ -228,7 +250,7 @@ fn endpoint(text: &str) -> Result<Endpoint, &'static str> {
         return Err("has a host that is no name or address: letters, digits, dots and hyphens");
     }
     let port = match port {
-        None => ETCD_PORT,
+        None => default_port,
         Some(port) if port.bytes().all(|b| b.is_ascii_digit()) => match port.parse() {
             Ok(0) | Err(_) => return Err("has a port that is not between 1 and 65535"),
             Ok(port) => port,
@@ -263,6 +285,8 @@ mod tests {
             ("etcd://h1", "etcd://h1:2379"),
             ("etcd://h1/", "etcd://h1:2379"),
             ("etcd://192.0.2.1:1/a/b/", "etcd://192.0.2.1:1/a/b"),
+            ("zookeeper://h1,h2:2182/plexus/", "zookeeper://h1:2181,h2:2182/plexus"),
+            ("zookeeper://[::1]", "zookeeper://[::1]:2181"),
             ("etcds://h1,[2001:db8::1]:2379,[::1]/p", "etcds://h1:2379,[2001:db8::1]:2379,[::1]:2379/p"),
         ] {
             assert_eq!(parse(written).unwrap().to_string(), shown, "{written}");
@@ -288,6 +312,8 @@ mod tests {
             ("etcd://[::1]2379", "after the bracket"),
             ("etcd://a b:1", "no name or address"),
             ("etcd://a,a:2379", "twice"),
+            ("zookeeper://a,a:2181", "twice"),
+            ("zookeepers://a", "names no backend"),
             ("etcd://a//b", "empty segment"),
             ("etcd://a/b?c", "may not hold"),
             ("embedded:relative", "absolute"),
@@ -301,7 +327,12 @@ mod tests {
 
     #[test]
     fn a_password_is_refused_and_not_repeated() {
-        for written in ["etcd://root:secret@h:2379", "etcd:root:secret@h", "https://root:secret@h"] {
+        for written in [
+            "etcd://root:secret@h:2379",
+            "etcd:root:secret@h",
+            "https://root:secret@h",
+            "zookeeper://root:secret@h/a",
+        ] {
             let message = parse(written).unwrap_err().to_string();
             assert!(!message.contains("secret") && message.contains("username"), "{message}");
         }
@@ -317,7 +348,7 @@ mod tests {
 
         #[test]
         fn almost_urls_parse_or_are_refused_and_what_parses_reads_back(
-            text in "(etcd|etcds|embedded)(:|://|:/)?[a-c0-9.:,/\\[\\]@ -]{0,40}"
+            text in "(etcd|etcds|zookeeper|embedded)(:|://|:/)?[a-c0-9.:,/\\[\\]@ -]{0,40}"
         ) {
             match parse(&text) {
                 Ok(url) => {

@@ -54,7 +54,7 @@ impl Endpoint {
     pub fn excluded(&self) -> Option<Reason> {
         match self.instance.health {
             _ if self.instance.draining => Some(Reason::Draining),
-            Health::Passing => None,
+            Health::Passing | Health::Warning => None,
             Health::Starting => Some(Reason::Starting),
             Health::Critical => Some(Reason::Critical),
         }

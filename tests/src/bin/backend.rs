@@ -72,8 +72,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     })?;
     for stream in TcpListener::bind(address)?.incoming() {
         let stream = stream?;
-        stream.set_nodelay(true)?;
-        spawn(state, stream.peer_addr()?.to_string(), stream.try_clone()?, stream)?;
+        // Whoever only looks whether somebody listens may have reset it by now.
+        let Ok(peer) = stream.set_nodelay(true).and_then(|()| stream.peer_addr()) else { continue };
+        spawn(state, peer.to_string(), stream.try_clone()?, stream)?;
     }
     Ok(())
 }

@@ -3,3 +3,6 @@
 pub mod backend;
 pub mod docker;
 pub mod etcd;
+pub mod real;
+pub mod store;
+pub mod zookeeper;

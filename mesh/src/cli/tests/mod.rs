@@ -526,7 +526,8 @@ async fn what_is_refused_is_refused_in_json_with_the_right_status() {
     for (method, path, headers, status) in [
         ("GET", "/nothing", "", 404),
         ("POST", "/v1/plexus/services", json, 405),
-        ("PUT", "/v1/plexus/services/web/ports", "", 403),
+        ("PUT", "/v1/plexus/services/web/ports", "content-type: text/plain\r\n", 403),
+        ("DELETE", "/v1/plexus/services/web/ports/80/tcp", "", 403),
         ("PUT", "/v1/plexus/services/web/ports", json, 400),
         ("PUT", "/v1/plexus/services/Web/ports", json, 400),
         ("DELETE", "/v1/plexus/services/web/ports/0/tcp", json, 400),

@@ -28,8 +28,8 @@ use self::file::File;
 use self::image::Image;
 use self::state::{CatchUp, Mutation, NoSuchLease, Outcome, State};
 use super::{
-    Entry, Error, ErrorKind, Expect, Listing, MAX_VALUE_BYTES, Metrics, OpenError, Path, Result, Revision,
-    Session, SessionKeeper, SnapshotCause, Store, Swap, WATCH_QUEUE, Watch, WatchEvent,
+    Entry, Error, ErrorKind, Expect, Listing, Metrics, OpenError, Path, Result, Revision, Session,
+    SessionKeeper, SnapshotCause, Store, Swap, WATCH_QUEUE, Watch, WatchEvent,
 };
 use crate::tasks::Tasks;
 
@@ -87,26 +87,18 @@ impl EmbeddedStore {
         let shared = Arc::new(Shared { url, timeout, metrics, path, state: Mutex::new(state), file, moved });
         let store = Self { shared, tasks: Tasks::new() };
         for lease in abandoned {
-            store.spawn("embedded session", Arc::clone(&store.shared).expire(lease, ADOPT_WITHIN));
+            store.tasks.spawn_while_wanted(
+                "embedded session",
+                Arc::clone(&store.shared).expire(lease, ADOPT_WITHIN),
+            );
         }
         Ok(store)
     }
 
-    /// Runs `task` until it ends or the store is shut down.
-    fn spawn(&self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
-        let stop = self.tasks.stop_token();
-        self.tasks.spawn(name, async move {
-            tokio::select! {
-                biased;
-                () = stop.cancelled() => {}
-                () = task => {}
-            }
-        });
-    }
-
     fn session(&self, lease: u64, ttl: Duration) -> Session {
         let (session, keeper) = Session::new(lease, ttl);
-        self.spawn("embedded session", Arc::clone(&self.shared).outlive(lease, ttl, keeper));
+        self.tasks
+            .spawn_while_wanted("embedded session", Arc::clone(&self.shared).outlive(lease, ttl, keeper));
         session
     }
 
@@ -129,13 +121,8 @@ impl EmbeddedStore {
     }
 
     fn check_value(&self, operation: &'static str, path: &Path, value: Option<&[u8]>) -> Result<()> {
-        match value {
-            Some(value) if value.len() > MAX_VALUE_BYTES => {
-                let reason = super::oversize(value.len());
-                Err(self.shared.error(operation, path.as_str(), ErrorKind::Invalid, reason))
-            }
-            _ => Ok(()),
-        }
+        let refusal = |(kind, reason)| Err(self.shared.error(operation, path.as_str(), kind, reason));
+        super::refused(value, None).map_or(Ok(()), refusal)
     }
 }
 
@@ -387,7 +374,8 @@ impl Store for EmbeddedStore {
 
     fn watch(&self, directory: &Path) -> Watch {
         let (sender, receiver) = mpsc::channel(WATCH_QUEUE);
-        self.spawn("embedded watch", Arc::clone(&self.shared).feed(directory.clone(), sender));
+        self.tasks
+            .spawn_while_wanted("embedded watch", Arc::clone(&self.shared).feed(directory.clone(), sender));
         Watch::new(receiver)
     }
 

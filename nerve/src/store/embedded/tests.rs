@@ -144,7 +144,7 @@ async fn dropping_a_watch_or_closing_a_session_ends_its_task() {
             tokio::task::yield_now().await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(5), ended).await.unwrap();
+    tokio::time::timeout(Duration::from_secs(20), ended).await.unwrap();
 }
 
 /// What a store in this file, or in memory, gives away; and what the one that goes on has.

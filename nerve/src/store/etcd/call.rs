@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::failure::{Failure, Next};
-use super::pool::{Member, Pool, random};
+use super::pool::{Member, Pool};
 use crate::store::{Error, ErrorKind, Metrics, Path, Result};
 
 /// The pause while the cluster elects a leader.
@@ -250,27 +250,6 @@ pub(super) fn unsigned(number: i64) -> u64 {
     u64::try_from(number).unwrap_or(0)
 }
 
-/// Growing pauses between reconnections, each of a random length so that a fleet does not come back in step.
-#[derive(Debug)]
-pub(super) struct Backoff(Duration);
-
-impl Backoff {
-    const FIRST: Duration = Duration::from_millis(20);
-    const LONGEST: Duration = Duration::from_secs(1);
-
-    pub(super) fn new() -> Self {
-        Self(Self::FIRST)
-    }
-
-    /// The next pause: between half and all of a length that doubles up to a second.
-    pub(super) fn next(&mut self) -> Duration {
-        let full = self.0;
-        self.0 = (full * 2).min(Self::LONGEST);
-        let random = u32::try_from(random() % 1024).unwrap_or(0);
-        full / 2 + full / 2 * random / 1024
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -283,14 +262,5 @@ mod tests {
         {
             assert_eq!(seen.continues_in(&History { cluster, term, revision }), continues);
         }
-    }
-
-    #[test]
-    fn pauses_grow_to_a_second_and_no_further() {
-        let mut backoff = Backoff::new();
-        let pauses: Vec<_> = (0..20).map(|_| backoff.next()).collect();
-        assert!(pauses[0] <= Backoff::FIRST);
-        assert!(pauses.iter().all(|pause| *pause <= Backoff::LONGEST && !pause.is_zero()));
-        assert!(pauses[19] >= Backoff::LONGEST / 2);
     }
 }

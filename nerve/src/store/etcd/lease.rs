@@ -10,7 +10,8 @@ use std::time::Duration;
 use etcd_client::Client;
 use tokio::time::Instant;
 
-use super::call::{Backoff, Repeat, Shared};
+use super::call::{Repeat, Shared};
+use crate::store::backoff::Backoff;
 use crate::store::{ErrorKind, Result, Session, SessionKeeper, SessionLost};
 
 /// How long a member may take to renew; several fit into the shortest sensible TTL.

@@ -10,14 +10,13 @@
 //! A store that is wiped and grows past everything seen before anyone looks again, under the same cluster id and Raft
 //! term, cannot be told from the old one.
 //!
-//! Room: `members` (which one to ask, pure) · `pool` (clients) · `failure` (what an error means) · `call` (attempts
+//! Room: `pool` (clients) · `failure` (what an error means) · `call` (attempts
 //! within a deadline) · `listing` (pages) · `lease` (sessions) · `watch`.
 
 mod call;
 mod failure;
 mod lease;
 mod listing;
-mod members;
 mod pool;
 mod watch;
 
@@ -34,8 +33,8 @@ use self::failure::{Failure, Next};
 use self::pool::Pool;
 use super::url::Endpoint;
 use super::{
-    Entry, Error, ErrorKind, Expect, Listing, MAX_VALUE_BYTES, Metrics, OpenError, Path, Result, Revision,
-    Session, Store, StoreConfig, Swap, WATCH_QUEUE, Watch,
+    Entry, Error, ErrorKind, Expect, Listing, Metrics, OpenError, Path, Result, Revision, Session, Store,
+    StoreConfig, Swap, WATCH_QUEUE, Watch,
 };
 use crate::tasks::Tasks;
 
@@ -78,31 +77,8 @@ impl EtcdStore {
         value: Option<&[u8]>,
         session: Option<&Session>,
     ) -> Result<()> {
-        if let Some(value) = value.filter(|value| value.len() > MAX_VALUE_BYTES) {
-            return Err(self.refusal(
-                operation,
-                path.as_str(),
-                ErrorKind::Invalid,
-                super::oversize(value.len()),
-            ));
-        }
-        if let Some(session) = session.filter(|session| !session.is_alive()) {
-            let reason = format!("session {:x} is lost; open another", session.id());
-            return Err(self.refusal(operation, path.as_str(), ErrorKind::SessionLost, reason));
-        }
-        Ok(())
-    }
-
-    /// Runs `task` until it ends or the store is shut down.
-    fn spawn(&self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
-        let stop = self.tasks.stop_token();
-        self.tasks.spawn(name, async move {
-            tokio::select! {
-                biased;
-                () = stop.cancelled() => {}
-                () = task => {}
-            }
-        });
+        let refusal = |(kind, reason)| Err(self.refusal(operation, path.as_str(), kind, reason));
+        super::refused(value, session).map_or(Ok(()), refusal)
     }
 }
 
@@ -188,13 +164,13 @@ impl Store for EtcdStore {
 
     async fn open_session(&self, ttl: Duration) -> Result<Session> {
         let (session, renewal) = self.shared.open(ttl).await?;
-        self.spawn("etcd session", renewal);
+        self.tasks.spawn_while_wanted("etcd session", renewal);
         Ok(session)
     }
 
     async fn adopt_session(&self, id: u64, ttl: Duration) -> Result<Session> {
         let (session, renewal) = self.shared.adopt(id.cast_signed(), ttl).await?;
-        self.spawn("etcd session", renewal);
+        self.tasks.spawn_while_wanted("etcd session", renewal);
         Ok(session)
     }
 
@@ -211,7 +187,7 @@ impl Store for EtcdStore {
 
     fn watch(&self, directory: &Path) -> Watch {
         let (sender, receiver) = mpsc::channel(WATCH_QUEUE);
-        self.spawn("etcd watch", Arc::clone(&self.shared).feed(directory.clone(), sender));
+        self.tasks.spawn_while_wanted("etcd watch", Arc::clone(&self.shared).feed(directory.clone(), sender));
         Watch::new(receiver)
     }
 

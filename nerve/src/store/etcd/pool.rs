@@ -7,7 +7,6 @@
 //! are sent no more often than etcd allows (`--grpc-keepalive-min-time`, 5 s): it closes connections that ping faster
 //! while nothing is sent back.
 
-use std::hash::{BuildHasher, Hasher, RandomState};
 use std::path::{Path as FilePath, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -16,7 +15,8 @@ use etcd_client::{Certificate, Client, ConnectOptions, Identity, TlsOptions};
 use tokio::time::Instant;
 
 use super::failure::{Failure, Next};
-use super::members::Members;
+use crate::store::backoff::random;
+use crate::store::members::Members;
 use crate::store::url::Endpoint;
 use crate::store::{ErrorKind, Metrics, OpenError, StoreConfig};
 
@@ -221,9 +221,4 @@ fn read(key: &'static str, file: &FilePath) -> Result<Vec<u8>, OpenError> {
         return Err(OpenError::Config { key, reason });
     }
     Ok(bytes)
-}
-
-/// Good enough to spread load and to tell clients apart; each `RandomState` is seeded anew by the standard library.
-pub(super) fn random() -> u64 {
-    RandomState::new().build_hasher().finish()
 }

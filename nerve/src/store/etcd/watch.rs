@@ -15,10 +15,11 @@ use etcd_client::{Client, Event, EventType, GetOptions, WatchOptions, WatchRespo
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use super::call::{Backoff, Failed, History, Shared, unsigned};
+use super::call::{Failed, History, Shared, unsigned};
 use super::failure::{Failure, Next};
 use super::listing::end_of;
 use super::pool::Member;
+use crate::store::backoff::Backoff;
 use crate::store::{Change, Error, ErrorKind, Path, Revision, SnapshotCause, WatchEvent};
 
 /// How often silence is looked at.

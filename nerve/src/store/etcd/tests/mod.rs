@@ -3,17 +3,18 @@
 mod server;
 
 use std::collections::BTreeMap;
-use std::future::Future;
 
 use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
 use tokio::time::{Instant, sleep, timeout};
 
 pub(crate) use self::server::Cluster;
-use self::server::{Gate, store};
+use self::server::store;
 use super::watch::STALL;
 use super::*;
+use crate::store::MAX_VALUE_BYTES;
 use crate::store::contract::{self, Replica, path};
-use crate::store::{SnapshotCause, StoreUrl, WatchEvent, open};
+use crate::store::gate::Gate;
+use crate::store::{SnapshotCause, StoreUrl, WatchEvent, open, outages};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 /// What the registrar will use.
@@ -63,6 +64,35 @@ async fn etcd_keeps_every_promise() {
     .await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn etcd_survives_every_outage() {
+    let Some(cluster) = Cluster::start(1) else { return };
+    cluster.ready().await;
+    outages::every_outage(cluster).await;
+}
+
+#[async_trait]
+impl outages::Server for Cluster {
+    const SCHEME: &str = "etcd";
+
+    fn port(&self) -> u16 {
+        self.port(0)
+    }
+
+    fn kill(&mut self) {
+        self.kill(0);
+    }
+
+    fn run(&mut self) {
+        self.run(0);
+    }
+
+    async fn forget(&self, now: Revision) {
+        let revision = i64::try_from(now.0).unwrap();
+        self.client(0).await.compact(revision, None).await.unwrap();
+    }
+}
+
 #[tokio::test]
 async fn an_unreachable_store_opens_at_once_and_each_call_says_what_to_check() {
     let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
@@ -104,7 +134,7 @@ async fn a_watch_and_a_session_that_were_dropped_leave_no_task_behind() {
             sleep(Duration::from_millis(5)).await;
         }
     };
-    timeout(Duration::from_secs(5), ended).await.unwrap();
+    timeout(PATIENCE, ended).await.unwrap();
 }
 
 #[tokio::test]
@@ -136,7 +166,7 @@ async fn what_happened_behind_a_cut_line_arrives_by_resuming_or_if_compacted_by_
     let Some(cluster) = Cluster::start(1) else { return };
     cluster.ready().await;
     let gate = Gate::to(cluster.port(0)).await;
-    let (far, near) = (store(gate.url()), store(cluster.url()));
+    let (far, near) = (store(gate.url("etcd")), store(cluster.url()));
     let mut replica = Replica::of(&*far, &path("a"));
     near.put(&path("a/1"), b"1".to_vec(), None).await.unwrap();
     replica.until_paths(&["a/1"]).await;
@@ -179,7 +209,7 @@ async fn wiped_data_is_a_reset_and_the_session_is_lost_at_once() {
     cluster.run(0);
     replica.until("a reset", |replica| replica.causes.last() == Some(&SnapshotCause::Reset)).await;
     assert!(replica.entries.is_empty());
-    let lost = timeout(Duration::from_secs(5), session.lost()).await.unwrap();
+    let lost = timeout(PATIENCE, session.lost()).await.unwrap();
     assert!(lost.to_string().contains("does not exist"), "{lost}");
     until_ok(async || store.put(&path("d"), b"1".to_vec(), None).await).await;
     replica.until_paths(&["d"]).await;
@@ -237,102 +267,42 @@ async fn an_idle_watch_stays_connected_and_a_hundred_thousand_entries_are_listed
     assert_eq!(idle.disconnected, 0);
 }
 
-/// How one kind of call fared.
-#[derive(Debug, Default)]
-struct Fared {
-    calls: u64,
-    failures: u64,
-    /// The longest run of failures: from the start of its first call to the end of its last.
-    failing: Duration,
-    /// The same up to the end of the call that succeeded after it, which may have waited for an election.
-    until_served: Duration,
+#[async_trait]
+impl outages::Members for Cluster {
+    fn url(&self) -> StoreUrl {
+        self.url()
+    }
+
+    fn kill(&mut self, i: usize) {
+        self.kill(i);
+    }
+
+    fn run(&mut self, i: usize) {
+        self.run(i);
+    }
+
+    fn signal(&self, i: usize, signal: &str) {
+        self.signal(i, signal);
+    }
+
+    async fn ready(&self) {
+        self.ready().await;
+    }
 }
 
-async fn fares<T, F: Future<Output = Result<T>>>(until: Instant, mut call: impl FnMut(u64) -> F) -> Fared {
-    let mut fared = Fared::default();
-    let mut down = None;
-    while Instant::now() < until || down.is_some() {
-        let started = Instant::now();
-        fared.calls += 1;
-        match call(fared.calls).await {
-            Ok(_) => {
-                if let Some(since) = down.take() {
-                    fared.until_served = fared.until_served.max(Instant::now() - since);
-                }
-            }
-            Err(error) => {
-                println!("after {:?}: {error}", started.elapsed());
-                fared.failures += 1;
-                fared.failing = fared.failing.max(Instant::now() - *down.get_or_insert(started));
-            }
-        }
-        assert!(started < until + PATIENCE, "no call succeeds any more");
-        sleep(Duration::from_millis(20)).await;
-    }
-    fared
-}
-
-/// Does `harm` to three members in turn while calls, a session and a watch go on.
-async fn survives_each_member(
-    what: &str,
-    harm: impl Fn(&mut Cluster, usize),
-    heal: impl Fn(&mut Cluster, usize),
-) {
-    let Some(mut cluster) = Cluster::start(3) else { return };
-    cluster.ready().await;
-    let store = store(cluster.url());
-    let session = store.open_session(TTL).await.unwrap();
-    let mut replica = Replica::of(&*store, &path("a"));
-    let until = Instant::now() + Duration::from_secs(16);
-    let (store, session) = (&store, &session);
-    let puts = fares(until, |i| async move {
-        store.put(&path(&format!("a/{}", i % 10)), i.to_string().into_bytes(), Some(session)).await
-    });
-    let gets = fares(until, |_| async move { store.get(&path("a/1")).await });
-    let lists = fares(until, |_| async move { store.list(&path("a")).await });
-    let swaps = fares(until, |i| async move {
-        let found = store.get(&path("swap")).await?;
-        let expect = found.map_or(Expect::Absent, |entry| Expect::Unchanged(entry.revision));
-        store.compare_and_swap(&path("swap"), expect, Some(i.to_string().into_bytes()), None).await
-    });
-    let harms = async {
-        for i in 0..3 {
-            sleep(Duration::from_secs(1)).await;
-            harm(&mut cluster, i);
-            sleep(Duration::from_secs(4)).await;
-            heal(&mut cluster, i);
-            cluster.ready().await;
-        }
-    };
-    let watched = async {
-        while Instant::now() < until {
-            drop(tokio::time::timeout_at(until, replica.step()).await);
-        }
-    };
-    let (puts, gets, lists, swaps, (), ()) = tokio::join!(puts, gets, lists, swaps, harms, watched);
-    for (kind, fared) in [("put", puts), ("get", gets), ("list", lists), ("swap", swaps)] {
-        println!("{what}: {kind}: {fared:?}");
-        assert!(fared.failing <= Duration::from_secs(3) && fared.calls > 20, "{kind}: {fared:?}");
-    }
-    assert!(session.is_alive());
-    store.put(&path("a/last"), vec![], Some(session)).await.unwrap();
-    replica.until("the last", |replica| replica.entries.contains_key(&path("a/last"))).await;
-    assert_eq!(replica.entries, truth(&**store, &path("a")).await);
-    println!(
-        "{what}: the watch was interrupted {} times, snapshots {:?}",
-        replica.disconnected, replica.causes
-    );
-}
+/// Of calls while a member is elected anew.
+const ELECTED: Duration = Duration::from_secs(3);
 
 #[tokio::test]
 async fn each_member_killed_in_turn_fails_no_call_for_three_seconds_and_loses_no_session() {
-    survives_each_member("killed", Cluster::kill, Cluster::run).await;
+    let Some(cluster) = Cluster::start(3) else { return };
+    outages::each_member_killed(cluster, ELECTED).await;
 }
 
 #[tokio::test]
 async fn each_member_frozen_in_turn_fails_no_call_for_three_seconds_and_loses_no_session() {
-    let freeze = |cluster: &mut Cluster, i| cluster.signal(i, "-STOP");
-    survives_each_member("frozen", freeze, |cluster, i| cluster.signal(i, "-CONT")).await;
+    let Some(cluster) = Cluster::start(3) else { return };
+    outages::each_member_frozen(cluster, ELECTED).await;
 }
 
 #[tokio::test]
@@ -375,7 +345,7 @@ async fn a_user_stays_authenticated_beyond_the_life_of_a_token() {
         ..StoreConfig::new(url)
     };
     let metrics = Metrics::default();
-    let store = open(&user("secret", gate.url()), &metrics).unwrap();
+    let store = open(&user("secret", gate.url("etcd")), &metrics).unwrap();
     let session = store.open_session(Duration::from_secs(3)).await.unwrap();
     store.put(&path("a"), b"1".to_vec(), Some(&session)).await.unwrap();
     let mut replica = Replica::of(&*store, &Path::root());

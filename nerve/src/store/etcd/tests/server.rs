@@ -8,12 +8,9 @@ use std::time::Duration;
 
 use etcd_client::Client;
 use tempfile::TempDir;
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 
 use crate::store::{Metrics, Store, StoreConfig, StoreUrl, open};
-use crate::tasks::Tasks;
 
 /// A cluster whose members are killed on drop.
 pub(crate) struct Cluster {
@@ -163,50 +160,4 @@ impl Drop for Cluster {
 /// A store at `url` with the defaults.
 pub(super) fn store(url: StoreUrl) -> Arc<dyn Store> {
     open(&StoreConfig::new(url), &Metrics::default()).unwrap()
-}
-
-/// A forwarder to a port that can be cut: open connections break and new ones are refused.
-pub(super) struct Gate {
-    pub(super) port: u16,
-    open: watch::Sender<bool>,
-    tasks: Tasks,
-}
-
-impl Gate {
-    pub(super) async fn to(target: u16) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let port = listener.local_addr().unwrap().port();
-        let (open, seen) = watch::channel(true);
-        let tasks = Tasks::new();
-        let connections = tasks.clone();
-        tasks.spawn("gate", async move {
-            while let Ok((mut inner, _)) = listener.accept().await {
-                let mut seen = seen.clone();
-                connections.spawn("gate connection", async move {
-                    if !*seen.borrow() {
-                        return;
-                    }
-                    let Ok(mut outer) = TcpStream::connect(("127.0.0.1", target)).await else { return };
-                    tokio::select! {
-                        _ = tokio::io::copy_bidirectional(&mut inner, &mut outer) => {}
-                        _ = seen.wait_for(|open| !open) => {}
-                    }
-                });
-            }
-        });
-        Self { port, open, tasks }
-    }
-
-    pub(super) fn cut(&self) {
-        self.open.send_replace(false);
-    }
-
-    pub(super) fn open(&self) {
-        self.open.send_replace(true);
-    }
-
-    pub(super) fn url(&self) -> StoreUrl {
-        let _ = &self.tasks;
-        format!("etcd://127.0.0.1:{}", self.port).parse().unwrap()
-    }
 }

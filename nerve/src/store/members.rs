@@ -1,7 +1,7 @@
 //! Which member of the cluster to ask. Pure: no I/O, no clock of its own.
 //!
-//! One member at a time is asked until it fails; then the next one that has not failed lately. The library's own
-//! balancing goes on picking dead members, which is why it is given one endpoint only.
+//! Of etcd and ZooKeeper alike: one member at a time is asked until it fails; then the next one that has not failed lately. The libraries' own
+//! balancing goes on picking dead members, which is why they are given one endpoint only.
 
 use std::time::Duration;
 
