@@ -142,3 +142,31 @@ fn a_wrong_configuration_is_refused_at_the_start_with_everything_that_is_wrong()
     let checked = a.plexus(["config", "check", "plexus.toml"]).refused();
     assert!(checked.contains("node2") && checked.contains("soon"), "{checked}");
 }
+
+#[test]
+fn a_second_agent_of_a_node_s_name_does_not_start_and_says_who_has_it() {
+    needs!("etcd", "etcdctl");
+    let cluster = Cluster::new(2);
+    let [a, b] = cluster.nodes();
+    let _backend = a.serve("web", INSTANCE);
+    cluster.wait_serving("web", &["web-a-9000"]);
+    b.terminate_agent();
+    let _ = b.wait_agent_end(Duration::from_secs(20));
+    let config = fs::read_to_string(b.config_file()).expect("its configuration");
+    fs::write(b.config_file(), config.replace("name = \"b\"", "name = \"a\"")).expect("its configuration");
+    b.define(&ServiceFile::new("api", 9001));
+    b.start_agent();
+    let ended = b.wait_agent_end(Duration::from_secs(20));
+    assert_eq!(ended.code(), Some(1));
+    let log = b.agent_log();
+    let said =
+        "the agent cannot start: node name a is taken by an agent at 10.77.0.1, and this one is at 10.77.0.2";
+    assert!(log.contains(said), "{log}");
+    assert_eq!((a.serving("web"), a.known("api")), (vec!["web-a-9000".to_owned()], Vec::new()));
+    assert_eq!(a.known_nodes(), ["a"]);
+    // Who was killed, and whose machine has another address now, waits for its own record to end.
+    a.kill_agent();
+    b.start_agent();
+    b.wait_ready(Duration::from_secs(20));
+    let _ = eventually!(SOON, b.known_nodes(), |nodes| *nodes == ["a"]);
+}

@@ -24,6 +24,7 @@ mod systemd;
 use std::sync::Arc;
 
 use anyhow::Context;
+use nerve::registrar;
 use nerve::store::Store;
 use synapse::catalog::Catalog;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -50,6 +51,7 @@ pub struct Agent {
     phase: watch::Receiver<Phase>,
     took_over: bool,
     overlay: overlay::Handle,
+    registrar: registrar::Handle,
     stop: CancellationToken,
     reload: mpsc::Sender<Config>,
     ended: oneshot::Receiver<()>,
@@ -83,6 +85,7 @@ struct Started {
     phase: watch::Receiver<Phase>,
     took_over: bool,
     overlay: overlay::Handle,
+    registrar: registrar::Handle,
 }
 
 impl Agent {
@@ -118,14 +121,22 @@ impl Agent {
             let _ = end.send(());
         })?;
         let started = told.recv().context("the control thread ended while it started")??;
-        let Started { catalog, ingress, readiness, phase, took_over, overlay } = started;
-        Ok(Self { catalog, ingress, readiness, phase, took_over, overlay, stop, reload, ended })
+        let Started { catalog, ingress, readiness, phase, took_over, overlay, registrar } = started;
+        Ok(Self { catalog, ingress, readiness, phase, took_over, overlay, registrar, stop, reload, ended })
     }
 
     /// Where it stands.
     #[must_use]
     pub fn phase(&self) -> watch::Receiver<Phase> {
         self.phase.clone()
+    }
+
+    /// Waits until it is known that the node's name is its own.
+    ///
+    /// # Errors
+    /// Another agent has it, and goes on.
+    async fn has_its_name(&self) -> Result<(), registrar::Refusal> {
+        self.registrar.has_its_name().await
     }
 
     /// Did it take over from another agent?

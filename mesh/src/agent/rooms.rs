@@ -110,6 +110,7 @@ impl Rooms {
             phase: self.phase.subscribe(),
             took_over: self.took_over,
             overlay: self.overlay.clone(),
+            registrar: self.registrar.clone(),
         }
     }
 

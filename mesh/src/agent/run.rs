@@ -40,7 +40,7 @@ fn activated() -> anyhow::Result<Inherited> {
     Ok(inherited)
 }
 
-/// Returns when the agent has left or is replaced and has finished its connections; at once when the process is asked to leave
+/// Returns when the agent has left or is replaced and has finished its connections, or when the node's name is another agent's; at once when the process is asked to leave
 /// a second time, or after it was replaced: what is left of the agent then ends with the process.
 async fn supervise(files: &Files, config: Config, origin: Origin, level: &Level) -> anyhow::Result<()> {
     let mut signals = Signals::new().context("listen to signals")?;
@@ -48,7 +48,8 @@ async fn supervise(files: &Files, config: Config, origin: Origin, level: &Level)
     let serves = format!("node {} serves", config.node.name);
     let agent = Agent::start_from(config, origin)?;
     let (mut phase, mut leaves) = (agent.phase(), agent.phase());
-    let mut announced = false;
+    let (mut announced, mut has_its_name) = (false, false);
+    let mut taken = Ok(());
     let mut replacement = Replacement::default();
     loop {
         tokio::select! {
@@ -70,6 +71,14 @@ async fn supervise(files: &Files, config: Config, origin: Origin, level: &Level)
                 announced = true;
                 if agent.has_taken_over() { notifier.ready_instead(&serves) } else { notifier.ready(&serves) }
             }
+            decided = agent.has_its_name(), if !has_its_name => {
+                has_its_name = decided.is_ok();
+                if decided.is_err() {
+                    taken = decided;
+                    agent.stop();
+                    break;
+                }
+            }
             // Nobody asked: another agent has taken over, and speaks to the service manager from now on.
             Ok(_) = leaves.wait_for(|phase| *phase >= Phase::Draining) => break,
             status = replacement.ended() => tracing::error!(
@@ -82,7 +91,7 @@ async fn supervise(files: &Files, config: Config, origin: Origin, level: &Level)
         () = agent.join() => tracing::info!("left"),
         signal = signals.leave() => tracing::warn!(signal, "leaving at once, with what connections are open"),
     }
-    Ok(())
+    taken.context("the agent cannot start")
 }
 
 /// Reads the files again. One that is wrong changes nothing.

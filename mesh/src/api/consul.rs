@@ -119,6 +119,9 @@ pub struct ConsulCheck {
     /// Failures in a row that make it critical.
     #[serde(rename = "failuresbeforecritical")]
     pub failures_before_critical: Option<u32>,
+    /// The service is deregistered once it has been critical for so long.
+    #[serde(rename = "deregistercriticalserviceafter")]
+    pub deregister_critical_service_after: Option<String>,
 }
 
 /// An instance of this node, as `GET /v1/agent/services` and `/v1/agent/service/ID` show it.

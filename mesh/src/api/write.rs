@@ -68,6 +68,9 @@ pub struct RegisterRequest {
     /// Its checks.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub check: Vec<CheckRequest>,
+    /// It is deregistered once it has not been well for so long, such as `1h`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deregister_critical_after: Option<String>,
 }
 
 /// One check, with the keys and forms of the configuration file: `{"http": "/healthz", "interval": "1s"}`.

@@ -69,6 +69,9 @@ pub(super) struct Register {
     /// How many checks in a row must fail before it gets none
     #[arg(long, value_name = "N", requires = "checks")]
     fall: Option<u32>,
+    /// Deregister it once it has not been well for so long, such as `1h`
+    #[arg(long, value_name = "DURATION", requires = "checks")]
+    deregister_critical_after: Option<String>,
     #[command(flatten)]
     reach: Reach,
 }
@@ -138,6 +141,7 @@ impl Register {
             labels: self.labels.iter().map(|Pair(key, value)| (key.clone(), value.clone())).collect(),
             weight: self.weight.map(Weight),
             check: checks.collect(),
+            deregister_critical_after: self.deregister_critical_after.clone(),
         }
     }
 }

@@ -1,7 +1,8 @@
-//! `[docker]`: containers of Docker on overlay networks.
+//! `[docker]`: this node's Docker, its containers as instances and on overlay networks.
 
 use nerve::document::{Reported, Section};
 use nerve::model::UnixPath;
+use nerve::source::DockerAddress;
 use serde::Serialize;
 
 /// Where Docker looks for plugins; the file's name is the driver's.
@@ -32,6 +33,10 @@ pub struct Docker {
     pub instances: bool,
     /// The unix socket of its API, which is asked for them.
     pub api: UnixPath,
+    /// Which address of them is registered; `None`: the one on overlay networks where those are enabled, else the published one.
+    pub address: Option<DockerAddress>,
+    /// Do Registrator's conventions hold?
+    pub registrator: bool,
 }
 
 impl Docker {
@@ -40,6 +45,8 @@ impl Docker {
         let plugin = path(section, "plugin", PLUGIN);
         let instances = section.or("instances", true);
         let api = path(section, "api", API);
+        let address = section.optional("address");
+        let registrator = section.or("registrator", true);
         let plugin = plugin?;
         if plugin.file_name().strip_suffix(ENDING).is_none_or(str::is_empty) {
             return Err(section.invalid(
@@ -48,7 +55,7 @@ impl Docker {
                 format!("a path such as {PLUGIN:?}"),
             ));
         }
-        Ok(Self { enabled, plugin, instances, api: api? })
+        Ok(Self { enabled, plugin, instances, api: api?, address, registrator })
     }
 
     /// What `docker network create --driver` names: Docker calls a plugin as its file.

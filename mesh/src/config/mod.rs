@@ -188,6 +188,7 @@ fn as_drafts<S: Serializer>(services: &[Located], serializer: S) -> Result<S::Ok
         weight: definition.weight,
         checks: definition.checks.iter().cloned().map(without_secrets).collect(),
         check_mode: definition.check_mode,
+        deregister_critical_after: definition.deregister_critical_after,
     }))
 }
 

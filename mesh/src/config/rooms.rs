@@ -4,7 +4,7 @@ use std::num::NonZeroUsize;
 
 use nerve::period::Period;
 use nerve::registrar;
-use nerve::source::{DockerConfig, Local, SmartstackConfig};
+use nerve::source::{DockerAddress, DockerConfig, Local, SmartstackConfig};
 use nerve::store::StoreConfig;
 
 use super::{Config, Nerve, Node};
@@ -133,19 +133,25 @@ impl Config {
         })
     }
 
-    /// What Docker's driver is told; `None` where Docker is not served.
+    /// What Docker's driver is told; `None` where Docker is not served, or there is no network to attach containers to.
     #[must_use]
     pub fn docker(&self) -> Option<docker::Config> {
         let socket = self.docker.plugin.clone();
-        self.docker.enabled.then(|| docker::Config { socket, state_dir: self.state_dir.clone() })
+        let is_served = self.docker.enabled && self.overlay.enabled;
+        is_served.then(|| docker::Config { socket, state_dir: self.state_dir.clone() })
     }
 
     /// Which Docker is asked for containers; `None` where none is.
     #[must_use]
     pub fn docker_source(&self) -> Option<DockerConfig> {
         let docker = &self.docker;
-        let driver = docker.driver().to_owned();
-        (docker.enabled && docker.instances).then(|| DockerConfig { api: docker.api.clone(), driver })
+        let usual = if self.overlay.enabled { DockerAddress::Overlay } else { DockerAddress::Published };
+        (docker.enabled && docker.instances).then(|| DockerConfig {
+            api: docker.api.clone(),
+            driver: docker.driver().to_owned(),
+            address: docker.address.unwrap_or(usual),
+            registrator: docker.registrator,
+        })
     }
 
     /// Which configuration of Nerve's is read; `None`: none is.

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use nerve::check::Probe;
 use nerve::document::{Document, Errors};
+use nerve::source::DockerAddress;
 use proptest::prelude::*;
 
 use super::*;
@@ -202,7 +203,7 @@ fn a_trusted_proxy_is_a_range_or_comes_by_a_unix_socket() {
 }
 
 #[test]
-fn docker_is_served_where_there_are_networks_and_finds_a_driver_by_its_file() {
+fn docker_s_containers_are_registered_and_its_driver_is_served_where_there_are_networks() {
     let with = |overlay: bool, keys: &str| {
         format!("store.url = \"embedded\"\noverlay.enabled = {overlay}\n[docker]\nenabled = true\n{keys}")
     };
@@ -211,7 +212,11 @@ fn docker_is_served_where_there_are_networks_and_finds_a_driver_by_its_file() {
     assert_eq!(config.docker_source().unwrap().driver, "mesh");
     assert!(read(&with(true, "instances = false")).unwrap().docker_source().is_none());
     assert!(read("store.url = \"embedded\"").unwrap().docker().is_none());
-    let shown = errors(&with(false, ""));
+    let address = |overlay, keys: &str| read(&with(overlay, keys)).unwrap().docker_source().unwrap().address;
+    assert_eq!([address(true, ""), address(false, "")], [DockerAddress::Overlay, DockerAddress::Published]);
+    assert_eq!(address(true, "address = \"container\""), DockerAddress::Container);
+    assert!(read(&with(false, "")).unwrap().docker().is_none());
+    let shown = errors(&with(false, "address = \"overlay\""));
     assert!(shown.contains("overlay.enabled is false"), "{shown}");
     for plugin in ["/run/plexus", "/run/.sock"] {
         let shown = errors(&with(true, &format!("plugin = \"{plugin}\"")));

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 
 use nerve::document::{Reported, Section};
+use nerve::source::DockerAddress;
 
 use super::Config;
 use crate::ingress::LocalListen;
@@ -29,11 +30,12 @@ pub(super) fn sections_agree(config: &Config, root: &Section<'_>) -> Result<(), 
             outcome = Err(root.invalid(later.section, message, "another address or port for one of them"));
         }
     }
-    if config.docker.enabled && !config.overlay.enabled {
+    let is_overlay = config.docker.address == Some(DockerAddress::Overlay);
+    if config.docker.enabled && is_overlay && !config.overlay.enabled {
         outcome = Err(root.invalid(
             "docker",
-            "Docker's containers are attached to overlay networks, and overlay.enabled is false",
-            "`enabled = true` in [overlay] as well",
+            "address is to be that on overlay networks, and overlay.enabled is false",
+            "`enabled = true` in [overlay] as well, or another address",
         ));
     }
     let mut paths = BTreeSet::new();

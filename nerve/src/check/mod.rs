@@ -85,6 +85,7 @@ pub use status::StatusSet;
 pub use systemd::Systemd;
 pub use tcp::Tcp;
 pub use ttl::Ttl;
+pub use ttl::default_id;
 pub use udp::Udp;
 pub use weight_from::WeightFrom;
 pub use zookeeper::Zookeeper;

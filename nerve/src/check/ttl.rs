@@ -49,10 +49,15 @@ impl Ttl {
     pub fn id(&self, instance: &str, place: usize, of: usize) -> String {
         match &self.id {
             Some(id) => id.clone(),
-            None if of == 1 => format!("service:{instance}"),
-            None => format!("service:{instance}:{}", place + 1),
+            None => default_id(instance, place, of),
         }
     }
+}
+
+/// What a check is called that has no id of its own, at this place of an instance with so many checks; as Consul has it.
+#[must_use]
+pub fn default_id(instance: &str, place: usize, of: usize) -> String {
+    if of == 1 { format!("service:{instance}") } else { format!("service:{instance}:{}", place + 1) }
 }
 
 #[async_trait]

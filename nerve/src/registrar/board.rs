@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use tokio::sync::{Notify, watch};
 
@@ -16,7 +16,7 @@ use super::{Config, Metrics};
 use crate::check::{self, Beginning, Monitor, Runner, SelfReport, Subject};
 use crate::model::{Health, Instance, Node};
 use crate::period::Period;
-use crate::source::{Definition, Drains, InstanceKey, Located, Merged, SourceProblem};
+use crate::source::{Definition, Drains, InstanceKey, Located, Merged, Origin, SourceProblem};
 use crate::store::{Key, Path, Revision};
 
 /// A record of this node. The node itself is the least: it goes first.
@@ -178,7 +178,7 @@ impl Board {
             });
             match &local.defined {
                 Some((known, _)) if *known == located => continue,
-                Some(_) => tracing::info!(instance = %key, origin = %located.origin, "instance redefined"),
+                Some((known, _)) => tell_of_change(known, &located),
                 None => tracing::info!(instance = %key, origin = %located.origin, "instance defined"),
             }
             local.adopted |= inherited.as_ref().is_some_and(|inherited| inherited.adopted);
@@ -413,7 +413,7 @@ impl Board {
             Some(LocalInstance {
                 located: Arc::clone(located),
                 report,
-                draining: state.drains.covers(key) || advises_drain,
+                draining: state.drains.covers(key) || advises_drain || located.definition.is_stopping,
                 registration: local.registration.clone(),
             })
         };
@@ -441,6 +441,22 @@ impl Board {
             }
             (None, _) => Err(ReportError::Unknown(check.to_owned())),
         }
+    }
+
+    /// What was registered at run time to be deregistered once it has not been well for so long, and is not well.
+    pub(super) fn lapsing(&self) -> Vec<(InstanceKey, Duration)> {
+        let state = self.state();
+        let lapsing = |(key, local): (&InstanceKey, &Local)| {
+            let (located, monitor) = local.defined.as_ref()?;
+            let after = located.definition.deregister_critical_after?;
+            let is_well = match monitor.verdict().0 {
+                Health::Passing | Health::Warning => true,
+                Health::Starting => local.adopted,
+                Health::Critical => false,
+            };
+            (!is_well && located.origin == Origin::Api).then(|| (key.clone(), after.get()))
+        };
+        state.instances.iter().filter_map(lapsing).collect()
     }
 
     /// Where each defined instance is defined.
@@ -494,8 +510,16 @@ impl Local {
             zone: config.zone.clone(),
             health,
             health_reason,
-            draining: drains.covers(key) || advice.drains(),
+            draining: drains.covers(key) || advice.drains() || located.definition.is_stopping,
         })
+    }
+}
+
+fn tell_of_change(old: &Located, new: &Located) {
+    let (instance, origin) = (&new.definition.key, &new.origin);
+    match (old.definition.is_stopping, new.definition.is_stopping) {
+        (false, true) => tracing::info!(%instance, %origin, "instance is being stopped, and drained"),
+        _ => tracing::info!(%instance, %origin, "instance redefined"),
     }
 }
 

@@ -8,13 +8,15 @@ use tokio::time::Instant;
 
 use super::board::Board;
 use super::carried::Carried;
-use super::status::{LocalInstance, Problem, Registration, ReportError};
+use super::status::{LocalInstance, Problem, Refusal, Registration, ReportError};
 use super::writer::{Asked, Paused};
 use super::{HandOverError, LeaveError};
 use crate::check::{CheckSpec, SelfReport};
 use crate::model::{InstanceId, ServiceName};
 use crate::source::{ApiError, ApiSource, Definition, Draft, Drains, InstanceKey, Located, Origin};
 
+/// What an agent that was killed has left stands for one time to live of its session, and is looked at again within another.
+const LEFT_BEHIND: u32 = 3;
 /// How long a change may take to be in force; a moment, while the control plane's thread is not busy.
 const TAKEN_IN_WITHIN: Duration = Duration::from_secs(2);
 
@@ -39,6 +41,40 @@ impl Handle {
     #[must_use]
     pub fn node(&self) -> Registration {
         self.board.node()
+    }
+
+    /// Waits until it is known that this node's name is this agent's. The record of an agent that was killed stands for a while; of
+    /// one that runs, it stays.
+    ///
+    /// # Errors
+    /// Another agent has it, and has kept it for three times a session's time to live.
+    pub async fn has_its_name(&self) -> Result<(), Refusal> {
+        let mut changes = self.board.version();
+        let mut until = None;
+        loop {
+            changes.mark_unchanged();
+            match self.node() {
+                Registration::Registered { .. } | Registration::Withdrawn => return Ok(()),
+                Registration::Refused { refusal, .. } => {
+                    let until = *until
+                        .get_or_insert_with(|| Instant::now() + self.board.session_ttl().get() * LEFT_BEHIND);
+                    if until <= Instant::now() {
+                        return Err(refusal);
+                    }
+                }
+                Registration::Pending { .. } => until = None,
+            }
+            let lasted = async {
+                match until {
+                    Some(until) => tokio::time::sleep_until(until).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = lasted => {}
+                changed = changes.changed() => if changed.is_err() { return Ok(()) },
+            }
+        }
     }
 
     /// Everything that is wrong and should be seen until it is mended.
@@ -67,8 +103,12 @@ impl Handle {
         let key = draft.resolve(self.api.local())?.key;
         self.only_here(&key)?;
         let definition = self.api.register(draft).await?;
-        self.taken_in(|located| located.iter().any(|located| located.definition == definition)).await;
+        self.in_force(&definition).await;
         Ok(definition)
+    }
+
+    async fn in_force(&self, definition: &Definition) {
+        self.taken_in(|located| located.iter().any(|located| located.definition == *definition)).await;
     }
 
     /// Waits until what was changed is in force: whoever asks next, or reports to a check, is to find it.
@@ -108,7 +148,8 @@ impl Handle {
     /// It is defined in a file, the check is wrong, or the change cannot be kept.
     pub async fn add_check(&self, key: &InstanceKey, check: CheckSpec) -> Result<(), ApiError> {
         self.only_here(key)?;
-        self.api.add_check(key, check).await
+        self.in_force(&self.api.add_check(key, check).await?).await;
+        Ok(())
     }
 
     /// Removes the check at this place of an instance that was registered at run time.
@@ -117,7 +158,8 @@ impl Handle {
     /// It is defined in a file, or the change cannot be kept.
     pub async fn remove_check(&self, key: &InstanceKey, place: usize) -> Result<(), ApiError> {
         self.only_here(key)?;
-        self.api.remove_check(key, place).await
+        self.in_force(&self.api.remove_check(key, place).await?).await;
+        Ok(())
     }
 
     /// Takes in what an application reports to its `ttl` check; answers with the instance.

@@ -10,6 +10,7 @@
 mod board;
 mod carried;
 mod handle;
+mod lapse;
 mod leave;
 mod metrics;
 mod pace;
@@ -152,6 +153,14 @@ pub fn start(
         let stop = stop.clone();
         async move {
             let _ = stop.run_until_cancelled(Box::pin(writer.run())).await;
+        }
+    });
+    let (lapsing, deregisters, stop) = (Arc::clone(&board), api.clone(), tasks.stop_token());
+    tasks.spawn_restarted("registrar lapses", move || {
+        let lapse = lapse::run(Arc::clone(&lapsing), deregisters.clone());
+        let stop = stop.clone();
+        async move {
+            let _ = stop.run_until_cancelled(lapse).await;
         }
     });
     Handle { board, api, ask: Arc::new(ask), left, paused }

@@ -93,7 +93,7 @@ pub struct LocalInstance {
     pub located: Arc<Located>,
     /// How it is, as its checks see it.
     pub report: Report,
-    /// It or the node is being drained.
+    /// It or the node is being drained, or what runs it is stopping it.
     pub draining: bool,
     /// How its record stands in the store.
     pub registration: Registration,

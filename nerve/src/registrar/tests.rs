@@ -435,6 +435,29 @@ async fn drains_registrations_and_refusals_of_the_run_time_api() {
 }
 
 #[tokio::test]
+async fn what_was_registered_at_run_time_is_deregistered_when_it_was_not_well_for_too_long() {
+    let store = Faulty::new();
+    let server = TcpListener::bind((ADDRESS, 0)).await.unwrap();
+    let (open, closed) = (server.local_addr().unwrap().port(), 1);
+    let agent = agent(&store, vec![located(closed, tcp(40))]);
+    let draft = |port: u16| Draft {
+        checks: tcp(40),
+        deregister_critical_after: Some(Period::seconds(1)),
+        ..Draft::new("api".parse().unwrap(), NonZeroU16::new(port).unwrap())
+    };
+    let well = agent.handle.register(draft(open)).await.unwrap();
+    agent.handle.register(draft(closed)).await.unwrap();
+    let left = async || {
+        let instances = agent.handle.instances();
+        instances.iter().map(|instance| instance.located.definition.key.to_string()).collect::<Vec<_>>()
+    };
+    eventually("one is gone", async || left().await.len() == 2).await;
+    // What stands in a file stays, and so does what is well.
+    assert_eq!(left().await, [well.key.to_string(), format!("web/web-a-{closed}")]);
+    agent.tasks.shutdown().await;
+}
+
+#[tokio::test]
 async fn changed_tags_keep_the_checks_and_changed_checks_keep_the_verdict() {
     let store = Faulty::new();
     let server = TcpListener::bind((ADDRESS, 0)).await.unwrap();

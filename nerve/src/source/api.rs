@@ -144,20 +144,20 @@ impl ApiSource {
         Ok(registered)
     }
 
-    /// Adds a check to an instance that was registered here.
+    /// Adds a check to an instance that was registered here, and answers with what it is then.
     ///
     /// # Errors
     /// There is none, the check is wrong, or the change cannot be kept.
-    pub async fn add_check(&self, key: &InstanceKey, check: CheckSpec) -> Result<(), ApiError> {
+    pub async fn add_check(&self, key: &InstanceKey, check: CheckSpec) -> Result<Definition, ApiError> {
         allowed(&check)?;
         self.change_draft(key, |draft| draft.checks.push(check)).await
     }
 
-    /// Removes the check at this place of an instance that was registered here.
+    /// Removes the check at this place of an instance that was registered here, and answers with what it is then.
     ///
     /// # Errors
     /// There is none, or the change cannot be kept.
-    pub async fn remove_check(&self, key: &InstanceKey, place: usize) -> Result<(), ApiError> {
+    pub async fn remove_check(&self, key: &InstanceKey, place: usize) -> Result<Definition, ApiError> {
         let remove = |draft: &mut Draft| {
             if place < draft.checks.len() {
                 draft.checks.remove(place);
@@ -166,11 +166,15 @@ impl ApiSource {
         self.change_draft(key, remove).await
     }
 
-    async fn change_draft(&self, key: &InstanceKey, change: impl FnOnce(&mut Draft)) -> Result<(), ApiError> {
+    async fn change_draft(
+        &self,
+        key: &InstanceKey,
+        change: impl FnOnce(&mut Draft),
+    ) -> Result<Definition, ApiError> {
         let known = self.0.state.lock().await.services.iter().find(|(_, known)| known.key == *key).cloned();
         let Some((mut draft, _)) = known else { return Err(ApiError::Unknown(key.to_string())) };
         change(&mut draft);
-        self.register(draft).await.map(drop)
+        self.register(draft).await
     }
 
     /// Removes an instance that was registered here; its drain goes with it.

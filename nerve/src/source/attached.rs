@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use tokio::sync::watch;
 
-use super::labels::{LabelError, Labels, Rest, free};
+use super::labels::{LabelError, Labels, Reached, Rest, free};
 use super::{Definition, InstanceKey, Local, Located, Origin, Snapshot, Source, SourceProblem};
 use crate::model::ServiceName;
 
@@ -42,7 +42,8 @@ impl Attached {
         let services = services.into_iter().map(|service| (service, self.address)).collect();
         let mut free = free(&self.labels);
         free.entry("container".to_owned()).or_insert_with(|| self.container.clone());
-        labels.instances(&services, &Rest { container: &self.container, port: None, free }, local)
+        let rest = Rest { container: &self.container, port: None, free, reached: Reached::Directly };
+        labels.instances(&services, &rest, local)
     }
 
     /// Why it is no instance of anything, where labels or aliases say what it serves and nothing is wrong with any of them: what

@@ -17,6 +17,7 @@ use crate::document::{Reported, Section};
 use crate::model::{
     InstanceId, ListensOn, NameError, NodeName, PortName, ServiceName, Tag, UnixPath, Weight,
 };
+use crate::period::Period;
 
 /// So many tags, labels and ports an instance may have: they travel to every node.
 const MAX_MARKS: usize = 64;
@@ -83,6 +84,9 @@ pub struct Draft {
     /// What they have to say together.
     #[serde(skip_serializing_if = "CheckMode::is_default")]
     pub check_mode: CheckMode,
+    /// Registered at run time only: it is deregistered once it has not been well for so long.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub deregister_critical_after: Option<Period>,
 }
 
 /// Why a draft is refused: the key, and what is wrong with its value.
@@ -118,8 +122,12 @@ pub struct Definition {
     pub checks: Vec<CheckSpec>,
     /// What they have to say together.
     pub check_mode: CheckMode,
+    /// Once it has not been well for so long, its registration at run time ends.
+    pub deregister_critical_after: Option<Period>,
     /// Where else it is registered while it is well.
     pub announced: Option<Arc<Announcement>>,
+    /// What runs it is stopping it: connections that are open may end well, and no new ones come.
+    pub is_stopping: bool,
 }
 
 impl Draft {
@@ -138,6 +146,7 @@ impl Draft {
             weight: Weight::default(),
             checks: Vec::new(),
             check_mode: CheckMode::All,
+            deregister_critical_after: None,
         }
     }
 
@@ -155,6 +164,7 @@ impl Draft {
         let labels = section.or("labels", BTreeMap::new());
         let weight = section.or("weight", Weight::default());
         let check_mode = section.or("check_mode", CheckMode::All);
+        let deregister_critical_after = section.optional("deregister_critical_after");
         section.renamed("checks", "check");
         let checks = section.list("check", CheckSpec::read);
         let checks = checks.into_iter().collect::<Result<_, _>>();
@@ -162,7 +172,20 @@ impl Draft {
             return Err(section.invalid("port", "it is missing", "a port from 1 to 65535, or a `socket`"));
         }
         let (name, port, socket, checks) = (name?, port?, socket?, checks?);
-        Ok(Self { name, id, address, port, socket, ports, tags, labels, weight, checks, check_mode })
+        Ok(Self {
+            name,
+            id,
+            address,
+            port,
+            socket,
+            ports,
+            tags,
+            labels,
+            weight,
+            checks,
+            check_mode,
+            deregister_critical_after,
+        })
     }
 
     /// What it means on this node.
@@ -202,7 +225,9 @@ impl Draft {
             weight: self.weight,
             checks: self.checks.clone(),
             check_mode: self.check_mode,
+            deregister_critical_after: self.deregister_critical_after,
             announced: None,
+            is_stopping: false,
         })
     }
 
@@ -246,7 +271,12 @@ impl Definition {
     /// # Errors
     /// What is wrong was reported.
     pub fn read(section: &mut Section<'_>, local: &Local) -> Result<Self, Reported> {
-        Draft::read(section)?.resolve(local).map_err(|error| section.invalid(error.key, error.message, ""))
+        let draft = Draft::read(section)?;
+        if draft.deregister_critical_after.is_some() {
+            let why = "what stands in a file is not deregistered; only what is registered at run time is";
+            return Err(section.invalid("deregister_critical_after", why, "none"));
+        }
+        draft.resolve(local).map_err(|error| section.invalid(error.key, error.message, ""))
     }
 
     /// Where it listens.

@@ -33,6 +33,8 @@ const CHECK: &str = "check";
 const TIMING: [&str; 4] = ["interval", "timeout", "rise", "fall"];
 /// Of which Docker's container on several networks has the address.
 pub(super) const NETWORK: &str = "network";
+/// Where clients reach Docker's container, unless as others.
+pub(super) const ADDRESS: &str = "address";
 
 /// A label that cannot be what it is, in words that name it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -52,6 +54,36 @@ pub(super) struct Rest<'a> {
     pub(super) port: Option<NonZeroU16>,
     /// Free data that travels along.
     pub(super) free: BTreeMap<String, String>,
+    /// Where its ports are.
+    pub(super) reached: Reached<'a>,
+}
+
+/// Where the ports that labels name are reached: labels name those that a container listens on.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Reached<'a> {
+    /// At the container's address.
+    Directly,
+    /// Where the runtime has published them, over TCP.
+    Published(&'a BTreeMap<NonZeroU16, (IpAddr, NonZeroU16)>),
+}
+
+impl Reached<'_> {
+    fn at(self, address: IpAddr, port: NonZeroU16) -> Result<(IpAddr, NonZeroU16), String> {
+        match self {
+            Self::Directly => Ok((address, port)),
+            Self::Published(published) => published.get(&port).copied().ok_or_else(|| {
+                format!("port {port} of the container is not published where other nodes reach it; publish it (-p)")
+            }),
+        }
+    }
+
+    /// What to do where nothing says which port is the main one.
+    fn advice(self) -> String {
+        match self {
+            Self::Directly => format!("add the label {PREFIX}{PORT}"),
+            Self::Published(_) => "publish one (-p), where other nodes reach it".to_owned(),
+        }
+    }
 }
 
 /// What labels say of an instance.
@@ -72,7 +104,15 @@ impl Said {
         rest: &Rest<'_>,
         local: &Local,
     ) -> Result<Definition, LabelError> {
-        let Self { ports, tags, weight, checks, .. } = self;
+        let Self { mut ports, tags, weight, checks, .. } = self;
+        let reached = |key: &str, port| {
+            let at = rest.reached.at(address, port);
+            at.map_err(|why| wrong(&format!("{PREFIX}{key}"), why))
+        };
+        for port in ports.values_mut() {
+            *port = reached(PORTS, *port)?.1;
+        }
+        let (address, port) = reached(PORT, port)?;
         let id = InstanceId::new(&format!("{service}-{}-{}", local.node, rest.container));
         let id = Some(id.map_err(|error| LabelError(error.to_string()))?);
         let (address, labels) = (Some(address), rest.free.clone());
@@ -117,6 +157,11 @@ impl<'a> Labels<'a> {
             .map(Some)
     }
 
+    /// Says none of them anything?
+    pub(super) fn is_silent(self) -> bool {
+        self.0.keys().all(|label| !label.starts_with(PREFIX))
+    }
+
     /// The value of a label that is not a service's.
     pub(super) fn get(self, key: &str) -> Option<&'a str> {
         self.0.get(&format!("{PREFIX}{key}")).map(String::as_str)
@@ -133,16 +178,16 @@ impl<'a> Labels<'a> {
         let is_named = self.services()?.is_some();
         if services.is_empty() {
             // What is wrong is told before it matters.
-            let _ = self.said(None)?;
+            let _ = self.said(None, Reached::Directly)?;
         }
         let mut instances = Vec::new();
         for (service, address) in services {
-            let said = self.said(Some(service))?;
+            let said = self.said(Some(service), rest.reached)?;
             match said.port.or(rest.port) {
                 Some(port) => instances.push(said.instance(service, *address, port, rest, local)?),
                 None if is_named => {
                     let label = format!("{PREFIX}{SERVICE}");
-                    let why = format!("there is no port of {service}; add the label {PREFIX}{PORT}");
+                    let why = format!("there is no port of {service}; {}", rest.reached.advice());
                     return Err(wrong(&label, why));
                 }
                 None => {}
@@ -164,7 +209,7 @@ impl<'a> Labels<'a> {
     }
 
     /// What is said of a service, or of all of them.
-    fn said(self, service: Option<&ServiceName>) -> Result<Said, LabelError> {
+    fn said(self, service: Option<&ServiceName>, reached: Reached<'_>) -> Result<Said, LabelError> {
         let list = |key| self.find(service, key).unwrap_or_default();
         let named = |label: &str, pair: &str| {
             let (name, number) = pair.split_once('=').unwrap_or((pair, ""));
@@ -191,21 +236,29 @@ impl<'a> Labels<'a> {
                 Some(port(text).ok_or_else(|| wrong(&label, format!("{text:?} is no port")))?)
             }
         };
-        Ok(Said { port, ports, tags, weight, checks: self.checks(service)? })
+        Ok(Said { port, ports, tags, weight, checks: self.checks(service, reached)? })
     }
 
     /// By the reader of `check = […]`, so that the same holds for both.
-    fn checks(self, service: Option<&ServiceName>) -> Result<Vec<CheckSpec>, LabelError> {
+    fn checks(
+        self,
+        service: Option<&ServiceName>,
+        reached: Reached<'_>,
+    ) -> Result<Vec<CheckSpec>, LabelError> {
         let Some((label, text)) = self.find(service, CHECK) else { return Ok(Vec::new()) };
         let timing = || TIMING.into_iter().filter_map(|key| Some((key, self.find(service, key)?.1)));
-        let checks: Vec<Value> = words(text)
-            .map(|word| {
-                let (kind, probed) = probe(word);
-                let mut check = Map::from_iter([(kind.to_owned(), probed)]);
-                check.extend(timing().map(|(key, text)| (key.to_owned(), number_or_text(text.trim()))));
-                Value::Object(check)
-            })
-            .collect();
+        let written = |word| {
+            let (kind, mut probed) = probe(word);
+            // A number is the port that the container listens on.
+            if let (Some(port), Reached::Published(_)) = (number_of_port(&probed), reached) {
+                let at = reached.at(IpAddr::from([0; 4]), port).map_err(|why| wrong(&label, why))?;
+                probed = at.1.get().into();
+            }
+            let mut check = Map::from_iter([(kind.to_owned(), probed)]);
+            check.extend(timing().map(|(key, text)| (key.to_owned(), number_or_text(text.trim()))));
+            Ok(Value::Object(check))
+        };
+        let checks: Vec<Value> = words(text).map(written).collect::<Result<_, LabelError>>()?;
         let document = Document::parse_json("labels", &json!({"check": checks}).to_string());
         let read = document.and_then(|document| {
             document
@@ -298,6 +351,10 @@ fn number_or_text(text: &str) -> Value {
     text.parse::<u64>().map_or_else(|_| text.into(), Value::from)
 }
 
+fn number_of_port(value: &Value) -> Option<NonZeroU16> {
+    NonZeroU16::new(u16::try_from(value.as_u64()?).ok()?)
+}
+
 fn port(text: &str) -> Option<NonZeroU16> {
     text.trim().parse().ok()
 }
@@ -338,7 +395,7 @@ mod tests {
             let services = services.into_iter().map(|name| (name, "10.42.3.5".parse().unwrap())).collect();
             labels.instances(
                 &services,
-                &Rest { container: "one", port: None, free: free(labels.0) },
+                &Rest { container: "one", port: None, free: free(labels.0), reached: Reached::Directly },
                 &local(),
             )
         };

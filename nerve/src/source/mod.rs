@@ -31,7 +31,7 @@ pub use announcement::{Announcement, Limit, NodeMode, Registry};
 pub use api::{ApiError, ApiSource, Drains};
 pub use attached::{Attached, AttachedSource};
 pub use definition::{Definition, Draft, DraftError, InstanceKey, Local};
-pub use docker::{DockerConfig, DockerSource};
+pub use docker::{DockerAddress, DockerConfig, DockerSource};
 pub use file::FileSource;
 pub use labels::LabelError;
 pub use metrics::Metrics;

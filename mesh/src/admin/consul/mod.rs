@@ -12,7 +12,7 @@ use axum::Json;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Path, Query, Request, State};
 use hyper::StatusCode;
-use nerve::check::CheckSpec;
+use nerve::check::{CheckSpec, default_id as check_id};
 use nerve::document::Document;
 use nerve::model::Health;
 use nerve::registrar::LocalInstance;
@@ -220,7 +220,7 @@ fn of_instance(handles: &Handles, instance: &LocalInstance) -> Vec<ConsulAgentCh
     let definition = &instance.located.definition;
     let id = consul_id(&definition.key.id, &handles.node.name).to_owned();
     let infos = checks::of(instance);
-    let several = infos.len() > 1;
+    let all = infos.len();
     let check = |check_id: String, name: String, status, output: String, kind: String| ConsulAgentCheck {
         node: handles.node.name.to_string(),
         check_id,
@@ -237,10 +237,9 @@ fn of_instance(handles: &Handles, instance: &LocalInstance) -> Vec<ConsulAgentCh
         .into_iter()
         .enumerate()
         .map(|(place, info)| {
-            let default =
-                if several { format!("service:{id}:{}", place + 1) } else { format!("service:{id}") };
+            let default = || check_id(&id, place, all);
             let output = info.last.map(|last| last.text).unwrap_or_default();
-            check(info.id.unwrap_or(default), info.description, status(info.health), output, info.kind)
+            check(info.id.unwrap_or_else(default), info.description, status(info.health), output, info.kind)
         })
         .collect();
     if instance.draining {

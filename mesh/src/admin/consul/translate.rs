@@ -2,6 +2,9 @@
 //!
 //! An id of Consul's is unique on its node, one of ours in its service all over the fleet: so the node's name is part of it here.
 
+use std::time::Duration;
+
+use nerve::check::default_id;
 use nerve::document::Document;
 use nerve::model::{InstanceId, NodeName};
 use nerve::source::Draft;
@@ -42,16 +45,21 @@ pub(super) fn draft(service: &ConsulService, node: &NodeName) -> Result<Draft, R
     if let Some(weights) = service.weights {
         written.insert("weight".to_owned(), weights.passing.max(1).into());
     }
-    let checks: Vec<&ConsulCheck> = service.check.iter().chain(service.checks.iter().flatten()).collect();
+    let all: Vec<&ConsulCheck> = service.check.iter().chain(service.checks.iter().flatten()).collect();
     let read = |(place, check): (usize, &&ConsulCheck)| {
-        let default_id = match checks.len() {
-            1 => format!("service:{id}"),
-            _ => format!("service:{id}:{}", place + 1),
-        };
-        self::check(check, &default_id).map_err(|why| refuse(&format!("Checks[{place}]"), why))
+        self::check(check, &default_id(id, place, all.len()))
+            .map_err(|why| refuse(&format!("Checks[{place}]"), why))
     };
-    let checks: Vec<Value> = checks.iter().enumerate().map(read).collect::<Result<_, _>>()?;
-    written.insert("check".to_owned(), checks.into());
+    let written_checks: Vec<Value> = all.iter().enumerate().map(read).collect::<Result<_, _>>()?;
+    written.insert("check".to_owned(), written_checks.into());
+    let lapses = all.iter().filter_map(|check| check.deregister_critical_service_after.as_ref());
+    let lapses = lapses.filter(|after| !after.is_empty()).map(|after| duration::parse(after));
+    let lapses: Vec<Duration> =
+        lapses.collect::<Result<_, _>>().map_err(|why| refuse("DeregisterCriticalServiceAfter", why))?;
+    if let Some(after) = lapses.into_iter().filter(|after| !after.is_zero()).min() {
+        let after = humantime::format_duration(after).to_string();
+        written.insert("deregister_critical_after".to_owned(), after.into());
+    }
     let text = Value::Object(written).to_string();
     Document::parse_json("request", &text)
         .and_then(|document| document.decode(Draft::read))
@@ -205,11 +213,12 @@ mod tests {
                 {"TCP": "192.0.2.1:82", "Interval": "1.5s", "FailuresBeforeCritical": 2},
                 {"UDP": "127.0.0.1:83", "Interval": "1s"},
                 {"GRPC": "127.0.0.1:84/shop.Orders", "GRPCUseTLS": true, "Interval": "1s"},
-                {"TTL": "15s"},
+                {"TTL": "15s", "DeregisterCriticalServiceAfter": "1h30m"},
             ],
         }))
         .unwrap();
         assert_eq!(draft.id.unwrap().as_str(), "web@a");
+        assert_eq!(draft.deregister_critical_after.unwrap().get().as_secs(), 5400);
         assert_eq!((draft.weight.0.get(), draft.labels["Team_A"].as_str()), (7, "x"));
         let written: Vec<Value> =
             draft.checks.iter().map(|check| serde_json::to_value(check).unwrap()).collect();

@@ -1,80 +1,36 @@
-//! Which instances a container is (pure): what `docker inspect` shows of it, read as definitions.
+//! Which instances a container is (pure): what Docker shows of it, read as definitions.
 //!
-//! It is an instance of every name that it has on a network of the mesh, as Docker's own resolver has them: aliases, Compose's services, or
-//! without either the name of the container. Labels say otherwise (`labels.rs`). Without one, the port is the lowest of TCP that
-//! the image or `--expose` names; without any there is nothing to connect to, and it is no instance. One whose own health check
-//! does not pass is none either, until it does.
+//! It is an instance of every name that it has: aliases on its networks, Compose's and Swarm's services, or without any of them the name of
+//! the container. Labels say otherwise (`labels.rs`), or Registrator's conventions do (`registrator`). Without a label, the
+//! port is the lowest of TCP that the image or `--expose` names, or that is published where that is how it is reached; without any
+//! there is nothing to connect to, and it is no instance. One whose own health check does not pass is none either, until it
+//! does, nor is one that is paused.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::num::NonZeroU16;
 
-use serde::Deserialize;
-use serde_json::Value;
-
+use super::inspected::Container;
+use super::reach::{DockerAddress, Reach};
+use super::registrator::Conventions;
 use crate::model::ServiceName;
 use crate::source::labels::{self, Labels, Rest};
 use crate::source::{Definition, Local};
 
 /// What Compose calls the service.
 const COMPOSE: &str = "com.docker.compose.service";
-/// So many characters of its id Docker gives to a container as an alias.
-const SHORT: usize = 12;
+/// What Swarm calls the service of a task.
+const SWARM: &str = "com.docker.swarm.service.name";
 
-/// A container, as far as it matters here.
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(default, rename_all = "PascalCase")]
-pub(super) struct Container {
-    id: String,
-    /// With a `/` before it.
-    name: String,
-    state: State,
-    config: Configuration,
-    network_settings: NetworkSettings,
-}
-
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(default, rename_all = "PascalCase")]
-struct State {
-    running: bool,
-    health: Option<Health>,
-}
-
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(default, rename_all = "PascalCase")]
-struct Health {
-    status: String,
-}
-
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(default, rename_all = "PascalCase")]
-struct Configuration {
-    labels: Option<BTreeMap<String, String>>,
-    /// `80/tcp`.
-    exposed_ports: Option<BTreeMap<String, Value>>,
-}
-
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(default, rename_all = "PascalCase")]
-struct NetworkSettings {
-    networks: Option<BTreeMap<String, Connected>>,
-}
-
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(default)]
-struct Connected {
-    #[serde(rename = "NetworkID")]
-    network: String,
-    #[serde(rename = "IPAddress")]
-    address: String,
-    #[serde(rename = "Aliases")]
-    aliases: Option<Vec<String>>,
-}
-
-/// Where a container is on a network.
-struct Place<'a> {
-    address: IpAddr,
-    aliases: &'a [String],
+/// How a container becomes instances.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Rules<'a> {
+    /// The ids of the networks of the mesh.
+    pub(super) networks: &'a BTreeSet<String>,
+    /// Where it is reached, unless a label says otherwise.
+    pub(super) address: DockerAddress,
+    /// Do Registrator's conventions hold?
+    pub(super) registrator: bool,
+    pub(super) local: &'a Local,
 }
 
 /// What a container is.
@@ -86,70 +42,79 @@ pub(super) struct Instances {
 }
 
 impl Container {
-    /// What it is called.
-    pub(super) fn name(&self) -> &str {
-        self.name.trim_start_matches('/')
-    }
-
-    /// Its instances on these networks of Docker.
-    pub(super) fn instances(&self, networks: &BTreeSet<String>, local: &Local) -> Instances {
-        let is_well =
-            self.state.health.as_ref().is_none_or(|health| matches!(&*health.status, "healthy" | "none"));
-        let connected = self.network_settings.networks.iter().flatten();
-        let connected = connected.filter_map(|(name, on)| {
-            let address = on.address.parse().ok().filter(|_| networks.contains(&on.network))?;
-            Some((name.as_str(), Place { address, aliases: on.aliases.as_deref().unwrap_or_default() }))
-        });
-        let places: BTreeMap<&str, Place<'_>> = connected.collect();
-        if places.is_empty() || !self.state.running || !is_well {
+    /// Its instances.
+    pub(super) fn instances(&self, rules: Rules<'_>) -> Instances {
+        if !self.runs_well() {
             return Instances::default();
         }
-        match self.definitions(places, local) {
+        match self.definitions(rules) {
             Ok(definitions) => Instances { definitions, problem: None },
             Err(problem) => Instances { definitions: Vec::new(), problem: Some(problem) },
         }
     }
 
-    fn definitions(
-        &self,
-        mut places: BTreeMap<&str, Place<'_>>,
-        local: &Local,
-    ) -> Result<Vec<Definition>, String> {
+    fn definitions(&self, rules: Rules<'_>) -> Result<Vec<Definition>, String> {
         let none = BTreeMap::new();
         let own = self.config.labels.as_ref().unwrap_or(&none);
-        let labels = Labels::read(own, &[labels::NETWORK]).map_err(|error| error.to_string())?;
+        let known = [labels::NETWORK, labels::ADDRESS];
+        let labels = Labels::read(own, &known).map_err(|error| error.to_string())?;
+        let by = match labels.get(labels::ADDRESS) {
+            None => rules.address,
+            Some(text) => {
+                text.trim().parse().map_err(|why| format!("{}{}: {why}", labels::PREFIX, labels::ADDRESS))?
+            }
+        };
+        let mut reach = Reach::of(self, by, rules.networks, rules.local.address);
+        if reach.places.is_empty() {
+            return match labels.get(labels::ADDRESS) {
+                None => Ok(Vec::new()),
+                Some(_) => {
+                    Err(format!("{}{}: it has no address of that kind", labels::PREFIX, labels::ADDRESS))
+                }
+            };
+        }
         if let Some(network) = labels.get(labels::NETWORK) {
-            let known: Vec<&str> = places.keys().copied().collect();
+            let known: Vec<&str> = reach.places.keys().copied().collect();
             let known = known.join(", ");
-            places.retain(|name, _| *name == network);
-            if places.is_empty() {
+            reach.places.retain(|name, _| *name == network);
+            if reach.places.is_empty() {
                 let label = format!("{}{}", labels::PREFIX, labels::NETWORK);
+                let of_the_mesh = if by == DockerAddress::Overlay { " of the mesh" } else { "" };
                 return Err(format!(
-                    "{label}: it is not on a network {network} of the mesh, only on {known}"
+                    "{label}: it is not on a network {network}{of_the_mesh}, only on {known}"
                 ));
             }
         }
+        if rules.registrator
+            && labels.is_silent()
+            && let Some(conventions) = Conventions::read(self)
+        {
+            return conventions.instances(self, &reach, rules.local);
+        }
         let named = labels.services().map_err(|error| error.to_string())?;
-        let services = match (named, places.values().next()) {
+        let services = match (named, reach.places.values().next()) {
             (Some(named), Some(first)) => named.into_iter().map(|name| (name, first.address)).collect(),
-            _ => self.called(&places),
+            _ => self.called(&reach),
         };
         let free = BTreeMap::from([("container".to_owned(), self.name().to_owned())]);
-        let rest = Rest { container: self.short(), port: self.exposed(), free };
-        labels.instances(&services, &rest, local).map_err(|error| error.to_string())
+        let (port, reached) = (reach.main_port(), reach.reached());
+        let rest = Rest { container: self.short(), port, free, reached };
+        labels.instances(&services, &rest, rules.local).map_err(|error| error.to_string())
     }
 
     /// What it is called on its networks, at the address of the first one, by their names, that it is called so on.
-    fn called(&self, places: &BTreeMap<&str, Place<'_>>) -> BTreeMap<ServiceName, IpAddr> {
+    fn called(&self, reach: &Reach<'_>) -> BTreeMap<ServiceName, IpAddr> {
         let own = [self.short(), self.name()];
-        let compose = self.config.labels.as_ref().and_then(|labels| labels.get(COMPOSE)).map(String::as_str);
+        // A stack's service is called `shop_web`, which is no name that anybody can ask for.
+        let swarm = self.label(SWARM).map(|service| service.replace('_', "-"));
+        let services = || self.label(COMPOSE).into_iter().chain(swarm.as_deref());
         let mut named: Vec<(&str, IpAddr)> = Vec::new();
-        for place in places.values() {
+        for place in reach.places.values() {
             let aliases = place.aliases.iter().map(String::as_str).filter(|alias| !own.contains(alias));
-            named.extend(aliases.chain(compose).map(|name| (name, place.address)));
+            named.extend(aliases.chain(services()).map(|name| (name, place.address)));
         }
         if named.is_empty() {
-            named.extend(places.values().next().map(|first| (self.name(), first.address)));
+            named.extend(reach.places.values().next().map(|first| (self.name(), first.address)));
         }
         let mut services = BTreeMap::new();
         for (name, address) in named {
@@ -160,22 +125,15 @@ impl Container {
         }
         services
     }
-
-    /// The lowest port of TCP that the image has.
-    fn exposed(&self) -> Option<NonZeroU16> {
-        let exposed = self.config.exposed_ports.iter().flat_map(BTreeMap::keys);
-        exposed.filter_map(|port| port.strip_suffix("/tcp")?.parse().ok()).min()
-    }
-
-    fn short(&self) -> &str {
-        self.id.get(..SHORT).unwrap_or(&self.id)
-    }
 }
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use std::num::NonZeroU16;
 
+    use serde_json::{Value, json};
+
+    use super::super::inspected::{Connected, Health, State};
     use super::*;
 
     fn local() -> Local {
@@ -190,20 +148,32 @@ mod tests {
             "Name": "/shop_web_1",
             "State": {"Running": true},
             "Config": {"Labels": labels, "ExposedPorts": ports},
-            "NetworkSettings": {"Networks": {
-                "bridge": {"NetworkID": "b", "IPAddress": "172.17.0.2", "Aliases": null},
-                "mynet": {"NetworkID": "n", "IPAddress": "10.42.3.5", "Aliases": aliases},
-            }},
+            "NetworkSettings": {
+                "Networks": {
+                    "bridge": {"NetworkID": "b", "IPAddress": "172.17.0.2", "Aliases": null},
+                    "mynet": {"NetworkID": "n", "IPAddress": "10.42.3.5", "Aliases": aliases},
+                },
+                "Ports": {"80/tcp": [{"HostIp": "0.0.0.0", "HostPort": "8080"}], "443/tcp": null},
+            },
         });
         serde_json::from_value(inspected).unwrap()
     }
 
     fn instances(container: &Container) -> Instances {
-        container.instances(&BTreeSet::from(["n".to_owned()]), &local())
+        by(container, DockerAddress::Overlay)
+    }
+
+    fn by(container: &Container, address: DockerAddress) -> Instances {
+        let networks = BTreeSet::from(["n".to_owned()]);
+        container.instances(Rules { networks: &networks, address, registrator: true, local: &local() })
     }
 
     fn shown(container: &Container) -> Vec<String> {
-        let Instances { definitions, problem } = instances(container);
+        shown_by(container, DockerAddress::Overlay)
+    }
+
+    fn shown_by(container: &Container, address: DockerAddress) -> Vec<String> {
+        let Instances { definitions, problem } = by(container, address);
         assert_eq!(problem, None);
         definitions.iter().map(|one| format!("{} {}", one.key, one.listens_on())).collect()
     }
@@ -281,13 +251,71 @@ mod tests {
         let web = container(&json!({"plexus.port": "80"}), &["web"], &[]);
         assert_eq!(shown(&web).len(), 1);
         let with = |running, status: &str| {
-            let state = State { running, health: Some(Health { status: status.to_owned() }) };
+            let state = State { running, health: Some(Health { status: status.to_owned() }), paused: false };
             shown(&Container { state, ..web.clone() }).len()
         };
         assert_eq!([with(true, "healthy"), with(true, "none"), with(true, "starting")], [1, 1, 0]);
         assert_eq!([with(true, "unhealthy"), with(false, "healthy")], [0, 0]);
-        assert_eq!(web.instances(&BTreeSet::from(["other".to_owned()]), &local()), Instances::default());
+        let state = State { running: true, paused: true, health: None };
+        assert_eq!(shown(&Container { state, ..web.clone() }), [""; 0]);
+        let other = BTreeSet::from(["other".to_owned()]);
+        let (local, address) = (local(), DockerAddress::Overlay);
+        let rules = Rules { networks: &other, address, registrator: true, local: &local };
+        assert_eq!(web.instances(rules), Instances::default());
         // Without a port there is nothing to connect to.
         assert_eq!(shown(&container(&Value::Null, &["web"], &["53/udp"])), [""; 0]);
+    }
+    #[test]
+    fn it_is_reached_where_it_is_published_or_at_its_own_address() {
+        let web = container(&Value::Null, &["web"], &["80/tcp", "443/tcp"]);
+        let id = "web/web-a-0123456789ab";
+        assert_eq!(shown_by(&web, DockerAddress::Published), [format!("{id} 192.0.2.1:8080")]);
+        // Of several networks, the first by name that it is called so on.
+        assert_eq!(shown_by(&web, DockerAddress::Container), [format!("{id} 10.42.3.5:80")]);
+        let labels =
+            json!({"plexus.service": "web", "plexus.address": "published", "plexus.check": "tcp=80"});
+        let told = instances(&container(&labels, &[], &["80/tcp"]));
+        assert_eq!(told.definitions[0].listens_on().to_string(), "192.0.2.1:8080");
+        let check = serde_json::to_value(&told.definitions[0].checks[0]).unwrap();
+        assert_eq!(check["tcp"], 8080);
+        for (labels, said) in [
+            (json!({"plexus.address": "nowhere"}), "plexus.address: \"nowhere\" is none of"),
+            (
+                json!({"plexus.service": "web", "plexus.port": "443"}),
+                "port 443 of the container is not published",
+            ),
+        ] {
+            let told = by(&container(&labels, &[], &[]), DockerAddress::Published);
+            assert!(told.problem.as_ref().is_some_and(|why| why.contains(said)), "{told:?}");
+        }
+    }
+
+    #[test]
+    fn a_task_of_a_swarm_is_an_instance_of_its_service() {
+        let task = json!({"com.docker.swarm.service.name": "shop_web"});
+        let task = Container {
+            name: "/shop_web.1.x7".to_owned(),
+            ..container(&task, &["0123456789ab"], &["80/tcp"])
+        };
+        assert_eq!(
+            shown_by(&task, DockerAddress::Published),
+            ["shop-web/shop-web-a-0123456789ab 192.0.2.1:8080"]
+        );
+    }
+
+    #[test]
+    fn registrator_s_words_hold_unless_ours_are_said_or_it_is_turned_off() {
+        let said = json!({"SERVICE_NAME": "front"});
+        let front = container(&said, &["web"], &["80/tcp"]);
+        let shown = |container: &Container, registrator| {
+            let (networks, local) = (BTreeSet::from(["n".to_owned()]), local());
+            let rules =
+                Rules { networks: &networks, address: DockerAddress::Overlay, registrator, local: &local };
+            container.instances(rules).definitions.iter().map(|one| one.key.to_string()).collect::<Vec<_>>()
+        };
+        assert_eq!(shown(&front, true), ["front/front-a-0123456789ab"]);
+        assert_eq!(shown(&front, false), ["web/web-a-0123456789ab"]);
+        let both = json!({"SERVICE_NAME": "front", "plexus.service": "ours"});
+        assert_eq!(shown(&container(&both, &["web"], &["80/tcp"]), true), ["ours/ours-a-0123456789ab"]);
     }
 }

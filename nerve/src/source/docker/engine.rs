@@ -18,7 +18,7 @@ use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 
-use super::container::Container;
+use super::inspected::Container;
 use crate::model::UnixPath;
 
 /// How long an answer may take.
@@ -178,6 +178,8 @@ struct Actor {
 struct Attributes {
     /// Of a network: what was connected.
     container: String,
+    /// Of a container that is sent one: its number.
+    signal: String,
 }
 
 impl Event {
@@ -185,6 +187,20 @@ impl Event {
     pub(super) fn container(&self) -> Option<&str> {
         let id = if self.kind == "container" { &self.actor.id } else { &self.actor.attributes.container };
         (!id.is_empty()).then_some(id)
+    }
+
+    /// The signal that its container was sent.
+    pub(super) fn signal(&self) -> Option<i32> {
+        if self.kind == "container" && self.action == "kill" {
+            self.actor.attributes.signal.parse().ok()
+        } else {
+            None
+        }
+    }
+
+    /// Its container begins to run, whatever it was doing before.
+    pub(super) fn is_start(&self) -> bool {
+        self.kind == "container" && self.action == "start"
     }
 
     /// Commands that are run in containers change nothing here, and health checks run many.
@@ -244,6 +260,8 @@ mod tests {
         assert_eq!(connect.container(), Some("c2"));
         let create = read(r#"{"Type":"network","Action":"create","Actor":{"ID":"n","Attributes":{}}}"#);
         assert_eq!((create.container(), create.matters()), (None, true));
+        let kill = r#"{"Type":"container","Action":"kill","Actor":{"ID":"c1","Attributes":{"signal":"15"}}}"#;
+        assert_eq!((read(kill).signal(), start.signal(), start.is_start()), (Some(15), None, true));
         let check = read(r#"{"Type":"container","Action":"exec_start: /bin/sh","Actor":{"ID":"c1"}}"#);
         assert!(!check.matters());
     }
