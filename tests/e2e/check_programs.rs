@@ -281,6 +281,10 @@ fn a_container_s_own_health_check_is_read() {
     becomes(a, b, "critical", "unhealthy: looked");
     let _ = dockers[0].exec("app", &["rm", "/sick"]).ok();
     becomes(a, b, "passing", "healthy");
+    dockers[0].freeze();
+    becomes(a, b, "critical", "no answer within 200ms");
+    dockers[0].thaw();
+    becomes(a, b, "passing", "healthy");
     let _ = dockers[0].docker(&["pause", "app"]).ok();
     becomes(a, b, "critical", "the container is paused");
     let _ = dockers[0].docker(&["unpause", "app"]).ok();

@@ -45,15 +45,22 @@ fn wait_why(node: &Node, service: &str, text: &str) {
 /// What holds for each kind, whose server runs and whose instance is defined.
 #[track_caller]
 fn is_told_of(server: &Server, node: &Node) {
-    wait_well(node, "db");
+    are_told_of(server, node, &["db"]);
+}
+
+#[track_caller]
+fn are_told_of(server: &Server, node: &Node, services: &[&str]) {
+    let well = || services.iter().for_each(|service| wait_well(node, service));
+    let because = |text: &str| services.iter().for_each(|service| wait_why(node, service, text));
+    well();
     server.freeze();
-    wait_why(node, "db", "no answer within");
+    because("no answer within");
     server.thaw();
-    wait_well(node, "db");
+    well();
     server.stop();
-    wait_why(node, "db", "onnection refused");
+    because("onnection refused");
     server.start();
-    wait_well(node, "db");
+    well();
 }
 
 /// A check that is not well with a server that is.
@@ -97,7 +104,7 @@ fn keeps_its_secret(cluster: &Cluster, node: &Node, kind: &str) {
 
 #[test]
 fn a_redis_server_is_pinged_by_who_may() {
-    needs!("etcd", "etcdctl", "redis-server");
+    needs!("etcd", "etcdctl", "redis-server", "nft");
     let cluster = Cluster::new(1);
     let [a] = cluster.nodes();
     let server = Server::new(cluster.world(), a.namespace(), "redis");
@@ -106,9 +113,30 @@ fn a_redis_server_is_pinged_by_who_may() {
         .started();
     define(a, 6379, &format!("{{ redis = true, password = \"{SECRET}\", key = \"any\", {TIMING} }}"));
     is_told_of(&server, a);
+    is_connected_to(&server, a, 6379);
     is_refused(a, 6379, &format!("{{ redis = true, {TIMING} }}"), "PING: NOAUTH");
     is_refused(a, 6379, &format!("{{ redis = true, password = \"other\", {TIMING} }}"), "AUTH: WRONGPASS");
     keeps_its_secret(&cluster, a, "redis");
+}
+
+/// By a `tcp` check, which the kernel answers for a server that hangs: what is on the way hangs here.
+#[track_caller]
+fn is_connected_to(server: &Server, node: &Node, port: u16) {
+    define_as(node, "port", port, &format!("{{ tcp = true, {TIMING} }}"));
+    wait_well(node, "port");
+    let drops = format!(
+        "add table ip cut\nadd chain ip cut in {{ type filter hook input priority 0; }}
+        add rule ip cut in tcp dport {port} tcp flags syn / syn,ack drop\n"
+    );
+    let file = server.file("cut.nft", drops);
+    let _ = node.exec("nft", &["-f", &file]).ok();
+    wait_why(node, "port", "no answer within");
+    let _ = node.exec("nft", &["delete", "table", "ip", "cut"]).ok();
+    wait_well(node, "port");
+    server.stop();
+    wait_why(node, "port", "onnection refused");
+    server.start();
+    wait_well(node, "port");
 }
 
 #[test]
@@ -479,7 +507,6 @@ fn nginx_answers_over_kept_connections_of_http_1_and_of_http_2_to_who_shows_a_ce
         8080,
         &format!("{{ http = \"/healthz\", contains = \"ready\", host = \"web.test\", {TIMING} }}"),
     );
-    is_told_of(&server, a);
     let access = || fs::read_to_string(server.directory().join("access.log")).unwrap_or_default();
     eventually!(SOON, access(), |log| kept(log, "HTTP/1.1 ", "GET /healthz 200 web.test"));
     is_http(a);
@@ -497,7 +524,7 @@ fn nginx_answers_over_kept_connections_of_http_1_and_of_http_2_to_who_shows_a_ce
         8443,
         &format!("{{ https = \"/healthz\", {matches}, {trust}, {client}, {TIMING} }}"),
     );
-    wait_well(a, "secure");
+    are_told_of(&server, a, &["db", "secure"]);
     eventually!(SOON, access(), |log| kept(log, "HTTP/2.0 ", "GET /healthz 200"));
     is_refused(a, 8443, &format!("{{ https = \"/healthz\", {trust}, {TIMING} }}"), "status 400");
     is_refused(

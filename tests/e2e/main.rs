@@ -19,6 +19,7 @@ mod discover;
 mod dns;
 mod docker;
 mod docker_mesh;
+mod docker_services;
 mod doctor;
 mod exhaustion;
 mod faults;

@@ -47,6 +47,8 @@ pub struct Docker {
     first: u32,
     logs: PathBuf,
     name: String,
+    /// Containers go on while it is down, which a swarm's node cannot do.
+    live_restore: bool,
     // Last: everything else ends with it.
     _surroundings: Process,
 }
@@ -84,6 +86,21 @@ impl Docker {
     #[track_caller]
     #[must_use]
     pub fn start(world: &World, node: &Node) -> Self {
+        Self::start_as(world, node, true)
+    }
+
+    /// The same of one that can be a node of a swarm: its containers end with it.
+    ///
+    /// # Panics
+    /// It does not start.
+    #[track_caller]
+    #[must_use]
+    pub fn start_for_swarm(world: &World, node: &Node) -> Self {
+        Self::start_as(world, node, false)
+    }
+
+    #[track_caller]
+    fn start_as(world: &World, node: &Node, live_restore: bool) -> Self {
         let (directory, name) = (directory(node), node.name().to_owned());
         let plugins = node.directory().join("plugins");
         fs::create_dir_all(&plugins)
@@ -116,6 +133,7 @@ impl Docker {
             first,
             logs,
             name,
+            live_restore,
             _surroundings: surroundings,
         };
         crate::eventually!(START, docker.inside("test", &["-e", "/run/made"]).success(), |made| *made);
@@ -150,7 +168,8 @@ impl Docker {
             "/run/docker",
         ]);
         command.args(["--containerd", "/run/containerd/containerd.sock", "--storage-driver", "vfs"]);
-        command.args(["--cgroup-parent", &self.group, "--live-restore"]);
+        command.args(["--cgroup-parent", &self.group]);
+        command.args(self.live_restore.then_some("--live-restore"));
         *lock(&self.dockerd) = Some(Process::start("dockerd", &mut command, &self.logs));
         crate::eventually!(
             START,
@@ -174,9 +193,27 @@ impl Docker {
         self.end("-TERM");
     }
 
-    fn end(&self, signal: &str) {
+    /// SIGSTOP to dockerd: it answers nobody. Its containers go on.
+    #[track_caller]
+    pub fn freeze(&self) {
+        self.signal("-STOP");
+    }
+
+    /// Ends [`Docker::freeze`].
+    #[track_caller]
+    pub fn thaw(&self) {
+        self.signal("-CONT");
+    }
+
+    #[track_caller]
+    fn signal(&self, signal: &str) {
         let kill = ["-c", "kill \"$0\" \"$(cat /run/dockerd.pid)\"", signal];
         let _ = self.inside("sh", &kill).ok();
+    }
+
+    #[track_caller]
+    fn end(&self, signal: &str) {
+        self.signal(signal);
         let _ = lock(&self.dockerd).as_mut().expect("it was started").wait(START);
         let _ = self.inside("rm", &["-f", "/run/dockerd.pid"]);
     }
