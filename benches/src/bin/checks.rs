@@ -4,7 +4,6 @@
 //! real etcd. Prints the tables of `benches/README.md`.
 #![allow(clippy::print_stdout, reason = "a program whose result is a table")]
 
-use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::num::{NonZeroU16, NonZeroUsize};
 use std::sync::Arc;
@@ -20,6 +19,7 @@ use nerve::tasks::Tasks;
 use nix::time::{ClockId, clock_gettime};
 use plexus_benches::etcd;
 use prometheus::Registry;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 const COUNT: usize = 1000;
 /// How long each is measured.
@@ -43,19 +43,30 @@ async fn main() -> anyhow::Result<()> {
     storm().await
 }
 
-/// Something that answers every request, on a thread of its own.
+/// Something that answers every request, on a thread of its own, and keeps connections as servers do.
 fn answer() -> anyhow::Result<SocketAddr> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
     let address = listener.local_addr()?;
+    listener.set_nonblocking(true)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     std::thread::spawn(move || {
-        for stream in listener.incoming() {
-            let Ok(mut stream) = stream else { continue };
-            // A `tcp` check sends nothing, and closes at once.
-            if stream.read(&mut [0; 1024]).is_ok_and(|read| read > 0) {
-                let _ = stream
-                    .write_all(b"HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 3\r\n\r\nok\n");
+        runtime.block_on(async {
+            let Ok(listener) = tokio::net::TcpListener::from_std(listener) else { return };
+            let tasks = Tasks::new();
+            loop {
+                let Ok((mut stream, _)) = listener.accept().await else { continue };
+                tasks.spawn("answer", async move {
+                    let mut request = [0; 1024];
+                    // A `tcp` check sends nothing, and closes at once.
+                    while stream.read(&mut request).await.is_ok_and(|read| read > 0) {
+                        let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\nok\n";
+                        if stream.write_all(answer).await.is_err() {
+                            return;
+                        }
+                    }
+                });
             }
-        }
+        });
     });
     Ok(address)
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use nerve::check::Probe;
 use nerve::document::{Document, Errors};
-use nerve::source::DockerAddress;
+use nerve::source::{Definition, DockerAddress};
 use proptest::prelude::*;
 
 use super::*;
@@ -164,6 +164,35 @@ fn every_key_is_in_the_example_and_in_the_reference() {
         };
         assert!(reference.contains(&format!("`{shown}`")), "{key} is not in the reference");
     }
+}
+
+/// What stands between lines of ``` in documents of this language: the document's name, and the text.
+fn examples(language: &str) -> Vec<(String, String)> {
+    let documents = std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs")).unwrap();
+    let (mut examples, begins) = (Vec::new(), format!("```{language}\n"));
+    let documents = documents.map(|document| document.unwrap().path());
+    for document in documents.filter(|path| path.extension().is_some_and(|extension| extension == "md")) {
+        let text = std::fs::read_to_string(&document).unwrap();
+        let blocks = text.split(&begins).skip(1);
+        let block = |rest: &str| rest.split("```").next().unwrap_or_default().to_owned();
+        examples.extend(blocks.map(|rest| (document.display().to_string(), block(rest))));
+    }
+    examples
+}
+
+#[test]
+fn every_example_of_the_documents_is_a_configuration() {
+    let all = examples("toml");
+    assert!(all.len() > 20, "{}", all.len());
+    for (document, text) in all {
+        let whole = format!("store.url = \"embedded\"\n{text}");
+        assert!(read(&whole).is_ok(), "{document}: {text}\n{}", errors(&whole));
+    }
+    let sources =
+        examples("json").into_iter().find(|(document, _)| document.ends_with("sources.md")).unwrap();
+    let local = read("store.url = \"embedded\"").unwrap().node.local();
+    let read = Document::parse_json("services.d/web.json", &sources.1).unwrap();
+    assert!(read.decode(|root| Definition::read(root, &local)).is_ok());
 }
 
 #[test]

@@ -4,10 +4,14 @@
 //! name is not looked up by any check.
 
 use std::fmt;
-use std::net::IpAddr;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU16;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use serde::ser::SerializeMap;
 use serde::{Serialize, Serializer};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -144,13 +148,71 @@ impl FromValue for Port {
     }
 }
 
+/// A connection over TCP that has been begun.
+enum Begun {
+    Connected(OwnedFd),
+    UnderWay(OwnedFd),
+}
+
+impl Begun {
+    fn with(address: SocketAddr) -> io::Result<Self> {
+        let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+        let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+        let socket = rustix::net::socket_with(family, SocketType::STREAM, flags, None)?;
+        match rustix::net::connect(&socket, &address) {
+            Ok(()) => return Ok(Self::Connected(socket)),
+            Err(Errno::INPROGRESS) => {}
+            Err(error) => return Err(error.into()),
+        }
+        // Within a host the handshake is over by now, and most checks ask their own: nothing need be waited for.
+        match rustix::net::connect(&socket, &address) {
+            Ok(()) | Err(Errno::ISCONN) => Ok(Self::Connected(socket)),
+            Err(Errno::INPROGRESS | Errno::ALREADY) => Ok(Self::UnderWay(socket)),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    async fn finished(self) -> io::Result<TcpStream> {
+        match self {
+            Self::Connected(socket) => TcpStream::from_std(socket.into()),
+            Self::UnderWay(socket) => {
+                let stream = TcpStream::from_std(socket.into())?;
+                stream.writable().await?;
+                stream.take_error()?.map_or(Ok(stream), Err)
+            }
+        }
+    }
+}
+
+/// Connects, and closes at once: over TCP with a reset, since the closing side would else hold the port pair in `TIME_WAIT` for a minute.
+/// Takes as long as it takes.
+pub(super) async fn knock(address: &Address) -> Result<(), String> {
+    let Address::Ip(ip) = address else { return connect(address).await.map(drop) };
+    let reset = |socket: BorrowedFd<'_>| {
+        let _ = rustix::net::sockopt::set_socket_linger(socket, Some(Duration::ZERO));
+    };
+    let knocked = match Begun::with(*ip) {
+        // No word of it to the runtime: that would cost more than the connection.
+        Ok(Begun::Connected(socket)) => {
+            reset(socket.as_fd());
+            Ok(())
+        }
+        Ok(under_way) => under_way.finished().await.map(|stream| reset(stream.as_fd())),
+        Err(error) => Err(error),
+    };
+    knocked.inspect_err(host::note).map_err(|error| format!("connect to {address}: {error}"))
+}
+
 /// Connects. Takes as long as it takes: the probe's timeout ends it.
 pub(super) async fn connect(address: &Address) -> Result<Stream, String> {
     let connected = match address {
-        Address::Ip(address) => TcpStream::connect(address).await.map(Stream::Tcp),
+        Address::Ip(address) => match Begun::with(*address) {
+            Ok(begun) => begun.finished().await.map(Stream::Tcp),
+            Err(error) => Err(error),
+        },
         Address::Unix(path) => loop {
             match UnixStream::connect(path.as_path()).await {
-                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     tokio::time::sleep(AGAIN_AFTER).await;
                 }
                 connected => break connected.map(Stream::Unix),
@@ -190,7 +252,7 @@ mod tests {
         loop {
             match UnixStream::connect(&path).await {
                 Ok(stream) => waiting.push(stream),
-                Err(error) => break assert_eq!(error.kind(), std::io::ErrorKind::WouldBlock),
+                Err(error) => break assert_eq!(error.kind(), io::ErrorKind::WouldBlock),
             }
         }
         let accepting = async {

@@ -1,7 +1,7 @@
 //! When a check probes: at once and quickly while it starts, then steadily at a moment of its own.
 //!
-//! Each check has a phase within its interval, drawn from its name: a thousand checks of one interval fire evenly over
-//! it, and stay so. Pure: it is told the time.
+//! Each check has a phase within its interval, one of fifty, drawn from its name: a thousand checks of one interval fire evenly
+//! over it, and stay so. Pure: it is told the time.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::Duration;
@@ -12,6 +12,9 @@ use crate::model::Health;
 
 /// The pause between the probes of a check that has not been decided yet. It doubles with each failure, up to the interval.
 pub const START_PAUSE: Duration = Duration::from_millis(250);
+
+/// So many phases an interval has. To be woken costs as much as a probe: those of one moment share it.
+const MOMENTS: u64 = 50;
 
 /// The moments at which one check probes.
 #[derive(Debug)]
@@ -71,7 +74,7 @@ impl Schedule {
 fn phase(name: &str, index: usize, interval: Duration) -> Duration {
     let mut hasher = DefaultHasher::new();
     (name, index).hash(&mut hasher);
-    Duration::from_nanos(hasher.finish() % nanos(interval).max(1))
+    Duration::from_nanos(hasher.finish() % MOMENTS * (nanos(interval) / MOMENTS))
 }
 
 /// Fits: 64 bits of nanoseconds are 584 years.

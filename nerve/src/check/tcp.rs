@@ -6,7 +6,7 @@
 use async_trait::async_trait;
 use serde::Serialize;
 
-use super::connect::{Stream, Target, connect};
+use super::connect::{Target, knock};
 use super::{Check, Liberty};
 use crate::document::{Reported, Section};
 use crate::model::ListensOn;
@@ -42,10 +42,7 @@ impl Check for Tcp {
     }
 
     async fn probe(&self, instance: &ListensOn) -> Result<String, String> {
-        if let Stream::Tcp(stream) = connect(&self.target.of(instance)?).await? {
-            // Closed with a reset: the closing side would else hold the port pair in TIME_WAIT for a minute.
-            let _ = stream.set_zero_linger();
-        }
+        knock(&self.target.of(instance)?).await?;
         Ok("connected".to_owned())
     }
 }

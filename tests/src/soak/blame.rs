@@ -30,6 +30,9 @@ pub const SESSION: Duration = Duration::from_secs(3);
 pub const CHECKED: Duration = Duration::from_millis(1800);
 /// Until every node knows that a node is gone: its session ends, which etcd looks at twice a second, and a second as above.
 pub const LEASED: Duration = SESSION.saturating_add(Duration::from_millis(1500));
+/// For so long after a storm of closed ports a host is told of no other one: its peer's kernel tells it of six, and then of one a second
+/// (`icmp_ratelimit`).
+pub const TOLD_AGAIN: Duration = Duration::from_secs(6);
 /// Until packets pass again after a cable is plugged in: neighbours are asked for once a second.
 pub const PLUGGED: Duration = Duration::from_secs(1);
 
@@ -91,6 +94,9 @@ pub enum Excuse {
     NodeCutOff,
     /// The connection was established to an endpoint that was killed; or the datagram was on its way there.
     EndpointKilled,
+    /// A datagram went to an endpoint that was killed, whose host had told the one that asked of as many closed ports as it tells at
+    /// a time: an endpoint there had come to itself just before, and answered late what nobody waited for any more.
+    EndpointUntold,
     /// A datagram went to an endpoint that hangs, before its check could tell.
     EndpointHangs,
     /// The connection was established to an endpoint whose link went; or a datagram went there before anybody could tell.
@@ -106,6 +112,7 @@ impl fmt::Display for Excuse {
             Self::AgentLeft => "its agent had left",
             Self::NodeCutOff => "its node was cut off",
             Self::EndpointKilled => "its endpoint was killed",
+            Self::EndpointUntold => "its endpoint was killed, and its host could tell nobody",
             Self::EndpointHangs => "its endpoint hung, not yet noticed",
             Self::EndpointCutOff => "its endpoint was cut off",
             Self::NobodyThere => "no endpoint was there",
@@ -237,7 +244,22 @@ fn of_endpoint(failed: &Failed, fault: &Happened, happened: &[Happened]) -> Opti
         Fault::KillEndpoint(endpoint) if may_be(endpoint) => {
             // Who asks anew is told at once by the endpoint's host. A session that had answers learns of it by losing one.
             let silent = failed.kind == Kind::Talk && unnoticed(endpoint, CHECKED);
-            (was_before || silent).then_some(Excuse::EndpointKilled)
+            let told_much = happened.iter().any(|other| {
+                let is_there =
+                    |late: usize| node_of(late) == failed.node && node_of(late) != node_of(endpoint);
+                matches!(other.fault, Fault::FreezeEndpoint(late) if is_there(late))
+                    && other.over() <= fault.done()
+                    && other.over().saturating_add(TOLD_AGAIN) >= fault.began
+            });
+            let untold = failed.kind.is_udp()
+                && failed.why == Why::Silent
+                && told_much
+                && unnoticed(endpoint, CHECKED);
+            match (was_before || silent, untold) {
+                (true, _) => Some(Excuse::EndpointKilled),
+                (false, true) => Some(Excuse::EndpointUntold),
+                (false, false) => None,
+            }
         }
         Fault::FreezeEndpoint(endpoint) if failed.kind.is_udp() && may_be(endpoint) => {
             unnoticed(endpoint, CHECKED).then_some(Excuse::EndpointHangs)
@@ -343,6 +365,28 @@ mod tests {
         assert_eq!(excuse(&elsewhere, &happened), None);
         assert_eq!(excuse(&failed(Kind::Once, Why::Broken, 100.1, 100.2), &happened), None);
         assert_eq!(excuse(&failed(Kind::Once, Why::Broken, 98.0, 99.9), &happened), None);
+    }
+
+    #[test]
+    fn a_kernel_that_told_of_many_closed_ports_tells_of_none_for_a_while() {
+        let killed = happened(Fault::KillEndpoint(3));
+        // One of the node that asks came to itself at 99, and its answers found closed ports elsewhere.
+        let late = Happened {
+            fault: Fault::FreezeEndpoint(0),
+            began: at(95),
+            done: Some(at(95)),
+            over: Some(at(99)),
+        };
+        let lost = failed(Kind::Datagram, Why::Silent, 100.1, 101.6);
+        let both = [killed.clone(), vec![late]].concat();
+        assert_eq!(excuse(&lost, &both), Some(Excuse::EndpointUntold));
+        assert_eq!(excuse(&lost, &killed), None);
+        assert_eq!(excuse(&Failed { node: 2, ..lost.clone() }, &both), None);
+        assert_eq!(excuse(&Failed { why: Why::Broken, ..lost.clone() }, &both), None);
+        let own = [happened(Fault::KillEndpoint(1)), vec![late]].concat();
+        assert_eq!(excuse(&lost, &own), None);
+        let long_ago = Happened { over: Some(at(93)), ..late };
+        assert_eq!(excuse(&lost, &[killed, vec![long_ago]].concat()), None);
     }
 
     #[test]
