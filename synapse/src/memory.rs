@@ -254,10 +254,7 @@ fn image(catalog: &Catalog, watcher: &Watcher) -> Saved {
         subnets: (catalog.subnets().into_iter())
             .map(|(network, subnets)| (network, subnets.all().into_iter().collect()))
             .collect(),
-        instances: services
-            .iter()
-            .flat_map(|s| s.endpoints.iter().map(|e| Arc::clone(&e.instance)))
-            .collect(),
+        instances: services.iter().flat_map(|s| s.all_stored().map(|e| Arc::clone(&e.instance))).collect(),
     }
 }
 

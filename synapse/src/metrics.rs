@@ -6,7 +6,9 @@ use std::time::SystemTime;
 use nerve::store::SnapshotCause;
 use prometheus::core::{Collector, Desc};
 use prometheus::proto::MetricFamily;
-use prometheus::{Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry};
+use prometheus::{
+    Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+};
 
 use crate::catalog::{Catalog, Freshness};
 
@@ -29,6 +31,66 @@ pub struct Metrics {
     pub(crate) restored: IntCounterVec,
     pub(crate) memory_saves: IntCounterVec,
     pub(crate) memory_save_seconds: Histogram,
+    pub(crate) watchers: WatcherMetrics,
+}
+
+/// What is counted of each watcher beside the store's.
+#[derive(Debug, Clone)]
+pub(crate) struct WatcherMetrics {
+    connected: IntGaugeVec,
+    entries: IntGaugeVec,
+    changes: IntCounterVec,
+    errors: IntCounterVec,
+    emptied: IntCounterVec,
+}
+
+impl WatcherMetrics {
+    fn new() -> prometheus::Result<Self> {
+        let gauge = |name: &str, help: &str| IntGaugeVec::new(Opts::new(name, help), &["watcher"]);
+        let counter = |name: &str, help: &str| IntCounterVec::new(Opts::new(name, help), &["watcher"]);
+        Ok(Self {
+            connected: gauge(
+                "plexus_watcher_connected",
+                "1 while the place that a watcher follows is heard.",
+            )?,
+            entries: gauge("plexus_watcher_entries", "Instances that a watcher says its service has.")?,
+            changes: counter("plexus_watcher_changes_total", "Times that a watcher changed the catalog.")?,
+            errors: counter(
+                "plexus_watcher_errors_total",
+                "Times that a watcher's place was out of reach or could not be understood.",
+            )?,
+            emptied: counter(
+                "plexus_watcher_emptied_total",
+                "Times that a watcher's place named no server, and others were used instead.",
+            )?,
+        })
+    }
+
+    fn collectors(&self) -> [Box<dyn Collector>; 5] {
+        let Self { connected, entries, changes, errors, emptied } = self.clone();
+        [Box::new(connected), Box::new(entries), Box::new(changes), Box::new(errors), Box::new(emptied)]
+    }
+
+    pub(crate) fn note(&self, watcher: &str, entries: usize, changed: bool) {
+        self.connected.with_label_values(&[watcher]).set(1);
+        self.entries.with_label_values(&[watcher]).set(i64::try_from(entries).unwrap_or(i64::MAX));
+        self.changes.with_label_values(&[watcher]).inc_by(u64::from(changed));
+    }
+
+    pub(crate) fn failed(&self, watcher: &str) {
+        self.connected.with_label_values(&[watcher]).set(0);
+        self.errors.with_label_values(&[watcher]).inc();
+    }
+
+    /// It is followed no more. One of its name may have taken its place already, and counts on.
+    pub(crate) fn forget(&self, watcher: &str) {
+        let _ = self.connected.remove_label_values(&[watcher]);
+        let _ = self.entries.remove_label_values(&[watcher]);
+    }
+
+    pub(crate) fn emptied(&self, watcher: &str) {
+        self.emptied.with_label_values(&[watcher]).inc();
+    }
 }
 
 /// How long ago the store last confirmed the catalog, computed when it is asked for.
@@ -121,6 +183,7 @@ impl Metrics {
                 HistogramOpts::new("plexus_memory_save_seconds", "Time to save the catalog to disk.")
                     .buckets(vec![0.001, 0.01, 0.1, 0.5, 1.0, 5.0, 10.0]),
             )?,
+            watchers: WatcherMetrics::new()?,
         })
     }
 
@@ -144,17 +207,22 @@ impl Metrics {
             Box::new(self.memory_saves.clone()),
             Box::new(self.memory_save_seconds.clone()),
         ];
-        all.into_iter().try_for_each(|collector| registry.register(collector))
+        all.into_iter()
+            .chain(self.watchers.collectors())
+            .try_for_each(|collector| registry.register(collector))
     }
 
-    pub(crate) fn note_size(&self, catalog: &Catalog, unconfirmed: usize) {
+    pub(crate) fn note_unconfirmed(&self, unconfirmed: usize) {
+        self.unconfirmed.set(i64::try_from(unconfirmed).unwrap_or(i64::MAX));
+    }
+
+    pub(crate) fn note_size(&self, catalog: &Catalog) {
         let gauge = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
         self.services.set(gauge(catalog.service_count()));
         self.endpoints.set(gauge(catalog.endpoint_count()));
         self.nodes.set(gauge(catalog.node_count()));
         self.networks.set(gauge(catalog.network_count()));
         self.subnets.set(gauge(catalog.subnet_count()));
-        self.unconfirmed.set(gauge(unconfirmed));
     }
 
     pub(crate) fn note_freshness(&self, freshness: &Freshness) {

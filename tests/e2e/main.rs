@@ -44,6 +44,7 @@ mod transparent;
 mod udp;
 mod unix;
 mod vip;
+mod watchers;
 mod zookeeper;
 
 /// The port that instances of `web` listen on.

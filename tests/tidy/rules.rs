@@ -50,7 +50,14 @@ pub(crate) const ROOMS: &[Room] = &[
     room("synapse::metrics", &["synapse::catalog", "nerve::store"]),
     room(
         "synapse::watch",
-        &["synapse::catalog", "synapse::metrics", "nerve::model", "nerve::store", "nerve::tasks"],
+        &[
+            "synapse::catalog",
+            "synapse::metrics",
+            "nerve::document",
+            "nerve::model",
+            "nerve::store",
+            "nerve::tasks",
+        ],
     ),
     room(
         "synapse::memory",
@@ -180,6 +187,7 @@ pub(crate) const ROOMS: &[Room] = &[
             "nerve::check",
             "nerve::registrar",
             "synapse::memory",
+            "synapse::watch",
             "mesh::admin",
             "mesh::balance",
             "mesh::dns",
@@ -228,11 +236,14 @@ const HTTP: &[&str] = &[
 pub(crate) const HOMES: &[Home] = &[
     home("etcd-client", &["nerve/src/store/etcd"]),
     home("tonic", &["nerve/src/store/etcd"]),
-    home("zookeeper-client", &["nerve/src/store/zookeeper", "nerve/src/announce/zookeeper.rs"]),
+    home(
+        "zookeeper-client",
+        &["nerve/src/store/zookeeper", "nerve/src/announce/zookeeper.rs", "synapse/src/watch/zookeeper"],
+    ),
     home("redb", &["nerve/src/store/embedded"]),
     home("toml", &["nerve/src/document"]),
     home("saphyr-parser", &["nerve/src/document/yaml.rs"]),
-    home("notify", &["nerve/src/source"]),
+    home("notify", &["nerve/src/source", "synapse/src/watch"]),
     home("strsim", &["nerve/src/document", "mesh/src/admin/refusal.rs"]),
     home("humantime", &["nerve/src", "mesh/src/cli", "mesh/src/admin/consul"]),
     home("hyper", HTTP),
@@ -246,7 +257,10 @@ pub(crate) const HOMES: &[Home] = &[
     home("regex", &["nerve/src/check/http"]),
     home("ring", &["nerve/src/check/scram.rs"]),
     home("md5", &["nerve/src/check/scram.rs"]),
-    home("base64", &["nerve/src/check/scram.rs", "nerve/src/announce/znode.rs"]),
+    home(
+        "base64",
+        &["nerve/src/check/scram.rs", "nerve/src/announce/znode.rs", "synapse/src/watch/zookeeper/decode.rs"],
+    ),
     home("axum", &["mesh/src/admin"]),
     home("clap", &["mesh/src/cli"]),
     home("clap_complete", &["mesh/src/cli"]),

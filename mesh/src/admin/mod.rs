@@ -20,6 +20,7 @@ mod refusal;
 mod routes;
 mod server;
 mod settings;
+mod watchers;
 mod write;
 
 use std::collections::HashMap;
@@ -36,7 +37,9 @@ use synapse::catalog::{Catalog, Service};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use crate::api::{Finding, Problem, Resolution, TookOver, WhyBalance, WhyListener, WhyPick, WhyPlain};
+use crate::api::{
+    Finding, Problem, Resolution, TookOver, WatcherInfo, WhyBalance, WhyListener, WhyPick, WhyPlain,
+};
 use crate::readiness::Readiness;
 use crate::routes::Route;
 
@@ -92,6 +95,8 @@ pub struct Handles {
     pub examiner: Examiner,
     /// What DNS answers here; `None` where it does not run.
     pub resolver: Option<Arc<dyn Resolver>>,
+    /// Where this node looks for services.
+    pub watchers: WatcherStates,
     /// What only the agent knows to fail: a refused reload, a missing privilege.
     pub problems: Arc<dyn Fn() -> Vec<Problem> + Send + Sync>,
 }
@@ -101,6 +106,9 @@ pub type VirtualAddresses = Arc<dyn Fn(&Service) -> Vec<IpAddr> + Send + Sync>;
 
 /// Where an endpoint of a service sees this node's address instead of the clients'.
 pub type Plain = Arc<dyn Fn(&Service, &Instance) -> WhyPlain + Send + Sync>;
+
+/// How the watchers of this node stand, in the order in which they are believed.
+pub type WatcherStates = Arc<dyn Fn() -> Vec<WatcherInfo> + Send + Sync>;
 
 /// The routes of this host, as the kernel has them at this moment.
 pub type HostRoutes = Arc<dyn Fn() -> BoxFuture<'static, io::Result<Vec<Route>>> + Send + Sync>;

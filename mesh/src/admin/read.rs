@@ -232,6 +232,7 @@ pub(super) fn endpoint(endpoint: &Endpoint) -> EndpointInfo {
         excluded: endpoint.excluded().map(|reason| reason.as_str().to_owned()),
         health_reason: instance.health_reason.clone(),
         unconfirmed: endpoint.unconfirmed,
+        watcher: endpoint.watcher.as_deref().map(str::to_owned),
         weight: instance.weight,
         zone: instance.zone.clone(),
         tags: instance.tags.clone(),

@@ -11,7 +11,8 @@ use hyper::{StatusCode, header};
 
 use super::refusal::Refusal;
 use super::{
-    Handles, Metrics, attachments, checks, consul, doctor, guard, local, networks, read, settings, write,
+    Handles, Metrics, attachments, checks, consul, doctor, guard, local, networks, read, settings, watchers,
+    write,
 };
 use crate::api::{self, path};
 
@@ -48,6 +49,7 @@ fn routes(handles: Arc<Handles>) -> Router {
         .route(path::SERVICES, get(read::services))
         .route(path::SERVICE, get(read::service))
         .route(path::NODES, get(read::nodes))
+        .route(path::WATCHERS, get(watchers::list))
         .route(path::WHY, get(read::why))
         .route(path::RESOLVE, get(read::resolve))
         .route(path::INSTANCES, get(local::instances).post(local::register))

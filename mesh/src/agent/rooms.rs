@@ -57,6 +57,7 @@ pub(super) struct Rooms {
     pub(super) store: Arc<dyn Store>,
     pub(super) owns_store: bool,
     pub(super) watcher: watcher::store::Handle,
+    pub(super) watchers: watcher::Watchers,
     pub(super) synapse_metrics: synapse::Metrics,
     /// Does this agent write to the store and to the disk? Not while another one is about to.
     pub(super) writes: bool,
@@ -184,9 +185,11 @@ impl Rooms {
             let reload = async move { smartstack.reload().await };
             self.owners.registrar.spawn_while_wanted("Nerve's configuration", reload);
         }
+        self.watchers.follow(&config.watchers);
         self.ingress.reload(&config.ingress());
         // The rest stays what it is until a restart, and is compared with what runs next time too.
         self.config.services = config.services;
+        self.config.watchers = config.watchers;
         self.config.ingress.localhost = config.ingress.localhost;
         self.config.drain = config.drain;
         self.config.log = config.log;

@@ -2,14 +2,18 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::SystemTime;
 
 use nerve::announce;
 use nerve::model::{Address, InstanceId, ServiceName};
 use synapse::watch::store::Handle as Watcher;
+use synapse::watch::{self, Watchers};
 use tokio::sync::Semaphore;
 
 use crate::admin::{self, Counts, Resolver, Traffic};
-use crate::api::{Finding, PlainFor, Problem, Resolution, WhyBalance, WhyListener, WhyPick, WhyPlain};
+use crate::api::{
+    Finding, PlainFor, Problem, Resolution, WatcherInfo, WhyBalance, WhyListener, WhyPick, WhyPlain,
+};
 use crate::balance::EndpointReport;
 use crate::{dns, docker, doctor, ingress, overlay, steer, vip};
 
@@ -153,6 +157,41 @@ fn finding(found: doctor::Finding) -> Finding {
     Finding { subject, state: state.to_owned(), message, advice }
 }
 
+/// The watchers of this node, that of the store first.
+pub(super) fn watchers(store: Watcher, others: Watchers) -> admin::WatcherStates {
+    let since = |at: SystemTime| at.elapsed().unwrap_or_default().as_secs();
+    Arc::new(move || {
+        let stands = store.status();
+        let of_store = WatcherInfo {
+            name: "store".to_owned(),
+            kind: "store".to_owned(),
+            service: None,
+            place: store.store().to_owned(),
+            connected: stands.connected,
+            for_seconds: since(stands.since),
+            changed_seconds_ago: stands.last_change.map(since),
+            entries: stands.entries,
+            instead: None,
+            refused: stands.refused.into_iter().map(|(what, why)| format!("{what}: {why}")).collect(),
+            last_error: stands.last_error,
+        };
+        let other = |stands: watch::Status| WatcherInfo {
+            name: stands.watcher.to_string(),
+            kind: stands.kind.to_owned(),
+            service: Some(stands.service),
+            place: stands.place,
+            connected: stands.connected,
+            for_seconds: since(stands.since),
+            changed_seconds_ago: stands.last_change.map(since),
+            entries: stands.entries,
+            instead: stands.instead.map(|instead| instead.to_string()),
+            refused: stands.refused.into_iter().map(|(what, why)| format!("{what}: {why}")).collect(),
+            last_error: stands.last_error,
+        };
+        std::iter::once(of_store).chain(others.statuses().into_iter().map(other)).collect()
+    })
+}
+
 /// Everything that fails on this node and that only its rooms know.
 #[derive(Debug, Clone)]
 pub(super) struct Problems {
@@ -163,6 +202,7 @@ pub(super) struct Problems {
     pub(super) docker: docker::Handle,
     pub(super) dns: Option<dns::Handle>,
     pub(super) watcher: Watcher,
+    pub(super) watchers: Watchers,
     pub(super) announcements: announce::Handle,
     /// What of a reload could not be applied.
     pub(super) reload: Arc<Mutex<Option<String>>>,
@@ -197,6 +237,10 @@ impl Problems {
             addresses.filter_map(|listener| listener.state.err().map(|error| problem("dns", error)));
         let refused = self.watcher.status().refused.into_iter();
         let records = refused.map(|(path, reason)| problem("store", format!("the record {path}: {reason}")));
+        let places = self.watchers.statuses().into_iter().filter(|stands| !stands.connected);
+        let places = places.filter_map(|stands| {
+            Some(problem("watcher", format!("{}: {}", stands.watcher, stands.last_error?)))
+        });
         let announcements = self.announcements.problems().into_iter();
         let announcements = announcements
             .map(|wrong| problem("announcements", format!("{}: {}", wrong.subject, wrong.message)));
@@ -209,6 +253,7 @@ impl Problems {
             .chain(docker)
             .chain(addresses)
             .chain(announcements)
+            .chain(places)
             .chain(door.map(|message| problem("handover", message)))
             .chain(records)
             .chain(reload.map(|message| problem("config", message)))

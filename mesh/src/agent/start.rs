@@ -22,7 +22,7 @@ use super::handover::{Door, Left, Outcome, SERVE_WITHIN, Taking, be_alone};
 use super::metrics::Metrics;
 use super::name_server::NameServer;
 use super::rooms::{Owners, Rooms, memory_file};
-use super::seams::{Problems, examiner, seen_instead};
+use super::seams::{Problems, examiner, seen_instead, watchers as watcher_states};
 use super::{Origin, Phase, Succession};
 use crate::api::TookOver;
 use crate::config::Config;
@@ -112,14 +112,8 @@ impl Rooms {
         // What is known: from memory at once, then from the store.
         let synapse_metrics = synapse::Metrics::new()?;
         synapse_metrics.register(registry)?;
-        let watcher = watcher::store::start(
-            watcher::store::Config::default(),
-            Arc::clone(&store),
-            bound.writer,
-            recalled,
-            synapse_metrics.clone(),
-            &owners.rest,
-        );
+        let (watcher, watchers) =
+            start_watching(&config, &store, bound.writer, recalled, &synapse_metrics, &owners.rest);
 
         // What is done with it: connections and names.
         let catalog = bound.catalog;
@@ -154,6 +148,7 @@ impl Rooms {
             docker: docker::Handle::default(),
             dns: name_server.as_ref().map(|name_server| name_server.handle.clone()),
             watcher: watcher.clone(),
+            watchers: watchers.clone(),
             announcements: announcements.clone(),
             reload: Arc::default(),
             door: Arc::default(),
@@ -181,6 +176,7 @@ impl Rooms {
             store,
             owns_store,
             watcher,
+            watchers,
             synapse_metrics,
             writes: true,
             took_over: false,
@@ -297,6 +293,7 @@ impl Rooms {
             traffic: Arc::new(self.ingress.clone()),
             virtual_addresses: virtual_addresses(&self.vip),
             plain: plain(&self.steer),
+            watchers: watcher_states(self.watcher.clone(), self.watchers.clone()),
             attacher: Arc::new(Attachments::new(self.overlay.clone(), self.config.node.local())),
             host_routes: Arc::new(|| Box::pin(routes::read())),
             examiner: examiner(&self.overlay),
@@ -476,6 +473,22 @@ fn open_store(
         Some(store) => Ok(store),
         None => Ok(store::open_inherited(&config.store(), &metrics, left)?),
     }
+}
+
+/// The store first: what it says goes before what any other place does.
+fn start_watching(
+    config: &Config,
+    store: &Arc<dyn Store>,
+    writer: Writer,
+    recalled: Option<Recalled>,
+    metrics: &synapse::Metrics,
+    tasks: &Tasks,
+) -> (watcher::store::Handle, watcher::Watchers) {
+    let watchers = watcher::Watchers::new(writer.layers(), metrics.clone(), tasks);
+    let usual = watcher::store::Config::default();
+    let store = watcher::store::start(usual, Arc::clone(store), writer, recalled, metrics.clone(), tasks);
+    watchers.follow(&config.watchers);
+    (store, watchers)
 }
 
 async fn start_registrar(

@@ -10,6 +10,7 @@ mod consul;
 mod doctor;
 mod network;
 mod read;
+mod watchers;
 mod write;
 
 use std::time::Duration;
@@ -29,6 +30,7 @@ pub use read::{
     Resolution, ServiceSummary, Services, Setting, Settings, Stale, Status, TookOver, Why, WhyBalance,
     WhyEndpoint, WhyListener, WhyPick, WhyPlain,
 };
+pub use watchers::{WatcherInfo, WatcherList};
 pub use write::{
     Changed, CheckRequest, DrainRequest, ErrorBody, PublishRequest, RegisterRequest, SettingsRequest,
     VipRequest,
@@ -65,6 +67,8 @@ pub mod path {
     pub const WHY: &str = "/v1/plexus/why/{service}";
     /// `GET`: [`super::Nodes`].
     pub const NODES: &str = "/v1/plexus/nodes";
+    /// `GET`: [`super::WatcherList`].
+    pub const WATCHERS: &str = "/v1/plexus/watchers";
     /// `GET`: [`super::Networks`].
     pub const NETWORKS: &str = "/v1/plexus/networks";
     /// `GET`: [`super::NetworkInfo`]; `PUT` a [`super::NetworkRequest`] and `DELETE ?force=`: [`super::Changed`].

@@ -95,6 +95,9 @@ pub struct EndpointInfo {
     /// The store no longer confirms it.
     #[serde(default)]
     pub unconfirmed: bool,
+    /// The watcher that found it; none: the store has it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub watcher: Option<String>,
     /// Its share of the traffic.
     pub weight: Weight,
     /// Where its node stands.

@@ -74,10 +74,9 @@ fn status(endpoint: &EndpointInfo) -> Cell {
 
 /// A sentence for whoever asks why; empty when there is nothing to say.
 pub(super) fn reason(endpoint: &EndpointInfo) -> String {
-    let unconfirmed = "kept although the store no longer confirms it";
-    match (endpoint.health_reason.as_str(), endpoint.unconfirmed) {
-        ("", true) => unconfirmed.to_owned(),
-        (reason, true) => format!("{reason}; {unconfirmed}"),
-        (reason, false) => reason.to_owned(),
-    }
+    let unconfirmed =
+        endpoint.unconfirmed.then(|| "kept although the store no longer confirms it".to_owned());
+    let watcher = endpoint.watcher.as_ref().map(|watcher| format!("found by the watcher {watcher}"));
+    let health = Some(endpoint.health_reason.clone()).filter(|reason| !reason.is_empty());
+    [health, unconfirmed, watcher].into_iter().flatten().collect::<Vec<_>>().join("; ")
 }

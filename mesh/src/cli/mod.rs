@@ -27,6 +27,7 @@ mod settings;
 mod split;
 mod status;
 mod vip;
+mod watchers;
 mod why;
 
 use std::ffi::OsString;
@@ -65,6 +66,7 @@ enum Command {
     Services(services::Services),
     Endpoints(endpoints::Endpoints),
     Nodes(nodes::Nodes),
+    Watchers(watchers::Watchers),
     Why(why::Why),
     Status(status::Status),
     Doctor(doctor::Doctor),
@@ -134,6 +136,7 @@ async fn execute(command: Command, out: &mut Output<'_>) -> Result {
         Command::Services(command) => command.run(out).await,
         Command::Endpoints(command) => command.run(out).await,
         Command::Nodes(command) => command.run(out).await,
+        Command::Watchers(command) => command.run(out).await,
         Command::Why(command) => command.run(out).await,
         Command::Status(command) => command.run(out).await,
         Command::Doctor(command) => command.run(out).await,

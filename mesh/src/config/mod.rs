@@ -55,6 +55,9 @@ pub struct Config {
     /// `[source.…]`.
     #[serde(rename = "source", skip_serializing_if = "Sources::is_empty")]
     pub sources: Sources,
+    /// `[[watch]]`: where else services are found, in the order in which they are believed.
+    #[serde(rename = "watch", skip_serializing_if = "Vec::is_empty")]
+    pub watchers: Vec<synapse::watch::Config>,
     /// `[checks]`.
     pub checks: Checks,
     /// `[proxy]`.
@@ -112,6 +115,7 @@ impl Config {
         let overlay = root.section_or_empty("overlay", Overlay::read);
         let docker = root.section_or_empty("docker", Docker::read);
         let sources = root.section_or_empty("source", |section| Sources::read(section, base));
+        let watchers = root.list("watch", |section| synapse::watch::Config::read(section, base));
         let checks = root.section_or_empty("checks", Checks::read);
         let proxy = root.section_or_empty("proxy", Proxy::read);
         let dns = root.section_or_empty("dns", Dns::read);
@@ -140,6 +144,7 @@ impl Config {
             overlay: overlay?,
             docker: docker?,
             sources: sources?,
+            watchers: watchers.into_iter().collect::<Result<_, _>>()?,
             checks: checks?,
             proxy,
             dns,

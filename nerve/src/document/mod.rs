@@ -58,6 +58,31 @@ pub struct Document {
     lines: Lines,
 }
 
+/// The text of a file, which is at most [`MAX_BYTES`] large.
+///
+/// # Errors
+/// The file cannot be read, is too large or is not UTF-8.
+pub fn read_text(path: &Path) -> Result<String, Errors> {
+    let file = path.display().to_string();
+    let unreadable = |error: std::io::Error| {
+        Errors::whole_file(&file, format!("the file cannot be read: {error}"), "a readable file")
+    };
+    let mut bytes = Vec::new();
+    let limit = MAX_BYTES as u64 + 1;
+    std::fs::File::open(path)
+        .and_then(|opened| opened.take(limit).read_to_end(&mut bytes))
+        .map_err(unreadable)?;
+    String::from_utf8(bytes).map_err(|error| {
+        let valid = error.utf8_error().valid_up_to();
+        let good = String::from_utf8_lossy(&error.as_bytes()[..valid]);
+        let position = Lines::new(&file, &good).position(good.len());
+        Errors::single(Problem {
+            position,
+            ..Problem::in_file(&file, "the file is not UTF-8 from here on", "UTF-8 text")
+        })
+    })
+}
+
 impl Document {
     /// Reads and parses a file.
     ///
@@ -76,26 +101,7 @@ impl Document {
     }
 
     fn read_as(path: &Path, parse: fn(&str, &str) -> Result<Self, Errors>) -> Result<Self, Errors> {
-        let file = path.display().to_string();
-        let unreadable = |error: std::io::Error| {
-            Errors::whole_file(&file, format!("the file cannot be read: {error}"), "a readable file")
-        };
-        let mut bytes = Vec::new();
-        let limit = MAX_BYTES as u64 + 1;
-        std::fs::File::open(path)
-            .and_then(|opened| opened.take(limit).read_to_end(&mut bytes))
-            .map_err(unreadable)?;
-        match std::str::from_utf8(&bytes) {
-            Ok(text) => parse(&file, text),
-            Err(error) => {
-                let good = String::from_utf8_lossy(&bytes[..error.valid_up_to()]);
-                let position = Lines::new(&file, &good).position(good.len());
-                Err(Errors::single(Problem {
-                    position,
-                    ..Problem::in_file(&file, "the file is not UTF-8 from here on", "UTF-8 text")
-                }))
-            }
-        }
+        parse(&path.display().to_string(), &read_text(path)?)
     }
 
     /// Parses a text; `file` is the name that errors show.
@@ -160,6 +166,17 @@ impl Document {
             return Err(too_large(file));
         }
         Ok(Self { root: yaml::parse(file, text)?, lines: Lines::new(file, text) })
+    }
+
+    /// What a YAML text is, and so a JSON text too, be it a list or a mapping; `None`: it is empty.
+    ///
+    /// # Errors
+    /// The text is too large or is no YAML.
+    pub fn parse_yaml_value(file: &str, text: &str) -> Result<Option<Value>, Errors> {
+        if text.len() > MAX_BYTES {
+            return Err(too_large(file));
+        }
+        yaml::value(file, text)
     }
 
     /// Reads the document's root with `decode`, then reports what it did not ask for.

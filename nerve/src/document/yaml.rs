@@ -19,6 +19,15 @@ const MERGE: &str = "<<";
 
 /// The mapping that a text is; an empty text is an empty one. Further documents of the text are not looked at.
 pub(super) fn parse(file: &str, text: &str) -> Result<Table, Errors> {
+    match value(file, text)? {
+        None | Some(Value { kind: Kind::Null, .. }) => Ok(Table::empty(0)),
+        Some(Value { kind: Kind::Table(table), .. }) => Ok(table),
+        Some(other) => Err(problem(file, None, format!("it is {}, and no mapping", other.kind.name()))),
+    }
+}
+
+/// What a text is; nothing, if it is empty.
+pub(super) fn value(file: &str, text: &str) -> Result<Option<Value>, Errors> {
     let mut loader = Loader::new(text);
     for event in Parser::new_from_str(text) {
         let (event, span) = event.map_err(|error| {
@@ -35,11 +44,7 @@ pub(super) fn parse(file: &str, text: &str) -> Result<Table, Errors> {
             break;
         }
     }
-    match loader.root {
-        None | Some(Value { kind: Kind::Null, .. }) => Ok(Table::empty(0)),
-        Some(Value { kind: Kind::Table(table), .. }) => Ok(table),
-        Some(other) => Err(problem(file, None, format!("it is {}, and no mapping", other.kind.name()))),
-    }
+    Ok(loader.root)
 }
 
 fn problem(file: &str, position: Option<Position>, message: String) -> Errors {

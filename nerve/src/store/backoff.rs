@@ -1,26 +1,36 @@
-//! Pauses between attempts to reach a store, and the numbers that spread a fleet.
+//! Pauses between attempts to reach a store or another place, and the numbers that spread a fleet.
 
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::time::Duration;
 
 /// Growing pauses between reconnections, each of a random length so that a fleet does not come back in step.
 #[derive(Debug)]
-pub(super) struct Backoff(Duration);
+pub struct Backoff(Duration);
 
 impl Backoff {
     const FIRST: Duration = Duration::from_millis(20);
-    const LONGEST: Duration = Duration::from_secs(1);
+    /// The longest one.
+    pub const LONGEST: Duration = Duration::from_secs(1);
 
-    pub(super) fn new() -> Self {
+    /// The first pause is the shortest.
+    #[must_use]
+    pub fn new() -> Self {
         Self(Self::FIRST)
     }
 
     /// The next pause: between half and all of a length that doubles up to a second.
-    pub(super) fn next(&mut self) -> Duration {
+    #[allow(clippy::should_implement_trait, reason = "it has no end, and nobody iterates over it")]
+    pub fn next(&mut self) -> Duration {
         let full = self.0;
         self.0 = (full * 2).min(Self::LONGEST);
         let random = u32::try_from(random() % 1024).unwrap_or(0);
         full / 2 + full / 2 * random / 1024
+    }
+}
+
+impl Default for Backoff {
+    fn default() -> Self {
+        Self::new()
     }
 }
 

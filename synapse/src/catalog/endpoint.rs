@@ -42,10 +42,19 @@ impl fmt::Display for Reason {
 /// An instance as the balancer sees it: it may be given traffic now, or not, and why.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Endpoint {
-    /// What its node registered.
+    /// What its node registered, or a watcher has found.
     pub instance: Arc<Instance>,
     /// The store no longer confirms it (it was cut off, wiped, or restored); it is kept for a grace period.
     pub unconfirmed: bool,
+    /// The watcher that says so; `None`: the store's.
+    pub watcher: Option<Arc<str>>,
+}
+
+impl Endpoint {
+    /// What the store says.
+    pub(super) fn of_store(instance: Arc<Instance>) -> Self {
+        Self { instance, unconfirmed: false, watcher: None }
+    }
 }
 
 impl Endpoint {

@@ -2,13 +2,14 @@
 //!
 //! Data: one immutable [`Service`] snapshot a service, one [`Node`] record a node, one [`NetworkView`] a network, whose
 //! subnets change one by one.
-//! Update: one [`Writer`] applies batches of [`Change`]s; a batch costs the work of the services it names, whatever the
+//! Update: one [`Writer`] applies batches of [`Change`]s, and each [`Layer`] says what another watcher has found; a batch costs the work of the services it names, whatever the
 //! number of services, and publishes each of them once.
 //! Interface: [`Catalog`] is a cheap handle whose reads take no lock; [`Subscription`] tells which services (or
 //! networks) have changed, coalesced, so a slow consumer costs no memory beyond one name a service.
 
 mod endpoint;
 mod freshness;
+mod layers;
 mod names;
 mod network;
 mod service;
@@ -24,11 +25,12 @@ use nerve::model::{NetworkName, Node, NodeName, ServiceName};
 
 pub use endpoint::{Endpoint, Reason};
 pub use freshness::Freshness;
+pub use layers::Rank;
 pub(crate) use names::Names;
 pub use network::{NetworkChange, NetworkChanges, NetworkUpdate, NetworkView, Subnets};
 pub use service::Service;
 pub use subscription::{ServiceChanges, Subscription};
-pub use writer::{Change, Writer};
+pub use writer::{Change, Layer, Layers, Writer};
 
 use network::Networks;
 use subscription::Subscribers;

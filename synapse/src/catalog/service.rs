@@ -40,6 +40,16 @@ impl Service {
         self.position(id).ok().map(|at| &self.endpoints[at])
     }
 
+    /// The store's endpoint of this id.
+    pub(crate) fn stored(&self, id: &InstanceId) -> Option<&Endpoint> {
+        self.endpoint(id).filter(|endpoint| endpoint.watcher.is_none())
+    }
+
+    /// The endpoints that the store says.
+    pub(crate) fn all_stored(&self) -> impl Iterator<Item = &Endpoint> {
+        self.endpoints.iter().filter(|endpoint| endpoint.watcher.is_none())
+    }
+
     /// Where the endpoint stands, or would stand.
     pub(super) fn position(&self, id: &InstanceId) -> Result<usize, usize> {
         self.endpoints.binary_search_by(|e| e.instance.id.cmp(id))

@@ -1,13 +1,15 @@
-//! Changing the catalog: one writer, batches, one publication a service and batch.
+//! Changing the catalog: the store's records in batches, and what other watchers say in layers below them; one publication a service and
+//! batch.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use nerve::model::{Instance, InstanceId, NetworkName, Node, NodeName, ServiceName, ServiceSettings};
 use papaya::Guard;
 
+use super::layers::{Rank, Said};
 use super::{Catalog, Endpoint, Freshness, Inner, NetworkUpdate, Service};
 
 /// One change of the catalog.
@@ -35,10 +37,40 @@ pub enum Change {
     Network(NetworkName, NetworkUpdate),
 }
 
-/// The one handle that changes the catalog.
+/// The one handle that changes what the store says.
 #[derive(Debug)]
-pub struct Writer {
+pub struct Writer(Arc<Shared>);
+
+/// The parts of the catalog that other watchers than the store's fill.
+#[derive(Debug, Clone)]
+pub struct Layers(Arc<Shared>);
+
+impl Layers {
+    /// The part of a watcher that stands at this place among the others.
+    #[must_use]
+    pub fn layer(&self, rank: Rank, watcher: &str) -> Layer {
+        Layer { shared: Arc::clone(&self.0), rank, watcher: watcher.into() }
+    }
+}
+
+/// A watcher's part of the catalog, below the store's.
+#[derive(Debug, Clone)]
+pub struct Layer {
+    shared: Arc<Shared>,
+    rank: Rank,
+    watcher: Arc<str>,
+}
+
+#[derive(Debug)]
+struct Shared {
     inner: Arc<Inner>,
+    /// Held for a batch: changes happen one after the other.
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    layers: Said,
     /// The addresses of each service, those of services that are gone too: one that comes back has them at once.
     vips: HashMap<ServiceName, BTreeSet<IpAddr>>,
     /// The last one given out, of whatever service: one that vanishes and comes back does not start over.
@@ -47,29 +79,37 @@ pub struct Writer {
 
 impl Writer {
     pub(super) fn new(inner: Arc<Inner>) -> Self {
-        Self { inner, vips: HashMap::new(), generation: 0 }
+        Self(Arc::new(Shared { inner, state: Mutex::default() }))
+    }
+
+    /// Where other watchers get their parts.
+    #[must_use]
+    pub fn layers(&self) -> Layers {
+        Layers(Arc::clone(&self.0))
     }
 
     /// A read handle.
     #[must_use]
     pub fn catalog(&self) -> Catalog {
-        Catalog(Arc::clone(&self.inner))
+        Catalog(Arc::clone(&self.0.inner))
     }
 
     /// Says how far the catalog can be trusted from now on.
     pub fn set_freshness(&mut self, freshness: Freshness) {
-        self.inner.freshness.store(Arc::new(freshness));
+        self.0.inner.freshness.store(Arc::new(freshness));
     }
 
     /// Applies `changes` in order and tells how many services are different afterwards. Services that end up as they
     /// were are not published.
     pub fn apply(&mut self, changes: impl IntoIterator<Item = Change>) -> usize {
+        let Shared { inner, .. } = &*self.0;
+        let mut state = self.0.state();
         let mut by_service: HashMap<ServiceName, Vec<Change>> = HashMap::new();
         for change in changes {
             match change {
-                Change::PutNode(node) => drop(self.inner.nodes.pin().insert(node.name.clone(), node)),
-                Change::RemoveNode(name) => drop(self.inner.nodes.pin().remove(&name)),
-                Change::Network(name, update) => self.inner.networks.apply(&name, update),
+                Change::PutNode(node) => drop(inner.nodes.pin().insert(node.name.clone(), node)),
+                Change::RemoveNode(name) => drop(inner.nodes.pin().remove(&name)),
+                Change::Network(name, update) => inner.networks.apply(&name, update),
                 Change::PutInstance(ref instance) => {
                     by_service.entry(instance.service.clone()).or_default().push(change);
                 }
@@ -80,29 +120,62 @@ impl Writer {
                     by_service.entry(name.clone()).or_default().push(change)
                 }
                 Change::PutVip(address, service) => {
-                    let before = self.move_vip(address, Some(&service));
+                    let before = state.move_vip(inner, address, Some(&service));
                     // No change of the service's own: that it is looked at again is enough.
                     for name in before.into_iter().chain([service]) {
                         by_service.entry(name).or_default();
                     }
                 }
                 Change::RemoveVip(address) => {
-                    if let Some(name) = self.move_vip(address, None) {
+                    if let Some(name) = state.move_vip(inner, address, None) {
                         by_service.entry(name).or_default();
                     }
                 }
             }
         }
-        let different =
-            by_service.into_iter().filter(|(name, changes)| self.apply_to_service(name, changes)).count();
+        let different = by_service
+            .into_iter()
+            .filter(|(name, changes)| state.apply_to_service(inner, name, changes))
+            .count();
         // The map hands replaced snapshots back in batches of at least 32: with large services that is a lot of memory.
-        self.inner.services.guard().flush();
+        inner.services.guard().flush();
         different
     }
+}
 
+impl Shared {
+    fn state(&self) -> MutexGuard<'_, State> {
+        // A batch that panicked has published whole services or nothing of them.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Layer {
+    /// The catalog that it is a part of.
+    pub(crate) fn catalog(&self) -> Catalog {
+        Catalog(Arc::clone(&self.shared.inner))
+    }
+
+    /// What the watcher says of a service from now on, instead of what it said before; nothing: it says nothing more of it.
+    /// Tells whether the catalog is different afterwards.
+    pub fn say(&self, service: &ServiceName, instances: Vec<Arc<Instance>>) -> bool {
+        let mut state = self.shared.state();
+        state.layers.put(self.rank, &self.watcher, service, instances);
+        let different = state.apply_to_service(&self.shared.inner, service, &[]);
+        self.shared.inner.services.guard().flush();
+        different
+    }
+}
+
+impl State {
     /// Gives an address to a service, or to nobody; tells whose it was.
-    fn move_vip(&mut self, address: IpAddr, service: Option<&ServiceName>) -> Option<ServiceName> {
-        let vips = self.inner.vips.pin();
+    fn move_vip(
+        &mut self,
+        inner: &Inner,
+        address: IpAddr,
+        service: Option<&ServiceName>,
+    ) -> Option<ServiceName> {
+        let vips = inner.vips.pin();
         let before = match service {
             Some(service) => vips.insert(address, service.clone()).cloned(),
             None => vips.remove(&address).cloned(),
@@ -121,15 +194,27 @@ impl Writer {
         before
     }
 
-    fn apply_to_service(&mut self, name: &ServiceName, changes: &[Change]) -> bool {
-        let services = self.inner.services.pin();
+    fn apply_to_service(&mut self, inner: &Inner, name: &ServiceName, changes: &[Change]) -> bool {
+        let services = inner.services.pin();
         let old = services.get(name).cloned();
         let mut new = old.as_deref().cloned().unwrap_or_else(|| Service::empty(name.clone()));
-        let changed = match changes {
+        let is_layered = self.layers.speak_of(name) || new.endpoints.iter().any(|e| e.watcher.is_some());
+        if is_layered {
+            new.endpoints.retain(|endpoint| endpoint.watcher.is_none());
+        }
+        let mut changed = match changes {
             [] => false,
             [change] => apply_one(&mut new, change),
             many => apply_many(&mut new, many),
         };
+        if is_layered {
+            new.endpoints = self.layers.under(name, std::mem::take(&mut new.endpoints));
+            let same = |old: &Arc<Service>| old.endpoints == new.endpoints && old.settings == new.settings;
+            changed = match &old {
+                Some(old) => !same(old),
+                None => !new.is_void(),
+            };
+        }
         let vips = self.vips.get(name);
         let same_vips = new.vips.iter().eq(vips.into_iter().flatten());
         if !same_vips {
@@ -139,8 +224,8 @@ impl Writer {
             return false;
         }
         let before = old.as_ref().map_or(0, |service| service.endpoints.len());
-        self.inner.endpoints.fetch_add(new.endpoints.len(), Ordering::Relaxed);
-        self.inner.endpoints.fetch_sub(before, Ordering::Relaxed);
+        inner.endpoints.fetch_add(new.endpoints.len(), Ordering::Relaxed);
+        inner.endpoints.fetch_sub(before, Ordering::Relaxed);
         if new.is_void() {
             services.remove(name);
         } else {
@@ -148,7 +233,7 @@ impl Writer {
             new.generation = self.generation;
             services.insert(name.clone(), Arc::new(new));
         }
-        self.inner.subscribers.mark(|names| names.extend([name.clone()]));
+        inner.subscribers.mark(|names| names.extend([name.clone()]));
         true
     }
 }
@@ -156,7 +241,7 @@ impl Writer {
 fn apply_one(service: &mut Service, change: &Change) -> bool {
     match change {
         Change::PutInstance(instance) => {
-            let endpoint = Endpoint { instance: Arc::clone(instance), unconfirmed: false };
+            let endpoint = Endpoint::of_store(Arc::clone(instance));
             match service.position(&instance.id) {
                 Ok(at) if service.endpoints[at] == endpoint => return false,
                 Ok(at) => service.endpoints[at] = endpoint,
@@ -202,7 +287,7 @@ fn apply_many(service: &mut Service, changes: &[Change]) -> bool {
     for change in changes {
         match change {
             Change::PutInstance(instance) => {
-                let endpoint = Endpoint { instance: Arc::clone(instance), unconfirmed: false };
+                let endpoint = Endpoint::of_store(Arc::clone(instance));
                 endpoints.insert(instance.id.clone(), endpoint);
             }
             Change::Unconfirm(_, id) => {
@@ -328,10 +413,10 @@ mod tests {
     fn failing_and_draining_endpoints_are_excluded_with_their_reason() {
         let mut sick = (*instance("web", "1", 80)).clone();
         sick.health = Health::Critical;
-        let endpoint = Endpoint { instance: Arc::new(sick.clone()), unconfirmed: false };
+        let endpoint = Endpoint::of_store(Arc::new(sick.clone()));
         assert_eq!(endpoint.excluded(), Some(super::super::Reason::Critical));
         sick.draining = true;
-        let endpoint = Endpoint { instance: Arc::new(sick), unconfirmed: false };
+        let endpoint = Endpoint::of_store(Arc::new(sick));
         assert_eq!(endpoint.excluded(), Some(super::super::Reason::Draining));
     }
 
@@ -342,7 +427,7 @@ mod tests {
             socket: Some("/run/app.sock".parse().unwrap()),
             ..(*instance("web", "1", 80)).clone()
         };
-        let endpoint = Endpoint { instance: Arc::new(only), unconfirmed: false };
+        let endpoint = Endpoint::of_store(Arc::new(only));
         let from = |node: &str| endpoint.excluded_from(Some(&NodeName::new(node).unwrap()));
         let out_of_reach = Some(super::super::Reason::UnixSocketOnly);
         assert_eq!((from("a"), from("b"), endpoint.excluded_from(None)), (None, out_of_reach, out_of_reach));

@@ -1,8 +1,20 @@
-//! Watchers: what turns a place where services are known into changes of the catalog. One file or folder a kind, each with
-//! a `Config`, a `start` that takes the catalog's writer, and a `Handle` that tells how it stands.
+//! Watchers: what turns a place where services are known into the catalog.
+//!
+//! [`store`] is the mesh's own: records of instances with their health, nodes, settings. Any other place is a [`Config`] of a kind
+//! (`kind`, a file each), which tells all its servers each time it has something new; `told` decides what counts of them, looks names
+//! up, and says it in the watcher's layer of the catalog, below the store's.
 
+mod file;
+mod fixed;
+mod kind;
+mod options;
+mod place;
 mod record;
+mod server;
 pub mod store;
+mod told;
+mod watcher;
+mod zookeeper;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -11,6 +23,13 @@ use std::time::SystemTime;
 use nerve::store::{Key, Revision};
 
 use crate::catalog::Change;
+
+pub use kind::Kind;
+pub use options::{Condition, Instead, LabelFilter, Options};
+pub use server::{Host, Server};
+pub use told::{Refused, Status};
+pub use watcher::{Config, Watchers};
+pub use zookeeper::{Decode, ZooKeeper};
 
 /// A catalog as it was saved.
 #[derive(Debug, Clone, PartialEq)]

@@ -159,6 +159,12 @@ impl ZooKeeper {
         let _ = self.client("zk.delete(path)", path);
     }
 
+    /// Makes a znode that holds this, and what is above it.
+    pub fn create(&self, path: &str, data: &str) {
+        let script = format!("zk.create(path, bytes.fromhex('{}'), makepath=True)", hex(data));
+        let _ = self.client(&script, path);
+    }
+
     /// What a script prints that uses another client than the agents'.
     fn client(&self, script: &str, path: &str) -> String {
         let whole = format!(
@@ -202,4 +208,8 @@ impl ZooKeeper {
     fn process(&self) -> MutexGuard<'_, Option<Process>> {
         self.process.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn hex(text: &str) -> String {
+    text.bytes().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -2,6 +2,7 @@
 
 mod network;
 mod usage;
+mod watchers;
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -187,6 +188,7 @@ impl World {
             plain: Arc::new(|_, instance| plain_of(instance.id.as_str())),
             host_routes: Arc::new(|| Box::pin(async { Ok(vec![host_route()]) })),
             examiner: Arc::new(|| Box::pin(async { Vec::new() })),
+            watchers: Arc::new(watchers::two),
             resolver: Some(Arc::new(Busy)),
             problems: Arc::new(|| {
                 let message =

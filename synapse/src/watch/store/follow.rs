@@ -302,7 +302,7 @@ impl Follower {
     fn missing(&self, listed: &HashSet<Key>) -> Vec<Key> {
         let services = self.catalog.services();
         let instances = services.iter().flat_map(|service| {
-            service.endpoints.iter().map(|e| Key::Instance(service.name.clone(), e.instance.id.clone()))
+            service.all_stored().map(|e| Key::Instance(service.name.clone(), e.instance.id.clone()))
         });
         let nodes = self.catalog.nodes().into_iter().map(|node| Key::Node(node.name.clone()));
         let subnets = self.catalog.subnets().into_iter().flat_map(|(network, subnets)| {
@@ -346,9 +346,10 @@ impl Follower {
     /// Would anyone miss it?
     fn gets_traffic(&self, key: &Key) -> bool {
         match key {
-            Key::Instance(service, id) => self.catalog.service(service.as_str()).is_some_and(|service| {
-                service.endpoint(id).is_some_and(crate::catalog::Endpoint::is_serving)
-            }),
+            Key::Instance(service, id) => self
+                .catalog
+                .service(service.as_str())
+                .is_some_and(|service| service.stored(id).is_some_and(crate::catalog::Endpoint::is_serving)),
             Key::Node(name) => self.catalog.node(name.as_str()).is_some_and(|node| !node.draining),
             Key::Subnet(..) => true,
             Key::Service(_) | Key::Vip(_) | Key::Network(_) => false,
@@ -376,7 +377,7 @@ impl Follower {
         match key {
             Key::Instance(service, id) => {
                 let service = self.catalog.service(service.as_str())?;
-                Some(Change::PutInstance(Arc::clone(&service.endpoint(id)?.instance)))
+                Some(Change::PutInstance(Arc::clone(&service.stored(id)?.instance)))
             }
             Key::Subnet(network, slot) => {
                 let held = self.catalog.subnets_of(network)?.get(*slot)?;
@@ -529,7 +530,8 @@ impl Follower {
     }
 
     fn note_size(&mut self) {
-        self.metrics.note_size(&self.catalog, self.grace.len());
+        self.metrics.note_size(&self.catalog);
+        self.metrics.note_unconfirmed(self.grace.len());
         let durable = self.shared.notes().durable.len();
         let mut status = self.shared.status();
         status.entries =

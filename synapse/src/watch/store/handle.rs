@@ -114,8 +114,9 @@ impl Handle {
         self.0.changed.subscribe()
     }
 
-    /// The store that is watched.
-    pub(crate) fn store(&self) -> &str {
+    /// The URL of the store that is watched.
+    #[must_use]
+    pub fn store(&self) -> &str {
         &self.0.store
     }
 

@@ -1,0 +1,285 @@
+//! What holds for watchers of every kind (pure): which of the servers that a place names count, and what stands in for none.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::num::NonZeroU16;
+
+use nerve::document::{FromValue, Mismatch, Reported, Section, Value};
+use nerve::model::{Tag, Zone};
+use serde::{Serialize, Serializer};
+
+use super::server::Server;
+
+/// The options.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Options {
+    /// Stand in where the place names no server that counts.
+    #[serde(serialize_with = "as_addresses", skip_serializing_if = "Vec::is_empty")]
+    pub default_servers: Vec<Server>,
+    /// They are there beside those that the place names, too.
+    pub keep_default_servers: bool,
+    /// Where the place names no server any more and there are no defaults, those that it named last stay.
+    pub use_previous_backends: bool,
+    /// The port of every server that the place names, whatever it says.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub backend_port_override: Option<NonZeroU16>,
+    /// All of them hold for a server that counts.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub label_filters: Vec<LabelFilter>,
+    /// It has all of them.
+    #[serde(skip_serializing_if = "BTreeSet::is_empty")]
+    pub tags: BTreeSet<Tag>,
+    /// It is there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub zone: Option<Zone>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            default_servers: Vec::new(),
+            keep_default_servers: false,
+            use_previous_backends: true,
+            backend_port_override: None,
+            label_filters: Vec::new(),
+            tags: BTreeSet::new(),
+            zone: None,
+        }
+    }
+}
+
+/// What a label of a server is to be.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct LabelFilter {
+    /// Its key.
+    pub label: String,
+    /// How its value is looked at.
+    pub condition: Condition,
+    /// What it is compared with; one value, but for `in`.
+    #[serde(skip_serializing_if = "BTreeSet::is_empty")]
+    pub values: BTreeSet<String>,
+}
+
+/// How a label is compared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Condition {
+    /// It is there and is that.
+    Equals,
+    /// It is something else, or not there.
+    NotEquals,
+    /// It is there and is one of them.
+    In,
+    /// It is there.
+    Exists,
+}
+
+/// What stands in for a place that names no server that counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Instead {
+    /// Those that it named last.
+    Previous,
+    /// Those that are configured for it.
+    Defaults,
+}
+
+impl fmt::Display for Instead {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Previous => "those that it named last",
+            Self::Defaults => "the default servers",
+        })
+    }
+}
+
+impl Options {
+    /// Reads the keys of a watcher that are the same for every kind.
+    ///
+    /// # Errors
+    /// What is wrong was reported.
+    pub(super) fn read(section: &mut Section<'_>) -> Result<Self, Reported> {
+        let usual = Self::default();
+        let default_servers = section.or("default_servers", Vec::new());
+        let keep_default_servers = section.or("keep_default_servers", usual.keep_default_servers);
+        let use_previous_backends = section.or("use_previous_backends", usual.use_previous_backends);
+        let backend_port_override = section.optional("backend_port_override");
+        let label_filters = section.list("label_filters", LabelFilter::read);
+        let tags = section.or("tags", BTreeSet::new());
+        let zone = section.optional("zone");
+        Ok(Self {
+            default_servers,
+            keep_default_servers,
+            use_previous_backends,
+            backend_port_override,
+            label_filters: label_filters.into_iter().collect::<Result<_, _>>()?,
+            tags,
+            zone,
+        })
+    }
+
+    /// The servers that count of those that a place names now, where it named `before` last.
+    pub(super) fn judge(&self, found: Vec<Server>, before: &[Server]) -> (Vec<Server>, Option<Instead>) {
+        let port =
+            |server: Server| Server { port: self.backend_port_override.unwrap_or(server.port), ..server };
+        let defaults = self.default_servers.iter().filter(|_| self.keep_default_servers).cloned();
+        let mut known = BTreeSet::new();
+        let mut counts: Vec<Server> =
+            found.into_iter().filter(|server| self.admits(server)).map(port).chain(defaults).collect();
+        counts.retain(|server| known.insert((server.host.clone(), server.port)));
+        match (counts.is_empty(), self.default_servers.is_empty()) {
+            (false, _) => (counts, None),
+            (true, false) => (self.default_servers.clone(), Some(Instead::Defaults)),
+            (true, true) if self.use_previous_backends && !before.is_empty() => {
+                (before.to_vec(), Some(Instead::Previous))
+            }
+            (true, true) => (counts, None),
+        }
+    }
+
+    fn admits(&self, server: &Server) -> bool {
+        self.label_filters.iter().all(|filter| filter.admits(server))
+            && self.tags.iter().all(|tag| server.tags.contains(tag))
+            && self.zone.as_ref().is_none_or(|zone| server.zone.as_ref() == Some(zone))
+    }
+}
+
+impl LabelFilter {
+    fn read(section: &mut Section<'_>) -> Result<Self, Reported> {
+        let label = section.required("label");
+        let condition = section.required("condition");
+        let (value, values) = (section.optional::<String>("value"), section.or("values", BTreeSet::new()));
+        let (label, condition) = (label?, condition?);
+        let values: BTreeSet<String> = value.into_iter().chain(values).collect();
+        let wanted = match condition {
+            Condition::Equals | Condition::NotEquals => values.len() == 1,
+            Condition::In => !values.is_empty(),
+            Condition::Exists => values.is_empty(),
+        };
+        if !wanted {
+            let expected = "one `value` for equals and not-equals, `values` for in, none for exists";
+            return Err(section.refuse("its condition is given other values than it takes", expected));
+        }
+        Ok(Self { label, condition, values })
+    }
+
+    fn admits(&self, server: &Server) -> bool {
+        let value = server.labels.get(&self.label);
+        let is_one = value.is_some_and(|value| self.values.contains(value));
+        match self.condition {
+            Condition::Equals | Condition::In => is_one,
+            Condition::NotEquals => !is_one,
+            Condition::Exists => value.is_some(),
+        }
+    }
+}
+
+impl FromValue for Condition {
+    fn expected() -> String {
+        "\"equals\", \"not-equals\", \"in\" or \"exists\"".to_owned()
+    }
+
+    fn from_value(value: &Value) -> Result<Self, Vec<Mismatch>> {
+        match value.as_text() {
+            Some("equals") => Ok(Self::Equals),
+            Some("not-equals") => Ok(Self::NotEquals),
+            Some("in") => Ok(Self::In),
+            Some("exists") => Ok(Self::Exists),
+            _ => Err(value.wrong_kind(Self::expected())),
+        }
+    }
+}
+
+/// `host:port`.
+impl FromValue for Server {
+    fn expected() -> String {
+        "a server such as \"192.0.2.7:8080\"".to_owned()
+    }
+
+    fn from_value(value: &Value) -> Result<Self, Vec<Mismatch>> {
+        value.parse_text(&Self::expected())
+    }
+}
+
+/// As they are written.
+pub(super) fn as_addresses<S: Serializer>(servers: &[Server], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_seq(servers.iter().map(Server::to_string))
+}
+
+#[cfg(test)]
+mod tests {
+    use nerve::document::Document;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn read(text: &str) -> Result<Options, String> {
+        Document::parse("x", text).unwrap().decode(Options::read).map_err(|errors| errors.to_string())
+    }
+
+    fn servers(texts: &[&str]) -> Vec<Server> {
+        texts.iter().map(|text| text.parse().unwrap()).collect()
+    }
+
+    fn labelled(text: &str, label: &str, value: &str) -> Server {
+        let mut server: Server = text.parse().unwrap();
+        server.labels.insert(label.to_owned(), value.to_owned());
+        server
+    }
+
+    #[test]
+    fn a_place_that_names_nothing_keeps_its_last_word_unless_it_may_not() {
+        let before = servers(&["192.0.2.1:80"]);
+        assert_eq!(Options::default().judge(Vec::new(), &before), (before.clone(), Some(Instead::Previous)));
+        assert_eq!(Options::default().judge(Vec::new(), &[]), (Vec::new(), None));
+        let purges = read("use_previous_backends = false").unwrap();
+        assert_eq!(purges.judge(Vec::new(), &before), (Vec::new(), None));
+        let defaults = read("default_servers = [\"192.0.2.9:80\"]").unwrap();
+        let ninth = servers(&["192.0.2.9:80"]);
+        assert_eq!(defaults.judge(Vec::new(), &before), (ninth.clone(), Some(Instead::Defaults)));
+        assert_eq!(defaults.judge(before.clone(), &[]), (before.clone(), None));
+        let both = read("default_servers = [\"192.0.2.9:80\"]\nkeep_default_servers = true").unwrap();
+        assert_eq!(both.judge(before.clone(), &[]), ([before, ninth].concat(), None));
+    }
+
+    #[test]
+    fn filters_admit_what_all_of_them_admit() {
+        let found = [
+            labelled("192.0.2.1:80", "az", "a"),
+            labelled("192.0.2.2:80", "az", "b"),
+            labelled("192.0.2.3:80", "rack", "1"),
+        ];
+        let admitted = |text: &str| {
+            let (servers, _) = read(text).unwrap().judge(found.to_vec(), &[]);
+            servers.iter().map(|server| server.host.to_string().pop().unwrap()).collect::<String>()
+        };
+        for (filter, expected) in [
+            ("condition = \"equals\", value = \"a\"", "1"),
+            ("condition = \"not-equals\", value = \"a\"", "23"),
+            ("condition = \"in\", values = [\"a\", \"b\"]", "12"),
+            ("condition = \"exists\"", "12"),
+        ] {
+            let text =
+                format!("label_filters = [{{ label = \"az\", {filter} }}]\nbackend_port_override = 81");
+            assert_eq!(admitted(&text), expected, "{filter}");
+        }
+        assert_eq!(admitted("zone = \"a\""), "");
+        for bad in ["\"equals\"", "\"exists\", value = \"a\"", "\"like\", value = \"a\""] {
+            assert!(
+                read(&format!("label_filters = [{{ label = \"az\", condition = {bad} }}]")).is_err(),
+                "{bad}"
+            );
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_counts_is_never_twice_and_never_lost(ports in proptest::collection::vec(1..6u16, 0..12)) {
+            let found: Vec<Server> = ports.iter().map(|port| format!("192.0.2.1:{port}").parse().unwrap()).collect();
+            let (counts, instead) = Options::default().judge(found, &[]);
+            let distinct: BTreeSet<u16> = ports.into_iter().collect();
+            prop_assert_eq!(counts.iter().map(|server| server.port.get()).collect::<BTreeSet<_>>(), distinct.clone());
+            prop_assert_eq!((counts.len(), instead), (distinct.len(), None));
+        }
+    }
+}

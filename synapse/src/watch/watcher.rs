@@ -1,0 +1,268 @@
+//! A watcher: one place of one service, followed for as long as the agent runs.
+
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::time::SystemTime;
+
+use nerve::document::{Reported, Section};
+use nerve::model::ServiceName;
+use nerve::store::Backoff;
+use nerve::tasks::Tasks;
+use serde::Serialize;
+use tokio::time::Instant;
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use super::kind::{Kind, Means};
+use super::options::Options;
+use super::told::{Status, Told, lock};
+use crate::Metrics;
+use crate::catalog::{Layers, Rank};
+
+/// The longest name of a watcher.
+const MAX_NAME: usize = 64;
+
+/// What a watcher is told.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Config {
+    /// What it is called, among the watchers of this node.
+    pub name: String,
+    /// The service that it fills.
+    pub service: ServiceName,
+    /// Where it looks.
+    #[serde(flatten)]
+    pub kind: Kind,
+    /// What counts of what it finds.
+    #[serde(flatten)]
+    pub options: Options,
+}
+
+impl Config {
+    /// Reads one `[[watch]]` table. Paths begin at `base`.
+    ///
+    /// # Errors
+    /// What is wrong was reported.
+    pub fn read(section: &mut Section<'_>, base: &Path) -> Result<Self, Reported> {
+        let service = section.required::<ServiceName>("service");
+        let name = section.given::<String>("name");
+        let kind = Kind::read(section, base);
+        let options = Options::read(section);
+        let (service, name, kind) = (service?, name?, kind?);
+        let name = name.unwrap_or_else(|| format!("{service}-{}", kind.as_str()));
+        let is_good = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+        if name.is_empty() || name.len() > MAX_NAME || !name.chars().all(is_good) {
+            let expected = format!("1 to {MAX_NAME} letters, digits, \"-\", \"_\" and \".\"");
+            return Err(section.invalid("name", format!("{name:?} is no name of a watcher"), expected));
+        }
+        Ok(Self { name, service, kind, options: options? })
+    }
+}
+
+/// Watchers, for whoever looks at them or changes them. Clones are the same.
+#[derive(Debug, Clone)]
+pub struct Watchers(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    writer: Layers,
+    metrics: Metrics,
+    tasks: Tasks,
+    means: Means,
+    running: Mutex<Running>,
+}
+
+#[derive(Debug, Default)]
+struct Running {
+    watchers: Vec<Watcher>,
+    /// How many were started so far.
+    lives: u64,
+}
+
+#[derive(Debug)]
+struct Watcher {
+    config: Config,
+    status: Arc<Mutex<Status>>,
+    /// Ended when it is dropped, and what it said with it.
+    _wanted: DropGuard,
+}
+
+impl Watchers {
+    /// No watchers yet.
+    #[must_use]
+    pub fn new(writer: Layers, metrics: Metrics, tasks: &Tasks) -> Self {
+        Self(Arc::new(Shared {
+            writer,
+            metrics,
+            tasks: tasks.clone(),
+            means: Means::default(),
+            running: Mutex::default(),
+        }))
+    }
+
+    /// Follows these from now on, of which the first goes before the next. Those that stay what they are where they are go on.
+    pub fn follow(&self, configs: &[Config]) {
+        let mut running = lock(&self.0.running);
+        let mut before: Vec<Option<Watcher>> =
+            std::mem::take(&mut running.watchers).into_iter().map(Some).collect();
+        for (place, config) in configs.iter().enumerate() {
+            let known =
+                before.get_mut(place).filter(|one| one.as_ref().is_some_and(|one| one.config == *config));
+            let watcher = match known.and_then(Option::take) {
+                Some(watcher) => watcher,
+                None => {
+                    running.lives += 1;
+                    let rank = Rank { place: u16::try_from(place).unwrap_or(u16::MAX), life: running.lives };
+                    self.start(config, rank)
+                }
+            };
+            running.watchers.push(watcher);
+        }
+        // What others say stands in the catalog before what these have said goes.
+        drop(before);
+    }
+
+    /// How each stands, in their order.
+    #[must_use]
+    pub fn statuses(&self) -> Vec<Status> {
+        lock(&self.0.running).watchers.iter().map(|watcher| lock(&watcher.status).clone()).collect()
+    }
+
+    fn start(&self, config: &Config, rank: Rank) -> Watcher {
+        let Shared { writer, metrics, tasks, means, .. } = &*self.0;
+        let status = Arc::new(Mutex::new(Status {
+            watcher: config.name.as_str().into(),
+            service: config.service.clone(),
+            kind: config.kind.as_str(),
+            place: config.kind.place(),
+            connected: false,
+            since: SystemTime::now(),
+            last_change: None,
+            entries: 0,
+            instead: None,
+            refused: Vec::new(),
+            last_error: None,
+        }));
+        let layer = writer.layer(rank, &config.name);
+        let told = Told::new(config.options.clone(), layer, metrics.clone(), Arc::clone(&status));
+        let (told, kind, wanted) = (Arc::new(told), config.kind.clone(), CancellationToken::new());
+        let (is_wanted, means) = (wanted.clone(), means.clone());
+        tasks.spawn_until_stopped("watcher", move || {
+            let (told, kind, wanted, means) =
+                (Arc::clone(&told), kind.clone(), is_wanted.clone(), means.clone());
+            async move {
+                let _ = wanted.run_until_cancelled(run(&kind, &means, &told)).await;
+                told.withdraw();
+            }
+        });
+        Watcher { config: config.clone(), status, _wanted: wanted.drop_guard() }
+    }
+}
+
+/// Never returns.
+async fn run(kind: &Kind, means: &Means, told: &Told) {
+    let place = kind.open(means);
+    let follow = async {
+        let mut backoff = Backoff::new();
+        loop {
+            let began = Instant::now();
+            let Err(error) = place.follow(told).await;
+            told.failed(error);
+            if began.elapsed() > Backoff::LONGEST {
+                backoff = Backoff::new();
+            }
+            tokio::time::sleep(backoff.next()).await;
+        }
+    };
+    tokio::select! {
+        () = follow => {}
+        () = told.keep_looking_up() => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use nerve::document::Document;
+
+    use super::*;
+    use crate::catalog::Catalog;
+
+    fn configs(text: &str) -> Result<Vec<Config>, String> {
+        let read = |root: &mut Section<'_>| {
+            root.list("watch", |section| Config::read(section, Path::new("/etc"))).into_iter().collect()
+        };
+        Document::parse("x", text).unwrap().decode(read).map_err(|errors| errors.to_string())
+    }
+
+    async fn becomes(catalog: &Catalog, expected: &[&str]) {
+        let mut changes = catalog.subscribe();
+        let shown = || -> Vec<String> {
+            let web = catalog.service("web");
+            let endpoints = web.iter().flat_map(|web| &web.endpoints);
+            endpoints.map(|one| format!("{} {}", one.instance.id, one.watcher.as_deref().unwrap())).collect()
+        };
+        let until = async {
+            while shown() != expected {
+                changes.changed().await;
+            }
+        };
+        let seen = tokio::time::timeout(Duration::from_secs(20), until).await;
+        assert!(seen.is_ok(), "{:?} instead of {expected:?}", shown());
+    }
+
+    #[tokio::test]
+    async fn watchers_come_go_and_change_places_and_what_they_say_with_them() {
+        let (catalog, writer) = Catalog::new();
+        let (metrics, tasks) = (Metrics::new().unwrap(), Tasks::new());
+        let watchers = Watchers::new(writer.layers(), metrics, &tasks);
+        let one =
+            "[[watch]]\nservice = \"web\"\nname = \"one\"\nstatic = [\"192.0.2.1:80\", \"192.0.2.2:80\"]\n";
+        let two =
+            "[[watch]]\nservice = \"web\"\nname = \"two\"\nstatic = [\"192.0.2.2:80\", \"127.0.0.1:81\"]\n";
+        watchers.follow(&configs(&format!("{one}{two}")).unwrap());
+        becomes(&catalog, &["127.0.0.1:81 two", "192.0.2.1:80 one", "192.0.2.2:80 one"]).await;
+        let since = watchers.statuses()[0].since;
+        watchers.follow(&configs(&format!("{one}{}", two.replace("81", "82"))).unwrap());
+        becomes(&catalog, &["127.0.0.1:82 two", "192.0.2.1:80 one", "192.0.2.2:80 one"]).await;
+        assert_eq!(watchers.statuses()[0].since, since, "it goes on");
+        watchers.follow(&configs(&format!("{two}{one}")).unwrap());
+        becomes(&catalog, &["127.0.0.1:81 two", "192.0.2.1:80 one", "192.0.2.2:80 two"]).await;
+        watchers.follow(&configs(one).unwrap());
+        becomes(&catalog, &["192.0.2.1:80 one", "192.0.2.2:80 one"]).await;
+        watchers.follow(&[]);
+        becomes(&catalog, &[]).await;
+        tasks.shutdown().await;
+    }
+
+    #[tokio::test]
+    async fn a_name_is_looked_up_and_one_that_cannot_be_costs_itself_alone() {
+        let (catalog, writer) = Catalog::new();
+        let (metrics, tasks) = (Metrics::new().unwrap(), Tasks::new());
+        let watchers = Watchers::new(writer.layers(), metrics, &tasks);
+        let text = "[[watch]]\nservice = \"web\"\nstatic = [\"no.such.invalid:80\", \"192.0.2.1:80\"]\nlabel_filters = []";
+        watchers.follow(&configs(text).unwrap());
+        becomes(&catalog, &["192.0.2.1:80 web-static"]).await;
+        let status = watchers.statuses().remove(0);
+        assert_eq!(
+            (status.refused[0].0.as_str(), status.entries, status.connected),
+            ("no.such.invalid", 1, true)
+        );
+        tasks.shutdown().await;
+    }
+
+    #[test]
+    fn a_watcher_has_one_place_and_a_name_that_can_stand_in_a_metric() {
+        for (text, said) in [
+            ("service = \"web\"", "it names no place"),
+            ("service = \"web\"\nfile = \"x\"\nstatic = []", "it names two places"),
+            ("service = \"web\"\nfile = \"x\"\nname = \"a b\"", "is no name of a watcher"),
+            ("service = \"web\"\nstatic = [\"192.0.2.1\"]", "is no host:port"),
+            ("file = \"x\"", "service"),
+        ] {
+            let told = configs(&format!("[[watch]]\n{text}")).unwrap_err();
+            assert!(told.contains(said), "{told}");
+        }
+        let file = configs("[[watch]]\nservice = \"web\"\nfile = \"x.json\"").unwrap().remove(0);
+        assert_eq!((file.name.as_str(), file.kind.place()), ("web-file", "/etc/x.json".to_owned()));
+    }
+}

@@ -1,0 +1,243 @@
+//! The place that is a path of ZooKeeper: its children are servers, as Nerve registers them or as Finagle's server sets.
+//!
+//! Children are read once, since a registration that changes is another child; one whose name holds its data is not read at all. One-shot
+//! watches, which every version of ZooKeeper has and which the library sets again where a session goes on; a slow tick reads everything
+//! without any.
+
+mod decode;
+mod sessions;
+
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use futures_util::{StreamExt, stream};
+use nerve::document::{FromValue, Mismatch, Reported, Section, Value};
+use serde::Serialize;
+use tokio::time::{Instant, timeout};
+use zookeeper_client::{Client, Error, OneshotWatcher, SessionState};
+
+use super::place::Place;
+use super::server::Server;
+use super::told::{Refused, Told};
+pub(super) use sessions::Sessions;
+
+/// How long the ensemble may take to answer a request.
+const ANSWER_WITHIN: Duration = Duration::from_secs(10);
+/// Every child is read again so often.
+const READ_AGAIN: Duration = Duration::from_secs(300);
+/// Whether the session stands is asked so often while it is not connected.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+/// So many children are read at a time.
+const READS_AT_ONCE: usize = 32;
+/// So many children are read; further ones are left out.
+const MOST: usize = 20_000;
+
+/// Which path of which ensemble, and what its children are.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ZooKeeper {
+    /// `host:port` of its servers.
+    #[serde(rename = "zookeeper")]
+    pub hosts: Vec<String>,
+    /// The parent of the registrations.
+    pub path: String,
+    /// What they are.
+    pub decode: Decode,
+    /// Of a server set, the additional endpoint that is the server; else its main one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub endpoint_name: Option<String>,
+}
+
+/// What the children of a path are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Decode {
+    /// Registrations of SmartStack's Nerve.
+    #[default]
+    Nerve,
+    /// Members of one of Finagle's server sets.
+    Serverset,
+}
+
+impl FromValue for Decode {
+    fn expected() -> String {
+        "\"nerve\" or \"serverset\"".to_owned()
+    }
+
+    fn from_value(value: &Value) -> Result<Self, Vec<Mismatch>> {
+        match value.as_text() {
+            Some("nerve") => Ok(Self::Nerve),
+            Some("serverset") => Ok(Self::Serverset),
+            _ => Err(value.wrong_kind(Self::expected())),
+        }
+    }
+}
+
+impl ZooKeeper {
+    /// Reads the keys beside `zookeeper`.
+    pub(super) fn read(section: &mut Section<'_>, hosts: Vec<String>) -> Result<Self, Reported> {
+        let path = section.required::<String>("path");
+        let decode = section.or("decode", Decode::default());
+        let endpoint_name = section.optional::<String>("endpoint_name");
+        let path = path?;
+        if hosts.is_empty() || hosts.iter().any(|host| host.is_empty() || host.contains([',', '/'])) {
+            let expected = "servers such as [\"zk1:2181\", \"zk2:2181\"]";
+            return Err(section.invalid("zookeeper", "it names no server, or something else", expected));
+        }
+        let is_path = path.starts_with('/') && path.len() > 1 && !path.ends_with('/') && !path.contains("//");
+        if !is_path {
+            return Err(section.invalid(
+                "path",
+                format!("{path:?} is no path of ZooKeeper"),
+                "such as \"/nerve/web\"",
+            ));
+        }
+        if endpoint_name.is_some() && decode == Decode::Nerve {
+            return Err(section.invalid(
+                "endpoint_name",
+                "Nerve's registrations have one endpoint",
+                "`decode = \"serverset\"`",
+            ));
+        }
+        Ok(Self { hosts, path, decode, endpoint_name })
+    }
+
+    /// The servers, as the library takes them.
+    fn ensemble(&self) -> String {
+        self.hosts.join(",")
+    }
+
+    pub(super) fn place(&self) -> String {
+        format!("zookeeper://{}{}", self.ensemble(), self.path)
+    }
+}
+
+/// The path, and the sessions that watchers share.
+#[derive(Debug)]
+pub(super) struct ZooKeeperPlace {
+    pub(super) config: ZooKeeper,
+    pub(super) sessions: Sessions,
+}
+
+/// What a child is: a server, or why it is none.
+type Child = Result<Option<Server>, String>;
+
+#[async_trait]
+impl Place for ZooKeeperPlace {
+    async fn follow(&self, told: &Told) -> Result<Infallible, String> {
+        let client = self.sessions.client(&self.config.ensemble()).await?;
+        let mut state = client.state_watcher();
+        let mut known: BTreeMap<String, Child> = BTreeMap::new();
+        let mut read_again = Instant::now() + READ_AGAIN;
+        loop {
+            let watcher = match self.look(&client, &mut known).await {
+                Ok(watcher) => {
+                    let (servers, refused) = self.judged(&known);
+                    told.found(servers, refused).await;
+                    Some(watcher)
+                }
+                Err(error) if client.state().is_terminated() => return Err(error),
+                Err(error) => {
+                    told.failed(error);
+                    None
+                }
+            };
+            let again = if watcher.is_some() { read_again } else { Instant::now() + LOOK_AGAIN };
+            let event = async {
+                match watcher {
+                    Some(watcher) => drop(watcher.changed().await),
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = event => {}
+                now = state.changed() => match now {
+                    SessionState::SyncConnected | SessionState::ConnectedReadOnly => {}
+                    now if now.is_terminated() => return Err(format!("the session is over: {now}")),
+                    now => told.failed(format!("the session is not connected: {now}")),
+                },
+                () = tokio::time::sleep_until(again) => if again == read_again {
+                    read_again = Instant::now() + READ_AGAIN;
+                    known.clear();
+                },
+            }
+        }
+    }
+}
+
+impl ZooKeeperPlace {
+    /// Reads what is new, and forgets what is gone; what is told when that changes.
+    async fn look(
+        &self,
+        client: &Client,
+        known: &mut BTreeMap<String, Child>,
+    ) -> Result<OneshotWatcher, String> {
+        let path = &self.config.path;
+        let (mut children, watcher) = match answered(client.list_and_watch_children(path)).await? {
+            Ok(listed) => listed,
+            // It may appear: nobody has registered anything there.
+            Err(Error::NoNode) => {
+                known.clear();
+                return match answered(client.check_and_watch_stat(path)).await? {
+                    Ok((_, watcher)) => Ok(watcher),
+                    Err(error) => Err(format!("look for {path}: {error}")),
+                };
+            }
+            Err(error) => return Err(format!("list {path}: {error}")),
+        };
+        children.sort_unstable();
+        children.truncate(MOST);
+        known.retain(|child, _| children.binary_search(child).is_ok());
+        let new = children.into_iter().filter(|child| !known.contains_key(child)).collect::<Vec<_>>();
+        let read = |child: String| async move {
+            let read = self.read(client, &child).await;
+            (child, read)
+        };
+        let mut reads = stream::iter(new).map(read).buffer_unordered(READS_AT_ONCE);
+        while let Some((child, read)) = reads.next().await {
+            // `None`: it was gone before it could be read.
+            if let Some(read) = read? {
+                known.insert(child, read);
+            }
+        }
+        Ok(watcher)
+    }
+
+    async fn read(&self, client: &Client, child: &str) -> Result<Option<Child>, String> {
+        let ZooKeeper { path, decode, endpoint_name, .. } = &self.config;
+        if *decode == Decode::Nerve
+            && let Some(data) = decode::of_name(child)
+        {
+            return Ok(Some(data.and_then(|data| decode::nerve(&data)).map(Some)));
+        }
+        let node = format!("{path}/{child}");
+        match answered(client.get_data(&node)).await? {
+            Ok((data, _)) => Ok(Some(match decode {
+                Decode::Nerve => decode::nerve(&data).map(Some),
+                Decode::Serverset => decode::serverset(&data, endpoint_name.as_deref()),
+            })),
+            Err(Error::NoNode) => Ok(None),
+            Err(error) => Err(format!("read {node}: {error}")),
+        }
+    }
+
+    fn judged(&self, known: &BTreeMap<String, Child>) -> (Vec<Server>, Vec<Refused>) {
+        let (mut servers, mut refused) = (Vec::new(), Vec::new());
+        for (child, read) in known {
+            match read {
+                Ok(server) => servers.extend(server.clone()),
+                Err(why) => {
+                    let shown: String = child.chars().take(80).collect();
+                    refused.push((format!("{}/{shown}", self.config.path), why.clone()));
+                }
+            }
+        }
+        (servers, refused)
+    }
+}
+
+async fn answered<T>(request: impl Future<Output = Result<T, Error>>) -> Result<Result<T, Error>, String> {
+    let answer = timeout(ANSWER_WITHIN, request).await;
+    answer.map_err(|_| format!("no answer within {ANSWER_WITHIN:?}"))
+}
