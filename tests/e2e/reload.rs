@@ -131,6 +131,8 @@ fn an_agent_that_leaves_under_load_is_gone_elsewhere_before_it_stops_accepting()
     elsewhere.iter().for_each(|load| load.wait_for(100));
     elsewhere.into_iter().for_each(|load| load.stop().assert_unharmed());
     let record = here.stop();
-    let early: Vec<_> = record.failed.iter().filter(|failed| failed.began < last_accepted).collect();
+    // What came while the threads close their sockets, one after the other, may be reset by the kernel.
+    let early: Vec<_> =
+        record.failed.iter().filter(|failed| failed.began + failed.took < last_accepted).collect();
     assert!(early.is_empty(), "failed while it accepted (until {last_accepted:?}): {early:?}");
 }

@@ -32,6 +32,8 @@ use crate::proxy::DataPlane;
 use crate::readiness::Readiness;
 use crate::{admin, balance, dns, docker, ingress, overlay, proxy, routes, steer, vip};
 
+/// How long a start waits for places where services are found besides the store. One that is out of reach says so, mostly sooner.
+const WATCHED_WITHIN: Duration = Duration::from_secs(3);
 /// How long after the catalog is known a socket may wait for whoever wants it, before it is said that nobody does.
 const UNWANTED_AFTER: Duration = Duration::from_secs(5);
 
@@ -113,7 +115,7 @@ impl Rooms {
         let synapse_metrics = synapse::Metrics::new()?;
         synapse_metrics.register(registry)?;
         let (watcher, watchers) =
-            start_watching(&config, &store, bound.writer, recalled, &synapse_metrics, &owners.rest);
+            start_watching(&config, &store, bound.writer, recalled, &synapse_metrics, &owners.rest).await;
 
         // What is done with it: connections and names.
         let catalog = bound.catalog;
@@ -476,7 +478,7 @@ fn open_store(
 }
 
 /// The store first: what it says goes before what any other place does.
-fn start_watching(
+async fn start_watching(
     config: &Config,
     store: &Arc<dyn Store>,
     writer: Writer,
@@ -488,6 +490,8 @@ fn start_watching(
     let usual = watcher::store::Config::default();
     let store = watcher::store::start(usual, Arc::clone(store), writer, recalled, metrics.clone(), tasks);
     watchers.follow(&config.watchers);
+    // What they know is no news: an agent that takes over is to have it before it serves.
+    watchers.first_words(WATCHED_WITHIN).await;
     (store, watchers)
 }
 

@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use nerve::model::ServiceName;
 use tokio::net::lookup_host;
+use tokio::sync::watch as signal;
 use tokio::time::timeout;
 
 use super::options::{Instead, Options};
@@ -59,6 +60,8 @@ pub(super) struct Told {
     metrics: Metrics,
     status: Arc<Mutex<Status>>,
     last: tokio::sync::Mutex<Last>,
+    /// It has told something, or that nothing can be heard.
+    spoke: signal::Sender<bool>,
 }
 
 #[derive(Debug, Default)]
@@ -71,7 +74,13 @@ struct Last {
 
 impl Told {
     pub(super) fn new(options: Options, layer: Layer, metrics: Metrics, status: Arc<Mutex<Status>>) -> Self {
-        Self { options, layer, metrics, status, last: tokio::sync::Mutex::default() }
+        let (last, spoke) = (tokio::sync::Mutex::default(), signal::Sender::new(false));
+        Self { options, layer, metrics, status, last, spoke }
+    }
+
+    /// Becomes true with the first word, good or bad.
+    pub(super) fn spoke(&self) -> signal::Receiver<bool> {
+        self.spoke.subscribe()
     }
 
     fn status(&self) -> MutexGuard<'_, Status> {
@@ -87,6 +96,7 @@ impl Told {
         self.note(named, instead, refused);
         self.look_up(&mut last).await;
         self.say(&last);
+        self.spoke.send_replace(true);
     }
 
     /// The place is out of reach, or cannot be understood; what it last said stays.
@@ -104,6 +114,7 @@ impl Told {
         }
         self.metrics.watchers.failed(&status.watcher);
         status.last_error = Some(error);
+        self.spoke.send_replace(true);
     }
 
     fn note(&self, named: usize, instead: Option<Instead>, refused: Vec<Refused>) {

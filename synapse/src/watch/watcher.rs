@@ -2,13 +2,14 @@
 
 use std::path::Path;
 use std::sync::{Arc, Mutex};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use nerve::document::{Reported, Section};
 use nerve::model::ServiceName;
 use nerve::store::Backoff;
 use nerve::tasks::Tasks;
 use serde::Serialize;
+use tokio::sync::watch as signal;
 use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
@@ -81,6 +82,7 @@ struct Running {
 struct Watcher {
     config: Config,
     status: Arc<Mutex<Status>>,
+    spoke: signal::Receiver<bool>,
     /// Ended when it is dropped, and what it said with it.
     _wanted: DropGuard,
 }
@@ -120,6 +122,19 @@ impl Watchers {
         drop(before);
     }
 
+    /// Waits until each has told what stands at its place, or that it cannot be heard; for at most so long.
+    pub async fn first_words(&self, within: Duration) {
+        let running: Vec<_> =
+            lock(&self.0.running).watchers.iter().map(|watcher| watcher.spoke.clone()).collect();
+        let all = async {
+            for mut spoke in running {
+                let _ = spoke.wait_for(|spoke| *spoke).await;
+            }
+        };
+        // Who has not spoken by then does so later.
+        let _ = tokio::time::timeout(within, all).await;
+    }
+
     /// How each stands, in their order.
     #[must_use]
     pub fn statuses(&self) -> Vec<Status> {
@@ -143,7 +158,8 @@ impl Watchers {
         }));
         let layer = writer.layer(rank, &config.name);
         let told = Told::new(config.options.clone(), layer, metrics.clone(), Arc::clone(&status));
-        let (told, kind, wanted) = (Arc::new(told), config.kind.clone(), CancellationToken::new());
+        let (spoke, told) = (told.spoke(), Arc::new(told));
+        let (kind, wanted) = (config.kind.clone(), CancellationToken::new());
         let (is_wanted, means) = (wanted.clone(), means.clone());
         tasks.spawn_until_stopped("watcher", move || {
             let (told, kind, wanted, means) =
@@ -153,7 +169,7 @@ impl Watchers {
                 told.withdraw();
             }
         });
-        Watcher { config: config.clone(), status, _wanted: wanted.drop_guard() }
+        Watcher { config: config.clone(), status, spoke, _wanted: wanted.drop_guard() }
     }
 }
 
@@ -180,8 +196,6 @@ async fn run(kind: &Kind, means: &Means, told: &Told) {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use nerve::document::Document;
 
     use super::*;
