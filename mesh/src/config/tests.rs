@@ -254,6 +254,17 @@ fn docker_s_containers_are_registered_and_its_driver_is_served_where_there_are_n
 }
 
 #[test]
+fn two_watchers_of_one_name_are_refused() {
+    let watch = |name: &str| format!("[[watch]]\nservice = \"web\"\nfile = \"web.json\"\nname = {name:?}\n");
+    let with = |names: [&str; 2]| format!("store.url = \"embedded\"\n{}", names.map(watch).concat());
+    assert!(read(&with(["one", "two"])).is_ok());
+    for names in [["one", "one"], ["one", "store"]] {
+        let shown = errors(&with(names));
+        assert!(shown.contains(&format!("another watcher that is called {:?}", names[1])), "{shown}");
+    }
+}
+
+#[test]
 fn rooms_on_one_address_are_refused() {
     let shown = errors("store.url = \"embedded\"\nadmin.listen = [\"127.0.0.1:53\"]");
     assert!(

@@ -38,6 +38,13 @@ pub(super) fn sections_agree(config: &Config, root: &Section<'_>) -> Result<(), 
             "`enabled = true` in [overlay] as well, or another address",
         ));
     }
+    let mut watchers = BTreeSet::from(["store"]);
+    for watcher in &config.watchers {
+        if !watchers.insert(&watcher.name) {
+            let message = format!("there is another watcher that is called {:?}", watcher.name);
+            outcome = Err(root.invalid("watch", message, "another `name` for one of them"));
+        }
+    }
     let mut paths = BTreeSet::new();
     for local in &config.ingress.localhost {
         if let LocalListen::Unix(path, _) = local.listen.for_ingress()

@@ -9,9 +9,9 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::worker::{Desired, Orders, Pause, Shared, is_wanted};
+use super::worker::{Desired, Orders, Shared, is_wanted};
 use crate::source::{Announcement, InstanceKey};
-use crate::store::{self, Path, Session, Store, StoreConfig};
+use crate::store::{self, Backoff, Path, Session, Store, StoreConfig};
 
 /// Every key is written again so often: whoever removed it by mistake.
 const REWRITE: Duration = Duration::from_secs(30);
@@ -39,7 +39,7 @@ pub(super) async fn serve(
             return std::future::pending().await;
         }
     };
-    let mut pause = Pause::default();
+    let mut pause = Backoff::new();
     while is_wanted(&mut orders).await {
         let reason = match store.open_session(session_ttl).await {
             Ok(session) => {
@@ -71,7 +71,7 @@ struct Keys<'a> {
 
 impl Keys<'_> {
     /// Returns why the session is of no use any more; `None`: another agent goes on.
-    async fn serve(&mut self, orders: &mut watch::Receiver<Orders>, pause: &mut Pause) -> Option<String> {
+    async fn serve(&mut self, orders: &mut watch::Receiver<Orders>, pause: &mut Backoff) -> Option<String> {
         loop {
             let Orders { desired, handed_over } = orders.borrow_and_update().clone();
             if handed_over {
@@ -82,7 +82,7 @@ impl Keys<'_> {
             let mut next = Instant::now() + REWRITE;
             match settled {
                 Ok(()) => {
-                    pause.reset();
+                    *pause = Backoff::new();
                     self.shared.stands();
                 }
                 Err(error) => {

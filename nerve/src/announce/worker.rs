@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use tokio::sync::watch;
 
@@ -73,30 +72,5 @@ impl Shared {
     fn lock(&self) -> MutexGuard<'_, Option<String>> {
         // Nothing panics while it is held.
         self.problem.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// The pause before the next attempt: twice as long each time, up to five seconds.
-#[derive(Debug)]
-pub(super) struct Pause(Duration);
-
-impl Default for Pause {
-    fn default() -> Self {
-        Self(Self::FIRST)
-    }
-}
-
-impl Pause {
-    const FIRST: Duration = Duration::from_millis(100);
-    const LONGEST: Duration = Duration::from_secs(5);
-
-    pub(super) fn next(&mut self) -> Duration {
-        let pause = self.0;
-        self.0 = (pause * 2).min(Self::LONGEST);
-        pause
-    }
-
-    pub(super) fn reset(&mut self) {
-        *self = Self::default();
     }
 }

@@ -12,9 +12,10 @@ use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 use zookeeper_client::{Acls, Client, CreateMode, Error, Stat};
 
-use super::worker::{Desired, Orders, Pause, Shared, is_wanted};
+use super::worker::{Desired, Orders, Shared, is_wanted};
 use super::znode;
 use crate::source::{Announcement, InstanceKey, NodeMode, Registry};
+use crate::store::Backoff;
 
 /// How long the ensemble may take to open a session.
 const CONNECT_WITHIN: Duration = Duration::from_secs(10);
@@ -30,7 +31,7 @@ pub(super) async fn serve(
     mut orders: watch::Receiver<Orders>,
     shared: Arc<Shared>,
 ) {
-    let mut pause = Pause::default();
+    let mut pause = Backoff::new();
     while is_wanted(&mut orders).await {
         let connector = Client::connector().with_fail_eagerly().with_session_timeout(session_ttl);
         let reason = match timeout(CONNECT_WITHIN, Box::pin(connector.connect(&ensemble))).await {
@@ -73,7 +74,7 @@ struct Session<'a> {
 }
 
 impl Session<'_> {
-    async fn serve(&mut self, orders: &mut watch::Receiver<Orders>, pause: &mut Pause) -> Ended {
+    async fn serve(&mut self, orders: &mut watch::Receiver<Orders>, pause: &mut Backoff) -> Ended {
         let mut state = self.client.state_watcher();
         let mut verify = Instant::now() + VERIFY;
         loop {
@@ -86,7 +87,7 @@ impl Session<'_> {
             let mut again = None;
             match settled {
                 Ok(()) => {
-                    pause.reset();
+                    *pause = Backoff::new();
                     self.shared.stands();
                 }
                 Err(error) => {

@@ -36,14 +36,22 @@ impl Place for FilePlace {
     async fn follow(&self, told: &Told) -> Result<Infallible, String> {
         let (events, mut changed) = mpsc::channel(1);
         // Held here as well: without a watcher the channel would be closed, and a closed one is always ready.
-        let _watcher = watched(&self.0, events.clone());
-        let mut last = None;
+        let (mut watcher, mut last) = (None, None);
         loop {
-            let text = read(&self.0).await?;
-            if last.as_ref() != Some(&text) {
-                let (servers, refused) = parse(&self.0.display().to_string(), &text)?;
-                told.found(servers, refused).await;
-                last = Some(text);
+            // Its directory may appear later.
+            if watcher.is_none() {
+                watcher = watched(&self.0, events.clone());
+            }
+            match read(&self.0).await {
+                Ok(text) if last.as_ref() == Some(&text) => {}
+                Ok(text) => match parse(&self.0.display().to_string(), &text) {
+                    Ok((servers, refused)) => {
+                        told.found(servers, refused).await;
+                        last = Some(text);
+                    }
+                    Err(error) => last = failed(told, error),
+                },
+                Err(error) => last = failed(told, error),
             }
             if timeout(TICK, changed.recv()).await.is_ok() {
                 tokio::time::sleep(DEBOUNCE).await;
@@ -51,6 +59,12 @@ impl Place for FilePlace {
             }
         }
     }
+}
+
+/// What it says next is news, be it what it said before.
+fn failed(told: &Told, error: String) -> Option<String> {
+    told.failed(error);
+    None
 }
 
 /// `None`: the kernel watches no more, or there is no such directory yet; the tick remains.
