@@ -161,7 +161,7 @@ fn without_instances_a_client_is_told_at_once_and_served_when_there_is_one() {
     cluster.wait_serving("web", &[]);
     let asked = Instant::now();
     assert!(b.get(b.at(PUBLISHED), "/").is_err());
-    assert!(asked.elapsed() < Duration::from_secs(1), "{:?}", asked.elapsed());
+    assert!(asked.elapsed() < Duration::from_secs(3), "{:?}", asked.elapsed());
     a.define(&ServiceFile::new("web", INSTANCE));
     cluster.wait_serving("web", &["web-a-9000"]);
     assert_eq!(b.get(b.at(PUBLISHED), "/").expect("an answer").instance().as_deref(), Some(backend.id()));

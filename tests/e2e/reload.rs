@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::os::unix::net::UnixDatagram;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use plexus_tests::{Cluster, ServiceFile, Settings, Signal, eventually, needs, throughout};
 
@@ -54,10 +54,9 @@ fn a_second_sigterm_leaves_at_once() {
     let [a] = cluster.nodes();
     a.terminate_agent();
     throughout!(Duration::from_millis(500), a.agent_has_ended(), |ended| !*ended);
-    let asked = Instant::now();
+    // Its notice would be six times as long.
     a.terminate_agent();
-    a.wait_agent_end(Duration::from_secs(2));
-    assert!(asked.elapsed() < Duration::from_secs(1), "{:?}", asked.elapsed());
+    a.wait_agent_end(Duration::from_secs(5));
 }
 
 #[test]
