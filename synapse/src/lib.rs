@@ -7,5 +7,6 @@ pub mod catalog;
 pub mod memory;
 mod metrics;
 pub mod watch;
+mod whole_file;
 
 pub use metrics::Metrics;

@@ -6,10 +6,9 @@
 //! addresses must never get traffic.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, BufWriter, Read, Seek, Write};
+use std::fs::{self, File};
+use std::io::{self, Seek};
 use std::net::IpAddr;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -26,6 +25,7 @@ use crate::Metrics;
 use crate::catalog::{Catalog, Change, Freshness, Names, NetworkUpdate};
 use crate::watch::Recalled;
 use crate::watch::store::Handle as Watcher;
+use crate::whole_file;
 
 const FORMAT: u32 = 1;
 /// The largest file that is written or read: a million instances.
@@ -80,7 +80,7 @@ pub fn recall(file: &Path) -> Option<Recalled> {
 
 /// Writes what [`keep`] saves into an open file instead, for a process that goes on. Blocks.
 pub fn write_to(file: &mut File, catalog: &Catalog, watcher: &Watcher) -> io::Result<()> {
-    write_image(file, &image(catalog, watcher))
+    whole_file::write_to(file, MAX_BYTES, &image(catalog, watcher))
 }
 
 /// Reads what [`write_to`] wrote, from the beginning of the file. Blocks.
@@ -94,11 +94,7 @@ fn read(file: &Path) -> io::Result<Recalled> {
 }
 
 fn read_image(file: &mut File) -> io::Result<Recalled> {
-    let mut text = Vec::new();
-    file.take(MAX_BYTES + 1).read_to_end(&mut text)?;
-    if text.len() as u64 > MAX_BYTES {
-        return Err(io::Error::other(format!("it is larger than the {MAX_BYTES} bytes that are allowed")));
-    }
+    let text = whole_file::read_from(file, MAX_BYTES)?;
     let saved = match serde_json::from_slice::<Saved>(&text) {
         Ok(saved) if saved.format == FORMAT => saved,
         read => return Err(unusable(&text, read.err())),
@@ -207,7 +203,10 @@ impl Keeper {
     async fn save(&mut self) {
         let (file, catalog, watcher) = (Arc::clone(&self.file), self.catalog.clone(), self.watcher.clone());
         let timer = self.metrics.memory_save_seconds.start_timer();
-        let saved = tokio::task::spawn_blocking(move || write(&file, image(&catalog, &watcher))).await;
+        let saved = tokio::task::spawn_blocking(move || {
+            whole_file::write(&file, MAX_BYTES, &image(&catalog, &watcher))
+        })
+        .await;
         timer.observe_duration();
         let result = saved.unwrap_or_else(|panic| Err(io::Error::other(panic)));
         self.metrics.memory_saves.with_label_values(&[if result.is_ok() { "ok" } else { "failed" }]).inc();
@@ -258,46 +257,10 @@ fn image(catalog: &Catalog, watcher: &Watcher) -> Saved {
     }
 }
 
-/// Writes and refuses to grow beyond [`MAX_BYTES`].
-struct Bounded<W> {
-    out: W,
-    left: u64,
-}
-
-impl<W: Write> Write for Bounded<W> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let written = self.out.write(bytes)?;
-        self.left = self.left.checked_sub(written as u64).ok_or_else(|| {
-            io::Error::other(format!("the catalog is larger than the {MAX_BYTES} bytes that are saved"))
-        })?;
-        Ok(written)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.out.flush()
-    }
-}
-
-fn write(file: &Path, saved: Saved) -> io::Result<()> {
-    let directory = file.parent().unwrap_or(Path::new("."));
-    fs::create_dir_all(directory)?;
-    let beside = file.with_extension("tmp");
-    let out = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&beside)?;
-    write_image(&out, &saved)?;
-    out.sync_all()?;
-    fs::rename(&beside, file)?;
-    // The rename is on disk when its directory is.
-    File::open(directory)?.sync_all()
-}
-
-fn write_image(out: impl Write, saved: &Saved) -> io::Result<()> {
-    let mut out = BufWriter::with_capacity(256 * 1024, Bounded { out, left: MAX_BYTES });
-    serde_json::to_writer(&mut out, saved)?;
-    out.flush()
-}
-
 #[cfg(test)]
 mod tests {
+    use std::fs::OpenOptions;
+
     use proptest::prelude::*;
 
     use super::*;
@@ -364,10 +327,10 @@ mod tests {
             }).collect();
             let directory = tempfile::tempdir().unwrap();
             let file = directory.path().join("deep/catalog.json");
-            write(&file, saved(instances.clone(), settings.clone())).unwrap();
+            whole_file::write(&file, MAX_BYTES, &saved(instances.clone(), settings.clone())).unwrap();
             let recalled = recall(&file).unwrap();
             let mut passed = tempfile::tempfile().unwrap();
-            write_image(&passed, &saved(instances.clone(), settings.clone())).unwrap();
+            whole_file::write_to(&passed, MAX_BYTES, &saved(instances.clone(), settings.clone())).unwrap();
             prop_assert_eq!(&recall_from(&mut passed).unwrap(), &recalled);
             prop_assert_eq!(recalled.revision, Revision(7));
             prop_assert_eq!(recalled.as_of, SystemTime::UNIX_EPOCH + Duration::from_millis(1_234_567));
@@ -397,7 +360,8 @@ mod tests {
         fn a_file_cut_short_is_set_aside(cut in 0.0..1.0f64) {
             let directory = tempfile::tempdir().unwrap();
             let file = directory.path().join("catalog.json");
-            write(&file, saved(vec![], BTreeMap::from([(name("web"), "{}".into())]))).unwrap();
+            let image = saved(vec![], BTreeMap::from([(name("web"), "{}".into())]));
+            whole_file::write(&file, MAX_BYTES, &image).unwrap();
             let length = fs::metadata(&file).unwrap().len();
             #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a few hundred")]
             let cut = (length as f64 * cut) as u64;
@@ -415,12 +379,6 @@ mod tests {
         assert_eq!(read(&file).unwrap_err().to_string(), "it is of format 9, this version reads 1");
         assert_eq!(recall(&file), None);
         assert!(file.with_extension("unreadable").exists());
-    }
-
-    #[test]
-    fn what_would_be_too_large_is_not_written() {
-        let mut out = Bounded { out: Vec::new(), left: 4 };
-        assert!(out.write_all(b"1234").is_ok() && out.write_all(b"5").is_err());
     }
 
     async fn eventually(condition: impl Fn() -> bool) {

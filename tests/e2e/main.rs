@@ -44,6 +44,7 @@ mod transparent;
 mod udp;
 mod unix;
 mod vip;
+mod watched_places;
 mod watchers;
 mod zookeeper;
 

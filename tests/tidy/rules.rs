@@ -23,12 +23,17 @@ pub(crate) const ROOMS: &[Room] = &[
     // Text → values of the vocabulary.
     room("nerve::period", &[]),
     room("nerve::document", &["nerve::model", "nerve::period"]),
+    // How other programs are spoken with; what is said is others' business.
+    room("nerve::http", &["nerve::document", "nerve::model"]),
     // The writer owns the form of a record: the vocabulary, and nothing of checks or sources.
     room("nerve::store", &["nerve::model", "nerve::tasks"]),
-    room("nerve::check", &["nerve::model", "nerve::document", "nerve::period", "nerve::tasks"]),
+    room(
+        "nerve::check",
+        &["nerve::model", "nerve::document", "nerve::http", "nerve::period", "nerve::tasks"],
+    ),
     room(
         "nerve::source",
-        &["nerve::model", "nerve::check", "nerve::document", "nerve::period", "nerve::tasks"],
+        &["nerve::model", "nerve::check", "nerve::document", "nerve::http", "nerve::period", "nerve::tasks"],
     ),
     room("nerve::settings", &["nerve::model", "nerve::store"]),
     room("nerve::publish", &["nerve::model", "nerve::settings", "nerve::store"]),
@@ -48,12 +53,17 @@ pub(crate) const ROOMS: &[Room] = &[
     // The reader's judgement: of the vocabulary alone, whoever filled it in.
     room("synapse::catalog", &["nerve::model"]),
     room("synapse::metrics", &["synapse::catalog", "nerve::store"]),
+    // A leaf: files on disk.
+    room("synapse::whole_file", &[]),
     room(
         "synapse::watch",
         &[
             "synapse::catalog",
             "synapse::metrics",
+            "synapse::whole_file",
             "nerve::document",
+            "nerve::hash",
+            "nerve::http",
             "nerve::model",
             "nerve::store",
             "nerve::tasks",
@@ -65,6 +75,7 @@ pub(crate) const ROOMS: &[Room] = &[
             "synapse::catalog",
             "synapse::metrics",
             "synapse::watch",
+            "synapse::whole_file",
             "nerve::model",
             "nerve::store",
             "nerve::tasks",
@@ -225,7 +236,7 @@ const HTTP: &[&str] = &[
     "nerve/src/check/http",
     // gRPC is HTTP/2: it has the connection of the HTTP check, and its own head and trailers.
     "nerve/src/check/grpc.rs",
-    "nerve/src/source/docker",
+    "nerve/src/http",
     "mesh/src/admin",
     "mesh/src/cli",
     "mesh/src/agent/demo",
@@ -249,17 +260,17 @@ pub(crate) const HOMES: &[Home] = &[
     home("hyper", HTTP),
     home("hyper-util", HTTP),
     home("http-body-util", HTTP),
-    home("hickory-proto", &["mesh/src/dns"]),
+    home("hickory-proto", &["mesh/src/dns", "synapse/src/watch/resolve"]),
     home("hickory-server", &["mesh/src/dns"]),
-    home("rustls", &["nerve/src/check/tls.rs"]),
-    home("rustls-native-certs", &["nerve/src/check/tls.rs"]),
-    home("tokio-rustls", &["nerve/src/check/tls.rs"]),
+    home("rustls", &["nerve/src/http/tls.rs"]),
+    home("rustls-native-certs", &["nerve/src/http/tls.rs"]),
+    home("tokio-rustls", &["nerve/src/http/tls.rs"]),
     home("regex", &["nerve/src/check/http"]),
     home("ring", &["nerve/src/check/scram.rs"]),
     home("md5", &["nerve/src/check/scram.rs"]),
     home(
         "base64",
-        &["nerve/src/check/scram.rs", "nerve/src/announce/znode.rs", "synapse/src/watch/zookeeper/decode.rs"],
+        &["nerve/src/check/scram.rs", "nerve/src/announce/znode.rs", "synapse/src/watch/decode.rs"],
     ),
     home("axum", &["mesh/src/admin"]),
     home("clap", &["mesh/src/cli"]),

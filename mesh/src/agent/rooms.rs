@@ -27,6 +27,7 @@ use crate::{ingress, overlay, steer, vip};
 
 /// The catalog on disk, in the state directory.
 const MEMORY_FILE: &str = "catalog.json";
+const FINDINGS_FILE: &str = "watchers.json";
 
 /// Everything that runs.
 pub(super) struct Rooms {
@@ -101,6 +102,10 @@ pub(super) fn memory_file(config: &Config) -> PathBuf {
     config.state_dir.join(MEMORY_FILE)
 }
 
+pub(super) fn findings_file(config: &Config) -> PathBuf {
+    config.state_dir.join(FINDINGS_FILE)
+}
+
 impl Rooms {
     /// For whoever started the agent.
     pub(super) fn started(&self) -> Started {
@@ -140,6 +145,7 @@ impl Rooms {
             self.synapse_metrics.clone(),
             &self.owners.memory,
         );
+        self.watchers.keep_findings(findings_file(&self.config), &self.owners.memory);
     }
 
     /// Serves until `stop`, or until another agent has taken over, applying reloads.

@@ -21,7 +21,7 @@ use super::attachments::{self, Attachments};
 use super::handover::{Door, Left, Outcome, SERVE_WITHIN, Taking, be_alone};
 use super::metrics::Metrics;
 use super::name_server::NameServer;
-use super::rooms::{Owners, Rooms, memory_file};
+use super::rooms::{Owners, Rooms, findings_file, memory_file};
 use super::seams::{Problems, examiner, seen_instead, watchers as watcher_states};
 use super::{Origin, Phase, Succession};
 use crate::api::TookOver;
@@ -486,7 +486,7 @@ async fn start_watching(
     metrics: &synapse::Metrics,
     tasks: &Tasks,
 ) -> (watcher::store::Handle, watcher::Watchers) {
-    let watchers = watcher::Watchers::new(writer.layers(), metrics.clone(), tasks);
+    let watchers = watcher::Watchers::new(writer.layers(), metrics.clone(), &findings_file(config), tasks);
     let usual = watcher::store::Config::default();
     let store = watcher::store::start(usual, Arc::clone(store), writer, recalled, metrics.clone(), tasks);
     watchers.follow(&config.watchers);

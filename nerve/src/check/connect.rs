@@ -14,11 +14,11 @@ use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use serde::ser::SerializeMap;
 use serde::{Serialize, Serializer};
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 
 use super::{Liberty, host};
 use crate::document::{FromValue, Mismatch, Reported, Section, Value};
+use crate::http::{Duplex, TlsError};
 use crate::model::{Address, ListensOn, UnixPath};
 
 /// A unix socket whose backlog is full tells nobody when there is room (connect(2), `EAGAIN`): it is asked again.
@@ -45,11 +45,6 @@ pub(super) enum Stream {
     Tcp(TcpStream),
     Unix(UnixStream),
 }
-
-/// What a connection can do.
-pub(super) trait Duplex: AsyncRead + AsyncWrite + Unpin + Send {}
-
-impl<T: AsyncRead + AsyncWrite + Unpin + Send> Duplex for T {}
 
 impl Target {
     /// Where the instance listens.
@@ -220,6 +215,14 @@ pub(super) async fn connect(address: &Address) -> Result<Stream, String> {
         },
     };
     connected.inspect_err(host::note).map_err(|error| format!("connect to {address}: {error}"))
+}
+
+/// Why there is no TLS, in words; what this host lacked for it is noted.
+pub(super) fn no_tls(error: TlsError) -> String {
+    if let TlsError::File(file) = &error {
+        host::note(&file.error);
+    }
+    error.to_string()
 }
 
 impl Stream {

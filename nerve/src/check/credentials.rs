@@ -4,16 +4,12 @@
 //! a password that is exchanged there is used without a word to the agent.
 
 use std::fmt;
-use std::path::{Path, PathBuf};
 
 use serde::{Serialize, Serializer};
-use tokio::io::AsyncReadExt;
 
 use super::{Liberty, host};
-use crate::document::{FromValue, Mismatch, Reported, Section, Value};
-
-/// The longest file that is read: a password, a certificate with its chain, a bundle of authorities.
-const MAX_FILE: u64 = 1024 * 1024;
+use crate::document::{Reported, Section};
+use crate::http::FilePath;
 
 /// What stands in the place of a password where a definition is shown.
 const HIDDEN: &str = "(hidden)";
@@ -32,10 +28,6 @@ pub(super) struct Credentials {
 /// A password. Written out only to be read again.
 #[derive(Clone, PartialEq, Eq)]
 struct Secret(String);
-
-/// The absolute path of a file.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub(super) struct FilePath(PathBuf);
 
 impl Credentials {
     /// Reads its keys.
@@ -80,9 +72,8 @@ impl Credentials {
         match (&self.password, &self.password_file) {
             (Some(Secret(password)), _) => Ok(Some(password.clone())),
             (None, Some(file)) => {
-                let text = String::from_utf8(file.contents().await?)
-                    .map_err(|_| format!("{}: it is no text", file.path().display()))?;
-                Ok(Some(text.lines().next().unwrap_or_default().to_owned()))
+                let line = file.first_line().await.inspect_err(|error| host::note(&error.error));
+                line.map(Some).map_err(|error| error.to_string())
             }
             (None, None) => Ok(None),
         }
@@ -92,45 +83,6 @@ impl Credentials {
     pub(super) fn hide(&mut self) {
         if let Some(Secret(password)) = &mut self.password {
             HIDDEN.clone_into(password);
-        }
-    }
-}
-
-impl FilePath {
-    /// The path.
-    pub(super) fn path(&self) -> &Path {
-        &self.0
-    }
-
-    /// What stands in it.
-    pub(super) async fn contents(&self) -> Result<Vec<u8>, String> {
-        let read = async {
-            let mut contents = Vec::new();
-            let file = tokio::fs::File::open(&self.0).await?;
-            file.take(MAX_FILE + 1).read_to_end(&mut contents).await?;
-            Ok::<_, std::io::Error>(contents)
-        };
-        let shown = self.0.display();
-        let contents =
-            read.await.inspect_err(host::note).map_err(|error| format!("read {shown}: {error}"))?;
-        if contents.len() as u64 > MAX_FILE {
-            return Err(format!("read {shown}: it has more than {MAX_FILE} bytes"));
-        }
-        Ok(contents)
-    }
-}
-
-impl FromValue for FilePath {
-    fn expected() -> String {
-        "the absolute path of a file".to_owned()
-    }
-
-    fn from_value(value: &Value) -> Result<Self, Vec<Mismatch>> {
-        let path = PathBuf::from_value(value)?;
-        if path.is_absolute() {
-            Ok(Self(path))
-        } else {
-            Err(value.mismatch(format_args!("{} is not absolute", path.display()), Self::expected()))
         }
     }
 }

@@ -5,12 +5,9 @@
 //! starting yet: it is to get nothing before it is healthy.
 
 use async_trait::async_trait;
-use futures_util::future::{Either, select};
-use http_body_util::{BodyExt, Empty, Limited};
-use hyper::body::Bytes;
+use http_body_util::{BodyExt, Full, Limited};
 use hyper::header::HOST;
 use hyper::{Request, StatusCode};
-use hyper_util::rt::TokioIo;
 use serde::{Deserialize, Serialize};
 
 use super::connect::connect;
@@ -18,6 +15,7 @@ use super::means::Of;
 use super::seen::Seen;
 use super::{Judge, Level};
 use crate::document::{Reported, Section};
+use crate::http::Connection;
 use crate::model::{Address, UnixPath};
 
 /// Where Docker is, unless said.
@@ -85,24 +83,13 @@ impl Docker {
             Some(engine) => engine.clone(),
             None => UnixPath::new(ENGINE).map_err(|error| error.to_string())?,
         };
-        let stream = connect(&Address::Unix(socket)).await?.boxed();
-        let handshake = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await;
-        let (mut sender, connection) = handshake.map_err(|error| error.to_string())?;
+        let mut connection = Connection::one(connect(&Address::Unix(socket)).await?.boxed()).await?;
         let path = format!("/containers/{}/json", self.docker);
-        let request = Request::get(path).header(HOST, "docker").body(Empty::<Bytes>::new());
-        let request = request.map_err(|error| error.to_string())?;
-        let exchange = Box::pin(async move {
-            let response = sender.send_request(request).await.map_err(|error| error.to_string())?;
-            let status = response.status();
-            let body = Limited::new(response.into_body(), MAX_ANSWER).collect().await;
-            let body = body.map_err(|error| format!("Docker's answer breaks off: {error}"))?;
-            Ok::<_, String>((status, body.to_bytes()))
-        });
-        let (status, body) = match select(exchange, Box::pin(connection)).await {
-            Either::Left((answer, _)) => answer?,
-            // What was delivered before the end is still to be read.
-            Either::Right((_, exchange)) => exchange.await?,
-        };
+        let request = Request::get(path).header(HOST, "docker").body(Full::default());
+        let response = connection.send(request.map_err(|error| error.to_string())?).await?;
+        let status = response.status();
+        let body = connection.run(Limited::new(response.into_body(), MAX_ANSWER).collect()).await;
+        let body = body.map_err(|error| format!("Docker's answer breaks off: {error}"))?.to_bytes();
         match status {
             StatusCode::OK => serde_json::from_slice::<Inspected>(&body)
                 .map(|inspected| inspected.state)

@@ -11,12 +11,12 @@ use hyper::header::{CONTENT_TYPE, HeaderMap, HeaderValue, TE, USER_AGENT};
 use hyper::{Method, Request, Response, Uri};
 use serde::Serialize;
 
-use super::connect::{Target, connect};
-use super::http::{Connection, Held, Kept, MAX_READ, chain};
-use super::tls::Tls;
+use super::connect::{Target, connect, no_tls};
+use super::http::{Held, Kept};
 use super::wire::Fields;
 use super::{Check, Liberty};
 use crate::document::{Reported, Section};
+use crate::http::{Connection, MAX_READ, Tls, chain};
 use crate::model::{Address, ListensOn};
 
 /// Of both messages: a field of the first number, as bytes with a length and as a number.
@@ -87,7 +87,8 @@ impl Grpc {
         if !self.secured.tls {
             return Connection::two(stream).await;
         }
-        let stream = self.secured.how.connect(stream, &self.authority(address), &[b"h2"]).await?;
+        let stream =
+            self.secured.how.connect(stream, &self.authority(address), &[b"h2"]).await.map_err(no_tls)?;
         if stream.get_ref().1.alpn_protocol() != Some(b"h2") {
             return Err("TLS: the server does not speak HTTP/2, which gRPC needs".to_owned());
         }

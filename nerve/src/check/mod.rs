@@ -42,7 +42,6 @@ mod spec;
 mod status;
 mod systemd;
 mod tcp;
-mod tls;
 mod ttl;
 mod udp;
 mod weight_from;

@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 
-use super::connect::{Duplex, Target, connect};
+use super::connect::{Target, connect};
+use crate::http::Duplex;
 use crate::model::{Address, ListensOn};
 
 /// The longest line, and the longest message, in bytes.

@@ -18,9 +18,8 @@ use serde::Deserialize;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
-use super::place::Place;
+use super::place::{Place, Refused, Tell};
 use super::server::Server;
-use super::told::{Refused, Told};
 
 /// Quiet for so long after an event, the file is read.
 const DEBOUNCE: Duration = Duration::from_millis(50);
@@ -33,7 +32,7 @@ pub(super) struct FilePlace(pub(super) PathBuf);
 
 #[async_trait]
 impl Place for FilePlace {
-    async fn follow(&self, told: &Told) -> Result<Infallible, String> {
+    async fn follow(&self, told: &dyn Tell) -> Result<Infallible, String> {
         let (events, mut changed) = mpsc::channel(1);
         // Held here as well: without a watcher the channel would be closed, and a closed one is always ready.
         let (mut watcher, mut last) = (None, None);
@@ -49,9 +48,9 @@ impl Place for FilePlace {
                         told.found(servers, refused).await;
                         last = Some(text);
                     }
-                    Err(error) => last = failed(told, error),
+                    Err(error) => last = failed(told, error).await,
                 },
-                Err(error) => last = failed(told, error),
+                Err(error) => last = failed(told, error).await,
             }
             if timeout(TICK, changed.recv()).await.is_ok() {
                 tokio::time::sleep(DEBOUNCE).await;
@@ -62,8 +61,8 @@ impl Place for FilePlace {
 }
 
 /// What it says next is news, be it what it said before.
-fn failed(told: &Told, error: String) -> Option<String> {
-    told.failed(error);
+async fn failed(told: &dyn Tell, error: String) -> Option<String> {
+    told.failed(error).await;
     None
 }
 

@@ -4,9 +4,8 @@ use std::convert::Infallible;
 
 use async_trait::async_trait;
 
-use super::place::Place;
+use super::place::{Place, Tell};
 use super::server::Server;
-use super::told::Told;
 
 /// These servers.
 #[derive(Debug)]
@@ -14,7 +13,7 @@ pub(super) struct FixedPlace(pub(super) Vec<Server>);
 
 #[async_trait]
 impl Place for FixedPlace {
-    async fn follow(&self, told: &Told) -> Result<Infallible, String> {
+    async fn follow(&self, told: &dyn Tell) -> Result<Infallible, String> {
         told.found(self.0.clone(), Vec::new()).await;
         std::future::pending().await
     }

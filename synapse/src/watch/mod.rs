@@ -2,14 +2,24 @@
 //!
 //! [`store`] is the mesh's own: records of instances with their health, nodes, settings. Any other place is a [`Config`] of a kind
 //! (`kind`, a file each), which tells all its servers each time it has something new; `told` decides what counts of them, looks names
-//! up, and says it in the watcher's layer of the catalog, below the store's.
+//! up (`resolve`), says it in the watcher's layer of the catalog, below the store's, and has it remembered (`findings`).
 
+mod consul;
+mod decode;
+mod dns;
+mod docker;
+mod etcd;
 mod file;
+mod findings;
 mod fixed;
 mod kind;
+mod lock;
+mod multi;
 mod options;
+mod parts;
 mod place;
 mod record;
+mod resolve;
 mod server;
 pub mod store;
 mod told;
@@ -24,10 +34,16 @@ use nerve::store::{Key, Revision};
 
 use crate::catalog::Change;
 
-pub use kind::Kind;
+pub use consul::Consul;
+pub use dns::Question;
+pub use docker::Docker;
+pub use etcd::Etcd;
+pub use kind::{Kind, Multi, Part};
+pub use multi::Which;
 pub use options::{Condition, Instead, LabelFilter, Options};
+pub use place::Refused;
 pub use server::{Host, Server};
-pub use told::{Refused, Status};
+pub use told::Status;
 pub use watcher::{Config, Watchers};
 pub use zookeeper::{Decode, ZooKeeper};
 

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
+use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU16;
 
 use nerve::document::{FromValue, Mismatch, Reported, Section, Value};
@@ -32,6 +33,9 @@ pub struct Options {
     /// It is there.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub zone: Option<Zone>,
+    /// Who is asked for the names of servers; nobody named: whom resolv.conf names. Not given: this machine's resolver.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub resolvers: Option<Vec<SocketAddr>>,
 }
 
 impl Default for Options {
@@ -44,6 +48,7 @@ impl Default for Options {
             label_filters: Vec::new(),
             tags: BTreeSet::new(),
             zone: None,
+            resolvers: None,
         }
     }
 }
@@ -107,6 +112,9 @@ impl Options {
         let label_filters = section.list("label_filters", LabelFilter::read);
         let tags = section.or("tags", BTreeSet::new());
         let zone = section.optional("zone");
+        let resolvers = section.given::<Vec<NameServer>>("resolvers")?;
+        let resolvers =
+            resolvers.map(|servers| servers.into_iter().map(|NameServer(server)| server).collect());
         Ok(Self {
             default_servers,
             keep_default_servers,
@@ -115,6 +123,7 @@ impl Options {
             label_filters: label_filters.into_iter().collect::<Result<_, _>>()?,
             tags,
             zone,
+            resolvers,
         })
     }
 
@@ -186,6 +195,25 @@ impl FromValue for Condition {
             Some("in") => Ok(Self::In),
             Some("exists") => Ok(Self::Exists),
             _ => Err(value.wrong_kind(Self::expected())),
+        }
+    }
+}
+
+/// The address of a name server, with a port or without.
+struct NameServer(SocketAddr);
+
+impl FromValue for NameServer {
+    fn expected() -> String {
+        "the address of a name server such as \"192.0.2.53\" or \"192.0.2.53:5353\"".to_owned()
+    }
+
+    fn from_value(value: &Value) -> Result<Self, Vec<Mismatch>> {
+        const PORT: u16 = 53;
+        let text = value.as_text().ok_or_else(|| value.wrong_kind(Self::expected()))?;
+        let address = text.parse::<IpAddr>().map(|address| SocketAddr::new(address, PORT));
+        match address.or_else(|_| text.parse()) {
+            Ok(address) => Ok(Self(address)),
+            Err(error) => Err(value.mismatch(error, Self::expected())),
         }
     }
 }

@@ -8,9 +8,11 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use nerve::model::{Health, Instance, InstanceId, NodeName, ServiceName, Tag, Weight, Zone};
+use serde::{Deserialize, Serialize};
 
 /// Where it is.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Host {
     /// An address.
     Address(IpAddr),
@@ -18,8 +20,18 @@ pub enum Host {
     Name(Arc<str>),
 }
 
+impl Host {
+    /// The name, where it is one.
+    pub(super) fn name(&self) -> Option<&Arc<str>> {
+        match self {
+            Self::Name(name) => Some(name),
+            Self::Address(_) => None,
+        }
+    }
+}
+
 /// A server.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Server {
     /// Where it is.
     pub host: Host,

@@ -1,29 +1,29 @@
 //! What a place has told, on its way into the catalog: filtered, with names looked up, and with what stands in for nothing.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::SystemTime;
 
+use async_trait::async_trait;
+use futures_util::{StreamExt, stream};
 use nerve::model::ServiceName;
-use tokio::net::lookup_host;
 use tokio::sync::watch as signal;
-use tokio::time::timeout;
+use tokio::time::Instant;
 
+use super::findings::Findings;
+use super::lock::lock;
 use super::options::{Instead, Options};
+use super::place::{Refused, Tell};
+use super::resolve::{LEAST, Resolver};
 use super::server::{Host, Server};
 use crate::Metrics;
 use crate::catalog::Layer;
 
-/// Names are looked up again so often.
-const LOOK_UP_EVERY: Duration = Duration::from_secs(30);
-/// How long a look-up may take.
-const LOOK_UP_WITHIN: Duration = Duration::from_secs(5);
+/// So many names are looked up at a time.
+const LOOK_UPS_AT_ONCE: usize = 16;
 /// So much that cannot be used is shown.
 const MAX_REFUSED: usize = 100;
-
-/// What stands at a place and cannot be used, and why.
-pub type Refused = (String, String);
 
 /// How a watcher stands.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -59,6 +59,8 @@ pub(super) struct Told {
     layer: Layer,
     metrics: Metrics,
     status: Arc<Mutex<Status>>,
+    resolver: Resolver,
+    findings: Findings,
     last: tokio::sync::Mutex<Last>,
     /// It has told something, or that nothing can be heard.
     spoke: signal::Sender<bool>,
@@ -69,13 +71,29 @@ struct Last {
     /// What counted.
     servers: Vec<Server>,
     /// Of names, as they were looked up last.
-    addresses: BTreeMap<Arc<str>, Vec<IpAddr>>,
+    addresses: BTreeMap<Arc<str>, LookedUp>,
+}
+
+#[derive(Debug, Clone)]
+struct LookedUp {
+    addresses: Vec<IpAddr>,
+    until: Instant,
 }
 
 impl Told {
-    pub(super) fn new(options: Options, layer: Layer, metrics: Metrics, status: Arc<Mutex<Status>>) -> Self {
+    pub(super) fn new(
+        options: Options,
+        layer: Layer,
+        metrics: Metrics,
+        status: Arc<Mutex<Status>>,
+        findings: Findings,
+    ) -> Self {
         let (last, spoke) = (tokio::sync::Mutex::default(), signal::Sender::new(false));
-        Self { options, layer, metrics, status, last, spoke }
+        let resolver = match &options.resolvers {
+            None => Resolver::System,
+            Some(servers) => Resolver::Servers(servers.clone()),
+        };
+        Self { options, layer, metrics, status, resolver, findings, last, spoke }
     }
 
     /// Becomes true with the first word, good or bad.
@@ -87,33 +105,17 @@ impl Told {
         lock(&self.status)
     }
 
-    /// All that stands there now. `refused` is what cannot be used, with the reason.
-    pub(super) async fn found(&self, found: Vec<Server>, refused: Vec<Refused>) {
+    /// Says what an earlier run found there, until the place itself speaks.
+    pub(super) async fn remember(&self) {
+        let recalled = self.findings.recalled();
+        if recalled.is_empty() {
+            return;
+        }
         let mut last = self.last.lock().await;
-        let named = found.len();
-        let (servers, instead) = self.options.judge(found, &last.servers);
-        last.servers = servers;
-        self.note(named, instead, refused);
+        tracing::info!(watcher = %self.status().watcher, servers = recalled.len(), "what an earlier run found is used until the place is heard");
+        last.servers = recalled;
         self.look_up(&mut last).await;
         self.say(&last);
-        self.spoke.send_replace(true);
-    }
-
-    /// The place is out of reach, or cannot be understood; what it last said stays.
-    pub(super) fn failed(&self, error: String) {
-        let mut status = self.status();
-        let is_new = status.last_error.as_ref() != Some(&error) || status.connected;
-        if is_new {
-            tracing::warn!(
-                watcher = %status.watcher, place = status.place, error,
-                "nothing is heard of the place; what it last said is used"
-            );
-        }
-        if status.connected {
-            (status.connected, status.since) = (false, SystemTime::now());
-        }
-        self.metrics.watchers.failed(&status.watcher);
-        status.last_error = Some(error);
         self.spoke.send_replace(true);
     }
 
@@ -144,32 +146,48 @@ impl Told {
         status.refused.truncate(MAX_REFUSED);
     }
 
-    /// Looks up the names of the servers. One that cannot be looked up keeps its addresses.
+    /// Looks up the names of the servers that are not known, or no longer. One that cannot be looked up keeps its addresses.
     async fn look_up(&self, last: &mut Last) {
-        let mut addresses = BTreeMap::new();
-        for server in &last.servers {
-            let Host::Name(name) = &server.host else { continue };
-            if addresses.contains_key(name) {
-                continue;
-            }
-            let looked_up = timeout(LOOK_UP_WITHIN, lookup_host((&**name, server.port.get()))).await;
-            let found = looked_up.map_err(|_| format!("no answer within {LOOK_UP_WITHIN:?}"));
-            let found = found.and_then(|found| found.map_err(|error| error.to_string()));
-            let found: Vec<IpAddr> = match found {
-                Ok(found) => found.map(|address| address.ip()).collect(),
-                Err(why) => {
-                    let refused = (name.to_string(), format!("it cannot be looked up: {why}"));
-                    let mut status = self.status();
-                    if !status.refused.contains(&refused) && status.refused.len() < MAX_REFUSED {
-                        tracing::warn!(watcher = %status.watcher, %name, why, "a server's name cannot be looked up");
-                        status.refused.push(refused);
-                    }
-                    last.addresses.get(name).cloned().unwrap_or_default()
+        let now = Instant::now();
+        let Last { servers, addresses } = last;
+        let names: BTreeSet<Arc<str>> =
+            servers.iter().filter_map(|server| server.host.name().cloned()).collect();
+        addresses.retain(|name, _| names.contains(name));
+        let due: Vec<Arc<str>> = names
+            .into_iter()
+            .filter(|name| addresses.get(name).is_none_or(|known| known.until <= now))
+            .collect();
+        let mut looked_up = stream::iter(due)
+            .map(|name| async move {
+                let found = self.resolver.addresses(&name).await;
+                (name, found)
+            })
+            .buffer_unordered(LOOK_UPS_AT_ONCE);
+        while let Some((name, found)) = looked_up.next().await {
+            match found {
+                Ok(found) => {
+                    let found = LookedUp {
+                        addresses: found.all.into_iter().collect(),
+                        until: Instant::now() + found.holds,
+                    };
+                    addresses.insert(name, found);
                 }
-            };
-            addresses.insert(Arc::clone(name), found);
+                Err(why) => {
+                    self.refuse((name.to_string(), format!("it cannot be looked up: {why}")));
+                    let before =
+                        addresses.get(&name).map(|known| known.addresses.clone()).unwrap_or_default();
+                    addresses.insert(name, LookedUp { addresses: before, until: Instant::now() + LEAST });
+                }
+            }
         }
-        last.addresses = addresses;
+    }
+
+    fn refuse(&self, refused: Refused) {
+        let mut status = self.status();
+        if !status.refused.contains(&refused) && status.refused.len() < MAX_REFUSED {
+            tracing::warn!(watcher = %status.watcher, what = refused.0, why = refused.1, "a server's name cannot be looked up");
+            status.refused.push(refused);
+        }
     }
 
     /// It says nothing any more.
@@ -180,12 +198,13 @@ impl Told {
         self.metrics.note_size(&self.layer.catalog());
     }
 
-    /// Looks up names from time to time. Never returns.
+    /// Looks up names again when what is known of them holds no more. Never returns.
     pub(super) async fn keep_looking_up(&self) {
         loop {
-            tokio::time::sleep(LOOK_UP_EVERY).await;
+            tokio::time::sleep(LEAST).await;
             let mut last = self.last.lock().await;
-            if last.servers.iter().any(|server| matches!(server.host, Host::Name(_))) {
+            let now = Instant::now();
+            if last.addresses.values().any(|known| known.until <= now) {
                 self.look_up(&mut last).await;
                 self.say(&last);
             }
@@ -198,7 +217,7 @@ impl Told {
         for server in &last.servers {
             let addresses = match &server.host {
                 Host::Address(address) => std::slice::from_ref(address),
-                Host::Name(name) => last.addresses.get(name).map_or(&[][..], Vec::as_slice),
+                Host::Name(name) => last.addresses.get(name).map_or(&[][..], |known| &known.addresses),
             };
             let at = addresses.iter().filter_map(|address| server.instance(&service, *address));
             instances.extend(at.map(Arc::new));
@@ -216,7 +235,37 @@ impl Told {
     }
 }
 
-/// Nothing is left half-done behind it by a panic.
-pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+#[async_trait]
+impl Tell for Told {
+    async fn found(&self, found: Vec<Server>, refused: Vec<Refused>) {
+        let mut last = self.last.lock().await;
+        let named = found.len();
+        let (servers, instead) = self.options.judge(found, &last.servers);
+        last.servers = servers;
+        self.note(named, instead, refused);
+        // What stands in for nothing stands in the configuration, and need not be remembered.
+        if instead.is_none() {
+            self.findings.keep(&last.servers);
+        }
+        self.look_up(&mut last).await;
+        self.say(&last);
+        self.spoke.send_replace(true);
+    }
+
+    async fn failed(&self, error: String) {
+        let mut status = self.status();
+        let is_new = status.last_error.as_ref() != Some(&error) || status.connected;
+        if is_new {
+            tracing::warn!(
+                watcher = %status.watcher, place = status.place, error,
+                "nothing is heard of the place; what it last said is used"
+            );
+        }
+        if status.connected {
+            (status.connected, status.since) = (false, SystemTime::now());
+        }
+        self.metrics.watchers.failed(&status.watcher);
+        status.last_error = Some(error);
+        self.spoke.send_replace(true);
+    }
 }

@@ -1,21 +1,22 @@
 //! A watcher: one place of one service, followed for as long as the agent runs.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use nerve::document::{Reported, Section};
 use nerve::model::ServiceName;
-use nerve::store::Backoff;
 use nerve::tasks::Tasks;
 use serde::Serialize;
 use tokio::sync::watch as signal;
-use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
+use super::findings::{Findings, Memory};
 use super::kind::{Kind, Means};
+use super::lock::lock;
 use super::options::Options;
-use super::told::{Status, Told, lock};
+use super::place::follow_always;
+use super::told::{Status, Told};
 use crate::Metrics;
 use crate::catalog::{Layers, Rank};
 
@@ -45,7 +46,8 @@ impl Config {
     pub fn read(section: &mut Section<'_>, base: &Path) -> Result<Self, Reported> {
         let service = section.required::<ServiceName>("service");
         let name = section.given::<String>("name");
-        let kind = Kind::read(section, base);
+        let usual = service.as_ref().map_or("", ServiceName::as_str);
+        let kind = Kind::read(section, base, usual);
         let options = Options::read(section);
         let (service, name, kind) = (service?, name?, kind?);
         let name = name.unwrap_or_else(|| format!("{service}-{}", kind.as_str()));
@@ -68,6 +70,7 @@ struct Shared {
     metrics: Metrics,
     tasks: Tasks,
     means: Means,
+    memory: Memory,
     running: Mutex<Running>,
 }
 
@@ -83,21 +86,28 @@ struct Watcher {
     config: Config,
     status: Arc<Mutex<Status>>,
     spoke: signal::Receiver<bool>,
+    findings: Findings,
     /// Ended when it is dropped, and what it said with it.
     _wanted: DropGuard,
 }
 
 impl Watchers {
-    /// No watchers yet.
+    /// No watchers yet. They begin with what those of an earlier run found, by what [`Watchers::keep_findings`] wrote to `memory`.
     #[must_use]
-    pub fn new(writer: Layers, metrics: Metrics, tasks: &Tasks) -> Self {
+    pub fn new(writer: Layers, metrics: Metrics, memory: &Path, tasks: &Tasks) -> Self {
         Self(Arc::new(Shared {
             writer,
             metrics,
             tasks: tasks.clone(),
             means: Means::default(),
+            memory: Memory::recalled_from(memory),
             running: Mutex::default(),
         }))
+    }
+
+    /// Keeps what they find in `memory`, until the tasks end.
+    pub fn keep_findings(&self, memory: PathBuf, tasks: &Tasks) {
+        self.0.memory.keep_in(memory, tasks);
     }
 
     /// Follows these from now on, of which the first goes before the next. Those that stay what they are where they are go on.
@@ -119,7 +129,11 @@ impl Watchers {
             running.watchers.push(watcher);
         }
         // What others say stands in the catalog before what these have said goes.
-        drop(before);
+        for gone in before.into_iter().flatten() {
+            if configs.iter().all(|config| config.name != gone.config.name) {
+                gone.findings.forget();
+            }
+        }
     }
 
     /// Waits until each has told what stands at its place, or that it cannot be heard; for at most so long.
@@ -142,7 +156,7 @@ impl Watchers {
     }
 
     fn start(&self, config: &Config, rank: Rank) -> Watcher {
-        let Shared { writer, metrics, tasks, means, .. } = &*self.0;
+        let Shared { writer, metrics, tasks, means, memory, .. } = &*self.0;
         let status = Arc::new(Mutex::new(Status {
             watcher: config.name.as_str().into(),
             service: config.service.clone(),
@@ -157,39 +171,32 @@ impl Watchers {
             last_error: None,
         }));
         let layer = writer.layer(rank, &config.name);
-        let told = Told::new(config.options.clone(), layer, metrics.clone(), Arc::clone(&status));
+        let findings = memory.of(&config.name, config.kind.place());
+        let told =
+            Told::new(config.options.clone(), layer, metrics.clone(), Arc::clone(&status), findings.clone());
         let (spoke, told) = (told.spoke(), Arc::new(told));
-        let (kind, wanted) = (config.kind.clone(), CancellationToken::new());
+        let (watched, wanted) = (Arc::new(config.clone()), CancellationToken::new());
         let (is_wanted, means) = (wanted.clone(), means.clone());
         tasks.spawn_until_stopped("watcher", move || {
-            let (told, kind, wanted, means) =
-                (Arc::clone(&told), kind.clone(), is_wanted.clone(), means.clone());
+            let (told, config, wanted, means) =
+                (Arc::clone(&told), Arc::clone(&watched), is_wanted.clone(), means.clone());
             async move {
-                let _ = wanted.run_until_cancelled(run(&kind, &means, &told)).await;
+                let _ = wanted.run_until_cancelled(run(&config, &means, &told)).await;
                 told.withdraw();
             }
         });
-        Watcher { config: config.clone(), status, spoke, _wanted: wanted.drop_guard() }
+        Watcher { config: config.clone(), status, spoke, findings, _wanted: wanted.drop_guard() }
     }
 }
 
 /// Never returns.
-async fn run(kind: &Kind, means: &Means, told: &Told) {
-    let place = kind.open(means);
-    let follow = async {
-        let mut backoff = Backoff::new();
-        loop {
-            let began = Instant::now();
-            let Err(error) = place.follow(told).await;
-            told.failed(error);
-            if began.elapsed() > Backoff::LONGEST {
-                backoff = Backoff::new();
-            }
-            tokio::time::sleep(backoff.next()).await;
-        }
-    };
+async fn run(config: &Config, means: &Means, told: &Told) {
+    let place = config.kind.open(&config.options, means);
+    if !config.kind.is_here() {
+        told.remember().await;
+    }
     tokio::select! {
-        () = follow => {}
+        never = follow_always(&*place, told) => match never {},
         () = told.keep_looking_up() => {}
     }
 }
@@ -228,7 +235,7 @@ mod tests {
     async fn watchers_come_go_and_change_places_and_what_they_say_with_them() {
         let (catalog, writer) = Catalog::new();
         let (metrics, tasks) = (Metrics::new().unwrap(), Tasks::new());
-        let watchers = Watchers::new(writer.layers(), metrics, &tasks);
+        let watchers = Watchers::new(writer.layers(), metrics, Path::new("/nowhere"), &tasks);
         let one =
             "[[watch]]\nservice = \"web\"\nname = \"one\"\nstatic = [\"192.0.2.1:80\", \"192.0.2.2:80\"]\n";
         let two =
@@ -252,7 +259,7 @@ mod tests {
     async fn a_name_is_looked_up_and_one_that_cannot_be_costs_itself_alone() {
         let (catalog, writer) = Catalog::new();
         let (metrics, tasks) = (Metrics::new().unwrap(), Tasks::new());
-        let watchers = Watchers::new(writer.layers(), metrics, &tasks);
+        let watchers = Watchers::new(writer.layers(), metrics, Path::new("/nowhere"), &tasks);
         let text = "[[watch]]\nservice = \"web\"\nstatic = [\"no.such.invalid:80\", \"192.0.2.1:80\"]\nlabel_filters = []";
         watchers.follow(&configs(text).unwrap());
         becomes(&catalog, &["192.0.2.1:80 web-static"]).await;

@@ -8,10 +8,9 @@ use hyper::body::Incoming;
 use regex::bytes::{Regex, RegexBuilder};
 use serde::{Serialize, Serializer};
 
-use super::MAX_READ;
-use super::client::chain;
 use crate::check::StatusSet;
 use crate::document::{FromValue, Mismatch, Reported, Section, Value};
+use crate::http::{MAX_READ, chain};
 
 /// So large may a compiled pattern be, in bytes.
 const MAX_PATTERN: usize = 1024 * 1024;

@@ -7,7 +7,6 @@
 //!
 //! It never follows a redirect: 3xx fails unless `status` says otherwise. HTTPS speaks HTTP/2 where the server does.
 
-mod client;
 mod expect;
 mod kept;
 
@@ -24,17 +23,13 @@ use hyper::{Method, Request, Response, Uri};
 use serde::Serialize;
 
 use self::expect::{Expected, Pattern};
-use super::connect::{Target, connect};
-use super::tls::Tls;
+use super::connect::{Target, connect, no_tls};
 use super::{Check, Liberty};
 use crate::document::{Reported, Section};
+use crate::http::{Connection, Tls};
 use crate::model::{Address, ListensOn, UnixPath};
 
-pub(super) use self::client::{Connection, chain};
 pub(super) use self::kept::{Held, Kept};
-
-/// So much of a body is searched, and so long may the head of an answer be, in bytes.
-pub(super) const MAX_READ: usize = 64 * 1024;
 
 /// Headers whose values let somebody in.
 const SECRET: [&str; 3] = ["authorization", "proxy-authorization", "cookie"];
@@ -234,7 +229,7 @@ impl Http {
         let stream = connect(address).await?.boxed();
         let Some(tls) = &self.tls else { return Connection::one(stream).await };
         let host = host.to_str().map_err(|error| format!("host: {error}"))?;
-        let stream = tls.connect(stream, host, &[b"h2", b"http/1.1"]).await?;
+        let stream = tls.connect(stream, host, &[b"h2", b"http/1.1"]).await.map_err(no_tls)?;
         if stream.get_ref().1.alpn_protocol() == Some(b"h2") {
             Connection::two(stream).await
         } else {
@@ -338,6 +333,7 @@ mod tests {
 
     use super::*;
     use crate::document::Document;
+    use crate::http::MAX_READ;
 
     fn read(text: &str) -> Result<Http, String> {
         Document::parse("x", text).unwrap().decode(Http::read).map_err(|errors| errors.to_string())

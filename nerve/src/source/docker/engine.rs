@@ -1,40 +1,28 @@
-//! The API of Docker: a few questions over its unix socket, and its events. What it answers is bounded.
+//! The API of Docker: a few questions, and its events. What it answers is bounded.
 //!
 //! Paths have no version: Docker takes them in its newest one, and everything that is read here is the same in all of them.
 
 use std::collections::BTreeSet;
-use std::fmt;
-use std::pin::Pin;
 use std::time::Duration;
 
-use futures_util::future::{Either, select};
-use http_body_util::{BodyExt, Empty, Limited};
-use hyper::body::{Bytes, Incoming};
-use hyper::header::HOST;
-use hyper::{Request, Response, StatusCode};
-use hyper_util::rt::TokioIo;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
-use tokio::net::UnixStream;
-use tokio::time::timeout;
 
 use super::inspected::Container;
+use crate::http::{Client, Lines, Tls, Url};
 use crate::model::UnixPath;
 
 /// How long an answer may take.
 const WITHIN: Duration = Duration::from_secs(5);
-/// The largest answer, in bytes: a list of thousands of containers.
-const MOST: usize = 32 * 1024 * 1024;
-/// The largest event.
-const MOST_EVENT: usize = 256 * 1024;
 /// Of containers, and of what connects them: `{"type": ["container", "network"]}`.
 const EVENTS: &str = "/events?filters=%7B%22type%22%3A%5B%22container%22%2C%22network%22%5D%7D";
 
-type Connection = hyper::client::conn::http1::Connection<TokioIo<UnixStream>, Empty<Bytes>>;
-
 /// A Docker.
 #[derive(Debug, Clone)]
-pub(super) struct Engine(UnixPath);
+pub(super) struct Engine {
+    client: Client,
+    socket: UnixPath,
+}
 
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
@@ -46,12 +34,12 @@ struct Listed {
 
 impl Engine {
     pub(super) fn new(api: UnixPath) -> Self {
-        Self(api)
+        Self { client: Client::new(Url::unix(api.clone()), Tls::default()), socket: api }
     }
 
     /// Where it is, in words.
     pub(super) fn place(&self) -> String {
-        format!("Docker at {}", self.0)
+        format!("Docker at {}", self.socket)
     }
 
     /// The ids of the containers that run.
@@ -77,82 +65,22 @@ impl Engine {
 
     /// What happens from now on.
     pub(super) async fn events(&self) -> Result<Events, String> {
-        let open = async {
-            let (request, mut connection) = self.ask(EVENTS).await?;
-            let response = match select(request, &mut connection).await {
-                Either::Left((response, _)) => response?,
-                Either::Right((_, request)) => request.await?,
-            };
-            if response.status() != StatusCode::OK {
-                return Err(format!("it refuses to tell what happens: status {}", response.status()));
-            }
-            Ok(Events { connection: Some(connection), body: response.into_body(), read: Vec::new() })
-        };
-        timeout(WITHIN, open).await.unwrap_or_else(|_| Err(late(EVENTS)))
+        self.client.lines(EVENTS, &[], WITHIN).await.map(Events)
     }
 
     /// `None`: there is no such thing.
     async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<Option<T>, String> {
-        let exchange = async {
-            let (request, connection) = self.ask(path).await?;
-            let answer = Box::pin(async move {
-                let response = request.await?;
-                let status = response.status();
-                let body = Limited::new(response.into_body(), MOST).collect().await;
-                let body = body.map_err(|error| format!("its answer to {path} breaks off: {error}"))?;
-                Ok::<_, String>((status, body.to_bytes()))
-            });
-            let (status, body) = match select(answer, connection).await {
-                Either::Left((answer, _)) => answer?,
-                // What was delivered before the end is still to be read.
-                Either::Right((_, answer)) => answer.await?,
-            };
-            match status {
-                StatusCode::NOT_FOUND => Ok(None),
-                StatusCode::OK => serde_json::from_slice(&body)
-                    .map(Some)
-                    .map_err(|error| format!("its answer to {path} cannot be read: {error}")),
-                status => Err(format!("it answers {path} with status {status}")),
-            }
-        };
-        timeout(WITHIN, exchange).await.unwrap_or_else(|_| Err(late(path)))
+        let answer = self.client.get(path, &[], WITHIN).await?;
+        if answer.status == 404 {
+            return Ok(None);
+        }
+        answer.json().map(Some).map_err(|error| format!("its answer to {path}: {error}"))
     }
-
-    async fn ask(
-        &self,
-        path: &str,
-    ) -> Result<
-        (Pin<Box<impl Future<Output = Result<Response<Incoming>, String>> + use<>>>, Connection),
-        String,
-    > {
-        let stream = UnixStream::connect(self.0.as_path()).await;
-        let stream = stream.map_err(|error| format!("it cannot be asked: {error}"))?;
-        let handshake = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await;
-        let (mut sender, connection) = handshake.map_err(|error| error.to_string())?;
-        let request = Request::get(path).header(HOST, "docker").body(Empty::<Bytes>::new());
-        let request = request.map_err(|error| error.to_string())?;
-        let response = async move { sender.send_request(request).await.map_err(|error| error.to_string()) };
-        Ok((Box::pin(response), connection))
-    }
-}
-
-fn late(path: &str) -> String {
-    format!("it did not answer {path} within {WITHIN:?}")
 }
 
 /// What happens, as Docker tells it: a JSON object a line.
-pub(super) struct Events {
-    /// It moves while the body is read. `None` once it has ended.
-    connection: Option<Connection>,
-    body: Incoming,
-    read: Vec<u8>,
-}
-
-impl fmt::Debug for Events {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Events").field("read", &self.read.len()).finish_non_exhaustive()
-    }
-}
+#[derive(Debug)]
+pub(super) struct Events(Lines);
 
 /// Something that happened.
 #[derive(Debug, Default, Deserialize)]
@@ -213,32 +141,11 @@ impl Events {
     /// The next one that matters. Cancel-safe.
     pub(super) async fn next(&mut self) -> Result<Event, String> {
         loop {
-            if let Some(end) = self.read.iter().position(|byte| *byte == b'\n') {
-                let line: Vec<u8> = self.read.drain(..=end).collect();
-                // One that cannot be read is a reason to look, too.
-                let event: Event = serde_json::from_slice(&line).unwrap_or_default();
-                if event.matters() {
-                    return Ok(event);
-                }
-                continue;
-            }
-            if self.read.len() > MOST_EVENT {
-                return Err(format!("it tells an event of more than {MOST_EVENT} bytes"));
-            }
-            let frame = match &mut self.connection {
-                Some(connection) => match select(Box::pin(self.body.frame()), connection).await {
-                    Either::Left((frame, _)) => frame,
-                    Either::Right(_) => {
-                        self.connection = None;
-                        continue;
-                    }
-                },
-                None => self.body.frame().await,
-            };
-            match frame {
-                Some(Ok(frame)) => self.read.extend(frame.data_ref().into_iter().flatten()),
-                Some(Err(error)) => return Err(format!("it no longer tells what happens: {error}")),
-                None => return Err("it no longer tells what happens".to_owned()),
+            let line = self.0.next().await?;
+            // One that cannot be read is a reason to look, too.
+            let event: Event = serde_json::from_slice(&line).unwrap_or_default();
+            if event.matters() {
+                return Ok(event);
             }
         }
     }

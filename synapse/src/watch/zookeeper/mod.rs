@@ -4,7 +4,6 @@
 //! watches, which every version of ZooKeeper has and which the library sets again where a session goes on; a slow tick reads everything
 //! without any.
 
-mod decode;
 mod sessions;
 
 use std::collections::BTreeMap;
@@ -18,9 +17,9 @@ use serde::Serialize;
 use tokio::time::{Instant, timeout};
 use zookeeper_client::{Client, Error, OneshotWatcher, SessionState};
 
-use super::place::Place;
+use super::decode;
+use super::place::{Place, Refused, Tell};
 use super::server::Server;
-use super::told::{Refused, Told};
 pub(super) use sessions::Sessions;
 
 /// How long the ensemble may take to answer a request.
@@ -75,12 +74,13 @@ impl FromValue for Decode {
 }
 
 impl ZooKeeper {
-    /// Reads the keys beside `zookeeper`.
-    pub(super) fn read(section: &mut Section<'_>, hosts: Vec<String>) -> Result<Self, Reported> {
+    /// Reads the keys of this kind.
+    pub(super) fn read(section: &mut Section<'_>) -> Result<Self, Reported> {
+        let hosts = section.required::<Vec<String>>("zookeeper");
         let path = section.required::<String>("path");
         let decode = section.or("decode", Decode::default());
         let endpoint_name = section.optional::<String>("endpoint_name");
-        let path = path?;
+        let (hosts, path) = (hosts?, path?);
         if hosts.is_empty() || hosts.iter().any(|host| host.is_empty() || host.contains([',', '/'])) {
             let expected = "servers such as [\"zk1:2181\", \"zk2:2181\"]";
             return Err(section.invalid("zookeeper", "it names no server, or something else", expected));
@@ -125,7 +125,7 @@ type Child = Result<Option<Server>, String>;
 
 #[async_trait]
 impl Place for ZooKeeperPlace {
-    async fn follow(&self, told: &Told) -> Result<Infallible, String> {
+    async fn follow(&self, told: &dyn Tell) -> Result<Infallible, String> {
         let client = self.sessions.client(&self.config.ensemble()).await?;
         let mut state = client.state_watcher();
         let mut known: BTreeMap<String, Child> = BTreeMap::new();
@@ -139,7 +139,7 @@ impl Place for ZooKeeperPlace {
                 }
                 Err(error) if client.state().is_terminated() => return Err(error),
                 Err(error) => {
-                    told.failed(error);
+                    told.failed(error).await;
                     None
                 }
             };
@@ -155,7 +155,7 @@ impl Place for ZooKeeperPlace {
                 now = state.changed() => match now {
                     SessionState::SyncConnected | SessionState::ConnectedReadOnly => {}
                     now if now.is_terminated() => return Err(format!("the session is over: {now}")),
-                    now => told.failed(format!("the session is not connected: {now}")),
+                    now => told.failed(format!("the session is not connected: {now}")).await,
                 },
                 () = tokio::time::sleep_until(again) => if again == read_again {
                     read_again = Instant::now() + READ_AGAIN;

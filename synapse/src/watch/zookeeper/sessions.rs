@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::time::timeout;
 use zookeeper_client::Client;
 
-use crate::watch::told::lock;
+use crate::watch::lock::lock;
 
 /// How long the ensemble may take to open a session.
 const CONNECT_WITHIN: Duration = Duration::from_secs(10);

@@ -1,9 +1,10 @@
-//! TLS to an instance: whom a check trusts, what it shows of itself, and what it asks for.
+//! TLS to a server: whom one trusts, what one shows of oneself, and what is asked for.
 //!
 //! Keys: `ca_file` (default: this machine's authorities), `insecure`, `server_name` (the name that is asked for and that the
-//! certificate must have; default: the host name of the request, or the instance's address), `cert_file` with `key_file`.
+//! certificate must have; default: the host name of the request, or the server's address), `cert_file` with `key_file`.
 //! Files are read for each connection: a certificate that is renewed is used without a word to the agent.
 
+use std::fmt;
 use std::net::IpAddr;
 use std::sync::{Arc, OnceLock};
 
@@ -17,13 +18,13 @@ use serde::Serialize;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-use super::connect::Duplex;
-use super::credentials::FilePath;
+use super::Duplex;
+use super::file::{FileError, FilePath};
 use crate::document::{Reported, Section};
 
-/// How a check speaks TLS.
+/// How TLS is spoken with a server.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
-pub(super) struct Tls {
+pub struct Tls {
     #[serde(skip_serializing_if = "Option::is_none")]
     ca_file: Option<FilePath>,
     #[serde(skip_serializing_if = "std::ops::Not::not")]
@@ -36,9 +37,23 @@ pub(super) struct Tls {
     key_file: Option<FilePath>,
 }
 
+/// Why there is no TLS with a server.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsError {
+    /// A file of ours cannot be read.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// Anything else, in words.
+    #[error("{0}")]
+    Refused(String),
+}
+
 impl Tls {
     /// Reads its keys.
-    pub(super) fn read(section: &mut Section<'_>) -> Result<Self, Reported> {
+    ///
+    /// # Errors
+    /// What is wrong was reported.
+    pub fn read(section: &mut Section<'_>) -> Result<Self, Reported> {
         let ca_file = section.given("ca_file");
         let insecure = section.or("insecure", false);
         let server_name = section.given::<String>("server_name");
@@ -68,40 +83,41 @@ impl Tls {
     }
 
     /// Is any of it set?
-    pub(super) fn is_default(&self) -> bool {
+    #[must_use]
+    pub fn is_default(&self) -> bool {
         *self == Self::default()
     }
 
     /// Speaks TLS over a connection to `host`, offering `protocols`.
-    pub(super) async fn connect(
+    pub(crate) async fn connect(
         &self,
         stream: Box<dyn Duplex>,
         host: &str,
         protocols: &[&[u8]],
-    ) -> Result<TlsStream<Box<dyn Duplex>>, String> {
+    ) -> Result<TlsStream<Box<dyn Duplex>>, TlsError> {
         let name = self.server_name.as_deref().unwrap_or_else(|| without_port(host));
         let server = match name.parse::<IpAddr>() {
             Ok(address) => ServerName::IpAddress(address.into()),
             Err(_) => ServerName::try_from(name.to_owned())
-                .map_err(|_| format!("TLS: {name:?} is no host name; give a `server_name`"))?,
+                .map_err(|_| refused(format_args!("{name:?} is no host name; give a `server_name`")))?,
         };
         let mut config = self.config().await?;
         config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
         let connector = TlsConnector::from(Arc::new(config));
-        connector.connect(server, stream).await.map_err(|error| format!("TLS: {error}"))
+        connector.connect(server, stream).await.map_err(refused)
     }
 
-    async fn config(&self) -> Result<ClientConfig, String> {
+    async fn config(&self) -> Result<ClientConfig, TlsError> {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
             .with_safe_default_protocol_versions()
-            .map_err(|error| format!("TLS: {error}"))?;
+            .map_err(refused)?;
         let verifier: Arc<dyn ServerCertVerifier> = if self.insecure {
             Arc::new(Anyone(provider))
         } else {
             WebPkiServerVerifier::builder_with_provider(self.roots().await?, provider)
                 .build()
-                .map_err(|error| format!("TLS: {error}"))?
+                .map_err(refused)?
         };
         let builder = builder.dangerous().with_custom_certificate_verifier(verifier);
         let (Some(cert_file), Some(key_file)) = (&self.cert_file, &self.key_file) else {
@@ -109,24 +125,25 @@ impl Tls {
         };
         let chain = certificates(cert_file).await?;
         let key = PrivateKeyDer::from_pem_slice(&key_file.contents().await?)
-            .map_err(|error| format!("{}: {error}", key_file.path().display()))?;
+            .map_err(|error| useless(key_file, &error))?;
         builder.with_client_auth_cert(chain, key).map_err(|error| {
-            format!("{} with {}: {error}", cert_file.path().display(), key_file.path().display())
+            let (cert, key) = (cert_file.path().display(), key_file.path().display());
+            TlsError::Refused(format!("{cert} with {key}: {error}"))
         })
     }
 
-    async fn roots(&self) -> Result<Arc<RootCertStore>, String> {
+    async fn roots(&self) -> Result<Arc<RootCertStore>, TlsError> {
         let Some(file) = &self.ca_file else {
             let roots = of_this_machine();
             return if roots.is_empty() {
-                Err("this machine has no certificate authorities: install ca-certificates, or give a `ca_file`".to_owned())
+                Err(TlsError::Refused("this machine has no certificate authorities: install ca-certificates, or give a `ca_file`".to_owned()))
             } else {
                 Ok(roots)
             };
         };
         let mut roots = RootCertStore::empty();
         for certificate in certificates(file).await? {
-            roots.add(certificate).map_err(|error| format!("{}: {error}", file.path().display()))?;
+            roots.add(certificate).map_err(|error| useless(file, &error))?;
         }
         Ok(Arc::new(roots))
     }
@@ -142,21 +159,27 @@ fn of_this_machine() -> Arc<RootCertStore> {
     roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
     let roots = Arc::new(roots);
     if !roots.is_empty() {
-        // Another check may have been faster, with the same ones.
+        // Somebody else may have been faster, with the same ones.
         let _ = ROOTS.set(Arc::clone(&roots));
     }
     roots
 }
 
-async fn certificates(file: &FilePath) -> Result<Vec<CertificateDer<'static>>, String> {
+fn refused(why: impl fmt::Display) -> TlsError {
+    TlsError::Refused(format!("TLS: {why}"))
+}
+
+fn useless(file: &FilePath, why: &dyn fmt::Display) -> TlsError {
+    TlsError::Refused(format!("{}: {why}", file.path().display()))
+}
+
+async fn certificates(file: &FilePath) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     let pem = file.contents().await?;
     let read: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
     match read {
-        Ok(read) if read.is_empty() => {
-            Err(format!("{}: there is no certificate in it", file.path().display()))
-        }
+        Ok(read) if read.is_empty() => Err(useless(file, &"there is no certificate in it")),
         Ok(read) => Ok(read),
-        Err(error) => Err(format!("{}: {error}", file.path().display())),
+        Err(error) => Err(useless(file, &error)),
     }
 }
 

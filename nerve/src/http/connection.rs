@@ -1,7 +1,7 @@
 //! A connection that requests are sent over, one at a time: HTTP/1.1, or HTTP/2 where that was agreed on.
 //!
-//! Nothing is spawned: what drives the connection is polled together with the request, and lies still between probes. So
-//! whoever drops a probe drops everything that it began.
+//! Nothing is spawned: what drives the connection is polled together with the request, and lies still between requests. So
+//! whoever drops a request drops everything that it began.
 
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
@@ -17,16 +17,15 @@ use hyper::client::conn::{http1, http2};
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
 
-use super::MAX_READ;
-use crate::check::connect::Duplex;
+use super::{Duplex, MAX_READ};
 
-/// How long what is left of an earlier answer may take: it has had the time since the last probe to arrive.
+/// How long what is left of an earlier answer may take: it has had the time since then to arrive.
 const TIDYING: Duration = Duration::from_millis(10);
 
 type Task = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// A connection. Between requests nobody reads from it.
-pub(in crate::check) struct Connection {
+pub(crate) struct Connection {
     sender: Sender,
     /// `None`: it has ended.
     driver: Option<Task>,
@@ -51,7 +50,7 @@ impl<F: Future<Output = ()> + Send + 'static> hyper::rt::Executor<F> for Beside 
 
 impl Connection {
     /// Speaks HTTP/1.1 over it.
-    pub(super) async fn one(stream: impl Duplex + 'static) -> Result<Self, String> {
+    pub(crate) async fn one(stream: impl Duplex + 'static) -> Result<Self, String> {
         let (sender, connection) = http1::Builder::new()
             .max_buf_size(MAX_READ)
             .handshake(TokioIo::new(stream))
@@ -65,7 +64,7 @@ impl Connection {
     }
 
     /// Speaks HTTP/2 over it.
-    pub(in crate::check) async fn two(stream: impl Duplex + 'static) -> Result<Self, String> {
+    pub(crate) async fn two(stream: impl Duplex + 'static) -> Result<Self, String> {
         let beside = Beside::default();
         let (sender, connection) = http2::Builder::new(beside.clone())
             .initial_stream_window_size(u32::try_from(MAX_READ).unwrap_or(u32::MAX))
@@ -92,12 +91,12 @@ impl Connection {
     }
 
     /// Is it HTTP/2?
-    pub(super) fn is_two(&self) -> bool {
+    pub(crate) fn is_two(&self) -> bool {
         matches!(self.sender, Sender::Two(_))
     }
 
     /// Makes it ready for another request. `false`: it is of no more use.
-    pub(in crate::check) async fn tidy(&mut self) -> bool {
+    pub(crate) async fn tidy(&mut self) -> bool {
         let Self { sender, driver, rest } = self;
         let rest = rest.take();
         let tidied = drive(driver, async {
@@ -119,10 +118,7 @@ impl Connection {
     }
 
     /// Sends a request and waits for the head of the answer.
-    pub(in crate::check) async fn send(
-        &mut self,
-        request: Request<Full<Bytes>>,
-    ) -> Result<Response<Incoming>, String> {
+    pub(crate) async fn send(&mut self, request: Request<Full<Bytes>>) -> Result<Response<Incoming>, String> {
         let Self { sender, driver, .. } = self;
         let answer = drive(driver, async {
             match sender {
@@ -134,12 +130,12 @@ impl Connection {
     }
 
     /// Does something with a body of it.
-    pub(in crate::check) async fn run<T>(&mut self, work: impl Future<Output = T>) -> T {
+    pub(crate) async fn run<T>(&mut self, work: impl Future<Output = T>) -> T {
         drive(&mut self.driver, work).await
     }
 
     /// Leaves a body unread, for [`Connection::tidy`]. A stream of HTTP/2 is given up by itself.
-    pub(super) fn leave(&mut self, body: Incoming) {
+    pub(crate) fn leave(&mut self, body: Incoming) {
         if !self.is_two() {
             self.rest = Some(body);
         }
@@ -164,7 +160,7 @@ async fn drive<T>(driver: &mut Option<Task>, work: impl Future<Output = T>) -> T
 }
 
 /// An error with its causes: hyper's own texts end where it gets interesting.
-pub(in crate::check) fn chain(error: &dyn std::error::Error) -> String {
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {

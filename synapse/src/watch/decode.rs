@@ -1,4 +1,4 @@
-//! What a child of a watched path says (pure): a registration of Nerve's, or a member of a server set.
+//! What an entry of a watched path says (pure): a registration of Nerve's, or a member of a server set.
 
 use std::collections::BTreeMap;
 use std::num::NonZeroU16;
@@ -9,7 +9,7 @@ use nerve::model::{Health, Weight};
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::watch::server::Server;
+use super::server::Server;
 
 /// What Nerve writes: `{"host": …, "port": …, "name": …}`, with more where it is configured.
 #[derive(Debug, Deserialize)]

@@ -1,0 +1,149 @@
+//! Which place a watcher follows, as it is configured.
+
+mod multi;
+
+use std::path::{Path, PathBuf};
+
+use nerve::document::{Reported, Section};
+use serde::Serialize;
+
+use super::consul::{Consul, ConsulPlace};
+use super::dns::{DnsPlace, Question};
+use super::docker::{Docker, DockerPlace};
+use super::etcd::{Etcd, EtcdPlace};
+use super::file::FilePlace;
+use super::fixed::FixedPlace;
+use super::options::{Options, as_addresses};
+use super::place::Place;
+use super::resolve::Resolver;
+use super::server::Server;
+use super::zookeeper::{Sessions, ZooKeeper, ZooKeeperPlace};
+pub use multi::{Multi, Part};
+
+/// Which place, by its kind.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    /// Servers that stand in the configuration itself.
+    Static(#[serde(serialize_with = "as_addresses")] Vec<Server>),
+    /// A file that somebody else writes.
+    File(PathBuf),
+    /// Names of DNS.
+    Dns(Vec<Question>),
+    /// A path of ZooKeeper.
+    #[serde(untagged)]
+    ZooKeeper(ZooKeeper),
+    /// A path of etcd, in the layout of SmartStack's Nerve.
+    #[serde(untagged)]
+    Etcd(Box<Etcd>),
+    /// A service of Consul's.
+    #[serde(untagged)]
+    Consul(Box<Consul>),
+    /// Containers of Dockers.
+    #[serde(untagged)]
+    Docker(Docker),
+    /// Several places, of which one counts or all do.
+    #[serde(untagged)]
+    Multi(Multi),
+}
+
+/// What places of one kind share.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Means {
+    zookeeper: Sessions,
+}
+
+/// The keys that name a kind.
+const WORDS: [&str; 8] = ["static", "file", "dns", "zookeeper", "etcd", "consul", "docker", "multi"];
+
+impl Kind {
+    /// Reads the key that names the kind, and those that belong to it. Paths begin at `base`; `service` is what is called so elsewhere,
+    /// too, unless it is said.
+    pub(super) fn read(section: &mut Section<'_>, base: &Path, service: &str) -> Result<Self, Reported> {
+        let mut named = WORDS.into_iter().filter(|word| section.has(word));
+        let (first, second) = (named.next(), named.next());
+        if second.is_some() {
+            for word in WORDS {
+                section.allow(word);
+            }
+            return Err(section.refuse("it names two places", "a watcher for each"));
+        }
+        match first {
+            Some("static") => section.required("static").map(Self::Static),
+            Some("file") => section.required::<PathBuf>("file").map(|file| Self::File(base.join(file))),
+            Some("dns") => {
+                let names: Vec<Question> = section.required("dns")?;
+                if names.is_empty() {
+                    return Err(section.invalid(
+                        "dns",
+                        "it names nothing",
+                        "names such as \"web.example.com:8080\"",
+                    ));
+                }
+                Ok(Self::Dns(names))
+            }
+            Some("zookeeper") => ZooKeeper::read(section).map(Self::ZooKeeper),
+            Some("etcd") => Etcd::read(section).map(Box::new).map(Self::Etcd),
+            Some("consul") => Consul::read(section, service).map(Box::new).map(Self::Consul),
+            Some("docker") => Docker::read(section).map(Self::Docker),
+            Some("multi") => Multi::read(section, base, service).map(Self::Multi),
+            _ => {
+                let expected = format!("one of `{}`", WORDS.join("`, `"));
+                Err(section.refuse("it names no place", expected))
+            }
+        }
+    }
+
+    /// The word for it.
+    #[must_use]
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            Self::Static(_) => "static",
+            Self::File(_) => "file",
+            Self::Dns(_) => "dns",
+            Self::ZooKeeper(_) => "zookeeper",
+            Self::Etcd(_) => "etcd",
+            Self::Consul(_) => "consul",
+            Self::Docker(_) => "docker",
+            Self::Multi(_) => "multi",
+        }
+    }
+
+    /// Where it is, in words.
+    #[must_use]
+    pub fn place(&self) -> String {
+        match self {
+            Self::Static(_) => "the configuration".to_owned(),
+            Self::File(file) => file.display().to_string(),
+            Self::Dns(names) => names.iter().map(ToString::to_string).collect::<Vec<_>>().join(" "),
+            Self::ZooKeeper(zookeeper) => zookeeper.place(),
+            Self::Etcd(etcd) => etcd.place(),
+            Self::Consul(consul) => consul.place(),
+            Self::Docker(docker) => docker.place(),
+            Self::Multi(multi) => multi.place(),
+        }
+    }
+
+    /// Does it stand in the configuration, so that nothing of it need be remembered?
+    pub(super) fn is_here(&self) -> bool {
+        matches!(self, Self::Static(_))
+    }
+
+    pub(super) fn open(&self, options: &Options, means: &Means) -> Box<dyn Place> {
+        match self {
+            Self::Static(servers) => Box::new(FixedPlace(servers.clone())),
+            Self::File(file) => Box::new(FilePlace(file.clone())),
+            Self::Dns(questions) => Box::new(DnsPlace {
+                questions: questions.clone(),
+                resolver: Resolver::Servers(options.resolvers.clone().unwrap_or_default()),
+            }),
+            Self::ZooKeeper(config) => {
+                Box::new(ZooKeeperPlace { config: config.clone(), sessions: means.zookeeper.clone() })
+            }
+            Self::Etcd(config) => Box::new(EtcdPlace((**config).clone())),
+            Self::Consul(config) => Box::new(ConsulPlace::new((**config).clone())),
+            Self::Docker(config) => Box::new(DockerPlace::new(config.clone())),
+            Self::Multi(config) => config.open(options, means),
+        }
+    }
+}
