@@ -4,7 +4,7 @@
 //! subnets change one by one.
 //! Update: one [`Writer`] applies batches of [`Change`]s, and each [`Layer`] says what another watcher has found; a batch costs the work of the services it names, whatever the
 //! number of services, and publishes each of them once.
-//! Interface: [`Catalog`] is a cheap handle whose reads take no lock; [`Subscription`] tells which services (or
+//! Interface: [`Catalog`] is a cheap handle whose reads take no lock; [`Subscription`] tells which services (or nodes, or
 //! networks) have changed, coalesced, so a slow consumer costs no memory beyond one name a service.
 
 mod endpoint;
@@ -29,7 +29,7 @@ pub use layers::Rank;
 pub(crate) use names::Names;
 pub use network::{NetworkChange, NetworkChanges, NetworkUpdate, NetworkView, Subnets};
 pub use service::Service;
-pub use subscription::{ServiceChanges, Subscription};
+pub use subscription::{NodeChanges, ServiceChanges, Subscription};
 pub use writer::{Change, Layer, Layers, Writer};
 
 use network::Networks;
@@ -45,6 +45,7 @@ struct Inner {
     endpoints: AtomicUsize,
     freshness: ArcSwap<Freshness>,
     subscribers: Subscribers<ServiceChanges>,
+    node_subscribers: Subscribers<NodeChanges>,
     networks: Networks,
 }
 
@@ -63,6 +64,7 @@ impl Catalog {
             endpoints: AtomicUsize::new(0),
             freshness: ArcSwap::from_pointee(Freshness::Awaiting),
             subscribers: Subscribers::default(),
+            node_subscribers: Subscribers::default(),
             networks: Networks::default(),
         });
         (Self(Arc::clone(&inner)), Writer::new(inner))
@@ -134,6 +136,14 @@ impl Catalog {
         for name in self.0.services.pin().keys() {
             subscription.mark(|names| names.extend([name.clone()]));
         }
+        subscription
+    }
+
+    /// A subscription to changes of nodes. It begins with every node that is there.
+    #[must_use]
+    pub fn subscribe_nodes(&self) -> Subscription<NodeChanges> {
+        let subscription = self.0.node_subscribers.add();
+        subscription.mark(|names| names.extend(self.0.nodes.pin().keys().cloned()));
         subscription
     }
 

@@ -6,11 +6,14 @@
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
-use nerve::model::ServiceName;
+use nerve::model::{NodeName, ServiceName};
 use tokio::sync::Notify;
 
 /// Names of services.
 pub type ServiceChanges = HashSet<ServiceName>;
+
+/// Names of nodes.
+pub type NodeChanges = HashSet<NodeName>;
 
 #[derive(Debug, Default)]
 struct Dirty<C> {

@@ -107,8 +107,8 @@ impl Writer {
         let mut by_service: HashMap<ServiceName, Vec<Change>> = HashMap::new();
         for change in changes {
             match change {
-                Change::PutNode(node) => drop(inner.nodes.pin().insert(node.name.clone(), node)),
-                Change::RemoveNode(name) => drop(inner.nodes.pin().remove(&name)),
+                Change::PutNode(node) => inner.put_node(node),
+                Change::RemoveNode(name) => inner.remove_node(name),
                 Change::Network(name, update) => inner.networks.apply(&name, update),
                 Change::PutInstance(ref instance) => {
                     by_service.entry(instance.service.clone()).or_default().push(change);
@@ -140,6 +140,22 @@ impl Writer {
         // The map hands replaced snapshots back in batches of at least 32: with large services that is a lot of memory.
         inner.services.guard().flush();
         different
+    }
+}
+
+impl Inner {
+    fn put_node(&self, node: Arc<Node>) {
+        let name = node.name.clone();
+        let nodes = self.nodes.pin();
+        if nodes.insert(name.clone(), Arc::clone(&node)).is_none_or(|before| *before != node) {
+            self.node_subscribers.mark(|names| names.extend([name.clone()]));
+        }
+    }
+
+    fn remove_node(&self, name: NodeName) {
+        if self.nodes.pin().remove(&name).is_some() {
+            self.node_subscribers.mark(|names| names.extend([name.clone()]));
+        }
     }
 }
 
@@ -442,6 +458,24 @@ mod tests {
         writer.apply([Change::PutInstance(instance("api", "1", 80))]);
         writer.apply([Change::PutInstance(instance("api", "2", 80))]);
         assert_eq!(subscription.changed().await.into_iter().collect::<Vec<_>>(), vec![name("api")]);
+    }
+
+    #[tokio::test]
+    async fn a_node_is_reported_when_it_changes_and_when_it_goes() {
+        let node = |address: &str| {
+            let json = serde_json::json!({"name": "a", "address": address, "version": "1"});
+            Change::PutNode(Arc::new(serde_json::from_value(json).unwrap()))
+        };
+        let (catalog, mut writer) = Catalog::new();
+        writer.apply([node("192.0.2.1")]);
+        let mut subscription = catalog.subscribe_nodes();
+        assert_eq!(subscription.changed().await.len(), 1);
+        writer.apply([node("192.0.2.1"), Change::RemoveNode(NodeName::new("b").unwrap())]);
+        assert!(futures_util::FutureExt::now_or_never(subscription.changed()).is_none());
+        for change in [node("192.0.2.2"), Change::RemoveNode(NodeName::new("a").unwrap())] {
+            writer.apply([change]);
+            assert_eq!(subscription.changed().await.len(), 1);
+        }
     }
 
     proptest! {
