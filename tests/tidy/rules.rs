@@ -265,7 +265,7 @@ pub(crate) const HOMES: &[Home] = &[
     home("rustls", &["nerve/src/http/tls.rs"]),
     home("rustls-native-certs", &["nerve/src/http/tls.rs"]),
     home("tokio-rustls", &["nerve/src/http/tls.rs"]),
-    home("regex", &["nerve/src/check/http"]),
+    home("regex", &["nerve/src/check/http", "mesh/src/admin/consul/filter"]),
     home("ring", &["nerve/src/check/scram.rs"]),
     home("md5", &["nerve/src/check/scram.rs"]),
     home(

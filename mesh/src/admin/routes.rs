@@ -8,13 +8,16 @@ use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, put};
 use hyper::{StatusCode, header};
+use nerve::tasks::Tasks;
 
+use super::consul::{Reads, catalog, health};
 use super::refusal::Refusal;
 use super::{
     Handles, Metrics, attachments, checks, consul, doctor, guard, local, networks, read, settings, watchers,
     write,
 };
 use crate::api::{self, path};
+use crate::drain::DrainWatcher;
 
 /// One router for what comes in over loopback, one for the rest: they differ in what they refuse.
 #[derive(Debug, Clone)]
@@ -30,8 +33,10 @@ struct Gate {
 }
 
 /// The same routes behind two gates.
-pub(super) fn routers(handles: Handles, metrics: &Metrics) -> Routers {
-    let routes = routes(Arc::new(handles));
+pub(super) fn routers(handles: Handles, metrics: &Metrics, tasks: Tasks, drain: DrainWatcher) -> Routers {
+    let handles = Arc::new(handles);
+    let reads = Reads::new(Arc::clone(&handles), metrics.clone(), tasks, drain);
+    let routes = routes(handles, Arc::new(reads));
     let behind = |loopback| {
         let gate = Gate { metrics: metrics.clone(), loopback };
         routes.clone().layer(middleware::from_fn_with_state(gate, pass))
@@ -39,7 +44,7 @@ pub(super) fn routers(handles: Handles, metrics: &Metrics) -> Routers {
     Routers { loopback: behind(true), network: behind(false) }
 }
 
-fn routes(handles: Arc<Handles>) -> Router {
+fn routes(handles: Arc<Handles>, reads: Arc<Reads>) -> Router {
     Router::new()
         .route(path::HEALTHZ, get(read::healthz))
         .route(path::READYZ, get(read::readyz))
@@ -57,6 +62,7 @@ fn routes(handles: Arc<Handles>) -> Router {
         .route(path::CHECK, put(checks::report))
         .route(path::CONSUL_CHECK, put(checks::consul))
         .merge(consul_routes())
+        .merge(consul_reads(reads))
         .route(path::DRAIN, put(local::drain))
         .route(path::SETTINGS, get(settings::read).put(settings::write))
         .route(path::PORTS, put(write::publish))
@@ -88,6 +94,23 @@ fn consul_routes() -> Router<Arc<Handles>> {
         .route(path::CONSUL_SELF, get(consul::this_agent))
         .route(path::CONSUL_MEMBERS, get(consul::members))
         .route(path::CONSUL_LEADER, get(consul::leader))
+        .route(path::CONSUL_PEERS, get(consul::peers))
+}
+
+/// The same for what they ask of the whole fleet.
+fn consul_reads(reads: Arc<Reads>) -> Router<Arc<Handles>> {
+    Router::new()
+        .route(path::CONSUL_DATACENTERS, get(catalog::datacenters))
+        .route(path::CONSUL_CATALOG_NODES, get(catalog::nodes))
+        .route(path::CONSUL_CATALOG_NODE, get(catalog::node))
+        .route(path::CONSUL_CATALOG_NODE_SERVICES, get(catalog::node_services))
+        .route(path::CONSUL_CATALOG_SERVICES, get(catalog::services))
+        .route(path::CONSUL_CATALOG_SERVICE, get(catalog::service))
+        .route(path::CONSUL_HEALTH_SERVICE, get(health::service))
+        .route(path::CONSUL_HEALTH_CHECKS, get(health::checks))
+        .route(path::CONSUL_HEALTH_NODE, get(health::node))
+        .route(path::CONSUL_HEALTH_STATE, get(health::state))
+        .with_state(reads)
 }
 
 /// Every request passes here: refused if it is foreign, given up if it takes too long, counted.

@@ -9,17 +9,19 @@ use std::time::Duration;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use nerve::tasks::Tasks;
-use prometheus::IntGauge;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::Semaphore;
 
+use super::consul::MAX_WAITING;
+use super::metrics::Open;
 use super::routes::{self, Routers};
 use super::{Config, Error, Metrics};
 use crate::drain::DrainWatcher;
 use crate::inherited::{Inherited, Transport};
 
-/// Connections at the same time; further ones are closed and counted. Each container that a runtime starts is one.
-const MAX_CONNECTIONS: usize = 1024;
+/// Connections at the same time, beside those on which somebody waits for a change; further ones are closed and counted. Each container
+/// that a runtime starts is one.
+const MAX_CONNECTIONS: usize = 1024 + MAX_WAITING;
 /// Connections that wait to be accepted; the kernel lets further ones try again a second later.
 const BACKLOG: u32 = 1024;
 /// How long a client may take for the head of a request, and how long a connection may be idle.
@@ -74,7 +76,7 @@ impl Bound {
 
     /// Serves `handles` until `drain` is signalled, then finishes the requests that are open. `tasks` owns the connections.
     pub async fn run(self, handles: super::Handles, metrics: Metrics, tasks: Tasks, drain: DrainWatcher) {
-        let routers = routes::routers(handles, &metrics);
+        let routers = routes::routers(handles, &metrics, tasks.clone(), drain.clone());
         let server = Server { routers, metrics, tasks, free: Arc::new(Semaphore::new(MAX_CONNECTIONS)) };
         let accepting = self.listeners.iter().map(|listener| server.accept(listener, drain.clone()));
         futures_util::future::join_all(accepting).await;
@@ -147,22 +149,6 @@ impl Server {
             }
             drop((permit, drain));
         });
-    }
-}
-
-/// Counted for as long as it lives, also past a panic.
-struct Open(IntGauge);
-
-impl Open {
-    fn new(gauge: IntGauge) -> Self {
-        gauge.inc();
-        Self(gauge)
-    }
-}
-
-impl Drop for Open {
-    fn drop(&mut self) {
-        self.0.dec();
     }
 }
 

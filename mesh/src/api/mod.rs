@@ -7,6 +7,7 @@
 mod attach;
 mod check;
 mod consul;
+mod consul_reads;
 mod doctor;
 mod network;
 mod read;
@@ -22,6 +23,10 @@ pub use attach::{
 pub use check::{CheckInfo, ConsulUpdate, ProbeInfo, ReportRequest, Reported};
 pub use consul::{
     ConsulAgentCheck, ConsulAgentService, ConsulCheck, ConsulMember, ConsulService, ConsulWeights, folded,
+};
+pub use consul_reads::{
+    ConsulAddress, ConsulCatalogService, ConsulHealthCheck, ConsulHealthEntry, ConsulInstance, ConsulNode,
+    ConsulNodeServiceList, ConsulNodeServices,
 };
 pub use doctor::{Checkup, Finding};
 pub use network::{NetworkInfo, NetworkRequest, NetworkSummary, Networks, SubnetInfo};
@@ -43,11 +48,24 @@ pub const DEFAULT_URL: &str = "http://127.0.0.1:7070";
 pub const URL_VARIABLE: &str = "PLEXUS_ADMIN";
 
 /// How long an agent takes for a request at most: then it says itself that it was not done. Longer than any call to the store; what is
-/// attached or detached waits its turn besides, of which a node may have hundreds at once.
+/// attached or detached waits its turn besides, of which a node may have hundreds at once, and clients of Consul's may ask to wait for a change.
 #[must_use]
 pub fn within(path: &str) -> Duration {
-    Duration::from_secs(if path.starts_with(path::ATTACHMENTS) { 60 } else { 10 })
+    let is_below = |paths: &[&str]| paths.iter().any(|start| path.starts_with(start));
+    if is_below(&[path::ATTACHMENTS]) {
+        Duration::from_secs(60)
+    } else if is_below(&[path::CONSUL_CATALOG, path::CONSUL_HEALTH]) {
+        LONGEST_WAIT + LONGEST_WAIT / WAIT_SPREAD + Duration::from_secs(10)
+    } else {
+        Duration::from_secs(10)
+    }
 }
+
+/// The longest that a client of Consul's may ask to wait for a change, as Consul has it.
+pub const LONGEST_WAIT: Duration = Duration::from_secs(600);
+
+/// A wait may be longer by one part of so many, so that those who began together do not all end together.
+pub const WAIT_SPREAD: u32 = 16;
 
 /// The paths of the interface, spelled once.
 pub mod path {
@@ -107,6 +125,32 @@ pub mod path {
     pub const CONSUL_MEMBERS: &str = "/v1/agent/members";
     /// `GET`: an address.
     pub const CONSUL_LEADER: &str = "/v1/status/leader";
+    /// `GET`: addresses.
+    pub const CONSUL_PEERS: &str = "/v1/status/peers";
+    /// What is below is asked of the catalog.
+    pub const CONSUL_CATALOG: &str = "/v1/catalog/";
+    /// `GET`: names.
+    pub const CONSUL_DATACENTERS: &str = "/v1/catalog/datacenters";
+    /// `GET`: [`super::ConsulNode`]s.
+    pub const CONSUL_CATALOG_NODES: &str = "/v1/catalog/nodes";
+    /// `GET`: [`super::ConsulNodeServices`].
+    pub const CONSUL_CATALOG_NODE: &str = "/v1/catalog/node/{node}";
+    /// `GET`: [`super::ConsulNodeServiceList`].
+    pub const CONSUL_CATALOG_NODE_SERVICES: &str = "/v1/catalog/node-services/{node}";
+    /// `GET`: tags by service.
+    pub const CONSUL_CATALOG_SERVICES: &str = "/v1/catalog/services";
+    /// `GET`: [`super::ConsulCatalogService`]s.
+    pub const CONSUL_CATALOG_SERVICE: &str = "/v1/catalog/service/{service}";
+    /// What is below is asked of checks.
+    pub const CONSUL_HEALTH: &str = "/v1/health/";
+    /// `GET`: [`super::ConsulHealthEntry`]s.
+    pub const CONSUL_HEALTH_SERVICE: &str = "/v1/health/service/{service}";
+    /// `GET`: [`super::ConsulHealthCheck`]s of a service.
+    pub const CONSUL_HEALTH_CHECKS: &str = "/v1/health/checks/{service}";
+    /// `GET`: [`super::ConsulHealthCheck`]s of a node and what runs there.
+    pub const CONSUL_HEALTH_NODE: &str = "/v1/health/node/{node}";
+    /// `GET`: [`super::ConsulHealthCheck`]s that are so.
+    pub const CONSUL_HEALTH_STATE: &str = "/v1/health/state/{state}";
     /// `PUT` a [`super::DrainRequest`]: [`super::Changed`].
     pub const DRAIN: &str = "/v1/plexus/drain";
     /// `GET`: [`super::Attachments`]; `POST` an [`super::AttachRequest`]: [`super::NewAttachment`].

@@ -1,8 +1,16 @@
-//! Consul's agent API, as its clients speak it: what they register, ask and report is what everyone else here does.
+//! Consul's HTTP API, as its clients speak it: what they register, ask and report is what everyone else here does.
 //!
-//! Paths and shapes are Consul's; refusals are ours, with the status that Consul would give.
+//! Here is what is asked of this node's agent; [`catalog`] and [`health`] tell of the whole fleet, and let clients wait for
+//! changes ([`changes`]). Paths and shapes are Consul's; refusals are ours, with the status that Consul would give.
 
+pub(super) mod catalog;
+mod changes;
 mod duration;
+mod filter;
+pub(super) mod health;
+mod question;
+mod reads;
+mod shape;
 mod translate;
 
 use std::collections::BTreeMap;
@@ -20,6 +28,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
+pub(super) use self::reads::{MAX_WAITING, Reads};
 use self::translate::{consul_id, draft, instance_id};
 use super::refusal::{Answer, Refusal};
 use super::write::body;
@@ -33,6 +42,9 @@ const DATACENTER: &str = "dc1";
 /// Where Consul's servers and agents gossip; nothing listens there.
 const SERF_PORT: u16 = 8301;
 const SERVER_PORT: u16 = 8300;
+
+/// What reading answers are made of, as each of them gets it.
+type Asked = State<Arc<Reads>>;
 
 pub(super) async fn register(State(handles): Shared, request: Request) -> Result<StatusCode, Refusal> {
     let service: ConsulService = received(request).await?;
@@ -176,7 +188,15 @@ pub(super) async fn members(State(handles): Shared) -> Json<Vec<ConsulMember>> {
 
 /// There are no servers to be led: whoever asks wants to know that somebody is there.
 pub(super) async fn leader(State(handles): Shared) -> Json<String> {
-    Json(std::net::SocketAddr::new(handles.node.address, SERVER_PORT).to_string())
+    Json(server(&handles))
+}
+
+pub(super) async fn peers(State(handles): Shared) -> Json<[String; 1]> {
+    Json([server(&handles)])
+}
+
+fn server(handles: &Handles) -> String {
+    std::net::SocketAddr::new(handles.node.address, SERVER_PORT).to_string()
 }
 
 fn member(name: &str, address: &str) -> ConsulMember {
