@@ -8,14 +8,14 @@ use plexus_tests::{Cluster, Node, eventually, needs, repository};
 const SOON: Duration = Duration::from_secs(15);
 
 /// Python with py-consul, as `tests/run` has installed it.
-fn python() -> Option<PathBuf> {
+pub(crate) fn python() -> Option<PathBuf> {
     let python = repository().join("target/test-python/bin/python");
     let has = repository().join("target/test-python/has-consul").exists();
     has.then_some(python)
 }
 
 /// Where Node finds `consul`.
-fn modules() -> Option<PathBuf> {
+pub(crate) fn modules() -> Option<PathBuf> {
     let modules = repository().join("target/test-node/node_modules");
     modules.join("ready").exists().then_some(modules)
 }
@@ -110,7 +110,7 @@ fn cluster() -> Cluster {
 
 /// Runs a client on a node to its end.
 #[track_caller]
-fn run(node: &Node, program: &str, arguments: &[&str]) -> String {
+pub(crate) fn run(node: &Node, program: &str, arguments: &[&str]) -> String {
     node.exec("timeout", &[&["60", program], arguments].concat()).ok()
 }
 

@@ -13,6 +13,7 @@ mod cli;
 mod cni;
 mod cni_services;
 mod consul;
+mod consul_reads;
 mod demo;
 mod direct;
 mod discover;

@@ -9,6 +9,7 @@
 //! GET  /slow/MS    answers after so many milliseconds
 //! GET  /content/N  N blocks of what `plexus_tests::content` is
 //! POST /content    takes the same; 409 where it is something else
+//! GET  /metrics    how many connections of clients there were, as Prometheus reads it
 //! GET  /client     who asks, as its address is seen here; over UDP, `/client` does
 //! GET  anything    {"service": …, "instance": …, "node": …}
 //! ```
@@ -129,6 +130,10 @@ impl State {
                     "connections": self.connections.load(Ordering::SeqCst),
                 });
                 (200, seen.to_string())
+            }
+            ("GET", "/metrics") => {
+                let connections = self.connections.load(Ordering::SeqCst);
+                (200, format!("plexus_test_connections_total {connections}\n"))
             }
             ("GET", path) => {
                 if let Some(wait) = path.strip_prefix("/slow/").and_then(|ms| ms.parse().ok()) {
