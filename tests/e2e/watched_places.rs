@@ -146,6 +146,42 @@ fn what_nerve_registers_in_etcd_is_served_where_nobody_shares_its_store() {
 }
 
 #[test]
+fn a_service_of_consul_s_api_is_followed_as_it_changes() {
+    needs!("etcd", "etcdctl");
+    let cluster = Cluster::of(2).without_agents().start();
+    let [a, b] = cluster.nodes();
+    let watch = |name: &str, more: &str| {
+        format!(
+            "[[watch]]\nservice = \"{name}\"\nconsul = \"http://127.0.0.1:7070\"\nconsul_service = \"web\"\n{more}\n"
+        )
+    };
+    let mut settings = cluster.settings().clone();
+    b.configure(&settings);
+    settings.more = watch("copy", "use_previous_backends = false") + &watch("v2", "tags = [\"v2\"]");
+    a.configure(&settings);
+    for node in [a, b] {
+        node.start_agent();
+        node.wait_ready(SOON);
+    }
+    let _one = b.serve("web", INSTANCE);
+    becomes(a, "copy", &["10.77.0.2:9000"]);
+    let _two = a.backend("web", INSTANCE);
+    let tagged = ["register", "web", "--port", "9000", "--id", "two", "--tag", "v2", "--weight", "7"];
+    let _ = a.plexus(tagged).ok();
+    becomes(a, "copy", &["10.77.0.1:9000", "10.77.0.2:9000"]);
+    becomes(a, "v2", &["10.77.0.1:9000"]);
+    let endpoint = a.admin_json("/v1/plexus/services/v2")["endpoints"][0].clone();
+    assert_eq!((&endpoint["weight"], &endpoint["labels"]["node"]), (&7.into(), &"a".into()), "{endpoint}");
+    // One that drains is in maintenance, by Consul's words.
+    let _ = a.plexus(["drain", "two"]).ok();
+    becomes(a, "copy", &["10.77.0.2:9000"]);
+    b.remove_service_file("web-9000.toml");
+    let _ = eventually!(SOON, a.serving("copy"), Vec::is_empty);
+    // The last word of the other one stays: it may be empty by mistake.
+    assert_eq!(a.serving("v2"), ["10.77.0.1:9000"]);
+}
+
+#[test]
 fn containers_are_found_by_their_image_or_their_labels() {
     needs_docker!();
     const SERVE: &str = "mkdir -p /www; echo here > /www/index.html; exec httpd -f -p 80 -h /www";
