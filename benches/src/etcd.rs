@@ -4,10 +4,14 @@ use std::fs::File;
 use std::net::TcpListener;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use nerve::store::{self, Path, Store, StoreConfig};
+use futures_util::{StreamExt, TryStreamExt};
+use nerve::model::Instance;
+use nerve::store::{self, DEFAULT_PREFIX, Key, Path, Store, StoreConfig};
+use plexus_tests::Namespace;
 
 /// A running server with its data in a directory of its own.
 #[derive(Debug)]
@@ -42,6 +46,12 @@ impl Etcd {
         &self.url
     }
 
+    /// Its process.
+    #[must_use]
+    pub fn id(&self) -> u32 {
+        self.process.id()
+    }
+
     /// Waits until it answers.
     pub async fn ready(&self) -> anyhow::Result<()> {
         let store = open(&self.url, "/ready")?;
@@ -70,6 +80,40 @@ impl Drop for Etcd {
 pub fn open(url: &str, prefix: &str) -> anyhow::Result<Arc<dyn Store>> {
     let config = StoreConfig { prefix: Some(prefix.to_owned()), ..StoreConfig::new(url.parse()?) };
     Ok(store::open(&config, &store::Metrics::default())?)
+}
+
+/// Runs something with the store at `url`, as agents have it, on a thread that stands in this namespace.
+pub fn inside<T: Send + 'static, F: Future<Output = anyhow::Result<T>>>(
+    namespace: &Namespace,
+    url: &str,
+    work: impl FnOnce(Arc<dyn Store>) -> F + Send + 'static,
+) -> anyhow::Result<JoinHandle<anyhow::Result<T>>> {
+    let url = url.to_owned();
+    namespace.enter(move || {
+        // A thread stands where the one does that made it; it has the usual stack.
+        let inside = std::thread::Builder::new().spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            runtime.block_on(async { work(open(&url, DEFAULT_PREFIX)?).await })
+        });
+        inside.context("a thread")
+    })
+}
+
+/// Writes an instance; durable, so that no lease ends meanwhile.
+pub async fn put(store: &Arc<dyn Store>, instance: &Instance) -> anyhow::Result<()> {
+    let path = Key::Instance(instance.service.clone(), instance.id.clone()).path();
+    store.put(&path, serde_json::to_vec(instance)?, None).await?;
+    Ok(())
+}
+
+/// Writes a fleet.
+pub async fn register(url: &str, prefix: &str, fleet: Vec<Instance>) -> anyhow::Result<Duration> {
+    let store = open(url, prefix)?;
+    let started = Instant::now();
+    let writes = fleet.iter().map(|instance| put(&store, instance));
+    futures_util::stream::iter(writes).buffer_unordered(128).try_collect::<()>().await?;
+    store.shutdown().await;
+    Ok(started.elapsed())
 }
 
 fn free_port() -> anyhow::Result<u16> {

@@ -1,5 +1,6 @@
-//! Shared pieces of the benchmarks: fleets to measure with, the servers that they stand in, balancers side by side, and overlay networks.
+//! Shared pieces of the benchmarks: fleets to measure with, what changes cost, the servers that they stand in, balancers side by side, and overlay networks.
 
+pub mod changes;
 pub mod etcd;
 pub mod fleet;
 pub mod overlay;

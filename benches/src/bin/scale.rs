@@ -11,9 +11,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
-use futures_util::{StreamExt, TryStreamExt};
 use nerve::model::Instance;
-use nerve::store::{Key, Store};
 use nerve::tasks::Tasks;
 use plexus_benches::{etcd, fleet};
 use prometheus::Registry;
@@ -54,7 +52,8 @@ async fn orchestrate() -> anyhow::Result<()> {
     for services in FLEETS {
         let (prefix, file) =
             (format!("/fleet-{services}"), directory.path().join(format!("{services}.json")));
-        let registered = register(server.url(), &prefix, services).await?;
+        let registered =
+            etcd::register(server.url(), &prefix, fleet::instances(services, ENDPOINTS)?).await?;
         let file = file.to_str().context("the temporary directory has a strange name")?;
         let mut result = child(&["follow", server.url(), &prefix, &services.to_string(), file])?;
         let recalled = child(&["recall", server.url(), &prefix, file])?;
@@ -65,22 +64,6 @@ async fn orchestrate() -> anyhow::Result<()> {
         columns.push(result);
     }
     print_table(&columns)
-}
-
-/// Writes a fleet into the store; durable, so that no lease ends meanwhile.
-async fn register(url: &str, prefix: &str, services: usize) -> anyhow::Result<Duration> {
-    let store = etcd::open(url, prefix)?;
-    let started = Instant::now();
-    let writes = fleet::instances(services, ENDPOINTS)?.into_iter().map(|instance| put(&store, instance));
-    futures_util::stream::iter(writes).buffer_unordered(128).try_collect::<()>().await?;
-    store.shutdown().await;
-    Ok(started.elapsed())
-}
-
-async fn put(store: &Arc<dyn Store>, instance: Instance) -> anyhow::Result<()> {
-    let path = Key::Instance(instance.service.clone(), instance.id.clone()).path();
-    store.put(&path, serde_json::to_vec(&instance)?, None).await?;
-    Ok(())
 }
 
 fn child(arguments: &[&str]) -> anyhow::Result<Value> {
@@ -122,7 +105,7 @@ async fn follow(url: &str, prefix: &str, services: usize, file: &FilePath) -> an
         let service = fleet::service_name(number * STEP % services)?;
         let instance = fleet::instance(&service, 5, 101 + u16::try_from(number)?)?;
         let begun = Instant::now();
-        let written = async { put(&store, instance.clone()).await.map(|()| begun.elapsed()) };
+        let written = async { etcd::put(&store, &instance).await.map(|()| begun.elapsed()) };
         let visible = async {
             visible(&catalog, &mut subscription, &instance).await;
             begun.elapsed()

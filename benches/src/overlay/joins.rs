@@ -15,7 +15,8 @@ use plexus_tests::{Cluster, Node, eventually};
 
 use serde_json::json;
 
-use super::{cluster, quantile, vni, with_store};
+use super::{cluster, quantile, vni};
+use crate::etcd;
 
 const NODES: usize = 8;
 const ROUNDS: usize = 200;
@@ -146,7 +147,7 @@ impl Claims {
         let claims = Self(Arc::default());
         let known = Arc::clone(&claims.0);
         let node = cluster.all().next().context("a node")?;
-        let _ = with_store(node.namespace(), &cluster.settings().store, async move |store| {
+        let _ = etcd::inside(node.namespace(), &cluster.settings().store, async move |store| {
             let mut watch = store.watch(&Path::new("subnets")?);
             while let Some(event) = watch.next().await {
                 let WatchEvent::Changes(changes) = event else { continue };

@@ -9,16 +9,10 @@ mod joins;
 mod peers;
 mod tunnel;
 
-use std::sync::Arc;
-use std::thread::JoinHandle;
-
 use anyhow::{Context, bail};
 use nerve::model::NetworkName;
-use nerve::store::{DEFAULT_PREFIX, Store};
-use plexus_tests::{Cluster, Namespace, Node};
+use plexus_tests::{Cluster, Node};
 use serde_json::Value;
-
-use crate::etcd;
 
 /// Runs the parts that are named; without names, all of them.
 ///
@@ -41,23 +35,6 @@ pub fn run(parts: &[String]) -> anyhow::Result<()> {
 fn cluster(nodes: usize, ranges: &str) -> Cluster {
     let more = format!("[overlay]\nenabled = true\ndefault = [{ranges}]\n[log]\nlevel = \"warn\"\n");
     Cluster::of(nodes).settings(|settings| settings.more = more).start()
-}
-
-/// Runs something with the store at `url` on a thread that stands in this namespace.
-fn with_store<T: Send + 'static, F: Future<Output = anyhow::Result<T>>>(
-    namespace: &Namespace,
-    url: &str,
-    work: impl FnOnce(Arc<dyn Store>) -> F + Send + 'static,
-) -> anyhow::Result<JoinHandle<anyhow::Result<T>>> {
-    let url = url.to_owned();
-    namespace.enter(move || {
-        // A thread stands where the one does that made it; it has the usual stack.
-        let inside = std::thread::Builder::new().spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-            runtime.block_on(async { work(etcd::open(&url, DEFAULT_PREFIX)?).await })
-        });
-        inside.context("a thread")
-    })
 }
 
 fn default_network() -> anyhow::Result<NetworkName> {

@@ -12,7 +12,8 @@ use nerve::model::{Mac, NodeName, Slot, Subnet};
 use nerve::store::{Key, Store};
 use plexus_tests::{Cluster, Namespace, Node, eventually};
 
-use super::{cluster, default_network, quantile, vni, with_store};
+use super::{cluster, default_network, quantile, vni};
+use crate::etcd;
 
 const SIZES: [u32; 2] = [10, 1000];
 const ROUNDS: usize = 5;
@@ -80,7 +81,7 @@ fn record(slot: u32, host: u8) -> anyhow::Result<Subnet> {
 /// Writes records as the peers would, from a machine on the switch.
 fn put(cluster: &Cluster, records: Vec<(u32, u8)>) -> anyhow::Result<()> {
     let [node] = cluster.nodes();
-    let putting = with_store(node.namespace(), &cluster.settings().store, async move |store| {
+    let putting = etcd::inside(node.namespace(), &cluster.settings().store, async move |store| {
         let puts = records.into_iter().map(|(slot, host)| put_one(Arc::clone(&store), slot, host));
         futures_util::stream::iter(puts).buffer_unordered(128).try_collect::<()>().await?;
         store.shutdown().await;
