@@ -29,7 +29,7 @@ pub use options::{Condition, Instead, LabelFilter, Options};
 pub use server::{Host, Server};
 pub use told::{Refused, Status};
 pub use watcher::{Config, Watchers};
-pub use zookeeper::{Decode, ZooKeeper};
+pub use zookeeper::{Decode, Wrong, ZooKeeper};
 
 /// A catalog as it was saved.
 #[derive(Debug, Clone, PartialEq)]

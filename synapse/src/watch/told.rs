@@ -38,6 +38,8 @@ pub struct Status {
     pub place: String,
     /// Is the place within reach?
     pub connected: bool,
+    /// Did it ever say what stands there?
+    pub heard: bool,
     /// Since when it is so.
     pub since: SystemTime,
     /// When it last told something new.
@@ -87,6 +89,16 @@ impl Told {
         lock(&self.status)
     }
 
+    /// What is configured to stand in does so until the place has said something.
+    pub(super) async fn begin(&self) {
+        let mut last = self.last.lock().await;
+        if !self.options.default_servers.is_empty() {
+            (last.servers, _) = self.options.judge(Vec::new(), &[]);
+            self.look_up(&mut last).await;
+            self.say(&last);
+        }
+    }
+
     /// All that stands there now. `refused` is what cannot be used, with the reason.
     pub(super) async fn found(&self, found: Vec<Server>, refused: Vec<Refused>) {
         let mut last = self.last.lock().await;
@@ -96,6 +108,7 @@ impl Told {
         self.note(named, instead, refused);
         self.look_up(&mut last).await;
         self.say(&last);
+        self.status().heard = true;
         self.spoke.send_replace(true);
     }
 

@@ -1,5 +1,6 @@
 //! A watcher: one place of one service, followed for as long as the agent runs.
 
+use std::collections::HashMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
@@ -81,6 +82,8 @@ struct Running {
 #[derive(Debug)]
 struct Watcher {
     config: Config,
+    /// Among the watchers of its service.
+    place: u16,
     status: Arc<Mutex<Status>>,
     spoke: signal::Receiver<bool>,
     /// Ended when it is dropped, and what it said with it.
@@ -100,26 +103,46 @@ impl Watchers {
         }))
     }
 
-    /// Follows these from now on, of which the first goes before the next. Those that stay what they are where they are go on.
+    /// Follows these from now on, of which the first goes before the next. Those that stay what they are, and where they are among
+    /// the watchers of their service, go on.
     pub fn follow(&self, configs: &[Config]) {
         let mut running = lock(&self.0.running);
-        let mut before: Vec<Option<Watcher>> =
-            std::mem::take(&mut running.watchers).into_iter().map(Some).collect();
-        for (place, config) in configs.iter().enumerate() {
-            let known =
-                before.get_mut(place).filter(|one| one.as_ref().is_some_and(|one| one.config == *config));
-            let watcher = match known.and_then(Option::take) {
-                Some(watcher) => watcher,
-                None => {
+        let mut before: HashMap<String, Watcher> = std::mem::take(&mut running.watchers)
+            .into_iter()
+            .map(|watcher| (watcher.config.name.clone(), watcher))
+            .collect();
+        let mut places: HashMap<&ServiceName, u16> = HashMap::new();
+        for config in configs {
+            let next = places.entry(&config.service).or_default();
+            let place = std::mem::replace(next, next.saturating_add(1));
+            let stays = |known: &Watcher| known.place == place && known.config == *config;
+            let watcher = match before.remove(&config.name) {
+                Some(known) if stays(&known) => known,
+                changed => {
+                    // Ended with the others that do not go on.
+                    before.extend(changed.map(|known| (config.name.clone(), known)));
                     running.lives += 1;
-                    let rank = Rank { place: u16::try_from(place).unwrap_or(u16::MAX), life: running.lives };
-                    self.start(config, rank)
+                    self.start(config, Rank { place, life: running.lives })
                 }
             };
             running.watchers.push(watcher);
         }
         // What others say stands in the catalog before what these have said goes.
         drop(before);
+    }
+
+    /// The parts of the catalog that they fill.
+    #[must_use]
+    pub fn layers(&self) -> &Layers {
+        &self.0.writer
+    }
+
+    /// Is it known what the places of a service hold? Not while one of them was never heard.
+    #[must_use]
+    pub fn have_heard(&self, service: &ServiceName) -> bool {
+        let running = lock(&self.0.running);
+        let mut of = running.watchers.iter().filter(|watcher| watcher.config.service == *service);
+        of.all(|watcher| lock(&watcher.status).heard)
     }
 
     /// Waits until each has told what stands at its place, or that it cannot be heard; for at most so long.
@@ -149,6 +172,7 @@ impl Watchers {
             kind: config.kind.as_str(),
             place: config.kind.place(),
             connected: false,
+            heard: false,
             since: SystemTime::now(),
             last_change: None,
             entries: 0,
@@ -169,13 +193,14 @@ impl Watchers {
                 told.withdraw();
             }
         });
-        Watcher { config: config.clone(), status, spoke, _wanted: wanted.drop_guard() }
+        Watcher { config: config.clone(), place: rank.place, status, spoke, _wanted: wanted.drop_guard() }
     }
 }
 
 /// Never returns.
 async fn run(kind: &Kind, means: &Means, told: &Told) {
     let place = kind.open(means);
+    told.begin().await;
     let follow = async {
         let mut backoff = Backoff::new();
         loop {
@@ -239,6 +264,9 @@ mod tests {
         watchers.follow(&configs(&format!("{one}{}", two.replace("81", "82"))).unwrap());
         becomes(&catalog, &["127.0.0.1:82 two", "192.0.2.1:80 one", "192.0.2.2:80 one"]).await;
         assert_eq!(watchers.statuses()[0].since, since, "it goes on");
+        let other = "[[watch]]\nservice = \"api\"\nstatic = [\"192.0.2.9:80\"]\n";
+        watchers.follow(&configs(&format!("{other}{one}{}", two.replace("81", "82"))).unwrap());
+        assert_eq!(watchers.statuses()[1].since, since, "those of other services do not matter");
         watchers.follow(&configs(&format!("{two}{one}")).unwrap());
         becomes(&catalog, &["127.0.0.1:81 two", "192.0.2.1:80 one", "192.0.2.2:80 two"]).await;
         watchers.follow(&configs(one).unwrap());
@@ -261,6 +289,25 @@ mod tests {
             (status.refused[0].0.as_str(), status.entries, status.connected),
             ("no.such.invalid", 1, true)
         );
+        tasks.shutdown().await;
+    }
+
+    #[tokio::test]
+    async fn default_servers_stand_in_until_the_place_is_heard() {
+        let (catalog, writer) = Catalog::new();
+        let (metrics, tasks) = (Metrics::new().unwrap(), Tasks::new());
+        let watchers = Watchers::new(writer.layers(), metrics, &tasks);
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("place");
+        let text = format!(
+            "[[watch]]\nservice = \"web\"\nfile = \"{}\"\ndefault_servers = [\"192.0.2.9:80\"]\n",
+            file.display()
+        );
+        watchers.follow(&configs(&text).unwrap());
+        becomes(&catalog, &["192.0.2.9:80 web-file"]).await;
+        assert!(!watchers.have_heard(&"web".parse().unwrap()));
+        std::fs::write(&file, "[\"192.0.2.1:80\"]").unwrap();
+        becomes(&catalog, &["192.0.2.1:80 web-file"]).await;
         tasks.shutdown().await;
     }
 
