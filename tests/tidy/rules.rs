@@ -203,6 +203,8 @@ pub(crate) const ROOMS: &[Room] = &[
             "nerve::check",
             "nerve::registrar",
             "synapse::memory",
+            "synapse::output",
+            "synapse::smartstack",
             "synapse::watch",
             "mesh::admin",
             "mesh::balance",
