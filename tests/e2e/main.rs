@@ -40,6 +40,7 @@ mod podman;
 mod reload;
 mod settings;
 mod smartstack;
+mod synapse_conf;
 mod transparent;
 mod udp;
 mod unix;
