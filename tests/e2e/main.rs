@@ -31,6 +31,7 @@ mod mistakes;
 mod network;
 mod outage;
 mod outliers;
+mod output;
 mod overlay;
 mod overlay_clients;
 mod overlay_fast_path;

@@ -97,3 +97,45 @@ impl SynapseConf {
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::config::Machine;
+
+    #[tokio::test]
+    async fn what_our_own_configuration_says_goes_first() {
+        let directory = tempfile::tempdir().unwrap();
+        let at = |name: &str| directory.path().join(name);
+        let theirs = format!(
+            "services:\n  web_1: {{discovery: {{method: base}}, haproxy: {{port: 3213, bind_address: 0.0.0.0}}}}\n\
+             file_output: {{output_directory: {}}}\n",
+            at("files").display()
+        );
+        fs::write(at("synapse.yaml"), theirs).unwrap();
+        let read = |files: &str| {
+            let ours = format!(
+                "state_dir = \"state\"\nnode = {{ name = \"a\", address = \"192.0.2.1\" }}\nstore.url = \"embedded\"\n\
+                 source.synapse.file = \"synapse.yaml\"\n{files}\n[[watch]]\nservice = \"web-1\"\nstatic = []\n\
+                 [[ingress.localhost]]\nservice = \"web-1\"\nport = 3214\n"
+            );
+            fs::write(at("plexus.toml"), ours).unwrap();
+            Config::load(&at("plexus.toml"), &Machine::this()).unwrap()
+        };
+        let config = read("");
+        let conf = SynapseConf::read(&config).await;
+        let names: Vec<String> = conf.watchers(&config).into_iter().map(|watcher| watcher.name).collect();
+        assert_eq!(names, ["web-1-static", "synapse:web-1"]);
+        let local: Vec<_> = conf.ingress(&config).localhost.into_iter().map(|port| port.listen).collect();
+        let ip = |text: &str| ingress::LocalListen::Ip(text.parse().unwrap());
+        assert_eq!(local, [ip("127.0.0.1:3214"), ip("0.0.0.0:3213")]);
+        let files = |config: &Config| -> Vec<bool> {
+            conf.targets(config).iter().map(|target| target.services.is_some()).collect()
+        };
+        assert_eq!(files(&config), [true]);
+        assert_eq!(files(&read("output.files.directory = \"other\"")), [false, true]);
+        assert_eq!(files(&read("output.files.directory = \"files\"")), [false]);
+    }
+}

@@ -46,6 +46,7 @@ struct Globals {
     lacks: Vec<String>,
     /// Where services are written to.
     directory: Option<PathBuf>,
+    haproxy: serde_json::Value,
 }
 
 /// What is in force of a configuration.
@@ -59,6 +60,8 @@ pub struct InForce {
     pub lacks: Vec<String>,
     /// Where services are written to.
     pub directory: Option<PathBuf>,
+    /// The section `haproxy` as it stands there, for whoever writes one's configuration: an object, or null.
+    pub haproxy: serde_json::Value,
 }
 
 impl Configuration {
@@ -70,6 +73,7 @@ impl Configuration {
             defaults: Lines::default(),
             lacks: Vec::new(),
             directory: None,
+            haproxy: serde_json::Value::Null,
         };
         Self { file, services: Services::of("SmartStack's Synapse"), globals }
     }
@@ -118,7 +122,8 @@ impl Configuration {
         let of_each =
             of_each.map(|service| format!("{}: {}", service.synapse_name, service.lacks.join("; ")));
         let lacks = of_all.chain(of_each).collect();
-        InForce { services, wrong, lacks, directory: self.globals.directory.clone() }
+        let Globals { directory, haproxy, .. } = self.globals.clone();
+        InForce { services, wrong, lacks, directory, haproxy }
     }
 }
 
@@ -185,9 +190,21 @@ fn globals(root: &mut Section<'_>) -> Result<Globals, Reported> {
             let titles: Vec<&str> = extra.keys().map(String::as_str).collect();
             lacks.push(format!("haproxy.extra_sections: not done: {}", titles.join(", ")));
         }
-        Globals { bind_address: bind_address.0, defaults, lacks, directory: None }
+        Globals {
+            bind_address: bind_address.0,
+            defaults,
+            lacks,
+            directory: None,
+            haproxy: serde_json::Value::Null,
+        }
     });
-    Ok(Globals { directory: directory.transpose()?, ..haproxy })
+    Ok(Globals { directory: directory.transpose()?, haproxy: as_it_stands(root), ..haproxy })
+}
+
+/// The section `haproxy`. `Document::parse_json` makes a document of its text.
+fn as_it_stands(section: &mut Section<'_>) -> serde_json::Value {
+    let value = section.optional::<Value>("haproxy");
+    value.and_then(|value| serde_json::to_value(value).ok()).unwrap_or_default()
 }
 
 #[cfg(test)]

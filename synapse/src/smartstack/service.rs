@@ -33,6 +33,8 @@ pub struct Service {
     pub is_written: bool,
     /// What its HAProxy lines ask for and is not done, one sentence each.
     pub lacks: Vec<String>,
+    /// Its section `haproxy` as it stands there, for whoever keeps it on a HAProxy: an object, or null.
+    pub haproxy: serde_json::Value,
     /// How HAProxy is to probe its servers was said.
     pub(super) probes: bool,
 }
@@ -49,6 +51,7 @@ pub(super) fn read(section: &mut Section<'_>, name: &str, globals: &Globals) -> 
     let is_multi = section.has("discovery_multi");
     section.allow("discovery_multi");
     let is_written = section.section_or_empty("file_output", |output| !output.or("disabled", false));
+    let as_it_stands = super::as_it_stands(section);
     let haproxy = section.section_or_empty("haproxy", |haproxy| Haproxy::read(haproxy, globals));
     let default_servers: Result<Vec<Server>, Reported> = default_servers.into_iter().collect();
     let place = section.section("discovery", |discovery| {
@@ -96,6 +99,7 @@ pub(super) fn read(section: &mut Section<'_>, name: &str, globals: &Globals) -> 
         settings,
         is_written,
         lacks,
+        haproxy: as_it_stands,
         probes,
     })
 }
@@ -172,6 +176,8 @@ fn listen(bind_address: &str, port: Option<NonZeroU16>) -> Result<Option<Address
     let host = bind_address.strip_prefix("ipv4@").or_else(|| bind_address.strip_prefix("ipv6@"));
     let host = match host.unwrap_or(bind_address) {
         "" | "*" => "0.0.0.0",
+        // Also where no file of hosts says so.
+        "localhost" => "127.0.0.1",
         host => host,
     };
     Ok(Some(Address::Ip(SocketAddr::new(resolve(host)?, port.get()))))

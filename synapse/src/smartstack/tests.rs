@@ -150,6 +150,13 @@ fn a_configuration_of_the_documentation_s_form_is_taken_whole() {
     assert_eq!(set(&db.settings), ["timeouts.connect=5s", "timeouts.idle=1m"]);
     assert_eq!(in_force.settings().len(), 3, "none of one that HAProxy does not serve");
 
+    // As it stands there, which a document can be made of again.
+    assert_eq!((&db.haproxy["port"], &peers.haproxy["disabled"]), (&"3306".into(), &true.into()));
+    assert_eq!(in_force.haproxy["reload_command"], "systemctl reload haproxy");
+    let again = nerve::document::Document::parse_json(&web.file, &web.haproxy.to_string()).unwrap();
+    let order = again.decode_tolerantly(|section| section.required::<String>("backend_order"));
+    assert_eq!(order.unwrap().0, "asc");
+
     // What is said.
     let [wrong] = &in_force.wrong[..] else { panic!("{:?}", in_force.wrong) };
     assert!(
