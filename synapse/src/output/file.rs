@@ -209,23 +209,29 @@ impl Keeper {
             }
             return;
         };
-        let is_listed = directory.target.services.is_some();
-        let (mut work, mut at_work) = (BTreeMap::new(), BTreeMap::new());
+        let (unheard, is_listed) = (self.watchers.unheard(), directory.target.services.is_some());
+        let (mut work, mut at_work) = (Vec::new(), BTreeMap::new());
         for (file, service) in std::mem::take(&mut directory.due) {
-            let becomes = match &service {
-                Some(service) => self.becomes(service, is_listed),
-                None => Some(Becomes::Nothing),
-            };
-            match becomes {
-                Some(becomes) => {
-                    work.insert(file.clone(), becomes);
-                    at_work.insert(file, service);
+            let of = service.as_ref().map(|service| self.of(service, is_listed));
+            let is_known = service.as_ref().is_none_or(|service| !unheard.contains(service));
+            match of.unwrap_or(Of::Nobody) {
+                Of::Servers(servers) => work.push((file.clone(), Of::Servers(servers))),
+                // Nothing becomes of it until more is known.
+                _ if !is_known => {
+                    directory.due.insert(file, service);
+                    continue;
                 }
-                None => drop(directory.due.insert(file, service)),
+                none => work.push((file.clone(), none)),
             }
+            at_work.insert(file, service);
         }
         let to = path.clone();
-        let written = tokio::task::spawn_blocking(move || writing::apply(&to, ours, work)).await;
+        let written = tokio::task::spawn_blocking(move || {
+            // Here, for a list may be long.
+            let work = work.into_iter().map(|(file, of)| (file, of.becomes())).collect();
+            writing::apply(&to, ours, work)
+        });
+        let written = written.await;
         let failure = match written {
             Ok((ours, failure)) => {
                 directory.ours = Some(ours);
@@ -241,18 +247,37 @@ impl Keeper {
         self.files.note(&path, failure);
     }
 
-    /// What becomes of a service's file; `None`: nothing, until more is known of it.
-    fn becomes(&self, service: &ServiceName, is_listed: bool) -> Option<Becomes> {
-        let known = self.catalog.service(service.as_str());
-        let backends = known.as_deref().map(backends).unwrap_or_default();
-        if backends.is_empty() && !self.watchers.have_heard(service) {
-            return None;
+    fn of(&self, service: &ServiceName, is_listed: bool) -> Of {
+        match self.catalog.service(service.as_str()) {
+            Some(known) if known.serving().next().is_some() => Of::Servers(known),
+            Some(_) => Of::NoServer,
+            None if is_listed => Of::NoServer,
+            None => Of::Nobody,
         }
-        if known.is_none() && !is_listed {
-            return Some(Becomes::Nothing);
+    }
+}
+
+/// Of whom a file is.
+#[derive(Debug)]
+enum Of {
+    /// A service with servers.
+    Servers(Arc<Service>),
+    /// One without.
+    NoServer,
+    /// No service.
+    Nobody,
+}
+
+impl Of {
+    fn becomes(&self) -> Becomes {
+        match self {
+            // Texts and numbers always have a form.
+            Self::Servers(service) => {
+                Becomes::Text(serde_json::to_string(&backends(service)).unwrap_or_default())
+            }
+            Self::NoServer => Becomes::Text("[]".to_owned()),
+            Self::Nobody => Becomes::Nothing,
         }
-        // Texts and numbers always have a form.
-        Some(Becomes::Text(serde_json::to_string(&backends).unwrap_or_default()))
     }
 }
 

@@ -1,6 +1,6 @@
 //! A watcher: one place of one service, followed for as long as the agent runs.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
@@ -137,12 +137,12 @@ impl Watchers {
         &self.0.writer
     }
 
-    /// Is it known what the places of a service hold? Not while one of them was never heard.
+    /// Services of which not everything is known, since one of their places was never heard.
     #[must_use]
-    pub fn have_heard(&self, service: &ServiceName) -> bool {
+    pub fn unheard(&self) -> HashSet<ServiceName> {
         let running = lock(&self.0.running);
-        let mut of = running.watchers.iter().filter(|watcher| watcher.config.service == *service);
-        of.all(|watcher| lock(&watcher.status).heard)
+        let unheard = running.watchers.iter().filter(|watcher| !lock(&watcher.status).heard);
+        unheard.map(|watcher| watcher.config.service.clone()).collect()
     }
 
     /// Waits until each has told what stands at its place, or that it cannot be heard; for at most so long.
@@ -305,9 +305,10 @@ mod tests {
         );
         watchers.follow(&configs(&text).unwrap());
         becomes(&catalog, &["192.0.2.9:80 web-file"]).await;
-        assert!(!watchers.have_heard(&"web".parse().unwrap()));
+        assert_eq!(watchers.unheard(), HashSet::from(["web".parse().unwrap()]));
         std::fs::write(&file, "[\"192.0.2.1:80\"]").unwrap();
         becomes(&catalog, &["192.0.2.1:80 web-file"]).await;
+        assert_eq!(watchers.unheard(), HashSet::new());
         tasks.shutdown().await;
     }
 
