@@ -89,7 +89,11 @@ pub(super) fn read(section: &mut Section<'_>, name: &str, globals: &Globals) -> 
         kind: place.kind,
         options,
     };
-    let Haproxy { listen, settings, lacks, probes, .. } = haproxy;
+    let Haproxy { listen, settings, mut lacks, probes, .. } = haproxy;
+    let is_file_name = !name.contains('/') && !name.chars().any(char::is_control);
+    if is_written && globals.directory.is_some() && !is_file_name {
+        lacks.push("file_output: not done: its name cannot be that of a file".to_owned());
+    }
     Ok(Service {
         synapse_name: name.to_owned(),
         name: service,
@@ -97,7 +101,7 @@ pub(super) fn read(section: &mut Section<'_>, name: &str, globals: &Globals) -> 
         watcher,
         listen,
         settings,
-        is_written,
+        is_written: is_written && is_file_name,
         lacks,
         haproxy: as_it_stands,
         probes,

@@ -247,6 +247,14 @@ fn of_two_services_with_one_name_or_one_port_here_the_second_is_refused() {
 }
 
 #[test]
+fn a_name_that_is_a_path_is_no_file() {
+    let text = "services:\n  ../web: {discovery: {method: base}, haproxy: {disabled: true}}\nfile_output: {output_directory: /run/x}\n";
+    let in_force = of(text);
+    assert_eq!((names(&in_force), in_force.target().unwrap().services.unwrap().len()), (vec!["web"], 0));
+    assert_eq!(in_force.lacks, ["../web: file_output: not done: its name cannot be that of a file"]);
+}
+
+#[test]
 fn a_file_that_breaks_leaves_what_was_in_force_and_a_service_its_last_good_version() {
     let (mut host, before) = Host::of(&service("haproxy: {port: 3213}"));
     assert_eq!(before.wrong, []);
