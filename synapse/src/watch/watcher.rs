@@ -185,7 +185,7 @@ impl Watchers {
         let (spoke, told) = (told.spoke(), Arc::new(told));
         let (kind, wanted) = (config.kind.clone(), CancellationToken::new());
         let (is_wanted, means) = (wanted.clone(), means.clone());
-        tasks.spawn_until_stopped("watcher", move || {
+        tasks.spawn_until_done("watcher", move || {
             let (told, kind, wanted, means) =
                 (Arc::clone(&told), kind.clone(), is_wanted.clone(), means.clone());
             async move {
