@@ -214,8 +214,10 @@ fn a_configuration_of_synapse_is_read_again_and_outlives_processes_and_zookeeper
     let _ = eventually!(SOON, status(), |said| !said.contains("what was read before"));
 
     // Another process takes over.
-    drop(b.take_over());
+    let mut before = b.take_over();
     load.wait_for(100);
+    // It finishes what it has.
+    before.wait(SOON);
     load.stop().assert_unharmed();
 
     // One that starts without ZooKeeper has the default servers, and leaves files of which it knows nothing.
