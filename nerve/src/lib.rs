@@ -5,7 +5,8 @@
 //! [`check`] the probes, [`source`] where the definitions come from, [`registrar`] the loop that keeps the store
 //! equal to what is well here, [`announce`] what other systems are told of that, [`settings`] and [`publish`] what an operator
 //! changes of a service, [`vips`] the claims on virtual addresses, [`networks`] and [`subnets`] the overlay networks and who
-//! holds which part of them. [`document`] reads configuration text; [`http`] speaks with other programs; [`tasks`] owns what runs in the background; [`hash`] is
+//! holds which part of them. [`document`] reads configuration text, [`smartstack`] what SmartStack's two halves have of it in common; [`http`] speaks
+//! with other programs; [`tasks`] owns what runs in the background; [`hash`] is
 //! the same for everyone.
 
 pub mod announce;
@@ -19,6 +20,7 @@ pub mod period;
 pub mod publish;
 pub mod registrar;
 pub mod settings;
+pub mod smartstack;
 pub mod source;
 pub mod store;
 pub mod subnets;

@@ -65,7 +65,24 @@ impl Tasks {
     }
 
     /// Runs what `make` makes until the owner shuts down; when it panics or returns early it is made anew after a pause.
-    pub fn spawn_restarted<F>(&self, name: &'static str, mut make: impl FnMut() -> F + Send + 'static)
+    pub fn spawn_restarted<F>(&self, name: &'static str, make: impl FnMut() -> F + Send + 'static)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        self.keep(name, false, make);
+    }
+
+    /// Runs what `make` makes until it returns, or it is dropped where it waits when the owner shuts down; when it panics it is made
+    /// anew after a pause.
+    pub fn spawn_until_done<F>(&self, name: &'static str, mut make: impl FnMut() -> F + Send + 'static)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let stop = self.stop.clone();
+        self.keep(name, true, move || until(stop.clone(), make()));
+    }
+
+    fn keep<F>(&self, name: &'static str, may_end: bool, mut make: impl FnMut() -> F + Send + 'static)
     where
         F: Future<Output = ()> + Send + 'static,
     {
@@ -76,7 +93,7 @@ impl Tasks {
             while !stop.is_cancelled() {
                 let started = Instant::now();
                 match AssertUnwindSafe(make()).catch_unwind().await {
-                    Ok(()) if stop.is_cancelled() => break,
+                    Ok(()) if may_end || stop.is_cancelled() => break,
                     Ok(()) => tracing::warn!(task = name, "task ended early; it is restarted"),
                     Err(panic) => {
                         panics.fetch_add(1, Ordering::Relaxed);
@@ -135,6 +152,20 @@ fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_task_that_may_end_is_restarted_for_a_panic_alone() {
+        let tasks = Tasks::new();
+        let runs = Arc::new(AtomicU64::new(0));
+        let seen = Arc::clone(&runs);
+        tasks.spawn_until_done("once more", move || {
+            let seen = Arc::clone(&seen);
+            async move { assert!(seen.fetch_add(1, Ordering::Relaxed) > 0, "not yet") }
+        });
+        tasks.tracker.close();
+        let ended = tokio::time::timeout(LONGEST_PAUSE * 10, tasks.tracker.wait()).await;
+        assert_eq!((ended, runs.load(Ordering::Relaxed), tasks.panics()), (Ok(()), 2, 1));
+    }
 
     #[tokio::test(start_paused = true)]
     async fn a_task_that_panics_is_restarted_until_shutdown() {

@@ -396,28 +396,33 @@ mod tests {
         let file = directory.path().join("catalog.json");
         let config = nerve::store::StoreConfig::new("embedded".parse().unwrap());
         let store = nerve::store::open(&config, &nerve::store::Metrics::default()).unwrap();
-        let node = r#"{"name":"a","address":"192.0.2.1","version":"0"}"#;
-        let put = |name: &str| {
-            let path = nerve::store::Path::new(&format!("nodes/{name}")).unwrap();
-            let (store, value) = (Arc::clone(&store), node.replace("\"a\"", &format!("{name:?}")));
+        let node = |name: &str| format!(r#"{{"name":{name:?},"address":"192.0.2.1","version":"0"}}"#);
+        let put = |path: &str, value: String| {
+            let (store, path) = (Arc::clone(&store), nerve::store::Path::new(path).unwrap());
             async move { store.put(&path, value.into_bytes(), None).await.unwrap() }
         };
-        put("a").await;
+        put("nodes/a", node("a")).await;
+        let web = r#"{"service":"web","id":"x","node":"a","address":"192.0.2.1","port":80}"#;
+        put("instances/web/x", web.to_owned()).await;
         let (tasks, metrics) = (Tasks::new(), Metrics::new().unwrap());
         let (catalog, writer) = Catalog::new();
+        // A node's own settings are its configuration's, and nobody else's.
+        let own = ServiceSettings::read(br#"{"balance": {"policy": "random"}}"#).unwrap().0;
+        writer.layers().settle([("web".parse().unwrap(), Arc::new(own))].into());
         let config = crate::watch::store::Config::default();
         let watcher =
             crate::watch::store::start(config, Arc::clone(&store), writer, None, metrics.clone(), &tasks);
         watcher.filled().await;
         keep(file.clone(), catalog.clone(), watcher, metrics.clone(), &tasks);
         eventually(|| metrics.memory_saves.with_label_values(&["ok"]).get() == 1).await;
-        assert_eq!(recall(&file).unwrap().changes.len(), 1);
+        assert!(catalog.service("web").unwrap().has_node_settings());
+        assert_eq!(recall(&file).unwrap().changes.len(), 2);
         // Within the pause: only the end saves it.
-        let revision = put("b").await;
+        let revision = put("nodes/b", node("b")).await;
         eventually(|| catalog.node_count() == 2).await;
         tasks.shutdown().await;
         let recalled = recall(&file).unwrap();
-        assert_eq!((recalled.revision, recalled.changes.len()), (revision, 2));
+        assert_eq!((recalled.revision, recalled.changes.len()), (revision, 3));
         assert!(recalled.as_of.elapsed().unwrap() < Duration::from_secs(60));
     }
 }

@@ -134,8 +134,9 @@ fn what_nerve_registers_in_zookeeper_is_served_where_nobody_shares_its_store() {
     let _ = eventually!(SOON, b.get(b.at(PUBLISHED), "/").is_ok(), |answers| *answers);
     let load = b.load(b.at(PUBLISHED));
     load.wait_for(100);
-    drop(b.take_over());
+    let mut before = b.take_over();
     load.wait_for(100);
+    before.wait(SOON);
     // Others write there too, and not all of them well.
     zookeeper
         .create(&format!("{path}/b-host_7"), r#"{"host": "10.77.0.1", "port": "9001", "name": "b-host"}"#);

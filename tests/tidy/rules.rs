@@ -25,6 +25,8 @@ pub(crate) const ROOMS: &[Room] = &[
     room("nerve::document", &["nerve::model", "nerve::period"]),
     // How other programs are spoken with; what is said is others' business.
     room("nerve::http", &["nerve::document", "nerve::model"]),
+    // What both halves of SmartStack's configuration have in common.
+    room("nerve::smartstack", &["nerve::model", "nerve::document", "nerve::period"]),
     // The writer owns the form of a record: the vocabulary, and nothing of checks or sources.
     room("nerve::store", &["nerve::model", "nerve::tasks"]),
     room(
@@ -33,7 +35,15 @@ pub(crate) const ROOMS: &[Room] = &[
     ),
     room(
         "nerve::source",
-        &["nerve::model", "nerve::check", "nerve::document", "nerve::http", "nerve::period", "nerve::tasks"],
+        &[
+            "nerve::model",
+            "nerve::check",
+            "nerve::document",
+            "nerve::http",
+            "nerve::period",
+            "nerve::smartstack",
+            "nerve::tasks",
+        ],
     ),
     room("nerve::settings", &["nerve::model", "nerve::store"]),
     room("nerve::publish", &["nerve::model", "nerve::settings", "nerve::store"]),
@@ -80,6 +90,13 @@ pub(crate) const ROOMS: &[Room] = &[
             "nerve::store",
             "nerve::tasks",
         ],
+    ),
+    // What the catalog says, for other programs; a file is left alone while nothing is known of its service.
+    room("synapse::output", &["synapse::catalog", "synapse::watch", "nerve::model", "nerve::tasks"]),
+    // A text of another program into watchers, ports and settings: it follows and serves nothing.
+    room(
+        "synapse::smartstack",
+        &["synapse::output", "synapse::watch", "nerve::document", "nerve::model", "nerve::smartstack"],
     ),
     // Leaves of mesh.
     room("mesh::drain", &[]),
@@ -198,6 +215,8 @@ pub(crate) const ROOMS: &[Room] = &[
             "nerve::check",
             "nerve::registrar",
             "synapse::memory",
+            "synapse::output",
+            "synapse::smartstack",
             "synapse::watch",
             "mesh::admin",
             "mesh::balance",

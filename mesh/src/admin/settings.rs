@@ -23,7 +23,12 @@ pub(super) async fn read(State(handles): Shared, Path(name): Path<String>) -> An
             expects: key.expects(),
         }
     });
-    Ok(Json(Settings { stale: stale(&handles), service: service.name.clone(), settings: settings.collect() }))
+    Ok(Json(Settings {
+        stale: stale(&handles),
+        service: service.name.clone(),
+        of_node: service.has_node_settings(),
+        settings: settings.collect(),
+    }))
 }
 
 pub(super) async fn write(

@@ -19,6 +19,7 @@ mod run;
 mod seams;
 mod signals;
 mod start;
+mod synapse_conf;
 mod systemd;
 
 use std::sync::Arc;

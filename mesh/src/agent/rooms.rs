@@ -9,7 +9,7 @@ use nerve::store::Store;
 use nerve::tasks::Tasks;
 use nerve::{announce, registrar};
 use synapse::catalog::Catalog;
-use synapse::{memory, watch as watcher};
+use synapse::{memory, output, watch as watcher};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -17,6 +17,7 @@ use super::handover::{Door, Outcome, Successor, Wire, give};
 use super::metrics::Metrics;
 use super::name_server::NameServer;
 use super::seams::Problems;
+use super::synapse_conf::SynapseConf;
 use super::{Phase, Started};
 use crate::config::{self, Config};
 use crate::drain::DrainTrigger;
@@ -37,6 +38,8 @@ pub(super) struct Rooms {
     pub(super) services: ConfigSource,
     /// `None` where no configuration of Nerve's is read.
     pub(super) smartstack: Option<SmartstackSource>,
+    pub(super) synapse_conf: SynapseConf,
+    pub(super) files: output::Files,
     pub(super) announcements: announce::Handle,
     pub(super) plane: Arc<DataPlane>,
     pub(super) ingress: ingress::Handle,
@@ -135,7 +138,7 @@ impl Rooms {
         self.starting.is_none()
     }
 
-    /// Saves the catalog from now on.
+    /// Saves the catalog from now on, for this program and for others.
     pub(super) fn keep_memory(&mut self) {
         self.owners.memory = Tasks::new();
         memory::keep(
@@ -146,6 +149,12 @@ impl Rooms {
             &self.owners.memory,
         );
         self.watchers.keep_findings(findings_file(&self.config), &self.owners.memory);
+        self.files.keep(
+            self.catalog.clone(),
+            self.watchers.clone(),
+            self.watcher.clone(),
+            &self.owners.memory,
+        );
     }
 
     /// Serves until `stop`, or until another agent has taken over, applying reloads.
@@ -163,7 +172,7 @@ impl Rooms {
                     self.starting = None;
                     self.enter(Phase::Ready);
                 }
-                Some(config) = reloads.recv() => self.reload(config),
+                Some(config) = reloads.recv() => self.reload(config).await,
                 wire = knock(door.as_ref()) => match give(self, wire, &stop).await {
                     Ok(successor) => {
                         self.metrics.note_handover(Outcome::HandedOver);
@@ -178,7 +187,7 @@ impl Rooms {
         }
     }
 
-    fn reload(&mut self, config: Config) {
+    async fn reload(&mut self, config: Config) {
         let reload = config::diff(&self.config, &config);
         let needs_restart = reload.needs_restart();
         tracing::info!(applied = reload.live.join(", "), "configuration read again");
@@ -191,11 +200,15 @@ impl Rooms {
             let reload = async move { smartstack.reload().await };
             self.owners.registrar.spawn_while_wanted("Nerve's configuration", reload);
         }
-        self.watchers.follow(&config.watchers);
-        self.ingress.reload(&config.ingress());
+        self.synapse_conf.read_again().await;
+        self.watchers.layers().settle(self.synapse_conf.settings());
+        self.watchers.follow(&self.synapse_conf.watchers(&config));
+        self.ingress.reload(&self.synapse_conf.ingress(&config));
+        self.files.follow(self.synapse_conf.targets(&config));
         // The rest stays what it is until a restart, and is compared with what runs next time too.
         self.config.services = config.services;
         self.config.watchers = config.watchers;
+        self.config.output.files = config.output.files;
         self.config.ingress.localhost = config.ingress.localhost;
         self.config.drain = config.drain;
         self.config.log = config.log;

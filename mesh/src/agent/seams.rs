@@ -6,10 +6,12 @@ use std::time::SystemTime;
 
 use nerve::announce;
 use nerve::model::{Address, InstanceId, ServiceName};
+use synapse::output;
 use synapse::watch::store::Handle as Watcher;
 use synapse::watch::{self, Watchers};
 use tokio::sync::Semaphore;
 
+use super::synapse_conf::SynapseConf;
 use crate::admin::{self, Counts, Resolver, Traffic};
 use crate::api::{
     Finding, PlainFor, Problem, Resolution, WatcherInfo, WhyBalance, WhyListener, WhyPick, WhyPlain,
@@ -204,6 +206,8 @@ pub(super) struct Problems {
     pub(super) watcher: Watcher,
     pub(super) watchers: Watchers,
     pub(super) announcements: announce::Handle,
+    pub(super) synapse_conf: SynapseConf,
+    pub(super) files: output::Files,
     /// What of a reload could not be applied.
     pub(super) reload: Arc<Mutex<Option<String>>>,
     /// Why no other agent can take over.
@@ -244,6 +248,10 @@ impl Problems {
         let announcements = self.announcements.problems().into_iter();
         let announcements = announcements
             .map(|wrong| problem("announcements", format!("{}: {}", wrong.subject, wrong.message)));
+        let synapse = self.synapse_conf.in_force();
+        let synapse = synapse.wrong.iter();
+        let synapse = synapse.map(|wrong| problem("synapse", format!("{}: {}", wrong.place, wrong.message)));
+        let files = self.files.failures().into_iter().map(|message| problem("output", message));
         let reload = self.reload.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let door = self.door.lock().unwrap_or_else(PoisonError::into_inner).clone();
         listeners
@@ -254,6 +262,8 @@ impl Problems {
             .chain(addresses)
             .chain(announcements)
             .chain(places)
+            .chain(synapse)
+            .chain(files)
             .chain(door.map(|message| problem("handover", message)))
             .chain(records)
             .chain(reload.map(|message| problem("config", message)))

@@ -14,7 +14,7 @@ use nerve::{announce, registrar};
 use prometheus::Registry;
 use synapse::catalog::{Catalog, Writer};
 use synapse::watch::Recalled;
-use synapse::{memory, watch as watcher};
+use synapse::{memory, output, watch as watcher};
 use tokio::sync::watch;
 
 use super::attachments::{self, Attachments};
@@ -23,6 +23,7 @@ use super::metrics::Metrics;
 use super::name_server::NameServer;
 use super::rooms::{Owners, Rooms, findings_file, memory_file};
 use super::seams::{Problems, examiner, seen_instead, watchers as watcher_states};
+use super::synapse_conf::SynapseConf;
 use super::{Origin, Phase, Succession};
 use crate::api::TookOver;
 use crate::config::Config;
@@ -114,8 +115,9 @@ impl Rooms {
         // What is known: from memory at once, then from the store.
         let synapse_metrics = synapse::Metrics::new()?;
         synapse_metrics.register(registry)?;
-        let (watcher, watchers) =
-            start_watching(&config, &store, bound.writer, recalled, &synapse_metrics, &owners.rest).await;
+        let synapse_conf = SynapseConf::read(&config).await;
+        let filled = (bound.writer, recalled, &synapse_metrics);
+        let (watcher, watchers) = start_watching(&config, &synapse_conf, &store, filled, &owners.rest).await;
 
         // What is done with it: connections and names.
         let catalog = bound.catalog;
@@ -124,7 +126,7 @@ impl Rooms {
         let (usual_way, tell_usual_way) = usual_way();
         let steer = start_steering(&config, &catalog, &bound.plane, usual_way, registry, &owners.vip)?;
         let ingress = start_ingress(
-            &config,
+            (&config, &synapse_conf),
             &catalog,
             &vip,
             &bound.plane,
@@ -152,6 +154,8 @@ impl Rooms {
             watcher: watcher.clone(),
             watchers: watchers.clone(),
             announcements: announcements.clone(),
+            synapse_conf: synapse_conf.clone(),
+            files: output::Files::new(synapse_conf.targets(&config)),
             reload: Arc::default(),
             door: Arc::default(),
         };
@@ -161,6 +165,8 @@ impl Rooms {
             registrar,
             services,
             smartstack,
+            synapse_conf,
+            files: problems.files.clone(),
             announcements,
             plane: bound.plane,
             ingress,
@@ -399,7 +405,7 @@ fn start_overlay(
 }
 
 fn start_ingress(
-    config: &Config,
+    (config, synapse_conf): (&Config, &SynapseConf),
     catalog: &Catalog,
     vip: &vip::Handle,
     plane: &Arc<DataPlane>,
@@ -420,7 +426,7 @@ fn start_ingress(
     };
     surroundings.metrics.register(registry)?;
     let means = ingress::Means { plane: Arc::clone(plane), surroundings, inherited, metrics };
-    Ok(ingress::start(config.ingress(), catalog.clone(), vip.usable(), means, tasks))
+    Ok(ingress::start(synapse_conf.ingress(config), catalog.clone(), vip.usable(), means, tasks))
 }
 
 /// The name server's sockets; none where DNS is off. Addresses that cannot be bound are problems and no errors.
@@ -480,16 +486,16 @@ fn open_store(
 /// The store first: what it says goes before what any other place does.
 async fn start_watching(
     config: &Config,
+    synapse_conf: &SynapseConf,
     store: &Arc<dyn Store>,
-    writer: Writer,
-    recalled: Option<Recalled>,
-    metrics: &synapse::Metrics,
+    (writer, recalled, metrics): (Writer, Option<Recalled>, &synapse::Metrics),
     tasks: &Tasks,
 ) -> (watcher::store::Handle, watcher::Watchers) {
     let watchers = watcher::Watchers::new(writer.layers(), metrics.clone(), &findings_file(config), tasks);
+    watchers.layers().settle(synapse_conf.settings());
     let usual = watcher::store::Config::default();
     let store = watcher::store::start(usual, Arc::clone(store), writer, recalled, metrics.clone(), tasks);
-    watchers.follow(&config.watchers);
+    watchers.follow(&synapse_conf.watchers(config));
     // What they know is no news: an agent that takes over is to have it before it serves.
     watchers.first_words(WATCHED_WITHIN).await;
     (store, watchers)

@@ -189,6 +189,9 @@ pub struct Settings {
     pub stale: Option<Stale>,
     /// Which service.
     pub service: ServiceName,
+    /// What is set is set by the node's own configuration, and for that node: nobody has set any for the fleet.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub of_node: bool,
     /// In the order in which they are documented.
     pub settings: Vec<Setting>,
 }

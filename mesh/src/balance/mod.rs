@@ -54,7 +54,7 @@ pub use pool::Place;
 pub use queue::Ticket;
 pub use refused::Refused;
 pub use report::{EndpointReport, Report};
-pub use settings::Settings;
+pub use settings::{Patience, Settings};
 pub use tried::{NoEndpoint, Obstacle, Tried};
 
 use affinity::Affinity;
@@ -156,6 +156,12 @@ impl Balancer {
     #[must_use]
     pub fn settings(&self) -> Arc<Settings> {
         Arc::clone(&self.pool.load().settings)
+    }
+
+    /// What the service says of times, now.
+    #[must_use]
+    pub fn patience(&self) -> Patience {
+        self.pool.load().settings.patience
     }
 
     /// Every endpoint, those that are kept out too, with what is known of them here.

@@ -31,6 +31,16 @@ pub struct Settings {
     pub(super) retry_percent: u32,
     pub(super) retry_floor: u32,
     pub(super) limits: Limits,
+    pub(super) patience: Patience,
+}
+
+/// What a service says of times that else are the node's.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Patience {
+    /// For one attempt at one endpoint.
+    pub connect: Option<Duration>,
+    /// A connection on which nothing moves for so long is ended.
+    pub idle: Option<Duration>,
 }
 
 /// When an endpoint is ejected, and for how long. Times are in milliseconds, and 0 is never.
@@ -77,6 +87,10 @@ impl Settings {
             retry_percent: balance.retry.budget.map_or(0, |percent| percent.get().into()),
             retry_floor: count(balance.retry.min_per_second),
             limits: Limits::new(&effective.limits),
+            patience: Patience {
+                connect: effective.timeouts.connect.map(|period| period.get()),
+                idle: effective.timeouts.idle.map(|period| period.get()),
+            },
         }
     }
 }

@@ -6,7 +6,7 @@ use clap::Args;
 
 use super::{Error, Output, Result};
 use crate::agent::Succession;
-use crate::config::{Files, Machine, Nerve};
+use crate::config::{Checked, Files, Machine, Nerve, Synapse};
 
 const AFTER_HELP: &str = "\
 Signals: SIGHUP reads the configuration again, SIGUSR2 starts the program anew (as it is on disk now), which takes over,
@@ -16,6 +16,7 @@ Examples:
   plexus agent --config /etc/plexus/plexus.toml
   plexus agent --config /etc/plexus/plexus.toml --take-over     instead of the one that runs
   plexus agent --config /etc/plexus/plexus.toml --nerve /etc/nerve/nerve.conf.json     with what Nerve registers
+  plexus agent --config /etc/plexus/plexus.toml --synapse /etc/synapse/synapse.conf.json     with what Synapse serves
   plexus config check /etc/plexus/plexus.toml     what it would run with";
 
 /// Run the agent of this node
@@ -39,7 +40,11 @@ pub(super) struct Agent {
     #[arg(long, value_name = "ID", requires = "nerve")]
     instance_id: Option<String>,
 
-    /// Only say whether the configuration, and that of Nerve, is right
+    /// The main file of a configuration of SmartStack's Synapse, which is taken as it is: `[source.synapse] file`
+    #[arg(long, value_name = "FILE")]
+    synapse: Option<PathBuf>,
+
+    /// Only say whether the configuration, and those of Nerve and Synapse, are right
     #[arg(long)]
     check_config: bool,
 }
@@ -47,9 +52,9 @@ pub(super) struct Agent {
 impl Agent {
     pub(super) fn run(self) -> Result {
         let succession = if self.take_over { Succession::TakeOver } else { Succession::Alone };
-        let Self { config, nerve, instance_id, check_config, .. } = self;
+        let Self { config, nerve, instance_id, synapse, check_config, .. } = self;
         let nerve = nerve.map(|file| Nerve { file, instance_id });
-        let files = Files { config, nerve };
+        let files = Files { config, nerve, synapse: synapse.map(|file| Synapse { file }) };
         if check_config {
             check(&files)
         } else {
@@ -60,8 +65,14 @@ impl Agent {
 
 fn check(files: &Files) -> Result {
     let config = files.load(&Machine::this()).map_err(|errors| Error::Program(errors.into()))?;
-    let instances = config.check_sources().map_err(|wrong| Error::Program(anyhow::anyhow!(wrong)))?;
+    let checked = config.check_sources().map_err(|wrong| Error::Program(anyhow::anyhow!(wrong)))?;
+    let Checked { instances, services, lacks } = checked;
+    let taken =
+        services.map_or_else(String::new, |services| format!(" and takes {services} services of Synapse's"));
     let mut out = Output::stdout();
-    out.line(format!("the configuration is right; it defines {instances} instances"))?;
+    out.line(format!("the configuration is right; it defines {instances} instances{taken}"))?;
+    for lack in lacks {
+        out.line(lack)?;
+    }
     Ok(())
 }

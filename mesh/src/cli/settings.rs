@@ -12,7 +12,8 @@ use super::{Error, Reach, Result, print_change, stale_banner};
 use crate::api::{self, Changed, SettingsRequest};
 
 const SETTINGS_HELP: &str = "\
-SET is `yes` where somebody set it, and otherwise the default holds; `-` as a value is off.
+SET is `yes` where somebody set it, `here` where this node's own configuration says it (and nobody has set any), and otherwise the
+default holds; `-` as a value is off.
 
 Examples:
   plexus settings web";
@@ -120,7 +121,11 @@ fn human(out: &mut Output<'_>, answer: &api::Settings) -> io::Result<()> {
     stale_banner(out, answer.stale.as_ref())?;
     let mut table = Table::new(&["SETTING", "VALUE", "SET", "MEANING"]);
     for setting in &answer.settings {
-        let set = if setting.default { Cell::from("default") } else { Cell::new("yes", Tone::Good) };
+        let set = match (setting.default, answer.of_node) {
+            (true, _) => Cell::from("default"),
+            (false, true) => Cell::new("here", Tone::Good),
+            (false, false) => Cell::new("yes", Tone::Good),
+        };
         table.row([Cell::from(&setting.name), Cell::from(&setting.value), set, Cell::from(&setting.meaning)]);
     }
     out.table(&table)

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use nerve::document::{Reported, Section};
 use nerve::source::SmartstackSource;
 use serde::Serialize;
+use synapse::smartstack::Configuration;
 
 use super::Config;
 
@@ -14,6 +15,16 @@ pub struct Sources {
     /// `[source.nerve]`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub nerve: Option<Nerve>,
+    /// `[source.synapse]`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub synapse: Option<Synapse>,
+}
+
+/// A configuration of SmartStack's Synapse.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Synapse {
+    /// Its main file.
+    pub file: PathBuf,
 }
 
 /// A configuration of SmartStack's Nerve.
@@ -33,7 +44,10 @@ impl Sources {
             let instance_id = section.optional::<String>("instance_id");
             Ok(Nerve { file: base.join(file?), instance_id })
         });
-        Ok(Self { nerve: nerve.transpose()? })
+        let synapse = section.section("synapse", |section| {
+            section.required::<PathBuf>("file").map(|file| Synapse { file: base.join(file) })
+        });
+        Ok(Self { nerve: nerve.transpose()?, synapse: synapse.transpose()? })
     }
 
     /// Is nothing defined elsewhere?
@@ -43,18 +57,38 @@ impl Sources {
     }
 }
 
+/// What the files of other programs say.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Checked {
+    /// How many instances are defined, by our own files too.
+    pub instances: usize,
+    /// How many services of Synapse's are taken; `None`: none of its files is read.
+    pub services: Option<usize>,
+    /// What those ask for and is not done.
+    pub lacks: Vec<String>,
+}
+
 impl Config {
-    /// How many instances the node's own files define; as an error what is wrong with those that are of another program.
+    /// What the node's own files define; as an error what is wrong with those that are of another program.
     ///
     /// # Errors
     /// What is wrong, one line each.
-    pub fn check_sources(&self) -> Result<usize, String> {
-        let (mut instances, mut wrong) = (self.services.len(), Vec::new());
+    pub fn check_sources(&self) -> Result<Checked, String> {
+        let mut checked = Checked { instances: self.services.len(), ..Checked::default() };
+        let mut wrong = Vec::new();
         if let Some(smartstack) = self.smartstack_source() {
             let (defined, problems) = SmartstackSource::check(smartstack, self.node.local());
-            instances += defined;
-            wrong.extend(problems.iter().map(|problem| format!("{}: {}", problem.place, problem.message)));
+            checked.instances += defined;
+            wrong.extend(problems.into_iter().map(|problem| (problem.place, problem.message)));
         }
-        if wrong.is_empty() { Ok(instances) } else { Err(wrong.join("\n")) }
+        if let Some(Synapse { file }) = self.sources.synapse.clone() {
+            let in_force = Configuration::of(file).load();
+            checked.services = Some(in_force.services.len());
+            checked.lacks = in_force.lacks;
+            wrong.extend(in_force.wrong.into_iter().map(|wrong| (wrong.place, wrong.message)));
+        }
+        let wrong: Vec<String> =
+            wrong.into_iter().map(|(place, message)| format!("{place}: {message}")).collect();
+        if wrong.is_empty() { Ok(checked) } else { Err(wrong.join("\n")) }
     }
 }

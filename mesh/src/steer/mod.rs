@@ -175,6 +175,7 @@ mod tests {
         Service {
             name: "web".parse().unwrap(),
             settings: Arc::new(ServiceSettings { client_address, ..ServiceSettings::default() }),
+            stored: None,
             endpoints: Vec::new(),
             vips: Vec::new(),
             generation: 0,

@@ -70,7 +70,9 @@ pub struct Errors {
 }
 
 impl Errors {
-    pub(super) fn single(problem: Problem) -> Self {
+    /// One problem alone.
+    #[must_use]
+    pub fn single(problem: Problem) -> Self {
         Self { problems: vec![problem], omitted: 0 }
     }
 

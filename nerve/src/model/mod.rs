@@ -25,7 +25,7 @@ pub use prefix::Prefix;
 pub use settings::{
     AtLimit, BalanceSettings, ClientAddress, Count, Factor, HashOn, Key as SettingKey, LimitSettings,
     Locality, OutlierSettings, Percent, Policy, PortRange, Protocol, ProxyVersion, PublishMode,
-    PublishedPort, RetrySettings, Selector, ServiceSettings, Split, VirtualIp,
+    PublishedPort, RetrySettings, Selector, ServiceSettings, Split, TimeoutSettings, VirtualIp,
 };
 pub use unix_path::{UnixPath, UnixPathError};
 pub use vip::VipClaim;

@@ -1,23 +1,52 @@
-//! What watchers beside the store's say of services: a layer each, below the store's own records.
+//! What watchers beside the store's say of services: a layer each, below the store's own records. And what this node's own configuration
+//! says of their settings: one layer, below the store's too.
 //!
 //! Precedence: the store's records first, then the watchers in their order. Two that name one address and port are one endpoint, by
 //! the word of the first. What it hides is kept here, and stands in the catalog again when the first no longer says it.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use nerve::model::{Instance, InstanceId, ServiceName};
+use nerve::model::{Instance, InstanceId, ServiceName, ServiceSettings};
 
 use super::Endpoint;
 
 /// A watcher's place among those that the catalog is filled by: the lower one goes first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Rank {
-    /// As they are configured.
+    /// As they are configured, among those of one service.
     pub place: u16,
     /// Tells a watcher from the one whose place it takes.
     pub life: u64,
+}
+
+/// What this node alone holds to.
+#[derive(Debug, Default)]
+pub(super) struct NodeSettings(HashMap<ServiceName, Arc<ServiceSettings>>);
+
+impl NodeSettings {
+    /// Takes the place of all that was said; tells of which services that is news.
+    pub(super) fn replace(
+        &mut self,
+        settings: HashMap<ServiceName, Arc<ServiceSettings>>,
+    ) -> HashSet<ServiceName> {
+        let before = std::mem::replace(&mut self.0, settings);
+        let all = before.keys().chain(self.0.keys());
+        all.filter(|service| before.get(*service) != self.0.get(*service)).cloned().collect()
+    }
+
+    /// What holds of a service here, where the store says `stored`: this node's word, until somebody has set anything for the fleet.
+    /// Ports and virtual addresses are the fleet's in any case. `None`: what the store says.
+    pub(super) fn over(
+        &self,
+        service: &ServiceName,
+        stored: &ServiceSettings,
+    ) -> Option<Arc<ServiceSettings>> {
+        let here = self.0.get(service).filter(|_| !stored.is_any_set())?;
+        let ServiceSettings { published, vip, unknown, .. } = stored.clone();
+        Some(Arc::new(ServiceSettings { published, vip, unknown, ..ServiceSettings::clone(here) }))
+    }
 }
 
 /// What each watcher says of each service.
@@ -146,6 +175,38 @@ mod tests {
         older.say(&web(), Vec::new());
         writer.apply([Change::RemoveInstance(web(), InstanceId::new("x").unwrap())]);
         assert!(catalog.service("web").is_none());
+    }
+
+    #[test]
+    fn settings_of_the_node_hold_until_the_fleet_has_any_and_make_no_service() {
+        let (catalog, mut writer) = Catalog::new();
+        let layers = writer.layers();
+        let settings = |text: &str| Arc::new(serde_json::from_str::<ServiceSettings>(text).unwrap());
+        let least = settings(r#"{"balance": {"policy": "least_connections"}}"#);
+        let holds = || catalog.service("web").map(|web| (Arc::clone(&web.settings), web.has_node_settings()));
+        layers.settle(HashMap::from([(web(), Arc::clone(&least))]));
+        assert_eq!(holds(), None);
+        writer.apply([Change::PutInstance(instance("web-a", 80))]);
+        assert_eq!(holds(), Some((Arc::clone(&least), true)));
+        // A port that the fleet publishes is no word on how it is balanced.
+        writer.apply([Change::PutSettings(web(), settings(r#"{"published": [{"port": 8080}]}"#))]);
+        let (both, is_here) = holds().unwrap();
+        assert_eq!((both.published.len(), &both.balance, is_here), (1, &least.balance, true));
+        // One that it sets counts, and with it all that it sets.
+        let set = settings(r#"{"limits": {"queue": 7}}"#);
+        writer.apply([Change::PutSettings(web(), Arc::clone(&set))]);
+        assert_eq!(holds(), Some((Arc::clone(&set), false)));
+        writer.apply([Change::RemoveSettings(web())]);
+        assert_eq!(holds(), Some((Arc::clone(&least), true)));
+        // Another word, and none.
+        let first = settings(r#"{"balance": {"policy": "first"}}"#);
+        layers.settle(HashMap::from([(web(), Arc::clone(&first))]));
+        assert_eq!(holds(), Some((first, true)));
+        layers.settle(HashMap::new());
+        assert_eq!(holds(), Some((Arc::default(), false)));
+        layers.settle(HashMap::from([(web(), least)]));
+        writer.apply([Change::RemoveInstance(web(), InstanceId::new("web-a").unwrap())]);
+        assert_eq!(holds(), None);
     }
 
     proptest! {

@@ -12,8 +12,10 @@ use super::Endpoint;
 pub struct Service {
     /// Its name.
     pub name: ServiceName,
-    /// Its fleet-wide settings; the defaults where none are stored.
+    /// The settings that hold on this node: the fleet's, the node's own where the fleet has none, and the defaults where neither has.
     pub settings: Arc<ServiceSettings>,
+    /// What the store says, where that is not what holds.
+    pub stored: Option<Arc<ServiceSettings>>,
     /// Its endpoints in the order of their ids, those without traffic included.
     pub endpoints: Vec<Endpoint>,
     /// The virtual addresses that are claimed for it, in ascending order: of one family usually one, after a race or a
@@ -26,7 +28,14 @@ pub struct Service {
 
 impl Service {
     pub(super) fn empty(name: ServiceName) -> Self {
-        Self { name, settings: Arc::default(), endpoints: Vec::new(), vips: Vec::new(), generation: 0 }
+        Self {
+            name,
+            settings: Arc::default(),
+            stored: None,
+            endpoints: Vec::new(),
+            vips: Vec::new(),
+            generation: 0,
+        }
     }
 
     /// The endpoints that get traffic.
@@ -58,7 +67,13 @@ impl Service {
     /// Is nothing stored about it beyond its instances?
     #[must_use]
     pub fn has_default_settings(&self) -> bool {
-        *self.settings == ServiceSettings::default()
+        **self.stored.as_ref().unwrap_or(&self.settings) == ServiceSettings::default()
+    }
+
+    /// Are its settings those of this node's own configuration?
+    #[must_use]
+    pub fn has_node_settings(&self) -> bool {
+        self.stored.is_some()
     }
 
     /// Is there nothing to say about it? An address that is still claimed for it does not make a service.

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use nerve::model::{Instance, InstanceId, NetworkName, Node, NodeName, ServiceName, ServiceSettings};
 use papaya::Guard;
 
-use super::layers::{Rank, Said};
+use super::layers::{NodeSettings, Rank, Said};
 use super::{Catalog, Endpoint, Freshness, Inner, NetworkUpdate, Service};
 
 /// One change of the catalog.
@@ -41,7 +41,7 @@ pub enum Change {
 #[derive(Debug)]
 pub struct Writer(Arc<Shared>);
 
-/// The parts of the catalog that other watchers than the store's fill.
+/// The parts of the catalog that others than the store fill: watchers, and this node's own configuration.
 #[derive(Debug, Clone)]
 pub struct Layers(Arc<Shared>);
 
@@ -50,6 +50,16 @@ impl Layers {
     #[must_use]
     pub fn layer(&self, rank: Rank, watcher: &str) -> Layer {
         Layer { shared: Arc::clone(&self.0), rank, watcher: watcher.into() }
+    }
+
+    /// What this node's own configuration says of the settings of services from now on, instead of what it said before. It holds here,
+    /// where nobody has set any for the fleet.
+    pub fn settle(&self, settings: HashMap<ServiceName, Arc<ServiceSettings>>) {
+        let mut state = self.0.state();
+        for service in state.settings.replace(settings) {
+            state.apply_to_service(&self.0.inner, &service, &[]);
+        }
+        self.0.inner.services.guard().flush();
     }
 }
 
@@ -71,6 +81,7 @@ struct Shared {
 #[derive(Debug, Default)]
 struct State {
     layers: Said,
+    settings: NodeSettings,
     /// The addresses of each service, those of services that are gone too: one that comes back has them at once.
     vips: HashMap<ServiceName, BTreeSet<IpAddr>>,
     /// The last one given out, of whatever service: one that vanishes and comes back does not start over.
@@ -218,14 +229,27 @@ impl State {
         if is_layered {
             new.endpoints.retain(|endpoint| endpoint.watcher.is_none());
         }
+        if let Some(stored) = new.stored.take() {
+            new.settings = stored;
+        }
         let mut changed = match changes {
             [] => false,
             [change] => apply_one(&mut new, change),
             many => apply_many(&mut new, many),
         };
+        if let Some(here) = self.settings.over(name, &new.settings) {
+            // The same one while it says the same: whoever has worked it out knows it again.
+            let same = old.as_ref().map(|old| &old.settings).filter(|before| **before == here);
+            let here = same.cloned().unwrap_or(here);
+            new.stored = Some(std::mem::replace(&mut new.settings, here));
+        }
         if is_layered {
             new.endpoints = self.layers.under(name, std::mem::take(&mut new.endpoints));
-            let same = |old: &Arc<Service>| old.endpoints == new.endpoints && old.settings == new.settings;
+        }
+        if is_layered || new.stored.is_some() || old.as_ref().is_some_and(|old| old.stored.is_some()) {
+            let same = |old: &Arc<Service>| {
+                (&old.endpoints, &old.settings, &old.stored) == (&new.endpoints, &new.settings, &new.stored)
+            };
             changed = match &old {
                 Some(old) => !same(old),
                 None => !new.is_void(),

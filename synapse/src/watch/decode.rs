@@ -46,6 +46,11 @@ pub(super) fn of_name(child: &str) -> Option<Result<Vec<u8>, String>> {
     Some(URL_SAFE.decode(data).map_err(|error| format!("its name is no base64: {error}")))
 }
 
+/// The number that ZooKeeper has put at the end of a child's name, if it has.
+pub(super) fn number_of(child: &str) -> Option<u64> {
+    child.rsplit('_').next()?.parse().ok()
+}
+
 /// A registration of Nerve's.
 pub(super) fn nerve(data: &[u8]) -> Result<Server, String> {
     let read: Registration = json(data)?;
@@ -124,6 +129,10 @@ mod tests {
         let own =
             "base64_72_eyJob3N0IjoiMTI3LjAuMC4xIiwicG9ydCI6NjAwNywibmFtZSI6Im1hY2Jvb2stcHJvIn0=_0000000002";
         assert_eq!(nerve(&of_name(own).unwrap().unwrap()).unwrap().to_string(), "127.0.0.1:6007");
+        assert_eq!(
+            (number_of("web_07_0000000012"), number_of("web_"), number_of(own)),
+            (Some(12), None, Some(2))
+        );
         assert!(of_name("web-07_0000000001").is_none() && of_name("base64_9_x_1").is_none());
         assert!(of_name("base64_2_!!_1").unwrap().is_err());
         assert_eq!(

@@ -45,7 +45,7 @@ pub use place::Refused;
 pub use server::{Host, Server};
 pub use told::Status;
 pub use watcher::{Config, Watchers};
-pub use zookeeper::{Decode, ZooKeeper};
+pub use zookeeper::{Decode, Wrong, ZooKeeper};
 
 /// A catalog as it was saved.
 #[derive(Debug, Clone, PartialEq)]

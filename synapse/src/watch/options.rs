@@ -21,6 +21,8 @@ pub struct Options {
     pub keep_default_servers: bool,
     /// Where the place names no server any more and there are no defaults, those that it named last stay.
     pub use_previous_backends: bool,
+    /// Only the one that came first counts.
+    pub leader_election: bool,
     /// The port of every server that the place names, whatever it says.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub backend_port_override: Option<NonZeroU16>,
@@ -44,6 +46,7 @@ impl Default for Options {
             default_servers: Vec::new(),
             keep_default_servers: false,
             use_previous_backends: true,
+            leader_election: false,
             backend_port_override: None,
             label_filters: Vec::new(),
             tags: BTreeSet::new(),
@@ -108,6 +111,7 @@ impl Options {
         let default_servers = section.or("default_servers", Vec::new());
         let keep_default_servers = section.or("keep_default_servers", usual.keep_default_servers);
         let use_previous_backends = section.or("use_previous_backends", usual.use_previous_backends);
+        let leader_election = section.or("leader_election", usual.leader_election);
         let backend_port_override = section.optional("backend_port_override");
         let label_filters = section.list("label_filters", LabelFilter::read);
         let tags = section.or("tags", BTreeSet::new());
@@ -119,6 +123,7 @@ impl Options {
             default_servers,
             keep_default_servers,
             use_previous_backends,
+            leader_election,
             backend_port_override,
             label_filters: label_filters.into_iter().collect::<Result<_, _>>()?,
             tags,
@@ -136,14 +141,20 @@ impl Options {
         let mut counts: Vec<Server> =
             found.into_iter().filter(|server| self.admits(server)).map(port).chain(defaults).collect();
         counts.retain(|server| known.insert((server.host.clone(), server.port)));
-        match (counts.is_empty(), self.default_servers.is_empty()) {
+        let (counts, instead) = match (counts.is_empty(), self.default_servers.is_empty()) {
             (false, _) => (counts, None),
             (true, false) => (self.default_servers.clone(), Some(Instead::Defaults)),
             (true, true) if self.use_previous_backends && !before.is_empty() => {
                 (before.to_vec(), Some(Instead::Previous))
             }
             (true, true) => (counts, None),
+        };
+        if !self.leader_election {
+            return (counts, instead);
         }
+        // One that has no number came last.
+        let first = counts.into_iter().min_by_key(|server| server.number.unwrap_or(u64::MAX));
+        (first.into_iter().collect(), instead)
     }
 
     fn admits(&self, server: &Server) -> bool {
@@ -253,6 +264,25 @@ mod tests {
         let mut server: Server = text.parse().unwrap();
         server.labels.insert(label.to_owned(), value.to_owned());
         server
+    }
+
+    #[test]
+    fn a_leader_is_the_one_that_came_first_of_those_that_count() {
+        let numbered = |text: &str, number| Server { number, ..labelled(text, "az", "a") };
+        let (late, early) = (numbered("192.0.2.1:80", Some(12)), numbered("192.0.2.2:80", Some(9)));
+        let other = Server { number: Some(1), ..labelled("192.0.2.3:80", "az", "b") };
+        let options = "leader_election = true\nlabel_filters = [{ label = \"az\", condition = \"equals\", value = \"a\" }]";
+        let options = read(options).unwrap();
+        let found = vec![numbered("192.0.2.4:80", None), late.clone(), early.clone(), other];
+        assert_eq!(options.judge(found, &[]), (vec![early.clone()], None));
+        assert_eq!(
+            options.judge(vec![late.clone()], std::slice::from_ref(&early)),
+            (vec![late.clone()], None)
+        );
+        assert_eq!(
+            options.judge(Vec::new(), std::slice::from_ref(&late)),
+            (vec![late], Some(Instead::Previous))
+        );
     }
 
     #[test]

@@ -39,6 +39,8 @@ pub struct Server {
     pub port: NonZeroU16,
     /// What it is called there.
     pub name: Option<String>,
+    /// Its number among those of its place, where the place counts them: the first to come has the lowest.
+    pub number: Option<u64>,
     /// Its share of the traffic.
     pub weight: Weight,
     /// Marks for filters.
@@ -59,6 +61,7 @@ impl Server {
             host,
             port,
             name: None,
+            number: None,
             weight: Weight::default(),
             tags: BTreeSet::new(),
             labels: BTreeMap::new(),
@@ -78,6 +81,9 @@ impl Server {
         let mut labels = self.labels.clone();
         if let Some(name) = &self.name {
             labels.entry("name".to_owned()).or_insert_with(|| name.clone());
+        }
+        if let Some(number) = self.number {
+            labels.entry("id".to_owned()).or_insert_with(|| number.to_string());
         }
         Some(Instance {
             service: service.clone(),

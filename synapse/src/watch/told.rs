@@ -38,6 +38,8 @@ pub struct Status {
     pub place: String,
     /// Is the place within reach?
     pub connected: bool,
+    /// Did it ever say what stands there?
+    pub heard: bool,
     /// Since when it is so.
     pub since: SystemTime,
     /// When it last told something new.
@@ -60,7 +62,7 @@ pub(super) struct Told {
     metrics: Metrics,
     status: Arc<Mutex<Status>>,
     resolver: Resolver,
-    findings: Findings,
+    findings: Option<Findings>,
     last: tokio::sync::Mutex<Last>,
     /// It has told something, or that nothing can be heard.
     spoke: signal::Sender<bool>,
@@ -86,7 +88,7 @@ impl Told {
         layer: Layer,
         metrics: Metrics,
         status: Arc<Mutex<Status>>,
-        findings: Findings,
+        findings: Option<Findings>,
     ) -> Self {
         let (last, spoke) = (tokio::sync::Mutex::default(), signal::Sender::new(false));
         let resolver = match &options.resolvers {
@@ -105,17 +107,23 @@ impl Told {
         lock(&self.status)
     }
 
-    /// Says what an earlier run found there, until the place itself speaks.
-    pub(super) async fn remember(&self) {
-        let recalled = self.findings.recalled();
+    /// Says what an earlier run found there, or else what is configured to stand in, until the place itself speaks.
+    pub(super) async fn begin(&self) {
+        let mut last = self.last.lock().await;
+        let recalled = self.findings.as_ref().map(Findings::recalled).unwrap_or_default();
         if recalled.is_empty() {
+            if !self.options.default_servers.is_empty() {
+                (last.servers, _) = self.options.judge(Vec::new(), &[]);
+                self.look_up(&mut last).await;
+                self.say(&last);
+            }
             return;
         }
-        let mut last = self.last.lock().await;
         tracing::info!(watcher = %self.status().watcher, servers = recalled.len(), "what an earlier run found is used until the place is heard");
         last.servers = recalled;
         self.look_up(&mut last).await;
         self.say(&last);
+        self.status().heard = true;
         self.spoke.send_replace(true);
     }
 
@@ -244,11 +252,12 @@ impl Tell for Told {
         last.servers = servers;
         self.note(named, instead, refused);
         // What stands in for nothing stands in the configuration, and need not be remembered.
-        if instead.is_none() {
-            self.findings.keep(&last.servers);
+        if let Some(findings) = self.findings.as_ref().filter(|_| instead.is_none()) {
+            findings.keep(&last.servers);
         }
         self.look_up(&mut last).await;
         self.say(&last);
+        self.status().heard = true;
         self.spoke.send_replace(true);
     }
 

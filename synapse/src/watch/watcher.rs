@@ -1,5 +1,6 @@
 //! A watcher: one place of one service, followed for as long as the agent runs.
 
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
@@ -84,9 +85,12 @@ struct Running {
 #[derive(Debug)]
 struct Watcher {
     config: Config,
+    /// Among the watchers of its service.
+    place: u16,
     status: Arc<Mutex<Status>>,
     spoke: signal::Receiver<bool>,
-    findings: Findings,
+    /// Nothing is kept of what stands in the configuration.
+    findings: Option<Findings>,
     /// Ended when it is dropped, and what it said with it.
     _wanted: DropGuard,
 }
@@ -110,30 +114,50 @@ impl Watchers {
         self.0.memory.keep_in(memory, tasks);
     }
 
-    /// Follows these from now on, of which the first goes before the next. Those that stay what they are where they are go on.
+    /// Follows these from now on, of which the first goes before the next. Those that stay what they are, and where they are among
+    /// the watchers of their service, go on.
     pub fn follow(&self, configs: &[Config]) {
         let mut running = lock(&self.0.running);
-        let mut before: Vec<Option<Watcher>> =
-            std::mem::take(&mut running.watchers).into_iter().map(Some).collect();
-        for (place, config) in configs.iter().enumerate() {
-            let known =
-                before.get_mut(place).filter(|one| one.as_ref().is_some_and(|one| one.config == *config));
-            let watcher = match known.and_then(Option::take) {
-                Some(watcher) => watcher,
-                None => {
+        let mut before: HashMap<String, Watcher> = std::mem::take(&mut running.watchers)
+            .into_iter()
+            .map(|watcher| (watcher.config.name.clone(), watcher))
+            .collect();
+        let mut places: HashMap<&ServiceName, u16> = HashMap::new();
+        for config in configs {
+            let next = places.entry(&config.service).or_default();
+            let place = std::mem::replace(next, next.saturating_add(1));
+            let stays = |known: &Watcher| known.place == place && known.config == *config;
+            let watcher = match before.remove(&config.name) {
+                Some(known) if stays(&known) => known,
+                changed => {
+                    // Ended with the others that do not go on.
+                    before.extend(changed.map(|known| (config.name.clone(), known)));
                     running.lives += 1;
-                    let rank = Rank { place: u16::try_from(place).unwrap_or(u16::MAX), life: running.lives };
-                    self.start(config, rank)
+                    self.start(config, Rank { place, life: running.lives })
                 }
             };
             running.watchers.push(watcher);
         }
         // What others say stands in the catalog before what these have said goes.
-        for gone in before.into_iter().flatten() {
+        for gone in before.into_values() {
             if configs.iter().all(|config| config.name != gone.config.name) {
-                gone.findings.forget();
+                gone.findings.iter().for_each(Findings::forget);
             }
         }
+    }
+
+    /// The parts of the catalog that they fill.
+    #[must_use]
+    pub fn layers(&self) -> &Layers {
+        &self.0.writer
+    }
+
+    /// Services of which not everything is known, since one of their places was never heard.
+    #[must_use]
+    pub fn unheard(&self) -> HashSet<ServiceName> {
+        let running = lock(&self.0.running);
+        let unheard = running.watchers.iter().filter(|watcher| !lock(&watcher.status).heard);
+        unheard.map(|watcher| watcher.config.service.clone()).collect()
     }
 
     /// Waits until each has told what stands at its place, or that it cannot be heard; for at most so long.
@@ -163,6 +187,7 @@ impl Watchers {
             kind: config.kind.as_str(),
             place: config.kind.place(),
             connected: false,
+            heard: false,
             since: SystemTime::now(),
             last_change: None,
             entries: 0,
@@ -171,13 +196,13 @@ impl Watchers {
             last_error: None,
         }));
         let layer = writer.layer(rank, &config.name);
-        let findings = memory.of(&config.name, config.kind.place());
+        let findings = (!config.kind.is_here()).then(|| memory.of(&config.name, config.kind.place()));
         let told =
             Told::new(config.options.clone(), layer, metrics.clone(), Arc::clone(&status), findings.clone());
         let (spoke, told) = (told.spoke(), Arc::new(told));
         let (watched, wanted) = (Arc::new(config.clone()), CancellationToken::new());
         let (is_wanted, means) = (wanted.clone(), means.clone());
-        tasks.spawn_until_stopped("watcher", move || {
+        tasks.spawn_until_done("watcher", move || {
             let (told, config, wanted, means) =
                 (Arc::clone(&told), Arc::clone(&watched), is_wanted.clone(), means.clone());
             async move {
@@ -185,16 +210,21 @@ impl Watchers {
                 told.withdraw();
             }
         });
-        Watcher { config: config.clone(), status, spoke, findings, _wanted: wanted.drop_guard() }
+        Watcher {
+            config: config.clone(),
+            place: rank.place,
+            status,
+            spoke,
+            findings,
+            _wanted: wanted.drop_guard(),
+        }
     }
 }
 
 /// Never returns.
 async fn run(config: &Config, means: &Means, told: &Told) {
     let place = config.kind.open(&config.options, means);
-    if !config.kind.is_here() {
-        told.remember().await;
-    }
+    told.begin().await;
     tokio::select! {
         never = follow_always(&*place, told) => match never {},
         () = told.keep_looking_up() => {}
@@ -246,6 +276,9 @@ mod tests {
         watchers.follow(&configs(&format!("{one}{}", two.replace("81", "82"))).unwrap());
         becomes(&catalog, &["127.0.0.1:82 two", "192.0.2.1:80 one", "192.0.2.2:80 one"]).await;
         assert_eq!(watchers.statuses()[0].since, since, "it goes on");
+        let other = "[[watch]]\nservice = \"api\"\nstatic = [\"192.0.2.9:80\"]\n";
+        watchers.follow(&configs(&format!("{other}{one}{}", two.replace("81", "82"))).unwrap());
+        assert_eq!(watchers.statuses()[1].since, since, "those of other services do not matter");
         watchers.follow(&configs(&format!("{two}{one}")).unwrap());
         becomes(&catalog, &["127.0.0.1:81 two", "192.0.2.1:80 one", "192.0.2.2:80 two"]).await;
         watchers.follow(&configs(one).unwrap());
@@ -268,6 +301,26 @@ mod tests {
             (status.refused[0].0.as_str(), status.entries, status.connected),
             ("no.such.invalid", 1, true)
         );
+        tasks.shutdown().await;
+    }
+
+    #[tokio::test]
+    async fn default_servers_stand_in_until_the_place_is_heard() {
+        let (catalog, writer) = Catalog::new();
+        let (metrics, tasks) = (Metrics::new().unwrap(), Tasks::new());
+        let watchers = Watchers::new(writer.layers(), metrics, Path::new("/nowhere"), &tasks);
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("place");
+        let text = format!(
+            "[[watch]]\nservice = \"web\"\nfile = \"{}\"\ndefault_servers = [\"192.0.2.9:80\"]\n",
+            file.display()
+        );
+        watchers.follow(&configs(&text).unwrap());
+        becomes(&catalog, &["192.0.2.9:80 web-file"]).await;
+        assert_eq!(watchers.unheard(), HashSet::from(["web".parse().unwrap()]));
+        std::fs::write(&file, "[\"192.0.2.1:80\"]").unwrap();
+        becomes(&catalog, &["192.0.2.1:80 web-file"]).await;
+        assert_eq!(watchers.unheard(), HashSet::new());
         tasks.shutdown().await;
     }
 

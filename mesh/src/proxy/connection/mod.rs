@@ -229,10 +229,15 @@ impl Connection {
         }
         self.route.connect_time.observe(io.now.saturating_duration_since(self.began).as_secs_f64());
         self.active = io.now;
-        if let Some(timeout) = self.route.config.idle_timeout {
+        if let Some(timeout) = self.idle_timeout() {
             io.timers.set(io.now + timeout, key);
         }
         self.relay(key, io)
+    }
+
+    /// The service's word on it, or the node's.
+    fn idle_timeout(&self) -> Option<Duration> {
+        self.route.balancer.patience().idle.or(self.route.config.idle_timeout)
     }
 
     /// The client's socket has something to say.
@@ -272,7 +277,7 @@ impl Connection {
             Stage::Header | Stage::Connecting => Step::Wait,
             Stage::Relaying if self.doomed => self.close_if_quiet(key, io),
             Stage::Relaying => {
-                let Some(timeout) = self.route.config.idle_timeout else { return Step::Wait };
+                let Some(timeout) = self.idle_timeout() else { return Step::Wait };
                 if io.now >= self.active + timeout {
                     return Step::Dropped(Dropped::Idle);
                 }

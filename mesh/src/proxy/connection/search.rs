@@ -278,6 +278,7 @@ impl Connection {
         if self.search.as_ref().is_some_and(|search| search.overdue) {
             return deadline;
         }
-        deadline.min(self.active + config.connect_timeout)
+        let timeout = self.route.balancer.patience().connect.unwrap_or(config.connect_timeout);
+        deadline.min(self.active + timeout)
     }
 }

@@ -43,13 +43,20 @@ fn the_only_endpoint_is_waited_for_longer_than_one_of_several() {
 fn an_endpoint_that_does_not_answer_is_left_for_another() {
     let (listener, _first) = full();
     let other = endpoint(|mut stream| stream.write_all(b"z").unwrap());
-    let world = world(impatient(), &[listener.local_addr().unwrap(), other]);
-    for _ in 0..2 {
-        let mut answer = [0; 1];
-        world.connect().read_exact(&mut answer).unwrap();
-        assert_eq!(&answer, b"z");
+    let endpoints = [listener.local_addr().unwrap(), other];
+    // By the node's word, and by that of a service where the node would wait to the end.
+    let patient =
+        Config { connect_timeout: Duration::from_secs(60), connect_deadline: PATIENCE, ..Config::default() };
+    for (config, settings) in [(impatient(), "{}"), (patient, r#"{"timeouts": {"connect": "100ms"}}"#)] {
+        let settings = serde_json::from_str(settings).unwrap();
+        let world = world_with(config, &endpoints, &settings, Sharing::PerThread);
+        for _ in 0..2 {
+            let mut answer = [0; 1];
+            world.connect().read_exact(&mut answer).unwrap();
+            assert_eq!(&answer, b"z");
+        }
+        world.end();
     }
-    world.end();
 }
 
 #[test]

@@ -301,13 +301,17 @@ fn more_connections_than_allowed_are_reset_and_counted() {
 #[test]
 fn a_connection_on_which_nothing_moves_ends_at_the_idle_timeout_alone() {
     let quiet = endpoint(|mut stream| drop(stream.read(&mut [0; 1])));
-    let config = Config { idle_timeout: Some(Duration::from_millis(100)), ..Config::default() };
-    let world = world(config, &[quiet]);
-    let begun = Instant::now();
-    assert_eq!(world.connect().read(&mut [0; 1]).unwrap_err().kind(), ErrorKind::ConnectionReset);
-    assert!(begun.elapsed() >= Duration::from_millis(100));
-    until("counted", || world.dropped(Dropped::Idle) == 1);
-    world.end();
+    let config = |idle| Config { idle_timeout: Some(Duration::from_millis(idle)), ..Config::default() };
+    // The node's word, and that of a service that is less patient.
+    for (config, settings) in [(config(100), "{}"), (config(60_000), r#"{"timeouts": {"idle": "100ms"}}"#)] {
+        let world =
+            world_with(config, &[quiet], &serde_json::from_str(settings).unwrap(), Sharing::PerThread);
+        let begun = Instant::now();
+        assert_eq!(world.connect().read(&mut [0; 1]).unwrap_err().kind(), ErrorKind::ConnectionReset);
+        assert!(begun.elapsed() >= Duration::from_millis(100));
+        until("counted", || world.dropped(Dropped::Idle) == 1);
+        world.end();
+    }
 }
 
 #[tokio::test]

@@ -6,6 +6,7 @@ mod key;
 mod limits;
 mod published;
 mod read;
+mod timeouts;
 mod value;
 mod virtual_ip;
 
@@ -20,11 +21,12 @@ pub use client_address::{ClientAddress, ProxyVersion};
 pub use key::Key;
 pub use limits::{AtLimit, LimitSettings};
 pub use published::{PortRange, Protocol, PublishMode, PublishedPort};
+pub use timeouts::TimeoutSettings;
 pub use value::{Count, Factor, Percent};
 pub use virtual_ip::VirtualIp;
 
 /// The settings that an operator names, a group a file.
-const GROUPS: &[&[Key]] = &[balance::KEYS, limits::KEYS, client_address::KEYS];
+const GROUPS: &[&[Key]] = &[balance::KEYS, limits::KEYS, client_address::KEYS, timeouts::KEYS];
 
 /// What holds for a service on every node. Durable: it outlives every agent.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -41,6 +43,9 @@ pub struct ServiceSettings {
     /// How endpoints learn who the client is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub client_address: Option<ClientAddress>,
+    /// How long its connections may take, and be quiet.
+    #[serde(default, skip_serializing_if = "TimeoutSettings::is_default")]
+    pub timeouts: TimeoutSettings,
     /// Whether it gets a virtual address.
     #[serde(default, skip_serializing_if = "VirtualIp::is_default")]
     pub vip: VirtualIp,
@@ -50,6 +55,12 @@ pub struct ServiceSettings {
 }
 
 impl ServiceSettings {
+    /// Has anybody set one of those that an operator names?
+    #[must_use]
+    pub fn is_any_set(&self) -> bool {
+        Key::all().any(|key| key.get(self).is_some())
+    }
+
     /// The same with every default filled in: what holds.
     #[must_use]
     pub fn effective(&self) -> Self {

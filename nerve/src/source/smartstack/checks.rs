@@ -10,10 +10,9 @@ use std::time::Duration;
 
 use serde_json::{Map, Value as Json, json};
 
-use super::loose::{Number, Seconds, Word};
-use super::resolve;
 use crate::check::CheckSpec;
 use crate::document::{Document, Reported, Section, Value};
+use crate::smartstack::{Number, Seconds, Word, resolve};
 
 /// What Nerve's HTTP check allows for connecting, and for beginning TLS, unless it is told.
 const OPEN_TIMEOUT: Duration = Duration::from_millis(200);

@@ -4,26 +4,21 @@
 //! Unlike Nerve, a service that is wrong is no reason to lose another: it keeps its last good version and is shown as a problem.
 
 mod checks;
-mod loose;
 mod service;
 
-use std::collections::BTreeMap;
 use std::fs::OpenOptions;
 use std::io;
-use std::net::{IpAddr, ToSocketAddrs};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use tokio::sync::watch;
 
-use self::loose::Word;
 use super::{Local, Located, Snapshot, Source, SourceProblem};
-use crate::document::{Document, Errors, Problem};
+use crate::document::{Document, Reported, Section};
+use crate::smartstack::{Services, Word, Wrong};
 use crate::tasks::Tasks;
 
-/// So many services are read; more are refused with a problem.
-const MAX_SERVICES: usize = 4096;
 /// So many labels of a service are labels here, and so long, in bytes: the registration has them all.
 const MAX_LABELS: usize = 60;
 const MAX_LABEL: usize = 1024;
@@ -97,162 +92,58 @@ impl Source for SmartstackSource {
 struct Contents {
     config: SmartstackConfig,
     local: Local,
-    /// By name.
-    services: BTreeMap<String, Vec<Arc<Located>>>,
-    problems: Vec<SourceProblem>,
+    services: Services<Vec<Arc<Located>>>,
     heartbeat: Option<PathBuf>,
 }
-
-type Read = Result<(Vec<Located>, Vec<Problem>), Errors>;
 
 /// What the main file says beside its services.
 struct Globals {
     instance_id: String,
-    directory: Option<PathBuf>,
     heartbeat: Option<PathBuf>,
 }
 
 impl Contents {
     fn new(config: SmartstackConfig, local: Local) -> Self {
-        Self { config, local, services: BTreeMap::new(), problems: Vec::new(), heartbeat: None }
+        Self { config, local, services: Services::of("SmartStack's Nerve"), heartbeat: None }
     }
 
     fn snapshot(&self) -> Snapshot {
+        let problem = |Wrong { place, message }: Wrong| SourceProblem { place, message };
         Snapshot {
-            definitions: self.services.values().flatten().cloned().collect(),
-            problems: self.problems.clone(),
+            definitions: self.services.all().values().flatten().cloned().collect(),
+            problems: self.services.wrong().iter().cloned().map(problem).collect(),
         }
     }
 
     fn load(&mut self) {
-        self.problems.clear();
-        if let Err(errors) = self.read_all() {
-            let file = self.config.file.display().to_string();
-            self.complain(file, format!("{}; what was read before stays in force", errors.summary()));
-        }
-    }
-
-    fn complain(&mut self, place: String, message: String) {
-        tracing::warn!(place, problem = message, "Nerve's configuration");
-        self.problems.push(SourceProblem { place, message });
-    }
-
-    fn read_all(&mut self) -> Result<(), Errors> {
-        let document = Document::read_yaml(&self.config.file)?;
-        let (globals, unknown) = document.decode_tolerantly(|root| {
-            for key in ["services", "statsd", "max_repeated_report_failures"] {
-                root.allow(key);
-            }
-            let own = self.config.instance_id.clone().filter(|id| !id.is_empty());
-            let named = root.given::<Word>("instance_id");
-            let directory = root.optional::<PathBuf>("service_conf_dir");
-            let heartbeat = root.optional::<PathBuf>("heartbeat_path");
-            let named = named?.map(|Word(id)| id);
-            let Some(instance_id) = own.or(named).filter(|id| !id.is_empty() && !id.contains('/')) else {
-                return Err(root.invalid("instance_id", "it is missing, or has a slash", "this host's name"));
-            };
-            Ok(Globals { instance_id, directory, heartbeat })
-        })?;
-        report_unknown(&self.config.file, &unknown);
-        let Globals { instance_id, directory, heartbeat } = globals;
-        self.heartbeat = heartbeat;
-        let parts = document.decode_parts("services", |name, section| {
-            service::read(section, name, &instance_id, &self.local)
-        })?;
-        let main = self.config.file.clone();
-        let mut read: BTreeMap<String, (PathBuf, Read)> =
-            parts.into_iter().map(|(name, part)| (name, (main.clone(), part))).collect();
-        let mut is_whole = true;
-        if let Some(directory) = directory {
-            // As it is for Nerve: from where the process runs.
-            match list(&directory) {
-                Ok(files) => {
-                    let files = files.into_iter().map(|(name, file)| {
-                        let service = self.read_file(&file, &name, &instance_id);
-                        (name, (file, service))
-                    });
-                    read.extend(files);
-                }
-                Err(error) => {
-                    is_whole = false;
-                    let place = directory.display().to_string();
-                    self.complain(
-                        place,
-                        format!("it cannot be listed ({error}); its services stay as they were"),
-                    );
-                }
-            }
-        }
-        if is_whole {
-            self.services.retain(|name, _| read.contains_key(name));
-        }
-        let excess = read.len().saturating_sub(MAX_SERVICES);
-        if excess > 0 {
-            let message =
-                format!("{excess} services more than the {MAX_SERVICES} that are read are left out");
-            self.complain(main.display().to_string(), message);
-        }
-        for (name, (file, service)) in read.into_iter().take(MAX_SERVICES) {
-            self.take(name, &file, service);
-        }
-        Ok(())
-    }
-
-    fn read_file(&self, file: &Path, name: &str, instance_id: &str) -> Read {
-        let document = Document::read_yaml(file)?;
-        document.decode_tolerantly(|root| service::read(root, name, instance_id, &self.local))
-    }
-
-    fn take(&mut self, name: String, file: &Path, read: Read) {
-        match read {
-            Ok((located, unknown)) => {
-                report_unknown(file, &unknown);
-                self.services.insert(name, located.into_iter().map(Arc::new).collect());
-            }
-            Err(errors) => {
-                let kept = if self.services.contains_key(&name) {
-                    "its last good version stays in force"
-                } else {
-                    "nothing of it is in force"
-                };
-                self.complain(file.display().to_string(), format!("{}; {kept}", errors.summary()));
-            }
+        let Self { config, local, services, heartbeat } = self;
+        let globals = services.load(
+            &config.file,
+            Document::read_yaml,
+            |root| globals(root, config.instance_id.as_ref()),
+            |globals, name, section| {
+                let located = service::read(section, name, &globals.instance_id, local)?;
+                Ok(located.into_iter().map(Arc::new).collect())
+            },
+        );
+        if let Some(globals) = globals {
+            *heartbeat = globals.heartbeat;
         }
     }
 }
 
-/// Said, for a key may be mistyped; and no more, for real files have keys of other programs.
-fn report_unknown(file: &Path, unknown: &[Problem]) {
-    if unknown.is_empty() {
-        return;
+fn globals(root: &mut Section<'_>, own: Option<&String>) -> Result<Globals, Reported> {
+    for key in ["statsd", "max_repeated_report_failures"] {
+        root.allow(key);
     }
-    let keys: Vec<&str> = unknown.iter().map(|problem| problem.key.as_str()).collect();
-    tracing::warn!(file = %file.display(), keys = keys.join(", "), "keys of Nerve's configuration that mean nothing here");
-}
-
-/// The files of services: by the service's name, which is the file's.
-fn list(directory: &Path) -> io::Result<BTreeMap<String, PathBuf>> {
-    let mut files = BTreeMap::new();
-    for entry in std::fs::read_dir(directory)? {
-        let path = entry?.path();
-        let is_ours = path.extension().is_some_and(|extension| extension == "yaml" || extension == "json");
-        if let (true, Some(name)) = (is_ours, path.file_stem().and_then(|name| name.to_str())) {
-            files.insert(name.to_owned(), path);
-        }
-    }
-    Ok(files)
-}
-
-/// The address that a host is. Blocks while a name is looked up; of several, one that Nerve would take: IPv4.
-fn resolve(host: &str) -> Result<IpAddr, String> {
-    if let Ok(address) = host.trim_matches(['[', ']']).parse() {
-        return Ok(address);
-    }
-    let found =
-        (host, 0).to_socket_addrs().map_err(|error| format!("{host:?} cannot be looked up: {error}"))?;
-    let mut addresses: Vec<IpAddr> = found.map(|address| address.ip()).collect();
-    addresses.sort();
-    addresses.first().copied().ok_or_else(|| format!("{host:?} has no address"))
+    let named = root.given::<Word>("instance_id");
+    let heartbeat = root.optional::<PathBuf>("heartbeat_path");
+    let named = named?.map(|Word(id)| id);
+    let own = own.filter(|id| !id.is_empty()).cloned();
+    let Some(instance_id) = own.or(named).filter(|id| !id.is_empty() && !id.contains('/')) else {
+        return Err(root.invalid("instance_id", "it is missing, or has a slash", "this host's name"));
+    };
+    Ok(Globals { instance_id, heartbeat })
 }
 
 /// Touches the file that a supervisor looks at.

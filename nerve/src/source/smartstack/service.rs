@@ -9,11 +9,10 @@ use std::time::Duration;
 use super::super::announcement::{Announcement, Limit, NodeMode, Registry};
 use super::super::{Definition, Draft, Local, Located, Origin};
 use super::checks::{self, Of};
-use super::loose::{Number, Rate, Seconds, Word};
-use super::resolve;
 use crate::check::CheckSpec;
 use crate::document::{Reported, Section, Value};
-use crate::model::{ServiceName, Tag, Weight};
+use crate::model::{Tag, Weight};
+use crate::smartstack::{Number, Rate, Seconds, Word, resolve, service_name};
 
 /// Nerve's pause between rounds of checks.
 const CHECK_INTERVAL: Duration = Duration::from_millis(500);
@@ -83,24 +82,6 @@ pub(super) fn read(
         Ok(Located { definition, origin: origin.clone() })
     };
     names.into_iter().map(locate).collect()
-}
-
-/// What it is called in the mesh: Nerve takes any name, DNS does not.
-fn service_name(name: &str, section: &Section<'_>) -> Result<ServiceName, Reported> {
-    let mut mapped = String::with_capacity(name.len());
-    for character in name.chars() {
-        match character.to_ascii_lowercase() {
-            letter if letter.is_ascii_alphanumeric() => mapped.push(letter),
-            _ if mapped.ends_with('-') => {}
-            _ => mapped.push('-'),
-        }
-    }
-    ServiceName::new(mapped.trim_matches('-')).map_err(|error| {
-        section.refuse(
-            format_args!("the service's name does not do: {error}"),
-            "a name of letters, digits, _ and .",
-        )
-    })
 }
 
 /// Those labels that can be one here, and the name that the service has there.

@@ -35,12 +35,12 @@ impl Host {
 
     fn only(&self) -> Definition {
         let mut defined = self.defined();
-        assert_eq!((defined.len(), &self.contents.problems), (1, &Vec::new()));
+        assert_eq!((defined.len(), self.problems()), (1, Vec::new()));
         defined.remove(0)
     }
 
     fn problems(&self) -> Vec<&str> {
-        self.contents.problems.iter().map(|problem| problem.message.as_str()).collect()
+        self.contents.services.wrong().iter().map(|problem| problem.message.as_str()).collect()
     }
 }
 

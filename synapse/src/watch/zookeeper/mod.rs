@@ -48,6 +48,17 @@ pub struct ZooKeeper {
     pub endpoint_name: Option<String>,
 }
 
+/// What is wrong with one of them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Wrong {
+    /// The key, as it is called in a `[[watch]]` table.
+    pub key: &'static str,
+    /// What is wrong with it.
+    pub message: String,
+    /// What would be right.
+    pub expected: &'static str,
+}
+
 /// What the children of a path are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -80,25 +91,32 @@ impl ZooKeeper {
         let path = section.required::<String>("path");
         let decode = section.or("decode", Decode::default());
         let endpoint_name = section.optional::<String>("endpoint_name");
-        let (hosts, path) = (hosts?, path?);
+        Self::new(hosts?, path?, decode, endpoint_name)
+            .map_err(|Wrong { key, message, expected }| section.invalid(key, message, expected))
+    }
+
+    /// Validates them.
+    ///
+    /// # Errors
+    /// What is wrong with one.
+    pub fn new(
+        hosts: Vec<String>,
+        path: String,
+        decode: Decode,
+        endpoint_name: Option<String>,
+    ) -> Result<Self, Wrong> {
+        let wrong = |key, message: &str, expected| Err(Wrong { key, message: message.to_owned(), expected });
         if hosts.is_empty() || hosts.iter().any(|host| host.is_empty() || host.contains([',', '/'])) {
             let expected = "servers such as [\"zk1:2181\", \"zk2:2181\"]";
-            return Err(section.invalid("zookeeper", "it names no server, or something else", expected));
+            return wrong("zookeeper", "it names no server, or something else", expected);
         }
         let is_path = path.starts_with('/') && path.len() > 1 && !path.ends_with('/') && !path.contains("//");
         if !is_path {
-            return Err(section.invalid(
-                "path",
-                format!("{path:?} is no path of ZooKeeper"),
-                "such as \"/nerve/web\"",
-            ));
+            return wrong("path", &format!("{path:?} is no path of ZooKeeper"), "such as \"/nerve/web\"");
         }
         if endpoint_name.is_some() && decode == Decode::Nerve {
-            return Err(section.invalid(
-                "endpoint_name",
-                "Nerve's registrations have one endpoint",
-                "`decode = \"serverset\"`",
-            ));
+            let expected = "`decode = \"serverset\"`";
+            return wrong("endpoint_name", "Nerve's registrations have one endpoint", expected);
         }
         Ok(Self { hosts, path, decode, endpoint_name })
     }
@@ -226,7 +244,10 @@ impl ZooKeeperPlace {
         let (mut servers, mut refused) = (Vec::new(), Vec::new());
         for (child, read) in known {
             match read {
-                Ok(server) => servers.extend(server.clone()),
+                Ok(server) => {
+                    let numbered = |server| Server { number: decode::number_of(child), ..server };
+                    servers.extend(server.clone().map(numbered));
+                }
                 Err(why) => {
                     let shown: String = child.chars().take(80).collect();
                     refused.push((format!("{}/{shown}", self.config.path), why.clone()));

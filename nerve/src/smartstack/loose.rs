@@ -1,4 +1,4 @@
-//! Values as Ruby takes them: a number may be a text, and a length of time is a number of seconds.
+//! Values as Ruby takes them: a number may be a text, one value a list of one, and a length of time is a number of seconds.
 
 use std::str::FromStr;
 use std::time::Duration;
@@ -6,16 +6,24 @@ use std::time::Duration;
 use crate::document::{FromValue, Mismatch, Value};
 
 /// A number, or a text that is one.
-pub(super) struct Number<T>(pub(super) T);
+#[derive(Debug, Clone, PartialEq)]
+pub struct Number<T>(pub T);
 
 /// A text, or a number that is meant as one.
-pub(super) struct Word(pub(super) String);
+#[derive(Debug, Clone, PartialEq)]
+pub struct Word(pub String);
 
 /// A number of seconds, not negative and at most a day.
-pub(super) struct Seconds(pub(super) Duration);
+#[derive(Debug, Clone, PartialEq)]
+pub struct Seconds(pub Duration);
 
 /// A number that is not negative.
-pub(super) struct Rate(pub(super) f64);
+#[derive(Debug, Clone, PartialEq)]
+pub struct Rate(pub f64);
+
+/// A list, or one value alone.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Several<T>(pub Vec<T>);
 
 impl<T: FromStr + FromValue> FromValue for Number<T> {
     fn expected() -> String {
@@ -40,6 +48,19 @@ impl FromValue for Word {
             (Some(text), _) => Ok(Self(text.to_owned())),
             (None, Some(number)) => Ok(Self(number.to_string())),
             (None, None) => Err(value.wrong_kind(Self::expected())),
+        }
+    }
+}
+
+impl<T: FromValue> FromValue for Several<T> {
+    fn expected() -> String {
+        format!("{}, or a list", T::expected())
+    }
+
+    fn from_value(value: &Value) -> Result<Self, Vec<Mismatch>> {
+        match value.as_list() {
+            Some(elements) => elements.iter().map(T::from_value).collect::<Result<_, _>>().map(Self),
+            None => T::from_value(value).map(|one| Self(vec![one])),
         }
     }
 }

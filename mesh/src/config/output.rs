@@ -1,0 +1,54 @@
+//! `[output.…]`: what other programs of this machine are told of services.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use nerve::document::{Reported, Section};
+use nerve::model::ServiceName;
+use serde::Serialize;
+use synapse::output::Target;
+
+/// The tables.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
+pub struct Output {
+    /// `[output.files]`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub files: Option<OutputFiles>,
+}
+
+/// A file for each service, as Synapse writes them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct OutputFiles {
+    /// Where they are.
+    pub directory: PathBuf,
+    /// Which services; none: all of them.
+    #[serde(skip_serializing_if = "BTreeSet::is_empty")]
+    pub services: BTreeSet<ServiceName>,
+}
+
+impl Output {
+    pub(super) fn read(section: &mut Section<'_>, base: &Path) -> Result<Self, Reported> {
+        let files = section.section("files", |section| {
+            let directory = section.required::<PathBuf>("directory");
+            let services = section.or("services", BTreeSet::new());
+            Ok(OutputFiles { directory: base.join(directory?), services })
+        });
+        Ok(Self { files: files.transpose()? })
+    }
+
+    /// Is nobody told anything?
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+impl OutputFiles {
+    /// What is written.
+    #[must_use]
+    pub fn target(&self) -> Target {
+        let named = |service: &ServiceName| (service.clone(), service.to_string());
+        let services = (!self.services.is_empty()).then(|| self.services.iter().map(named).collect());
+        Target { directory: self.directory.clone(), services }
+    }
+}

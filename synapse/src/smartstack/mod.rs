@@ -1,0 +1,211 @@
+//! A configuration of SmartStack's Synapse, as it is: where its services are found, where they are served, how they are balanced, and
+//! which of them are written to files. Watchers, ports and settings are made of it; nothing here follows or serves anything.
+//!
+//! As there, JSON or YAML behind ERB, and keys that nobody knows are named and not looked at. Unlike there, what is wrong with one
+//! service costs that service alone, and what HAProxy would do and nobody does here is told line by line.
+
+mod discovery;
+mod haproxy_lines;
+mod service;
+mod template;
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use nerve::document::{Reported, Section, Value};
+use nerve::model::{Address, ServiceName, ServiceSettings};
+use nerve::smartstack::{Services, Several, Word};
+
+pub use nerve::smartstack::Wrong;
+pub use service::Service;
+
+use crate::output::Target;
+use haproxy_lines::Lines;
+
+/// HAProxy's own default.
+const BIND_ADDRESS: &str = "localhost";
+/// Said once, whatever says how servers are probed.
+const NOBODY_PROBES: &str = "HAProxy's checks of servers (check, inter, rise, fall, option httpchk and their like) are not done: whoever \
+                             registers a server checks it, and the balancer passes over one that refuses or resets connections";
+
+/// The files of a configuration, and what they said when they were last good.
+#[derive(Debug)]
+pub struct Configuration {
+    file: PathBuf,
+    services: Services<Service>,
+    globals: Globals,
+}
+
+/// What the main file says beside its services.
+#[derive(Debug, Clone)]
+struct Globals {
+    bind_address: String,
+    defaults: Lines,
+    /// What of the section `haproxy` is not done.
+    lacks: Vec<String>,
+    /// Where services are written to.
+    directory: Option<PathBuf>,
+    haproxy: serde_json::Value,
+}
+
+/// What is in force of a configuration.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct InForce {
+    /// In the order of their names there.
+    pub services: Vec<Service>,
+    /// What is wrong, and costs what it is said of.
+    pub wrong: Vec<Wrong>,
+    /// What is not done that HAProxy would do, one line a service and one for what holds for all.
+    pub lacks: Vec<String>,
+    /// Where services are written to.
+    pub directory: Option<PathBuf>,
+    /// The section `haproxy` as it stands there, for whoever writes one's configuration: an object, or null.
+    pub haproxy: serde_json::Value,
+}
+
+impl Configuration {
+    /// Nothing was read yet.
+    #[must_use]
+    pub fn of(file: PathBuf) -> Self {
+        let globals = Globals {
+            bind_address: BIND_ADDRESS.to_owned(),
+            defaults: Lines::default(),
+            lacks: Vec::new(),
+            directory: None,
+            haproxy: serde_json::Value::Null,
+        };
+        Self { file, services: Services::of("SmartStack's Synapse"), globals }
+    }
+
+    /// Reads the files again. Where the main one is wrong everything stays as it was, and where a service is, that one does. Blocks.
+    pub fn load(&mut self) -> InForce {
+        let read = self.services.load(&self.file, template::open, globals, |globals, name, section| {
+            service::read(section, name, globals)
+        });
+        if let Some(globals) = read {
+            self.globals = globals;
+        }
+        self.in_force()
+    }
+
+    fn in_force(&self) -> InForce {
+        let mut wrong = self.services.wrong().to_vec();
+        let mut names: BTreeMap<&ServiceName, &str> = BTreeMap::new();
+        let mut places: BTreeMap<&Address, &str> = BTreeMap::new();
+        let mut services = Vec::new();
+        for service in self.services.all().values() {
+            let own = service.synapse_name.as_str();
+            let mut refuse = |message| wrong.push(Wrong { place: service.file.clone(), message });
+            if let Some(other) = names.get(&service.name) {
+                refuse(format!(
+                    "services.{own}: it is called {} here, as {other:?} is, which goes first; nothing of it is in force",
+                    service.name
+                ));
+                continue;
+            }
+            if let Some((listen, other)) =
+                service.listen.as_ref().and_then(|listen| Some((listen, places.get(listen)?)))
+            {
+                refuse(format!(
+                    "services.{own}: it is to listen on {listen}, as {other:?} is, which goes first; nothing of it is in force"
+                ));
+                continue;
+            }
+            names.insert(&service.name, own);
+            places.extend(service.listen.as_ref().map(|listen| (listen, own)));
+            services.push(service.clone());
+        }
+        let probes = self.globals.defaults.probes || services.iter().any(|service| service.probes);
+        let of_all = self.globals.lacks.iter().cloned().chain(probes.then(|| NOBODY_PROBES.to_owned()));
+        let of_each = services.iter().filter(|service| !service.lacks.is_empty());
+        let of_each =
+            of_each.map(|service| format!("{}: {}", service.synapse_name, service.lacks.join("; ")));
+        let lacks = of_all.chain(of_each).collect();
+        let Globals { directory, haproxy, .. } = self.globals.clone();
+        InForce { services, wrong, lacks, directory, haproxy }
+    }
+}
+
+impl InForce {
+    /// How its services are balanced on this node, as far as it says so.
+    #[must_use]
+    pub fn settings(&self) -> HashMap<ServiceName, Arc<ServiceSettings>> {
+        let said = self.services.iter().filter(|service| service.settings != ServiceSettings::default());
+        said.map(|service| (service.name.clone(), Arc::new(service.settings.clone()))).collect()
+    }
+
+    /// Its services as files, if they are to be.
+    #[must_use]
+    pub fn target(&self) -> Option<Target> {
+        let directory = self.directory.clone()?;
+        let written = self.services.iter().filter(|service| service.is_written);
+        let written = written.map(|service| (service.name.clone(), service.synapse_name.clone()));
+        Some(Target { directory, services: Some(written.collect()) })
+    }
+}
+
+fn globals(root: &mut Section<'_>) -> Result<Globals, Reported> {
+    root.allow("statsd");
+    let directory = root.section("file_output", |output| output.required::<PathBuf>("output_directory"));
+    let haproxy = root.section_or_empty("haproxy", |haproxy| {
+        for key in [
+            "global",
+            "do_writes",
+            "config_file_path",
+            "do_reloads",
+            "reload_command",
+            "do_socket",
+            "socket_file_path",
+            "do_checks",
+            "check_command",
+            "candidate_config_file_path",
+            "restart_interval",
+            "restart_jitter",
+            "state_file_path",
+            "state_file_ttl",
+            "server_order_seed",
+            "max_server_id",
+            "use_nerve_weights",
+        ] {
+            haproxy.allow(key);
+        }
+        let bind_address = haproxy.or("bind_address", Word(BIND_ADDRESS.to_owned()));
+        let given = haproxy.or("defaults", Several(Vec::new()));
+        let shared = haproxy.or("shared_frontend", Several(Vec::<Word>::new()));
+        let extra = haproxy.optional::<Value>("extra_sections");
+        let mut defaults = Lines::default();
+        given.0.iter().for_each(|Word(line)| defaults.line(line));
+        let mut lacks: Vec<String> = defaults
+            .lacks()
+            .map(|lacks| format!("haproxy.defaults: not done: {lacks}"))
+            .into_iter()
+            .collect();
+        if !shared.0.is_empty() {
+            lacks.push("haproxy.shared_frontend: not done: a port leads to one service".to_owned());
+        }
+        let extra = extra.and_then(|extra| serde_json::to_value(extra).ok());
+        if let Some(serde_json::Value::Object(extra)) = extra.filter(|extra| extra != &serde_json::json!({}))
+        {
+            let titles: Vec<&str> = extra.keys().map(String::as_str).collect();
+            lacks.push(format!("haproxy.extra_sections: not done: {}", titles.join(", ")));
+        }
+        Globals {
+            bind_address: bind_address.0,
+            defaults,
+            lacks,
+            directory: None,
+            haproxy: serde_json::Value::Null,
+        }
+    });
+    Ok(Globals { directory: directory.transpose()?, haproxy: as_it_stands(root), ..haproxy })
+}
+
+/// The section `haproxy`. `Document::parse_json` makes a document of its text.
+fn as_it_stands(section: &mut Section<'_>) -> serde_json::Value {
+    let value = section.optional::<Value>("haproxy");
+    value.and_then(|value| serde_json::to_value(value).ok()).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,209 @@
+//! One service of Synapse's: what it is to us.
+
+use std::net::SocketAddr;
+use std::num::NonZeroU16;
+
+use nerve::document::{Reported, Section, Value};
+use nerve::model::{Address, ServiceName, ServiceSettings, UnixPath, Weight};
+use nerve::smartstack::{Number, Several, Word, resolve, service_name};
+
+use super::Globals;
+use super::discovery;
+use crate::watch::{self, Kind, Options, Server};
+
+/// The label that holds a server's own options for HAProxy.
+const OPTIONS_LABEL: &str = "haproxy_server_options";
+
+/// A service as it is taken from Synapse's configuration.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Service {
+    /// What it is called there.
+    pub synapse_name: String,
+    /// What it is called here.
+    pub name: ServiceName,
+    /// The file that it stands in.
+    pub file: String,
+    /// Where its servers are found.
+    pub watcher: watch::Config,
+    /// Where it is served; `None`: it is not, or by its name alone.
+    pub listen: Option<Address>,
+    /// How it is balanced, as far as this node decides.
+    pub settings: ServiceSettings,
+    /// Is it among those that are written to files?
+    pub is_written: bool,
+    /// What its HAProxy lines ask for and is not done, one sentence each.
+    pub lacks: Vec<String>,
+    /// Its section `haproxy` as it stands there, for whoever keeps it on a HAProxy: an object, or null.
+    pub haproxy: serde_json::Value,
+    /// How HAProxy is to probe its servers was said.
+    pub(super) probes: bool,
+}
+
+/// Reads one service.
+pub(super) fn read(section: &mut Section<'_>, name: &str, globals: &Globals) -> Result<Service, Reported> {
+    section.allow("load_test_concurrency");
+    let default_servers = section.list("default_servers", server);
+    let usual = Options::default();
+    let keep_default_servers = section.or("keep_default_servers", usual.keep_default_servers);
+    let use_previous_backends = section.or("use_previous_backends", usual.use_previous_backends);
+    let port = section.given::<Number<NonZeroU16>>("backend_port_override");
+    let leader_election = section.or("leader_election", usual.leader_election);
+    let is_multi = section.has("discovery_multi");
+    section.allow("discovery_multi");
+    let is_written = section.section_or_empty("file_output", |output| !output.or("disabled", false));
+    let as_it_stands = super::as_it_stands(section);
+    let haproxy = section.section_or_empty("haproxy", |haproxy| Haproxy::read(haproxy, globals));
+    let default_servers: Result<Vec<Server>, Reported> = default_servers.into_iter().collect();
+    let place = section.section("discovery", |discovery| {
+        discovery::read(discovery, default_servers.as_deref().unwrap_or_default())
+    });
+    let (default_servers, port, haproxy) = (default_servers?, port?, haproxy?);
+    if is_multi {
+        return Err(section.invalid(
+            "discovery_multi",
+            "discovery method \"multi\" is not supported",
+            "`discovery`",
+        ));
+    }
+    let place =
+        place.ok_or_else(|| section.invalid("discovery", "it is missing", "a table with a `method`"))??;
+    let port = port.map(|Number(port)| port).or(haproxy.port_override);
+    let options = match place.kind {
+        // They are what the place names.
+        Kind::Static(_) => Options { leader_election, label_filters: place.label_filters, ..usual },
+        _ => Options {
+            default_servers,
+            keep_default_servers,
+            use_previous_backends,
+            leader_election,
+            backend_port_override: port,
+            label_filters: place.label_filters,
+            ..usual
+        },
+    };
+    let service = service_name(name, section)?;
+    let watcher = watch::Config {
+        // No watcher of our own configuration can be called so.
+        name: format!("synapse:{service}"),
+        service: service.clone(),
+        kind: place.kind,
+        options,
+    };
+    let Haproxy { listen, settings, mut lacks, probes, .. } = haproxy;
+    let is_file_name = !name.contains('/') && !name.chars().any(char::is_control);
+    if is_written && globals.directory.is_some() && !is_file_name {
+        lacks.push("file_output: not done: its name cannot be that of a file".to_owned());
+    }
+    Ok(Service {
+        synapse_name: name.to_owned(),
+        name: service,
+        file: section.file().to_owned(),
+        watcher,
+        listen,
+        settings,
+        is_written: is_written && is_file_name,
+        lacks,
+        haproxy: as_it_stands,
+        probes,
+    })
+}
+
+/// What the section `haproxy` of a service says.
+#[derive(Debug, Default)]
+struct Haproxy {
+    listen: Option<Address>,
+    port_override: Option<NonZeroU16>,
+    settings: ServiceSettings,
+    lacks: Vec<String>,
+    probes: bool,
+}
+
+impl Haproxy {
+    fn read(section: &mut Section<'_>, globals: &Globals) -> Result<Self, Reported> {
+        for key in ["backend_name", "backend_order", "use_nerve_weights", "cookie_value_method"] {
+            section.allow(key);
+        }
+        let disabled = section.or("disabled", false);
+        let port_override = section.given::<Number<NonZeroU16>>("server_port_override");
+        let port = section.given::<Number<NonZeroU16>>("port");
+        let bind_address = section.given::<Word>("bind_address");
+        let bind_options = section.given::<Word>("bind_options");
+        let server_options = section.given::<Word>("server_options");
+        let given = ["listen", "frontend", "backend"].map(|key| section.given::<Several<Word>>(key));
+        let shared = section.given::<Several<Word>>("shared_frontend");
+        let port_override = port_override?.map(|Number(port)| port);
+        let (port, bind_address, bind_options) = (port?, bind_address?, bind_options?);
+        let (server_options, shared) = (server_options?, shared?);
+        let mut lines = globals.defaults.inherited();
+        for given in given {
+            given?.into_iter().flat_map(|Several(lines)| lines).for_each(|Word(line)| lines.line(&line));
+        }
+        if disabled {
+            return Ok(Self { port_override, ..Self::default() });
+        }
+        lines.server_options(&server_options.map_or_else(String::new, |Word(options)| options));
+        if let Some(Word(options)) = bind_options.filter(|Word(options)| !options.trim().is_empty()) {
+            lines.lack(format!("bind {options}"));
+        }
+        for Word(line) in shared.into_iter().flat_map(|Several(lines)| lines) {
+            lines.lack(format!("shared_frontend: {line}"));
+        }
+        let bind_address = bind_address.map_or_else(|| globals.bind_address.clone(), |Word(address)| address);
+        let listen = listen(&bind_address, port.map(|Number(port)| port))
+            .map_err(|wrong| section.invalid("bind_address", wrong, "an address of this machine"))?;
+        let mut lacks: Vec<String> =
+            lines.lacks().map(|lacks| format!("not done: {lacks}")).into_iter().collect();
+        if lines.is_http() {
+            lacks.push(
+                "mode http is served as TCP: a connection stays with one server, requests and answers are neither read nor \
+                 changed, and where no server can be reached it is closed instead of answered with 503"
+                    .to_owned(),
+            );
+        }
+        if listen.is_none() {
+            lacks.push(
+                "it has no port: it is reached by its name, and where a port is published for it".to_owned(),
+            );
+        }
+        Ok(Self { listen, port_override, settings: lines.settings(), lacks, probes: lines.probes })
+    }
+}
+
+/// Where HAProxy would listen. Blocks while a name is looked up.
+fn listen(bind_address: &str, port: Option<NonZeroU16>) -> Result<Option<Address>, String> {
+    let path = bind_address.strip_prefix("unix@").unwrap_or(bind_address);
+    if path.starts_with('/') {
+        let path = path.parse::<UnixPath>().map_err(|wrong| wrong.to_string())?;
+        return Ok(Some(Address::Unix(path)));
+    }
+    let Some(port) = port else { return Ok(None) };
+    let host = bind_address.strip_prefix("ipv4@").or_else(|| bind_address.strip_prefix("ipv6@"));
+    let host = match host.unwrap_or(bind_address) {
+        "" | "*" => "0.0.0.0",
+        // Also where no file of hosts says so.
+        "localhost" => "127.0.0.1",
+        host => host,
+    };
+    Ok(Some(Address::Ip(SocketAddr::new(resolve(host)?, port.get()))))
+}
+
+/// One of `default_servers`.
+fn server(section: &mut Section<'_>) -> Result<Server, Reported> {
+    section.allow("id");
+    let (host, port) = (section.required::<Word>("host"), section.required::<Number<NonZeroU16>>("port"));
+    let name = section.optional::<Word>("name").map(|Word(name)| name);
+    let weight = section.optional::<Number<u16>>("weight").and_then(|Number(weight)| NonZeroU16::new(weight));
+    let labels = section.optional::<Value>("labels").and_then(|labels| serde_json::to_value(labels).ok());
+    let options = section.optional::<Word>(OPTIONS_LABEL).map(|Word(options)| options);
+    let (Word(host), Number(port)) = (host?, port?);
+    let host =
+        host.parse().map_err(|wrong: String| section.invalid("host", wrong, "an address or a name"))?;
+    let mut server = Server { name, ..Server::at(host, port) };
+    server.weight = weight.map_or_else(Weight::default, Weight);
+    if let Some(serde_json::Value::Object(labels)) = labels {
+        let text = |value: serde_json::Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+        server.labels = labels.into_iter().map(|(key, value)| (key, text(value))).collect();
+    }
+    server.labels.extend(options.map(|options| (OPTIONS_LABEL.to_owned(), options)));
+    Ok(server)
+}

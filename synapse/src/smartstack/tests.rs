@@ -1,0 +1,292 @@
+//! Configurations as operators have them, and what becomes of them.
+
+use std::fs;
+
+use nerve::model::SettingKey;
+
+use super::*;
+use crate::watch::{Condition, Kind};
+
+/// A host's files.
+struct Host {
+    directory: tempfile::TempDir,
+    configuration: Configuration,
+}
+
+impl Host {
+    fn of(text: &str) -> (Self, InForce) {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("synapse.conf.json");
+        let mut host = Self { directory, configuration: Configuration::of(file) };
+        let in_force = host.write("synapse.conf.json", text);
+        (host, in_force)
+    }
+
+    fn write(&mut self, name: &str, text: &str) -> InForce {
+        fs::write(self.directory.path().join(name), text).unwrap();
+        self.configuration.load()
+    }
+}
+
+fn of(text: &str) -> InForce {
+    Host::of(text).1
+}
+
+/// One service with these keys beside what it needs.
+fn service(more: &str) -> String {
+    format!(
+        "services:\n  web:\n    discovery: {{method: zookeeper, hosts: ['zk1:2181'], path: /nerve/web}}\n    {more}\n"
+    )
+}
+
+fn set(settings: &ServiceSettings) -> Vec<String> {
+    let set = SettingKey::all().filter_map(|key| Some(format!("{}={}", key.name, key.get(settings)?)));
+    set.collect()
+}
+
+fn names(in_force: &InForce) -> Vec<&str> {
+    in_force.services.iter().map(|service| service.name.as_str()).collect()
+}
+
+/// Of the form of the documentation's, with what real ones have beside.
+const WHOLE: &str = r#"{
+ "service_conf_dir": "DIRECTORY",
+ "services": {
+  "web_main": {
+   "use_previous_backends": true,
+   "default_servers": [{"name": "fallback", "host": "10.0.9.9", "port": 8080}],
+   "discovery": {
+    "method": "zookeeper",
+    "path": "/nerve/services/web/services",
+    "hosts": ["zk1.example.net:2181", "zk2.example.net:2181"],
+    "generator_config_path": "disabled",
+    "discovery_jitter": 5,
+    "label_filters": [{"label": "az", "value": "eu-1a", "condition": "equals"}]
+   },
+   "haproxy": {
+    "port": 3213,
+    "bind_address": "127.0.0.2",
+    "server_options": "check inter 2s rise 3 fall 2",
+    "backend_order": "asc",
+    "listen": ["mode http", "option httpchk /ping"],
+    "frontend": ["timeout client 30s"],
+    "backend": ["timeout server 30s", "balance leastconn"]
+   }
+  },
+  "db": {
+   "leader_election": true,
+   "use_previous_backends": false,
+   "backend_port_override": "3307",
+   "keep_default_servers": true,
+   "default_servers": [{"name": "pin", "host": "10.0.9.10", "port": 8443}],
+   "discovery": {"method": "zookeeper_poll", "path": "/nerve/services/db/services/", "hosts": "zk1.example.net:2181"},
+   "haproxy": {"port": "3306", "frontend": ["mode tcp"], "backend": "mode tcp", "server_options": "check"},
+   "file_output": {"disabled": true}
+  },
+  "peers": {
+   "discovery": {"method": "base"},
+   "default_servers": [{"name": "p1", "host": "10.0.2.1", "port": 7000, "labels": {"shard": 1}}],
+   "haproxy": {"disabled": true, "port": 9999, "backend": ["cookie SRV insert"]}
+  },
+  "legacy": {
+   "discovery": {"method": "ec2tag", "tag_name": "role", "tag_value": "legacy"},
+   "haproxy": {"port": 3215, "listen": ["mode tcp"]}
+  }
+ },
+ "haproxy": {
+  "config_file_path": "/etc/haproxy/haproxy.cfg",
+  "reload_command": "systemctl reload haproxy",
+  "socket_file_path": ["/var/run/haproxy.sock"],
+  "do_writes": true,
+  "bind_address": "127.0.0.3",
+  "global": ["daemon", "maxconn 4096"],
+  "defaults": ["mode http", "timeout connect 5s", "timeout client 1m", "timeout server 1m", "retries 3", "errorfile 503 /x"],
+  "extra_sections": {"listen stats :3212": ["mode http", "stats enable"]}
+ },
+ "file_output": {"output_directory": "/var/run/synapse/services"},
+ "statsd": {"host": "127.0.0.1", "port": 8125}
+}"#;
+
+#[test]
+fn a_configuration_of_the_documentation_s_form_is_taken_whole() {
+    let directory = tempfile::tempdir().unwrap();
+    let search = "discovery: {method: zookeeper_dns, hosts: [zk1], path: /s, decode: {method: serverset, endpoint_name: http}}\nhaproxy: {}\n";
+    fs::write(directory.path().join("search.yaml"), search).unwrap();
+    fs::write(directory.path().join("notes.txt"), "not ours").unwrap();
+    let in_force = of(&WHOLE.replace("DIRECTORY", &directory.path().display().to_string()));
+    assert_eq!(names(&in_force), ["db", "peers", "search", "web-main"]);
+    let [db, peers, search, web] = &in_force.services[..] else { panic!("{in_force:?}") };
+
+    // Where they are found.
+    let Kind::ZooKeeper(place) = &web.watcher.kind else { panic!("{web:?}") };
+    assert_eq!((place.hosts.len(), place.path.as_str()), (2, "/nerve/services/web/services"));
+    let options = &web.watcher.options;
+    assert_eq!(options.default_servers[0].to_string(), "10.0.9.9:8080");
+    assert_eq!(options.default_servers[0].name.as_deref(), Some("fallback"));
+    let filter = &options.label_filters[0];
+    assert_eq!((filter.label.as_str(), filter.condition), ("az", Condition::Equals));
+    let options = &db.watcher.options;
+    assert!(!options.use_previous_backends && options.keep_default_servers && options.leader_election);
+    assert_eq!(options.backend_port_override.map(|port| port.get()), Some(3307));
+    assert!(
+        matches!(&db.watcher.kind, Kind::ZooKeeper(place) if place.path == "/nerve/services/db/services")
+    );
+    let Kind::Static(servers) = &peers.watcher.kind else { panic!("{peers:?}") };
+    assert_eq!(
+        (servers[0].to_string(), servers[0].labels["shard"].as_str()),
+        ("10.0.2.1:7000".to_owned(), "1")
+    );
+    assert!(peers.watcher.options.default_servers.is_empty());
+    assert!(
+        matches!(&search.watcher.kind, Kind::ZooKeeper(place) if place.endpoint_name.as_deref() == Some("http"))
+    );
+
+    // Where they are served, and how.
+    let listen = |service: &Service| service.listen.as_ref().map(ToString::to_string);
+    assert_eq!(listen(web).as_deref(), Some("127.0.0.2:3213"));
+    assert_eq!(listen(db).as_deref(), Some("127.0.0.3:3306"));
+    assert_eq!((listen(peers), listen(search)), (None, None));
+    assert_eq!(set(&web.settings), ["policy=least_connections", "timeouts.connect=5s", "timeouts.idle=30s"]);
+    assert_eq!(set(&db.settings), ["timeouts.connect=5s", "timeouts.idle=1m"]);
+    assert_eq!(in_force.settings().len(), 3, "none of one that HAProxy does not serve");
+
+    // As it stands there, which a document can be made of again.
+    assert_eq!((&db.haproxy["port"], &peers.haproxy["disabled"]), (&"3306".into(), &true.into()));
+    assert_eq!(in_force.haproxy["reload_command"], "systemctl reload haproxy");
+    let again = nerve::document::Document::parse_json(&web.file, &web.haproxy.to_string()).unwrap();
+    let order = again.decode_tolerantly(|section| section.required::<String>("backend_order"));
+    assert_eq!(order.unwrap().0, "asc");
+
+    // What is said.
+    let [wrong] = &in_force.wrong[..] else { panic!("{:?}", in_force.wrong) };
+    assert!(
+        wrong.place.ends_with("synapse.conf.json")
+            && wrong
+                .message
+                .contains("services.legacy.discovery.method: discovery method \"ec2tag\" is not supported")
+            && wrong.message.ends_with("nothing of it is in force"),
+        "{wrong:?}"
+    );
+    let begins = [
+        "haproxy.defaults: not done: `errorfile 503 /x`",
+        "haproxy.extra_sections: not done: listen stats :3212",
+        "HAProxy's checks of servers",
+        "search: mode http is served as TCP",
+        "web_main: mode http is served as TCP",
+    ];
+    assert_eq!(in_force.lacks.len(), begins.len(), "{:?}", in_force.lacks);
+    for (said, begin) in in_force.lacks.iter().zip(begins) {
+        assert!(said.starts_with(begin), "{said}");
+    }
+    let target = in_force.target().unwrap();
+    assert_eq!(target.directory.to_str(), Some("/var/run/synapse/services"));
+    let written: Vec<String> = target.services.unwrap().into_values().collect();
+    assert_eq!(written, ["peers", "search", "web_main"]);
+}
+
+#[test]
+fn what_is_wrong_with_a_service_costs_that_service_and_is_told_with_its_key() {
+    for (more, said) in [
+        ("haproxy: {port: 99999}", "services.web.haproxy.port: 99999 is out of range"),
+        ("haproxy: {port: 1, bind_address: 'no such host'}", "services.web.haproxy.bind_address"),
+        ("backend_port_override: x", "services.web.backend_port_override"),
+        ("default_servers: [{host: '', port: 1}]", "services.web.default_servers[0].host"),
+        ("default_servers: ['a:1']", "services.web.default_servers[0]: found a string"),
+        (
+            "discovery_multi: {watchers: {}}",
+            "services.web.discovery_multi: discovery method \"multi\" is not supported",
+        ),
+    ] {
+        let in_force = of(&(service(more) + "  api: {discovery: {method: base}}\n"));
+        assert_eq!(names(&in_force), ["api"], "{more}");
+        assert!(
+            in_force.wrong.len() == 1 && in_force.wrong[0].message.contains(said),
+            "{:?}",
+            in_force.wrong
+        );
+    }
+    for (discovery, said) in [
+        ("{method: zookeeper, path: /x}", "services.a.discovery.hosts: it is missing"),
+        ("{method: zookeeper, hosts: [], path: /x}", "services.a.discovery.hosts: it names no server"),
+        ("{method: zookeeper, hosts: [z], path: ''}", "services.a.discovery.path"),
+        (
+            "{method: zookeeper, hosts: [z], path: /x, decode: {method: x}}",
+            "services.a.discovery.decode.method",
+        ),
+        (
+            "{method: base, label_filters: [{label: a, value: b, condition: like}]}",
+            "label_filters[0].condition",
+        ),
+        ("{}", "services.a.discovery.method: it is missing"),
+    ] {
+        let in_force = of(&format!("services:\n  a: {{discovery: {discovery}}}\n"));
+        assert!(
+            in_force.wrong.len() == 1 && in_force.wrong[0].message.contains(said),
+            "{:?}",
+            in_force.wrong
+        );
+    }
+    let in_force = of("services: {a: {}}\n");
+    assert!(
+        in_force.wrong[0].message.contains("services.a.discovery: it is missing"),
+        "{:?}",
+        in_force.wrong
+    );
+}
+
+#[test]
+fn of_two_services_with_one_name_or_one_port_here_the_second_is_refused() {
+    let base = |port: u16| format!("{{discovery: {{method: base}}, haproxy: {{port: {port}}}}}");
+    let text =
+        format!("services:\n  a-b: {}\n  a_b: {}\n  c: {}\n  d: {}\n", base(1), base(2), base(1), base(3));
+    let in_force = of(&text);
+    assert_eq!(names(&in_force), ["a-b", "d"]);
+    let said: Vec<&str> = in_force.wrong.iter().map(|wrong| wrong.message.as_str()).collect();
+    assert!(said[0].starts_with("services.a_b: it is called a-b here, as \"a-b\" is"), "{said:?}");
+    assert!(said[1].starts_with("services.c: it is to listen on 127.0.0.1:1, as \"a-b\" is"), "{said:?}");
+}
+
+#[test]
+fn a_name_that_is_a_path_is_no_file() {
+    let text = "services:\n  ../web: {discovery: {method: base}, haproxy: {disabled: true}}\nfile_output: {output_directory: /run/x}\n";
+    let in_force = of(text);
+    assert_eq!((names(&in_force), in_force.target().unwrap().services.unwrap().len()), (vec!["web"], 0));
+    assert_eq!(in_force.lacks, ["../web: file_output: not done: its name cannot be that of a file"]);
+}
+
+#[test]
+fn a_file_that_breaks_leaves_what_was_in_force_and_a_service_its_last_good_version() {
+    let (mut host, before) = Host::of(&service("haproxy: {port: 3213}"));
+    assert_eq!(before.wrong, []);
+    let broken = host.write("synapse.conf.json", "{\"services\": ");
+    assert_eq!((&broken.services, broken.wrong.len()), (&before.services, 1));
+    assert!(broken.wrong[0].message.ends_with("what was read before stays in force"), "{broken:?}");
+    let half = host.write("synapse.conf.json", &service("haproxy: {port: web}"));
+    assert_eq!((&half.services, half.wrong.len()), (&before.services, 1));
+    assert!(half.wrong[0].message.ends_with("its last good version stays in force"), "{half:?}");
+    let gone = host.write("synapse.conf.json", "services: {}\n");
+    assert_eq!(gone, InForce::default());
+}
+
+#[test]
+fn an_address_is_the_one_that_haproxy_would_bind() {
+    for (more, listen) in [
+        ("haproxy: {port: 1}", Some("127.0.0.1:1")),
+        ("haproxy: {port: 1, bind_address: '*'}", Some("0.0.0.0:1")),
+        ("haproxy: {port: 1, bind_address: '0.0.0.0'}", Some("0.0.0.0:1")),
+        ("haproxy: {port: 1, bind_address: '::1'}", Some("[::1]:1")),
+        ("haproxy: {port: null, bind_address: /run/web.sock}", Some("unix:/run/web.sock")),
+        ("haproxy: {bind_address: 127.0.0.2}", None),
+        ("use_previous_backends: true", None),
+    ] {
+        let in_force = of(&service(more));
+        assert_eq!(in_force.wrong, [], "{more}");
+        let shown = in_force.services[0].listen.as_ref().map(|listen| match listen {
+            Address::Unix(path) => format!("unix:{path}"),
+            Address::Ip(address) => address.to_string(),
+        });
+        assert_eq!(shown.as_deref(), listen, "{more}");
+    }
+    let said = of(&service("haproxy: {port: 1, bind_options: ssl crt /x.pem, shared_frontend: [acl a b]}"));
+    assert_eq!(said.lacks, ["web: not done: `bind ssl crt /x.pem`, `shared_frontend: acl a b`"]);
+}
