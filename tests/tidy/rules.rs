@@ -70,6 +70,18 @@ pub(crate) const ROOMS: &[Room] = &[
             "nerve::tasks",
         ],
     ),
+    // Written when the catalog has something to say, which the store's watcher tells.
+    room(
+        "synapse::output",
+        &[
+            "synapse::catalog",
+            "synapse::watch",
+            "nerve::document",
+            "nerve::hash",
+            "nerve::model",
+            "nerve::tasks",
+        ],
+    ),
     // Leaves of mesh.
     room("mesh::drain", &[]),
     room("mesh::advice", &[]),
@@ -187,6 +199,7 @@ pub(crate) const ROOMS: &[Room] = &[
             "nerve::check",
             "nerve::registrar",
             "synapse::memory",
+            "synapse::output",
             "synapse::watch",
             "mesh::admin",
             "mesh::balance",
@@ -255,7 +268,7 @@ pub(crate) const HOMES: &[Home] = &[
     home("rustls-native-certs", &["nerve/src/check/tls.rs"]),
     home("tokio-rustls", &["nerve/src/check/tls.rs"]),
     home("regex", &["nerve/src/check/http"]),
-    home("ring", &["nerve/src/check/scram.rs"]),
+    home("ring", &["nerve/src/check/scram.rs", "synapse/src/output/haproxy/server.rs"]),
     home("md5", &["nerve/src/check/scram.rs"]),
     home(
         "base64",

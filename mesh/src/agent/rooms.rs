@@ -9,6 +9,7 @@ use nerve::store::Store;
 use nerve::tasks::Tasks;
 use nerve::{announce, registrar};
 use synapse::catalog::Catalog;
+use synapse::output::haproxy;
 use synapse::{memory, watch as watcher};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -59,6 +60,8 @@ pub(super) struct Rooms {
     pub(super) watcher: watcher::store::Handle,
     pub(super) watchers: watcher::Watchers,
     pub(super) synapse_metrics: synapse::Metrics,
+    pub(super) haproxy: haproxy::Handle,
+    pub(super) haproxy_metrics: haproxy::Metrics,
     /// Does this agent write to the store and to the disk? Not while another one is about to.
     pub(super) writes: bool,
     /// Another agent ran before it, and handed over.
@@ -83,7 +86,7 @@ pub(super) struct Owners {
     pub(super) vip: Tasks,
     /// Another agent may go on with the session while connections here are finished.
     pub(super) registrar: Tasks,
-    /// Only one agent saves the catalog.
+    /// Only one agent saves the catalog, and tells other programs of this node of it.
     pub(super) memory: Tasks,
 }
 
@@ -130,7 +133,7 @@ impl Rooms {
         self.starting.is_none()
     }
 
-    /// Saves the catalog from now on.
+    /// Saves the catalog, and tells HAProxy of it, from now on.
     pub(super) fn keep_memory(&mut self) {
         self.owners.memory = Tasks::new();
         memory::keep(
@@ -140,6 +143,13 @@ impl Rooms {
             self.synapse_metrics.clone(),
             &self.owners.memory,
         );
+        let means = haproxy::Means {
+            catalog: self.catalog.clone(),
+            watcher: self.watcher.clone(),
+            node: self.config.node.name.clone(),
+            metrics: self.haproxy_metrics.clone(),
+        };
+        self.haproxy.run(means, &self.owners.memory);
     }
 
     /// Serves until `stop`, or until another agent has taken over, applying reloads.
@@ -186,10 +196,12 @@ impl Rooms {
             self.owners.registrar.spawn_while_wanted("Nerve's configuration", reload);
         }
         self.watchers.follow(&config.watchers);
+        self.haproxy.configure(config.output.haproxy.clone());
         self.ingress.reload(&config.ingress());
         // The rest stays what it is until a restart, and is compared with what runs next time too.
         self.config.services = config.services;
         self.config.watchers = config.watchers;
+        self.config.output = config.output;
         self.config.ingress.localhost = config.ingress.localhost;
         self.config.drain = config.drain;
         self.config.log = config.log;

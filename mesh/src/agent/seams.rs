@@ -6,6 +6,7 @@ use std::time::SystemTime;
 
 use nerve::announce;
 use nerve::model::{Address, InstanceId, ServiceName};
+use synapse::output::haproxy;
 use synapse::watch::store::Handle as Watcher;
 use synapse::watch::{self, Watchers};
 use tokio::sync::Semaphore;
@@ -204,6 +205,7 @@ pub(super) struct Problems {
     pub(super) watcher: Watcher,
     pub(super) watchers: Watchers,
     pub(super) announcements: announce::Handle,
+    pub(super) haproxy: haproxy::Handle,
     /// What of a reload could not be applied.
     pub(super) reload: Arc<Mutex<Option<String>>>,
     /// Why no other agent can take over.
@@ -244,6 +246,7 @@ impl Problems {
         let announcements = self.announcements.problems().into_iter();
         let announcements = announcements
             .map(|wrong| problem("announcements", format!("{}: {}", wrong.subject, wrong.message)));
+        let haproxy = self.haproxy.problems().into_iter().map(|message| problem("haproxy", message));
         let reload = self.reload.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let door = self.door.lock().unwrap_or_else(PoisonError::into_inner).clone();
         listeners
@@ -253,6 +256,7 @@ impl Problems {
             .chain(docker)
             .chain(addresses)
             .chain(announcements)
+            .chain(haproxy)
             .chain(places)
             .chain(door.map(|message| problem("handover", message)))
             .chain(records)

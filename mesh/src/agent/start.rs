@@ -13,6 +13,7 @@ use nerve::tasks::Tasks;
 use nerve::{announce, registrar};
 use prometheus::Registry;
 use synapse::catalog::{Catalog, Writer};
+use synapse::output::haproxy;
 use synapse::watch::Recalled;
 use synapse::{memory, watch as watcher};
 use tokio::sync::watch;
@@ -142,6 +143,11 @@ impl Rooms {
             start_registrar(&config, &store, sources, registry, &owners.registrar, left.registrar).await?;
         let announcements = start_announcing(&config, &registrar, registry, &owners)?;
 
+        // What other programs are told.
+        let haproxy = haproxy::Handle::new(config.output.haproxy.clone());
+        let haproxy_metrics = haproxy::Metrics::new()?;
+        haproxy_metrics.register(registry)?;
+
         let problems = Problems {
             ingress: ingress.clone(),
             vip: vip.clone(),
@@ -152,6 +158,7 @@ impl Rooms {
             watcher: watcher.clone(),
             watchers: watchers.clone(),
             announcements: announcements.clone(),
+            haproxy: haproxy.clone(),
             reload: Arc::default(),
             door: Arc::default(),
         };
@@ -180,6 +187,8 @@ impl Rooms {
             watcher,
             watchers,
             synapse_metrics,
+            haproxy,
+            haproxy_metrics,
             writes: true,
             took_over: false,
             door: None,

@@ -9,6 +9,7 @@ mod checks;
 mod docker;
 mod localhost;
 mod machine;
+mod output;
 mod reload;
 mod rooms;
 mod sections;
@@ -26,6 +27,7 @@ pub use checks::Checks;
 pub use docker::Docker;
 pub use localhost::{Listen, Localhost};
 pub use machine::Machine;
+pub use output::Output;
 pub use reload::{Reload, diff};
 pub use sections::{
     Admin, Dns, Drain, Ingress, Log, LogFormat, LogLevel, Node, Overlay, Proxy, Secret, SecretFile, Store,
@@ -58,6 +60,9 @@ pub struct Config {
     /// `[[watch]]`: where else services are found, in the order in which they are believed.
     #[serde(rename = "watch", skip_serializing_if = "Vec::is_empty")]
     pub watchers: Vec<synapse::watch::Config>,
+    /// `[output.…]`: which other programs are told of services.
+    #[serde(skip_serializing_if = "Output::is_empty")]
+    pub output: Output,
     /// `[checks]`.
     pub checks: Checks,
     /// `[proxy]`.
@@ -116,6 +121,7 @@ impl Config {
         let docker = root.section_or_empty("docker", Docker::read);
         let sources = root.section_or_empty("source", |section| Sources::read(section, base));
         let watchers = root.list("watch", |section| synapse::watch::Config::read(section, base));
+        let output = root.section_or_empty("output", |section| Output::read(section, base));
         let checks = root.section_or_empty("checks", Checks::read);
         let proxy = root.section_or_empty("proxy", Proxy::read);
         let dns = root.section_or_empty("dns", Dns::read);
@@ -145,6 +151,7 @@ impl Config {
             docker: docker?,
             sources: sources?,
             watchers: watchers.into_iter().collect::<Result<_, _>>()?,
+            output: output?,
             checks: checks?,
             proxy,
             dns,
