@@ -61,7 +61,6 @@ pub(super) struct Rooms {
     pub(super) watchers: watcher::Watchers,
     pub(super) synapse_metrics: synapse::Metrics,
     pub(super) haproxy: haproxy::Handle,
-    pub(super) haproxy_metrics: haproxy::Metrics,
     /// Does this agent write to the store and to the disk? Not while another one is about to.
     pub(super) writes: bool,
     /// Another agent ran before it, and handed over.
@@ -147,7 +146,6 @@ impl Rooms {
             catalog: self.catalog.clone(),
             watcher: self.watcher.clone(),
             node: self.config.node.name.clone(),
-            metrics: self.haproxy_metrics.clone(),
         };
         self.haproxy.run(means, &self.owners.memory);
     }

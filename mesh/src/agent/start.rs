@@ -144,9 +144,7 @@ impl Rooms {
         let announcements = start_announcing(&config, &registrar, registry, &owners)?;
 
         // What other programs are told.
-        let haproxy = haproxy::Handle::new(config.output.haproxy.clone());
-        let haproxy_metrics = haproxy::Metrics::new()?;
-        haproxy_metrics.register(registry)?;
+        let haproxy = haproxy::Handle::new(config.output.haproxy.clone(), registry)?;
 
         let problems = Problems {
             ingress: ingress.clone(),
@@ -188,7 +186,6 @@ impl Rooms {
             watchers,
             synapse_metrics,
             haproxy,
-            haproxy_metrics,
             writes: true,
             took_over: false,
             door: None,

@@ -51,7 +51,7 @@ impl Failure {
 
 /// Counters and gauges.
 #[derive(Debug, Clone)]
-pub struct Metrics {
+pub(super) struct Metrics {
     reloads: IntCounterVec,
     commands: IntCounterVec,
     failures: IntCounterVec,
@@ -63,10 +63,7 @@ pub struct Metrics {
 
 impl Metrics {
     /// All of them at zero, not registered yet.
-    ///
-    /// # Errors
-    /// A name is none.
-    pub fn new() -> prometheus::Result<Self> {
+    pub(super) fn new() -> prometheus::Result<Self> {
         let counters =
             |name: &str, help: &str, label: &str| IntCounterVec::new(Opts::new(name, help), &[label]);
         let metrics = Self {
@@ -119,10 +116,7 @@ impl Metrics {
     }
 
     /// Makes them visible.
-    ///
-    /// # Errors
-    /// One of them is there already.
-    pub fn register(&self, registry: &Registry) -> prometheus::Result<()> {
+    pub(super) fn register(&self, registry: &Registry) -> prometheus::Result<()> {
         let Self { reloads, commands, failures, refused, writes, pending, left } = self.clone();
         let all: [Box<dyn Collector>; 7] = [
             Box::new(reloads),

@@ -30,14 +30,15 @@ use std::sync::Arc;
 
 use nerve::model::NodeName;
 use nerve::tasks::Tasks;
+use prometheus::Registry;
 use tokio::sync::watch;
 
 pub use config::{Config, CookieValue, Order, Service, ServiceConfig};
 pub use loose::{ProxyName, Share, Title};
-pub use metrics::Metrics;
 
 use crate::catalog::Catalog;
 use crate::watch::store::Handle as Watcher;
+use metrics::Metrics;
 use problems::Problems;
 
 /// The output, for whoever changes what it is told or asks how it stands. Clones are the same.
@@ -45,6 +46,7 @@ use problems::Problems;
 pub struct Handle {
     config: Arc<watch::Sender<Option<Arc<Config>>>>,
     problems: Problems,
+    metrics: Metrics,
 }
 
 /// What it works with.
@@ -56,16 +58,18 @@ pub struct Means {
     pub watcher: Watcher,
     /// Whose order of servers is the node's own.
     pub node: NodeName,
-    /// What it counts.
-    pub metrics: Metrics,
 }
 
 impl Handle {
-    /// One that is told this when it runs; `None`: there is no HAProxy.
-    #[must_use]
-    pub fn new(config: Option<Config>) -> Self {
+    /// One that is told this when it runs, and whose figures stand in `registry`; `None`: there is no HAProxy.
+    ///
+    /// # Errors
+    /// Its figures stand there already.
+    pub fn new(config: Option<Config>, registry: &Registry) -> prometheus::Result<Self> {
         let config = watch::Sender::new(config.map(Arc::new));
-        Self { config: Arc::new(config), problems: Problems::default() }
+        let metrics = Metrics::new()?;
+        metrics.register(registry)?;
+        Ok(Self { config: Arc::new(config), problems: Problems::default(), metrics })
     }
 
     /// From now on this holds.
@@ -87,10 +91,6 @@ impl Handle {
     /// Runs it for as long as its owner does. One runs at a time.
     pub fn run(&self, means: Means, tasks: &Tasks) {
         let handle = self.clone();
-        tasks.spawn_until_stopped("haproxy", move || {
-            let (means, configs, problems) =
-                (means.clone(), handle.config.subscribe(), handle.problems.clone());
-            task::follow(means, configs, problems)
-        });
+        tasks.spawn_until_stopped("haproxy", move || task::follow(means.clone(), handle.clone()));
     }
 }

@@ -6,20 +6,19 @@ use std::time::{Duration, SystemTime};
 
 use nerve::hash;
 use nerve::model::ServiceName;
-use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::config::Config;
 use super::disk::{Disk, Outcome};
 use super::metrics::Failure;
 use super::peer::{Peer, Wanted};
-use super::problems::{Problems, several};
+use super::problems::several;
 use super::reload::{Pace, Version, View, needed};
 use super::remains::Remains;
 use super::render::{Frame, Mark};
 use super::roster::{Roster, Terms};
 use super::server::{Refused, Server};
-use super::{Means, shell, state};
+use super::{Handle, Means, shell, state};
 use crate::catalog::ServiceChanges;
 
 /// HAProxy is looked at so often, whatever happens: somebody may have restarted it, and connections of servers that have gone end.
@@ -33,25 +32,18 @@ const ANSWERS_WITHIN: Duration = Duration::from_secs(10);
 const LOOK_FOR: Duration = Duration::from_millis(100);
 
 /// Never ends.
-pub(super) async fn follow(
-    means: Means,
-    mut configs: watch::Receiver<Option<Arc<Config>>>,
-    problems: Problems,
-) {
+pub(super) async fn follow(means: Means, handle: Handle) {
     means.watcher.filled().await;
-    let mut changes = means.catalog.subscribe();
-    let mut output = Output::new(means, problems);
+    let (mut changes, mut configs) = (means.catalog.subscribe(), handle.config.subscribe());
+    let mut output = Output::new(means, handle);
     let config = configs.borrow_and_update().clone();
     output.configure(config).await;
     loop {
         let next = output.work().await;
         tokio::select! {
             changed = changes.changed() => output.note(&changed),
-            changed = configs.changed() => {
-                // An error means that the handle is gone, and with it the agent.
-                if changed.is_err() {
-                    return;
-                }
+            // The sender is the handle's, which is there yet.
+            _ = configs.changed() => {
                 let config = configs.borrow_and_update().clone();
                 output.configure(config).await;
             }
@@ -71,7 +63,7 @@ struct Entry {
 
 struct Output {
     means: Means,
-    problems: Problems,
+    handle: Handle,
     config: Option<Arc<Config>>,
     frame: Frame,
     terms: Terms,
@@ -95,12 +87,12 @@ struct Output {
 }
 
 impl Output {
-    fn new(means: Means, problems: Problems) -> Self {
+    fn new(means: Means, handle: Handle) -> Self {
         let terms =
             Terms { weights: false, max_id: 1, seed: 0, remembered_for: Duration::ZERO, keeps: false };
         Self {
             means,
-            problems,
+            handle,
             config: None,
             frame: Frame::default(),
             terms,
@@ -125,9 +117,9 @@ impl Output {
         let Some(config) = config else {
             self.entries.clear();
             self.by_service.clear();
-            self.problems.clear_where(|_| true);
-            self.means.metrics.pending.set(0);
-            self.means.metrics.left.set(0);
+            self.handle.problems.clear_where(|_| true);
+            self.handle.metrics.pending.set(0);
+            self.handle.metrics.left.set(0);
             return;
         };
         let mut known: BTreeMap<String, Roster> = match (&before, &config.state_file_path) {
@@ -244,20 +236,21 @@ impl Output {
     fn tell_refused(&self, news: &[Refused]) {
         let of_frame = if self.text.is_empty() { self.frame.refused.as_slice() } else { &[] };
         for refused in news.iter().chain(of_frame) {
-            self.means.metrics.refused(refused.reason);
+            self.handle.metrics.refused(refused.reason);
         }
         let all = self.frame.refused.iter().chain(self.entries.iter().flat_map(|entry| &entry.refused));
         let all: Vec<String> = all.map(|refused| format!("{}: {}", refused.what, refused.reason)).collect();
         if all.is_empty() {
-            self.problems.clear("refused");
+            self.handle.problems.clear("refused");
         } else {
-            self.problems.set("refused", several(&all));
+            self.handle.problems.set("refused", several(&all));
         }
     }
 
     /// Tells HAProxy, at each of its sockets, what can be told.
     async fn tell(&mut self, config: &Config) {
-        let Self { peers, entries, frame, means, problems, awaited, .. } = self;
+        let Self { peers, entries, frame, handle, awaited, .. } = self;
+        let Handle { problems, metrics, .. } = handle;
         let wanted = config.services.iter().zip(entries.iter()).zip(&frame.services);
         let wanted: Vec<Option<Wanted<'_>>> = wanted
             .map(|((service, entry), sections)| {
@@ -267,15 +260,12 @@ impl Output {
             .collect();
         let (mut silent, mut refused) = (Vec::new(), Vec::new());
         for peer in peers.iter_mut() {
-            if let Err(error) = peer.tell(&wanted, &means.metrics).await {
+            if let Err(error) = peer.tell(&wanted, metrics).await {
                 silent.push(error.to_string());
             }
             refused.extend(peer.refused.values().cloned());
         }
-        means
-            .metrics
-            .left
-            .set(i64::try_from(peers.iter().map(Peer::left).sum::<usize>()).unwrap_or(i64::MAX));
+        metrics.left.set(i64::try_from(peers.iter().map(Peer::left).sum::<usize>()).unwrap_or(i64::MAX));
         if silent.is_empty() {
             problems.clear("socket");
         } else if awaited.is_none() {
@@ -283,7 +273,7 @@ impl Output {
             let news =
                 format!("{}; what it runs is not known, and it is reloaded for any change", several(&silent));
             if problems.set("socket", news) {
-                means.metrics.failed(Failure::Socket);
+                metrics.failed(Failure::Socket);
             }
         }
         if refused.is_empty() {
@@ -298,14 +288,14 @@ impl Output {
         if !config.do_writes {
             return None;
         }
-        match self.disk.put(&self.text, is_new, config, &self.means.metrics).await {
+        match self.disk.put(&self.text, is_new, config, &self.handle.metrics).await {
             Ok(Outcome::Current) => {
-                self.problems.clear("write");
+                self.handle.problems.clear("write");
                 None
             }
             Ok(Outcome::Later(then)) => Some(then),
             Err(error) => {
-                self.problems.set("write", error);
+                self.handle.problems.set("write", error);
                 self.disk.again()
             }
         }
@@ -316,7 +306,7 @@ impl Output {
         let wanted = Version { mark: self.mark(), text: hash::of(&self.text) };
         let views: Vec<View> = self.peers.iter().map(Peer::view).collect();
         let reason = needed(wanted, self.reloaded, &views);
-        self.means.metrics.pending.set(i64::from(reason.is_some()));
+        self.handle.metrics.pending.set(i64::from(reason.is_some()));
         let now = Instant::now();
         if let Some(until) = self.awaited {
             // Whoever does not answer has not shown yet that it was reloaded.
@@ -324,23 +314,23 @@ impl Output {
             if reason.is_none() && (answers || now >= until) {
                 self.awaited = None;
                 self.pace.succeeded();
-                self.problems.clear("reload");
+                self.handle.problems.clear("reload");
             } else if now < until {
                 self.peers.iter_mut().for_each(Peer::mark_unsettled);
                 return Some(now + LOOK_FOR);
             } else {
                 self.awaited = None;
                 self.pace.failed(now);
-                self.means.metrics.failed(Failure::Unchanged);
+                self.handle.metrics.failed(Failure::Unchanged);
                 let command = config.reload_command.as_deref().unwrap_or_default();
                 let told = format!(
                     "{command:?} ended well, and {ANSWERS_WITHIN:?} later HAProxy does not run its new file"
                 );
-                self.problems.set("reload", told);
+                self.handle.problems.set("reload", told);
             }
         }
         let Some(reason) = reason else {
-            self.problems.clear("reload");
+            self.handle.problems.clear("reload");
             return None;
         };
         let command = config.reload_command.as_deref().filter(|_| config.do_reloads && config.do_writes)?;
@@ -355,15 +345,15 @@ impl Output {
         self.pace.begin(now, config.restart_interval, config.restart_jitter, chance());
         match shell::run(command, RELOAD_WITHIN).await {
             Ok(()) => {
-                self.means.metrics.reloaded(reason);
+                self.handle.metrics.reloaded(reason);
                 self.reloaded = Some(wanted);
                 self.awaited = Some(Instant::now() + ANSWERS_WITHIN);
                 Some(Instant::now())
             }
             Err(error) => {
-                self.means.metrics.failed(Failure::Reload);
+                self.handle.metrics.failed(Failure::Reload);
                 self.pace.failed(Instant::now());
-                self.problems.set("reload", format!("it cannot be reloaded: {error}"));
+                self.handle.problems.set("reload", format!("it cannot be reloaded: {error}"));
                 self.pace.waits_until(Instant::now())
             }
         }
@@ -378,11 +368,11 @@ impl Output {
         let services = config.services.iter().zip(&self.entries);
         let rosters = services.map(|(service, entry)| (service.name.as_str(), &entry.roster));
         match state::save(path, rosters).await {
-            Ok(()) => self.problems.clear("state file"),
+            Ok(()) => self.handle.problems.clear("state file"),
             Err(error) => {
-                self.means.metrics.failed(Failure::StateFile);
+                self.handle.metrics.failed(Failure::StateFile);
                 let told = format!("the state file {} cannot be written: {error}", path.display());
-                self.problems.set("state file", told);
+                self.handle.problems.set("state file", told);
             }
         }
     }
