@@ -261,7 +261,7 @@ fn a_configuration_that_does_not_pass_changes_nothing_and_is_told() {
     a.signal_agent(Signal::HUP);
     let told = |haproxy: &Haproxy<'_>| haproxy.problems().concat();
     let _ = eventually!(SOON, told(&haproxy), |told| told.contains("does not pass the check")
-        && told.contains("nonsense"));
+        && told.contains("balance only supports"));
     assert!(a.plexus(["status"]).stdout.contains("does not pass the check"));
     assert!(a.metric("plexus_haproxy_failures_total", "reason=\"check\"") >= Some(1.0));
     // What can be said while it runs is said all the same.
@@ -331,4 +331,49 @@ fn without_a_socket_every_change_is_a_reload() {
     assert!(haproxy.reloads().len() >= before + 2);
     assert!(a.metric("plexus_haproxy_reloads_total", "reason=\"unknown\"") >= Some(2.0));
     assert_eq!(haproxy.problems(), [""; 0]);
+}
+
+#[test]
+fn what_is_registered_is_one_line_and_what_cannot_be_heard_of_stays() {
+    needs!("etcd", "etcdctl", "haproxy");
+    let cluster = Cluster::of(2).without_agents().start();
+    let haproxy = start(&cluster);
+    let [a, _] = cluster.nodes();
+    let _backend = a.backend("legacy", INSTANCE);
+    let watch = "[[watch]]\nservice = \"legacy\"\nfile = \"legacy.json\"\n";
+    let write = |servers: &str| {
+        let (file, new) = (a.directory().join("legacy.json"), a.directory().join("legacy.new"));
+        std::fs::write(&new, servers).and_then(|()| std::fs::rename(new, file)).expect("a file");
+    };
+    write("[]");
+    configure(&cluster, a, &(service("web", FRONT) + &service("legacy", FRONT + 1) + watch), "");
+    a.signal_agent(Signal::HUP);
+    let _ = eventually!(SOON, haproxy.file(), |file| file.contains("backend legacy"));
+    haproxy.is_settled();
+    let (pid, reloads) = (haproxy.pid(), haproxy.reloads());
+    write(
+        r#"[{"host": "10.77.0.1", "port": 9000, "name": "good one", "labels": {"haproxy_server_options": "slowstart 1s"}},
+            {"host": "10.77.0.1", "port": 9001, "name": "x\n\tserver evil 10.0.0.1:80"},
+            {"host": "10.77.0.1", "port": 9002, "labels": {"haproxy_server_options": "x\nlisten evil"}},
+            {"host": "10.77.0.1", "port": 9003, "labels": {"haproxy_server_options": "; shutdown sessions server web/x"}}]"#,
+    );
+    haproxy.becomes("legacy", &[("10.77.0.1:9000", "ready 100")]);
+    let line = "\tserver good_one_10.77.0.1:9000 10.77.0.1:9000 id 1 check inter 500ms fall 3 slowstart 1s weight 100\n";
+    let file = eventually!(SOON, haproxy.file(), |file| file.contains(line));
+    assert!(!file.contains("evil") && !file.contains("shutdown"), "{file}");
+    let told = eventually!(SOON, haproxy.problems().concat(), |told| told.contains("10.77.0.1:9003"));
+    assert!(told.contains("10.77.0.1:9001") && told.contains("10.77.0.1:9002"), "{told}");
+    assert_eq!(a.metric("plexus_haproxy_refused_total", "reason=\"server_options\""), Some(2.0));
+    assert_eq!(a.metric("plexus_haproxy_refused_total", "reason=\"control_characters\""), Some(1.0));
+    let _ = eventually!(SOON, a.get(a.at(FRONT + 1), "/").is_ok(), |answers| *answers);
+    // An agent that starts and cannot hear of a service leaves its servers what they are.
+    a.kill_agent();
+    std::fs::remove_file(a.directory().join("legacy.json")).expect("a file");
+    a.restart_agent();
+    haproxy.is_settled();
+    throughout!(Duration::from_secs(3), a.get(a.at(FRONT + 1), "/").is_ok(), |answers| *answers);
+    assert!(haproxy.file().contains(line));
+    write("[\"10.77.0.1:9004\"]");
+    haproxy.becomes("legacy", &[("10.77.0.1:9004", "ready 100")]);
+    assert_eq!((haproxy.pid(), haproxy.reloads()), (pid, reloads));
 }

@@ -47,7 +47,12 @@ impl Disk {
         self.text.as_deref() == Some(text)
     }
 
-    /// Puts `text` there, if it is another, passes, and its time has come.
+    /// When the next text may be put there; `None`: now.
+    pub(super) fn waits_until(&self, now: Instant) -> Option<Instant> {
+        self.tried.map(|tried| tried + PACE).filter(|next| *next > now)
+    }
+
+    /// Puts `text` there, if it is another and passes.
     ///
     /// # Errors
     /// It does not pass, or cannot be written. What was there is there yet.
@@ -63,9 +68,7 @@ impl Disk {
             return Ok(Outcome::Current);
         }
         let now = Instant::now();
-        let after = |last: Option<Instant>, pause| last.map(|last| last + pause).filter(|next| *next > now);
-        let waits = after(self.tried, PACE).max(after(self.failed.filter(|_| !is_new), TRY_AGAIN));
-        if let Some(next) = waits {
+        if let Some(next) = self.again().filter(|next| !is_new && *next > now) {
             return Ok(Outcome::Later(next));
         }
         self.tried = Some(now);
@@ -133,15 +136,11 @@ mod tests {
         assert_eq!(disk.put("good 1\n", true, &config, &metrics).await, Ok(Outcome::Current));
         assert_eq!(disk.put("good 1\n", true, &config, &metrics).await, Ok(Outcome::Current));
         assert_eq!((metrics.writes.get(), std::fs::read_to_string(&path).unwrap().as_str()), (1, "good 1\n"));
-        assert!(
-            matches!(disk.put("bad\n", true, &config, &metrics).await, Ok(Outcome::Later(_))),
-            "too soon"
-        );
-        disk.tried = None;
+        let now = Instant::now();
+        assert!(disk.waits_until(now).is_some() && disk.waits_until(now + PACE).is_none());
         let told = disk.put("bad\n", true, &config, &metrics).await.unwrap_err();
         assert!(told.contains("does not pass") && told.contains("h.cfg stays as it is"), "{told}");
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "good 1\n");
-        disk.tried = None;
         assert!(matches!(disk.put("bad\n", false, &config, &metrics).await, Ok(Outcome::Later(_))));
         assert_eq!(disk.put("good 2\n", true, &config, &metrics).await, Ok(Outcome::Current));
         // Somebody else writes it.

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use super::compare::{Command, Kind, Reload, difference};
 use super::metrics::{Failure, Metrics};
 use super::reload::View;
-use super::render::Added;
-use super::runtime::{self, Backends, Error, Process};
+use super::render::{Added, Mark};
+use super::runtime::{self, Backends, Error, Loaded, Process};
 use super::server::Server;
 
 /// From so many backends on, all of them are asked for at once.
@@ -27,6 +27,8 @@ pub(super) struct Peer {
     path: PathBuf,
     /// `None`: it does not answer.
     process: Option<Process>,
+    /// The process that was told to make place for another one.
+    leaving: Option<Process>,
     /// Backends that have to be compared.
     dirty: BTreeSet<usize>,
     /// Backends that lack a server which cannot be added.
@@ -42,6 +44,7 @@ impl Peer {
         Self {
             path: path.to_owned(),
             process: None,
+            leaving: None,
             dirty: BTreeSet::new(),
             lacks: BTreeSet::new(),
             unsettled: BTreeMap::new(),
@@ -55,6 +58,18 @@ impl Peer {
             None => View::Silent,
             Some(process) => View::Says { loaded: process.loaded, lacks: !self.lacks.is_empty() },
         }
+    }
+
+    /// It was told to reload: another process is to come.
+    pub(super) fn expect_another(&mut self) {
+        self.leaving.clone_from(&self.process);
+    }
+
+    /// Is the process that was expected there, and runs this?
+    pub(super) fn shows(&self, mark: Mark) -> bool {
+        let Some(process) = &self.process else { return false };
+        let is_new = self.leaving.as_ref().is_none_or(|leaving| !process.follows(leaving));
+        is_new && [Loaded::Unknown, Loaded::Made(mark)].contains(&process.loaded)
     }
 
     /// These backends are to be compared.
@@ -86,9 +101,7 @@ impl Peer {
                 return Err(error);
             }
         };
-        // In a container each process may have the same number.
-        let is_same = |before: &Process| before.pid == process.pid && before.uptime <= process.uptime;
-        if !self.process.as_ref().is_some_and(is_same) {
+        if !self.process.as_ref().is_some_and(|before| process.follows(before)) {
             self.lacks.clear();
             self.unsettled.clear();
             self.refused.clear();
@@ -176,8 +189,6 @@ mod tests {
     use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
     use tokio::net::UnixListener;
 
-    use super::super::render::Mark;
-    use super::super::runtime::Loaded;
     use super::super::server::State;
     use super::*;
 
@@ -250,6 +261,10 @@ mod tests {
         peer.mark_unsettled();
         peer.tell(&wanted, &metrics).await.unwrap();
         assert_eq!(*asked.lock().unwrap(), first);
+        // What runs that is not another process yet.
+        assert!(peer.shows(Mark { lines: 1, options: 1 }) && !peer.shows(Mark { lines: 2, options: 1 }));
+        peer.expect_another();
+        assert!(!peer.shows(Mark { lines: 1, options: 1 }));
         tasks.shutdown().await;
     }
 }

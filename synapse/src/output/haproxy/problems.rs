@@ -22,6 +22,14 @@ impl Problems {
         true
     }
 
+    /// There is one of this kind yet: what was said of it first is told.
+    pub(super) fn keep(&self, kind: &str, message: String) {
+        let is_known = self.0.lock().unwrap_or_else(PoisonError::into_inner).contains_key(kind);
+        if !is_known {
+            self.set(kind, message);
+        }
+    }
+
     /// There is none of this kind any more.
     pub(super) fn clear(&self, kind: &str) {
         let gone = self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(kind);
@@ -59,6 +67,7 @@ mod tests {
         let problems = Problems::default();
         assert!(problems.set("write", "a".to_owned()) && !problems.set("write", "a".to_owned()));
         assert!(problems.set("write", "b".to_owned()) && problems.set("reload", "c".to_owned()));
+        problems.keep("write", "d".to_owned());
         assert_eq!(problems.list(), ["c", "b"]);
         problems.clear("write");
         problems.clear_where(|kind| kind == "reload");

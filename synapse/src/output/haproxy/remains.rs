@@ -5,7 +5,6 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
-use std::time::SystemTime;
 
 use super::config::ServiceConfig;
 use super::render::Mark;
@@ -56,13 +55,7 @@ impl Remains {
     }
 
     /// Adds what stood in the file to what is known of a service, whose backend this is.
-    pub(super) fn fill(
-        &mut self,
-        roster: &mut Roster,
-        backend: &str,
-        config: &ServiceConfig,
-        now: SystemTime,
-    ) {
+    pub(super) fn fill(&mut self, roster: &mut Roster, backend: &str, config: &ServiceConfig) {
         for Line { name, address, mut rest } in self.servers.remove(backend).unwrap_or_default() {
             let disabled = rest.pop_if(|word| word == "disabled").is_some();
             let mut words = rest.into_iter().peekable();
@@ -78,12 +71,13 @@ impl Remains {
                 options,
                 weight,
                 labels: BTreeMap::new(),
-                last_seen: now,
+                gone: None,
                 state: if disabled { State::Maint } else { State::Ready },
             };
             // Who remembers more was read before.
             let before = roster.servers.entry(name).or_insert_with(|| known.clone());
             (before.id, before.state) = (known.id.or(before.id), known.state);
+            before.gone = before.gone.filter(|_| disabled);
         }
     }
 }
@@ -121,8 +115,8 @@ mod tests {
         let (mut remains, mut roster) = (Remains::of(FILE), Roster::default());
         assert_eq!(remains.mark.unwrap().to_string(), "00000000000000ff-3");
         let config = config("{server_options: check  inter 2s}");
-        remains.fill(&mut roster, "web", &config, SystemTime::UNIX_EPOCH);
-        remains.fill(&mut roster, "other", &config, SystemTime::UNIX_EPOCH);
+        remains.fill(&mut roster, "web", &config);
+        remains.fill(&mut roster, "other", &config);
         let shown: Vec<_> = roster
             .servers
             .iter()

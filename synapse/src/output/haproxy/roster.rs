@@ -48,7 +48,8 @@ pub(super) struct Known {
     pub(super) options: Option<String>,
     pub(super) weight: Option<u16>,
     pub(super) labels: BTreeMap<String, String>,
-    pub(super) last_seen: SystemTime,
+    /// Since when it is not there; `None`: it is.
+    pub(super) gone: Option<SystemTime>,
     pub(super) state: State,
 }
 
@@ -99,8 +100,8 @@ impl Roster {
         let most = candidates.iter().map(|candidate| candidate.weight).max().unwrap_or(0);
         self.forget(&places, terms, now);
         for candidate in &candidates {
-            let known = self.note(candidate, weights.then(|| scaled(candidate.weight, most)), now);
-            built.options_changed |= known;
+            let weight = weights.then(|| scaled(candidate.weight, most));
+            built.options_changed |= self.note(candidate, weight);
         }
         built.refused.extend(self.number(&candidates, terms.max_id));
         for candidate in &candidates {
@@ -110,6 +111,7 @@ impl Roster {
         }
         for (name, known) in self.servers.iter_mut().filter(|(name, _)| !places.contains_key(*name)) {
             known.state = State::Maint;
+            known.gone.get_or_insert(now);
             if terms.keeps {
                 built.servers.push(render(name, known, known.weight.filter(|_| weights), config));
             }
@@ -120,15 +122,12 @@ impl Roster {
 
     /// Those that went too long ago, and the oldest where there are more than there are numbers.
     fn forget(&mut self, present: &BTreeMap<String, usize>, terms: &Terms, now: SystemTime) {
-        let is_old = |known: &Known| {
-            now.duration_since(known.last_seen).is_ok_and(|since| since > terms.remembered_for)
-        };
-        self.servers.retain(|name, known| present.contains_key(name) || !is_old(known));
+        self.servers.retain(|name, known| present.contains_key(name) || !known.is_over(terms, now));
         let gone = self.servers.keys().filter(|name| !present.contains_key(*name)).count();
         let room = usize::try_from(terms.max_id).unwrap_or(usize::MAX).saturating_sub(present.len());
         if gone > room {
             let mut absent: Vec<_> = (self.servers.iter().filter(|(name, _)| !present.contains_key(*name)))
-                .map(|(name, known)| (known.last_seen, name.clone()))
+                .map(|(name, known)| (known.gone.unwrap_or(now), name.clone()))
                 .collect();
             absent.sort_unstable();
             for (_, name) in absent.into_iter().take(gone - room) {
@@ -137,8 +136,13 @@ impl Roster {
         }
     }
 
+    /// Is one remembered that went too long ago?
+    pub(super) fn is_over(&self, terms: &Terms, now: SystemTime) -> bool {
+        self.heard && self.servers.values().any(|known| known.is_over(terms, now))
+    }
+
     /// Remembers it as it is now. Has it other options than before?
-    fn note(&mut self, candidate: &Candidate, weight: Option<u16>, now: SystemTime) -> bool {
+    fn note(&mut self, candidate: &Candidate, weight: Option<u16>) -> bool {
         let Candidate { server, name, address, options, labels, state, .. } = candidate;
         let before = self.servers.get(server);
         let changed = before.is_some_and(|known| known.options.as_ref().is_some_and(|own| own != options));
@@ -149,7 +153,7 @@ impl Roster {
             options: Some(options.clone()),
             weight,
             labels: labels.clone(),
-            last_seen: now,
+            gone: None,
             state: *state,
         };
         self.servers.insert(server.clone(), known);
@@ -178,6 +182,13 @@ impl Roster {
             }
         }
         out_of_ids
+    }
+}
+
+impl Known {
+    fn is_over(&self, terms: &Terms, now: SystemTime) -> bool {
+        let since = self.gone.and_then(|gone| now.duration_since(gone).ok());
+        since.is_some_and(|since| since > terms.remembered_for)
     }
 }
 
@@ -295,8 +306,10 @@ mod tests {
         let not_kept = roster.build(Some(&of(&["10.0.0.4:80"])), &tcp, &terms(), NOW);
         assert_eq!(lines(&not_kept), ["server a_10.0.0.4:80 10.0.0.4:80 id 4"]);
         let later = NOW + Duration::from_secs(61);
+        assert!(roster.is_over(&keeping, later) && !roster.is_over(&keeping, NOW));
         let expired = roster.build(Some(&of(&["10.0.0.5:80"])), &tcp, &keeping, later);
-        assert_eq!(lines(&expired), ["server a_10.0.0.5:80 10.0.0.5:80 id 1"]);
+        let four = "server a_10.0.0.4:80 10.0.0.4:80 id 4 disabled";
+        assert_eq!(lines(&expired), [four, "server a_10.0.0.5:80 10.0.0.5:80 id 1"]);
     }
 
     #[test]
@@ -310,7 +323,7 @@ mod tests {
             options: Some("backup".to_owned()),
             weight: None,
             labels: BTreeMap::new(),
-            last_seen: NOW,
+            gone: None,
             state: State::Ready,
         };
         roster.servers.insert("x_10.0.0.1:80".to_owned(), known);

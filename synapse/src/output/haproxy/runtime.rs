@@ -42,6 +42,13 @@ pub(super) struct Process {
     pub(super) loaded: Loaded,
 }
 
+impl Process {
+    /// Is it the same one, later? In a container each process may have the same number.
+    pub(super) fn follows(&self, before: &Self) -> bool {
+        self.pid == before.pid && self.uptime >= before.uptime
+    }
+}
+
 /// Which file a process runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) enum Loaded {

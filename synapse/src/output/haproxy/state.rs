@@ -68,7 +68,7 @@ fn rosters(saved: BTreeMap<String, BTreeMap<String, Value>>) -> BTreeMap<String,
                 options: Some(record.haproxy_server_options.unwrap_or_default()),
                 weight: record.weight,
                 labels: record.labels.into_iter().map(|(key, value)| (key, text(value))).collect(),
-                last_seen: UNIX_EPOCH + Duration::from_secs(record.timestamp),
+                gone: Some(UNIX_EPOCH + Duration::from_secs(record.timestamp)),
                 state: State::Maint,
             };
             if super::server::can_stand(&server, known.options.as_deref().unwrap_or_default()) {
@@ -85,8 +85,9 @@ pub(super) async fn save<'a>(
     path: &Path,
     rosters: impl Iterator<Item = (&'a str, &'a Roster)>,
 ) -> io::Result<()> {
+    let now = SystemTime::now();
     let record = |known: &Known| Record {
-        timestamp: known.last_seen.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs(),
+        timestamp: known.gone.unwrap_or(now).duration_since(UNIX_EPOCH).unwrap_or_default().as_secs(),
         haproxy_server_id: known.id,
         name: known.name.clone(),
         host: known.address.ip(),

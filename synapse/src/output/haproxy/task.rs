@@ -73,14 +73,18 @@ struct Output {
     dirty: BTreeSet<usize>,
     /// How often servers that HAProxy knows got other options.
     options: u64,
+    /// What the file is to hold, and a number for it.
     text: String,
+    text_number: u64,
+    /// Has something changed since it was made?
+    is_stale: bool,
     peers: Vec<Peer>,
     disk: Disk,
     pace: Pace,
     /// What HAProxy was last reloaded with, by this agent.
     reloaded: Option<Version>,
     /// Until when the process that was reloaded may take to show it.
-    awaited: Option<Instant>,
+    awaited: Option<(Instant, Mark)>,
     /// When HAProxy, and when the disk, is looked at next, whatever happens.
     look_at: Instant,
     save_at: Instant,
@@ -101,6 +105,8 @@ impl Output {
             dirty: BTreeSet::new(),
             options: 0,
             text: String::new(),
+            text_number: 0,
+            is_stale: true,
             peers: Vec::new(),
             disk: Disk::default(),
             pace: Pace::default(),
@@ -141,7 +147,7 @@ impl Output {
         self.by_service.clear();
         for (at, service) in config.services.iter().enumerate() {
             let mut roster = known.remove(service.name.as_str()).unwrap_or_default();
-            remains.fill(&mut roster, service.backend().as_str(), &service.config, SystemTime::now());
+            remains.fill(&mut roster, service.backend().as_str(), &service.config);
             self.entries.push(Entry { roster, ..Entry::default() });
             self.by_service.entry(service.service.clone()).or_default().push(at);
         }
@@ -157,11 +163,12 @@ impl Output {
             keeps: config.state_file_path.is_some(),
         };
         self.dirty = (0..self.entries.len()).collect();
-        self.text.clear();
+        self.is_stale = true;
         let sockets = config.socket_file_path.iter().filter(|_| config.do_socket);
         self.peers = sockets.map(|path| Peer::new(path)).collect();
         self.config = Some(config);
-        self.tell_refused(&[]);
+        let refused = self.frame.refused.clone();
+        self.tell_refused(&refused);
     }
 
     /// These services have changed.
@@ -181,21 +188,22 @@ impl Output {
         let is_due = now >= self.save_at;
         if is_due {
             self.save_at = now + SAVE;
-            // Those that have gone for long enough are forgotten.
-            self.dirty.extend(0..self.entries.len());
+            let (terms, now) = (&self.terms, SystemTime::now());
+            let over = self.entries.iter().enumerate().filter(|(_, entry)| entry.roster.is_over(terms, now));
+            self.dirty.extend(over.map(|(at, _)| at));
         }
-        let is_new = self.render(&config);
+        self.render(&config);
         if is_due {
             self.save(&config).await;
         }
         self.tell(&config).await;
-        let file = self.write(&config, is_new).await;
+        let file = self.write(&config).await;
         let reload = self.reload(&config).await;
         [file, reload].into_iter().flatten().fold(self.look_at, Instant::min)
     }
 
-    /// Makes the sections anew that have changed. Is the text another?
-    fn render(&mut self, config: &Config) -> bool {
+    /// Makes the sections anew that have changed.
+    fn render(&mut self, config: &Config) {
         let now = SystemTime::now();
         let dirty = std::mem::take(&mut self.dirty);
         let mut news = Vec::new();
@@ -216,17 +224,14 @@ impl Output {
             news.extend(refused.iter().filter(|one| !entry.refused.contains(one)).cloned());
             entry.refused = refused;
         }
-        if dirty.is_empty() && !self.text.is_empty() {
-            return false;
+        if dirty.is_empty() {
+            return;
         }
+        self.is_stale = true;
         for peer in &mut self.peers {
             peer.mark(dirty.iter().copied());
         }
         self.tell_refused(&news);
-        let text = self.frame.text(self.mark(), self.entries.iter().map(|entry| entry.text.as_str()));
-        let is_new = text != self.text;
-        self.text = text;
-        is_new
     }
 
     fn mark(&self) -> Mark {
@@ -234,8 +239,7 @@ impl Output {
     }
 
     fn tell_refused(&self, news: &[Refused]) {
-        let of_frame = if self.text.is_empty() { self.frame.refused.as_slice() } else { &[] };
-        for refused in news.iter().chain(of_frame) {
+        for refused in news {
             self.handle.metrics.refused(refused.reason);
         }
         let all = self.frame.refused.iter().chain(self.entries.iter().flat_map(|entry| &entry.refused));
@@ -284,9 +288,18 @@ impl Output {
     }
 
     /// Writes the file; when to try again.
-    async fn write(&mut self, config: &Config, is_new: bool) -> Option<Instant> {
+    async fn write(&mut self, config: &Config) -> Option<Instant> {
         if !config.do_writes {
             return None;
+        }
+        let is_new = self.is_stale;
+        if is_new {
+            if let Some(then) = self.disk.waits_until(Instant::now()) {
+                return Some(then);
+            }
+            let sections = self.entries.iter().map(|entry| entry.text.as_str());
+            self.text = self.frame.text(self.mark(), sections);
+            (self.text_number, self.is_stale) = (hash::of(&self.text), false);
         }
         match self.disk.put(&self.text, is_new, config, &self.handle.metrics).await {
             Ok(Outcome::Current) => {
@@ -295,7 +308,12 @@ impl Output {
             }
             Ok(Outcome::Later(then)) => Some(then),
             Err(error) => {
-                self.handle.problems.set("write", error);
+                // The same file may be refused in other words, such as the number of the process that refuses it.
+                if is_new {
+                    self.handle.problems.set("write", error);
+                } else {
+                    self.handle.problems.keep("write", error);
+                }
                 self.disk.again()
             }
         }
@@ -303,15 +321,15 @@ impl Output {
 
     /// Reloads HAProxy where nothing else helps; when to look at that again.
     async fn reload(&mut self, config: &Config) -> Option<Instant> {
-        let wanted = Version { mark: self.mark(), text: hash::of(&self.text) };
+        let wanted = Version { mark: self.mark(), text: self.text_number };
         let views: Vec<View> = self.peers.iter().map(Peer::view).collect();
         let reason = needed(wanted, self.reloaded, &views);
         self.handle.metrics.pending.set(i64::from(reason.is_some()));
         let now = Instant::now();
-        if let Some(until) = self.awaited {
-            // Whoever does not answer has not shown yet that it was reloaded.
-            let answers = !views.contains(&View::Silent);
-            if reason.is_none() && (answers || now >= until) {
+        if let Some((until, mark)) = self.awaited {
+            // Where nobody answers, that is another problem.
+            let is_over = now >= until && views.iter().all(|view| *view == View::Silent);
+            if is_over || self.peers.iter().all(|peer| peer.shows(mark)) {
                 self.awaited = None;
                 self.pace.succeeded();
                 self.handle.problems.clear("reload");
@@ -334,7 +352,7 @@ impl Output {
             return None;
         };
         let command = config.reload_command.as_deref().filter(|_| config.do_reloads && config.do_writes)?;
-        if !self.disk.has(&self.text) {
+        if self.is_stale || !self.disk.has(&self.text) {
             // It would start from the file, which is not what is wanted yet.
             return None;
         }
@@ -347,7 +365,8 @@ impl Output {
             Ok(()) => {
                 self.handle.metrics.reloaded(reason);
                 self.reloaded = Some(wanted);
-                self.awaited = Some(Instant::now() + ANSWERS_WITHIN);
+                self.awaited = Some((Instant::now() + ANSWERS_WITHIN, wanted.mark));
+                self.peers.iter_mut().for_each(Peer::expect_another);
                 Some(Instant::now())
             }
             Err(error) => {
