@@ -313,6 +313,28 @@ fn haproxy_goes_on_without_its_agent_and_one_that_starts_again_does_not_reload_i
 }
 
 #[test]
+fn a_haproxy_that_is_started_again_is_told_what_its_file_does_not_say() {
+    needs!("etcd", "etcdctl", "haproxy");
+    let cluster = Cluster::of(2).without_agents().start();
+    let mut haproxy = start(&cluster);
+    let [a, b] = cluster.nodes();
+    let _backends = (a.serve("web", INSTANCE), b.serve("web", 9001));
+    let (one, two) = ("10.77.0.1:9000", "10.77.0.2:9001");
+    haproxy.becomes("web", &[(one, "ready 100"), (two, "ready 100")]);
+    let _ = b.plexus(["drain", "web-b-9001"]).ok();
+    haproxy.becomes("web", &[(one, "ready 100"), (two, "drain 100")]);
+    let is_disabled = |line: &str| line.contains(two) && line.ends_with(" disabled");
+    let _ = eventually!(SOON, haproxy.file(), |file| file.lines().any(is_disabled));
+    let reloads = haproxy.reloads();
+    haproxy.process.kill();
+    let _ = eventually!(SOON, haproxy.problems().concat(), |told| told.contains("nothing answers at"));
+    let haproxy = Haproxy::start(a);
+    haproxy.becomes("web", &[(one, "ready 100"), (two, "drain 100")]);
+    haproxy.is_settled();
+    assert_eq!(haproxy.reloads(), reloads);
+}
+
+#[test]
 fn without_a_socket_every_change_is_a_reload() {
     needs!("etcd", "etcdctl", "haproxy");
     let cluster = Cluster::of(2).without_agents().start();

@@ -410,6 +410,24 @@ mod tests {
     }
 
     #[test]
+    fn what_only_synapse_knows_is_listed_and_nothing_else_is_lost() {
+        let text = r#"{"global": ["daemon"], "defaults": "mode http", "do_writes": true, "config_file_path": "/h.cfg",
+            "reload_command": "sudo service haproxy reload", "socket_file_path": ["/a.sock", "/b.sock"], "state_file_ttl": "1800",
+            "do_checks": true, "check_command": "haproxy -c -f /c.cfg", "candidate_config_file_path": "/c.cfg", "nginx_like": 1}"#;
+        let document = Document::parse_yaml("synapse.conf.json", text).unwrap();
+        let (config, unknown) = document.decode_tolerantly(Config::read).unwrap();
+        assert_eq!((config.socket_file_path.len(), config.state_file_ttl), (2, Duration::from_secs(1800)));
+        assert_eq!((config.candidate(), config.services.len()), (Some("/c.cfg".into()), 0));
+        assert_eq!(unknown.iter().map(|one| one.key.as_str()).collect::<Vec<_>>(), ["nginx_like"]);
+        let service = r#"{"port": null, "bind_address": "/run/web.sock", "server_options": "check", "listen": ["mode tcp"],
+            "cookie_value_method": "hash", "backend_name": "web_main", "unknown": true}"#;
+        let document = Document::parse_yaml("web.json", service).unwrap();
+        let (config, unknown) = document.decode_tolerantly(ServiceConfig::read).unwrap();
+        assert_eq!((config.port, config.cookie_value_method), (None, CookieValue::Hash));
+        assert_eq!(unknown.len(), 1);
+    }
+
+    #[test]
     fn relative_paths_begin_where_the_configuration_stands() {
         let config = read(
             "{global: [], defaults: [], config_file_path: h.cfg, reload_command: x, socket_file_path: [a, /b]}",

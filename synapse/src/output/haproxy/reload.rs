@@ -32,7 +32,8 @@ pub(super) enum View {
     Says { loaded: Loaded, lacks: bool },
 }
 
-/// Why HAProxy has to be reloaded, if it has to be. `reloaded` is what it was last reloaded with.
+/// Why HAProxy has to be reloaded, if it has to be. `reloaded` is what it was last reloaded with, or was
+/// seen to run.
 pub(super) fn needed(wanted: Version, reloaded: Option<Version>, views: &[View]) -> Option<Reload> {
     let views = if views.is_empty() { &[View::Silent] } else { views };
     views.iter().find_map(|view| match *view {

@@ -28,6 +28,8 @@ pub(super) enum Error {
     Silent { path: String },
     #[error("{path} answers more than {MAX_ANSWER} bytes")]
     Endless { path: String },
+    #[error("{path} permits too little: `stats socket` needs `level admin`")]
+    Forbidden { path: String },
 }
 
 /// The process behind a socket.
@@ -96,6 +98,9 @@ pub(super) async fn ask(socket: &Path, question: &str) -> Result<String, Error> 
 /// Who is there?
 pub(super) async fn process(socket: &Path) -> Result<Process, Error> {
     let answer = ask(socket, &format!("show info;show env {}", Mark::VARIABLE)).await?;
+    if answer.lines().any(|line| line.trim() == "Permission denied") {
+        return Err(Error::Forbidden { path: socket.display().to_string() });
+    }
     Ok(read_process(&answer))
 }
 

@@ -81,7 +81,7 @@ struct Output {
     peers: Vec<Peer>,
     disk: Disk,
     pace: Pace,
-    /// What HAProxy was last reloaded with, by this agent.
+    /// What HAProxy was last reloaded with, or was seen to run.
     reloaded: Option<Version>,
     /// Until when the process that was reloaded may take to show it.
     awaited: Option<(Instant, Mark)>,
@@ -349,6 +349,10 @@ impl Output {
         }
         let Some(reason) = reason else {
             self.handle.problems.clear("reload");
+            if !self.is_stale && !views.is_empty() && !views.contains(&View::Silent) {
+                // Whoever started it: should nobody answer any more, that alone is no reason.
+                self.reloaded = Some(wanted);
+            }
             return None;
         };
         let command = config.reload_command.as_deref().filter(|_| config.do_reloads && config.do_writes)?;
@@ -381,7 +385,11 @@ impl Output {
     /// From time to time: the state file, and a look at what is on disk.
     async fn save(&mut self, config: &Config) {
         if let Some(path) = &config.config_file_path {
+            let was_ours = self.disk.has(&self.text);
             let _ = self.disk.look(path).await;
+            if was_ours && !self.disk.has(&self.text) {
+                tracing::warn!(file = %path.display(), "somebody has changed HAProxy's configuration; it is written again");
+            }
         }
         let Some(path) = &config.state_file_path else { return };
         let services = config.services.iter().zip(&self.entries);
