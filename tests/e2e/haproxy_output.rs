@@ -335,6 +335,31 @@ fn a_haproxy_that_is_started_again_is_told_what_its_file_does_not_say() {
 }
 
 #[test]
+fn what_cannot_be_said_to_a_backend_costs_a_reload() {
+    needs!("etcd", "etcdctl", "haproxy");
+    let cluster = Cluster::of(2).without_agents().start();
+    let haproxy = start(&cluster);
+    let [a, b] = cluster.nodes();
+    let by_table = service("web", FRONT).replace("mode tcp", "mode tcp\", \"balance static-rr");
+    configure(&cluster, a, &by_table, "");
+    a.signal_agent(Signal::HUP);
+    let _ = eventually!(SOON, haproxy.file(), |file| file.contains("static-rr"));
+    haproxy.is_settled();
+    let _backends = (a.serve("web", INSTANCE), b.serve("web", 9001));
+    let (one, two) = ("10.77.0.1:9000", "10.77.0.2:9001");
+    haproxy.becomes("web", &[(one, "ready 100"), (two, "ready 100")]);
+    haproxy.is_settled();
+    let reloads = |reason: &str| a.metric("plexus_haproxy_reloads_total", &format!("reason=\"{reason}\""));
+    assert!(reloads("new_server") >= Some(1.0));
+    let before = haproxy.reloads().len();
+    b.define(&ServiceFile::new("web", 9001).key("weight", "20"));
+    haproxy.becomes("web", &[(one, "ready 100"), (two, "ready 20")]);
+    haproxy.is_settled();
+    assert_eq!((reloads("weight"), haproxy.reloads().len()), (Some(1.0), before + 1));
+    assert_eq!(haproxy.problems(), [""; 0]);
+}
+
+#[test]
 fn without_a_socket_every_change_is_a_reload() {
     needs!("etcd", "etcdctl", "haproxy");
     let cluster = Cluster::of(2).without_agents().start();

@@ -27,10 +27,13 @@ pub(super) enum Reload {
     Options,
     /// A server that it cannot add while it runs.
     NewServer,
+    /// A weight that it cannot change while it runs.
+    Weight,
 }
 
 impl Reload {
-    pub(super) const ALL: [Self; 4] = [Self::Unknown, Self::Sections, Self::Options, Self::NewServer];
+    pub(super) const ALL: [Self; 5] =
+        [Self::Unknown, Self::Sections, Self::Options, Self::NewServer, Self::Weight];
 
     pub(super) fn as_str(self) -> &'static str {
         match self {
@@ -38,6 +41,7 @@ impl Reload {
             Self::Sections => "sections",
             Self::Options => "options",
             Self::NewServer => "new_server",
+            Self::Weight => "weight",
         }
     }
 }
@@ -49,6 +53,7 @@ impl fmt::Display for Reload {
             Self::Sections => "it runs other sections than those of its file",
             Self::Options => "servers that it knows have other options",
             Self::NewServer => "a server cannot be added while it runs",
+            Self::Weight => "a weight cannot be changed while it runs",
         })
     }
 }

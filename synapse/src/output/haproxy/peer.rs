@@ -31,8 +31,8 @@ pub(super) struct Peer {
     leaving: Option<Process>,
     /// Backends that have to be compared.
     dirty: BTreeSet<usize>,
-    /// Backends that lack a server which cannot be added.
-    lacks: BTreeSet<usize>,
+    /// Backends that are not as they are to be and cannot be told to be, and why.
+    lacks: BTreeMap<usize, Reload>,
     /// Backends with servers that are not as they are to be yet, and how many.
     unsettled: BTreeMap<usize, usize>,
     /// What HAProxy refused of a backend.
@@ -46,7 +46,7 @@ impl Peer {
             process: None,
             leaving: None,
             dirty: BTreeSet::new(),
-            lacks: BTreeSet::new(),
+            lacks: BTreeMap::new(),
             unsettled: BTreeMap::new(),
             refused: BTreeMap::new(),
         }
@@ -56,7 +56,9 @@ impl Peer {
     pub(super) fn view(&self) -> View {
         match &self.process {
             None => View::Silent,
-            Some(process) => View::Says { loaded: process.loaded, lacks: !self.lacks.is_empty() },
+            Some(process) => {
+                View::Says { loaded: process.loaded, lacks: self.lacks.values().next().copied() }
+            }
         }
     }
 
@@ -80,7 +82,7 @@ impl Peer {
     /// Those are to be compared again that are not as they are to be.
     pub(super) fn mark_unsettled(&mut self) {
         let Self { dirty, lacks, unsettled, .. } = self;
-        dirty.extend(lacks.iter().chain(unsettled.keys()));
+        dirty.extend(lacks.keys().chain(unsettled.keys()));
     }
 
     /// How many servers wait for their end.
@@ -128,9 +130,7 @@ impl Peer {
             if let Some(running) = backends.get(wanted.backend) {
                 let told = difference(wanted.backend, wanted.servers, running, wanted.added, version);
                 let (mut left, mut refused) = (told.left, false);
-                if told.reload == Some(Reload::NewServer) {
-                    self.lacks.insert(at);
-                }
+                self.lacks.extend(told.reload.map(|reason| (at, reason)));
                 for script in told.scripts {
                     match self.say(at, script, metrics).await? {
                         None => {}
@@ -166,11 +166,12 @@ impl Peer {
             match kind {
                 // It has connections yet.
                 Kind::Delete => tracing::debug!(line, answer, "HAProxy keeps a server for now"),
-                Kind::Add => {
-                    tracing::info!(line, answer, "HAProxy does not add a server while it runs");
-                    self.lacks.insert(at);
+                Kind::Add | Kind::Weight => {
+                    tracing::debug!(line, answer, "HAProxy does not do it while it runs");
+                    let reason = if kind == Kind::Add { Reload::NewServer } else { Reload::Weight };
+                    self.lacks.insert(at, reason);
                 }
-                Kind::State | Kind::Weight | Kind::Address | Kind::Check => {
+                Kind::State | Kind::Address | Kind::Check => {
                     metrics.failed(Failure::Command);
                     self.refused.insert(at, format!("{line:?}: {answer}"));
                 }
@@ -255,7 +256,7 @@ mod tests {
             ]
         );
         let loaded = Loaded::Made(Mark { lines: 1, options: 1 });
-        assert_eq!((peer.view(), peer.left()), (View::Says { loaded, lacks: true }, 1));
+        assert_eq!((peer.view(), peer.left()), (View::Says { loaded, lacks: Some(Reload::NewServer) }, 1));
         peer.tell(&wanted, &metrics).await.unwrap();
         assert_eq!(asked.lock().unwrap().len(), 0, "nothing changed");
         peer.mark_unsettled();

@@ -28,8 +28,8 @@ pub(super) struct Version {
 pub(super) enum View {
     /// Nothing: it does not answer, or is not asked.
     Silent,
-    /// What it runs, and whether it lacks a server that it cannot be told.
-    Says { loaded: Loaded, lacks: bool },
+    /// What it runs, and what of it cannot be changed by telling it.
+    Says { loaded: Loaded, lacks: Option<Reload> },
 }
 
 /// Why HAProxy has to be reloaded, if it has to be. `reloaded` is what it was last reloaded with, or was
@@ -46,7 +46,7 @@ pub(super) fn needed(wanted: Version, reloaded: Option<Version>, views: &[View])
             Some(Reload::Sections)
         }
         View::Says { loaded: Loaded::Made(mark), .. } if mark != wanted.mark => Some(Reload::Options),
-        View::Says { lacks, .. } => lacks.then_some(Reload::NewServer),
+        View::Says { lacks, .. } => lacks,
     })
 }
 
@@ -98,7 +98,7 @@ mod tests {
     fn what_haproxy_says_decides_and_where_it_says_nothing_what_it_was_given() {
         let wanted = Version { mark: Mark { lines: 1, options: 1 }, text: 7 };
         let other = |lines, options| Loaded::Made(Mark { lines, options });
-        let says = |loaded, lacks| View::Says { loaded, lacks };
+        let says = |loaded, lacks: bool| View::Says { loaded, lacks: lacks.then_some(Reload::NewServer) };
         for (reloaded, view, expected) in [
             (None, View::Silent, Some(Reload::Unknown)),
             (Some(wanted), View::Silent, None),

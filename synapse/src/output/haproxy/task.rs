@@ -355,7 +355,11 @@ impl Output {
             }
             return None;
         };
-        let command = config.reload_command.as_deref().filter(|_| config.do_reloads && config.do_writes)?;
+        let command = config.reload_command.as_deref().filter(|_| config.do_reloads && config.do_writes);
+        let Some(command) = command else {
+            self.handle.problems.set("reload", format!("it has to be reloaded by somebody else: {reason}"));
+            return None;
+        };
         if self.is_stale || !self.disk.has(&self.text) {
             // It would start from the file, which is not what is wanted yet.
             return None;
