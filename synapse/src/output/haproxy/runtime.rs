@@ -81,8 +81,7 @@ pub(super) async fn ask(socket: &Path, question: &str) -> Result<String, Error> 
     let path = || socket.display().to_string();
     let asked = async {
         let mut stream = UnixStream::connect(socket).await?;
-        stream.write_all(question.as_bytes()).await?;
-        stream.write_all(b"\n").await?;
+        stream.write_all(format!("{question}\n").as_bytes()).await?;
         let mut answer = Vec::new();
         stream.take(MAX_ANSWER + 1).read_to_end(&mut answer).await?;
         Ok(answer)
