@@ -137,10 +137,16 @@ impl<'a> Haproxy<'a> {
     /// Waits until it runs what it is to.
     #[track_caller]
     fn is_settled(&self) {
+        let of_file = || {
+            let file = self.file();
+            let mark = file.lines().find_map(|line| line.strip_prefix("\tsetenv PLEXUS_LOADED "));
+            mark.expect("it says what it was made from").to_owned()
+        };
+        let pending = || self.node.metric("plexus_haproxy_reload_pending", "");
         let _ = eventually!(
             SOON,
-            (self.node.metric("plexus_haproxy_reload_pending", ""), self.problems()),
-            |(pending, problems)| *pending == Some(0.0) && problems.is_empty()
+            (self.ask("show env PLEXUS_LOADED").contains(&of_file()), pending(), self.problems()),
+            |(is_loaded, pending, problems)| *is_loaded && *pending == Some(0.0) && problems.is_empty()
         );
     }
 

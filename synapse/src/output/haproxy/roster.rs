@@ -28,6 +28,8 @@ pub(super) struct Terms {
     pub(super) remembered_for: Duration,
     /// Do servers that have gone stay in the configuration?
     pub(super) keeps: bool,
+    /// Has the store confirmed the catalog since the agent started? Its memory may be older than HAProxy's file.
+    pub(super) confirmed: bool,
 }
 
 /// One service's servers that are there or were.
@@ -110,6 +112,10 @@ impl Roster {
             }
         }
         for (name, known) in self.servers.iter_mut().filter(|(name, _)| !places.contains_key(*name)) {
+            if !terms.confirmed && known.gone.is_none() {
+                built.servers.push(render(name, known, known.weight.filter(|_| weights), config));
+                continue;
+            }
             known.state = State::Maint;
             known.gone.get_or_insert(now);
             if terms.keeps {
@@ -252,6 +258,7 @@ mod tests {
             seed: 7,
             remembered_for: Duration::from_secs(60),
             keeps: false,
+            confirmed: true,
         }
     }
 
@@ -329,6 +336,9 @@ mod tests {
         roster.servers.insert("x_10.0.0.1:80".to_owned(), known);
         let kept = ["server x_10.0.0.1:80 10.0.0.1:80 id 9 backup"];
         assert_eq!(lines(&roster.build(None, &tcp, &terms(), NOW)), kept);
+        let unsure = Terms { confirmed: false, ..terms() };
+        let both = roster.build(Some(&of(&["10.0.0.2:80"])), &tcp, &unsure, NOW);
+        assert!(lines(&both).contains(&kept[0].to_owned()) && both.servers.len() == 2);
         let heard = roster.build(Some(&of(&["10.0.0.2:80"])), &tcp, &terms(), NOW);
         assert_eq!(lines(&heard), ["server a_10.0.0.2:80 10.0.0.2:80 id 1"]);
         assert_eq!(lines(&roster.build(None, &tcp, &terms(), NOW)), [""; 0], "emptiness is believed later");

@@ -19,7 +19,7 @@ use super::render::{Frame, Mark};
 use super::roster::{Roster, Terms};
 use super::server::{Refused, Server};
 use super::{Handle, Means, shell, state};
-use crate::catalog::ServiceChanges;
+use crate::catalog::{Freshness, ServiceChanges};
 
 /// HAProxy is looked at so often, whatever happens: somebody may have restarted it, and connections of servers that have gone end.
 const LOOK: Duration = Duration::from_secs(5);
@@ -27,7 +27,7 @@ const LOOK: Duration = Duration::from_secs(5);
 const SAVE: Duration = Duration::from_secs(60);
 /// How long a reload may take.
 const RELOAD_WITHIN: Duration = Duration::from_secs(60);
-/// How long after a reload the new process may take to answer, and how often it is looked for.
+/// How long after a reload the new process may take to answer; how often it, or the store's first word, is looked for.
 const ANSWERS_WITHIN: Duration = Duration::from_secs(10);
 const LOOK_FOR: Duration = Duration::from_millis(100);
 
@@ -92,8 +92,14 @@ struct Output {
 
 impl Output {
     fn new(means: Means, handle: Handle) -> Self {
-        let terms =
-            Terms { weights: false, max_id: 1, seed: 0, remembered_for: Duration::ZERO, keeps: false };
+        let terms = Terms {
+            weights: false,
+            max_id: 1,
+            seed: 0,
+            remembered_for: Duration::ZERO,
+            keeps: false,
+            confirmed: false,
+        };
         Self {
             means,
             handle,
@@ -161,6 +167,7 @@ impl Output {
             },
             remembered_for: config.state_file_ttl,
             keeps: config.state_file_path.is_some(),
+            confirmed: self.terms.confirmed,
         };
         self.dirty = (0..self.entries.len()).collect();
         self.is_stale = true;
@@ -192,6 +199,10 @@ impl Output {
             let over = self.entries.iter().enumerate().filter(|(_, entry)| entry.roster.is_over(terms, now));
             self.dirty.extend(over.map(|(at, _)| at));
         }
+        if !self.terms.confirmed && *self.means.catalog.freshness() == Freshness::Live {
+            self.terms.confirmed = true;
+            self.dirty.extend(0..self.entries.len());
+        }
         self.render(&config);
         if is_due {
             self.save(&config).await;
@@ -199,7 +210,8 @@ impl Output {
         self.tell(&config).await;
         let file = self.write(&config).await;
         let reload = self.reload(&config).await;
-        [file, reload].into_iter().flatten().fold(self.look_at, Instant::min)
+        let confirmed = (!self.terms.confirmed).then(|| Instant::now() + LOOK_FOR * 3);
+        [file, reload, confirmed].into_iter().flatten().fold(self.look_at, Instant::min)
     }
 
     /// Makes the sections anew that have changed.
