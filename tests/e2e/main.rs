@@ -25,6 +25,7 @@ mod doctor;
 mod exhaustion;
 mod faults;
 mod handover;
+mod haproxy_output;
 mod harness;
 mod health;
 mod ingress;

@@ -92,7 +92,17 @@ pub(crate) const ROOMS: &[Room] = &[
         ],
     ),
     // What the catalog says, for other programs; a file is left alone while nothing is known of its service.
-    room("synapse::output", &["synapse::catalog", "synapse::watch", "nerve::model", "nerve::tasks"]),
+    room(
+        "synapse::output",
+        &[
+            "synapse::catalog",
+            "synapse::watch",
+            "nerve::document",
+            "nerve::hash",
+            "nerve::model",
+            "nerve::tasks",
+        ],
+    ),
     // A text of another program into watchers, ports and settings: it follows and serves nothing.
     room(
         "synapse::smartstack",
@@ -285,7 +295,7 @@ pub(crate) const HOMES: &[Home] = &[
     home("rustls-native-certs", &["nerve/src/http/tls.rs"]),
     home("tokio-rustls", &["nerve/src/http/tls.rs"]),
     home("regex", &["nerve/src/check/http", "mesh/src/admin/consul/filter"]),
-    home("ring", &["nerve/src/check/scram.rs"]),
+    home("ring", &["nerve/src/check/scram.rs", "synapse/src/output/haproxy/server.rs"]),
     home("md5", &["nerve/src/check/scram.rs"]),
     home(
         "base64",

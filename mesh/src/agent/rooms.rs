@@ -9,6 +9,7 @@ use nerve::store::Store;
 use nerve::tasks::Tasks;
 use nerve::{announce, registrar};
 use synapse::catalog::Catalog;
+use synapse::output::haproxy;
 use synapse::{memory, output, watch as watcher};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -63,6 +64,7 @@ pub(super) struct Rooms {
     pub(super) watcher: watcher::store::Handle,
     pub(super) watchers: watcher::Watchers,
     pub(super) synapse_metrics: synapse::Metrics,
+    pub(super) haproxy: haproxy::Handle,
     /// Does this agent write to the store and to the disk? Not while another one is about to.
     pub(super) writes: bool,
     /// Another agent ran before it, and handed over.
@@ -87,7 +89,7 @@ pub(super) struct Owners {
     pub(super) vip: Tasks,
     /// Another agent may go on with the session while connections here are finished.
     pub(super) registrar: Tasks,
-    /// Only one agent saves the catalog.
+    /// Only one agent saves the catalog, and tells other programs of this node of it.
     pub(super) memory: Tasks,
 }
 
@@ -138,7 +140,7 @@ impl Rooms {
         self.starting.is_none()
     }
 
-    /// Saves the catalog from now on, for this program and for others.
+    /// Saves the catalog from now on, for this program and for others, and tells HAProxy of it.
     pub(super) fn keep_memory(&mut self) {
         self.owners.memory = Tasks::new();
         memory::keep(
@@ -155,6 +157,12 @@ impl Rooms {
             self.watcher.clone(),
             &self.owners.memory,
         );
+        let means = haproxy::Means {
+            catalog: self.catalog.clone(),
+            watcher: self.watcher.clone(),
+            node: self.config.node.name.clone(),
+        };
+        self.haproxy.run(means, &self.owners.memory);
     }
 
     /// Serves until `stop`, or until another agent has taken over, applying reloads.
@@ -205,10 +213,11 @@ impl Rooms {
         self.watchers.follow(&self.synapse_conf.watchers(&config));
         self.ingress.reload(&self.synapse_conf.ingress(&config));
         self.files.follow(self.synapse_conf.targets(&config));
+        self.haproxy.configure(config.output.haproxy.clone());
         // The rest stays what it is until a restart, and is compared with what runs next time too.
         self.config.services = config.services;
         self.config.watchers = config.watchers;
-        self.config.output.files = config.output.files;
+        self.config.output = config.output;
         self.config.ingress.localhost = config.ingress.localhost;
         self.config.drain = config.drain;
         self.config.log = config.log;

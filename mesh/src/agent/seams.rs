@@ -6,7 +6,7 @@ use std::time::SystemTime;
 
 use nerve::announce;
 use nerve::model::{Address, InstanceId, ServiceName};
-use synapse::output;
+use synapse::output::{self, haproxy};
 use synapse::watch::store::Handle as Watcher;
 use synapse::watch::{self, Watchers};
 use tokio::sync::Semaphore;
@@ -208,6 +208,7 @@ pub(super) struct Problems {
     pub(super) announcements: announce::Handle,
     pub(super) synapse_conf: SynapseConf,
     pub(super) files: output::Files,
+    pub(super) haproxy: haproxy::Handle,
     /// What of a reload could not be applied.
     pub(super) reload: Arc<Mutex<Option<String>>>,
     /// Why no other agent can take over.
@@ -252,6 +253,7 @@ impl Problems {
         let synapse = synapse.wrong.iter();
         let synapse = synapse.map(|wrong| problem("synapse", format!("{}: {}", wrong.place, wrong.message)));
         let files = self.files.failures().into_iter().map(|message| problem("output", message));
+        let haproxy = self.haproxy.problems().into_iter().map(|message| problem("haproxy", message));
         let reload = self.reload.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let door = self.door.lock().unwrap_or_else(PoisonError::into_inner).clone();
         listeners
@@ -261,6 +263,7 @@ impl Problems {
             .chain(docker)
             .chain(addresses)
             .chain(announcements)
+            .chain(haproxy)
             .chain(places)
             .chain(synapse)
             .chain(files)

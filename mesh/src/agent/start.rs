@@ -13,6 +13,7 @@ use nerve::tasks::Tasks;
 use nerve::{announce, registrar};
 use prometheus::Registry;
 use synapse::catalog::{Catalog, Writer};
+use synapse::output::haproxy;
 use synapse::watch::Recalled;
 use synapse::{memory, output, watch as watcher};
 use tokio::sync::watch;
@@ -144,6 +145,9 @@ impl Rooms {
             start_registrar(&config, &store, sources, registry, &owners.registrar, left.registrar).await?;
         let announcements = start_announcing(&config, &registrar, registry, &owners)?;
 
+        // What other programs are told.
+        let haproxy = haproxy::Handle::new(config.output.haproxy.clone(), registry)?;
+
         let problems = Problems {
             ingress: ingress.clone(),
             vip: vip.clone(),
@@ -156,6 +160,7 @@ impl Rooms {
             announcements: announcements.clone(),
             synapse_conf: synapse_conf.clone(),
             files: output::Files::new(synapse_conf.targets(&config)),
+            haproxy: haproxy.clone(),
             reload: Arc::default(),
             door: Arc::default(),
         };
@@ -186,6 +191,7 @@ impl Rooms {
             watcher,
             watchers,
             synapse_metrics,
+            haproxy,
             writes: true,
             took_over: false,
             door: None,

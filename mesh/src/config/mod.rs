@@ -60,7 +60,7 @@ pub struct Config {
     /// `[[watch]]`: where else services are found, in the order in which they are believed.
     #[serde(rename = "watch", skip_serializing_if = "Vec::is_empty")]
     pub watchers: Vec<synapse::watch::Config>,
-    /// `[output.…]`.
+    /// `[output.…]`: which other programs are told of services.
     #[serde(skip_serializing_if = "Output::is_empty")]
     pub output: Output,
     /// `[checks]`.

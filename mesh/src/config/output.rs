@@ -1,4 +1,4 @@
-//! `[output.…]`: what other programs of this machine are told of services.
+//! `[output.…]`: which other programs of this node are told of services.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -6,11 +6,14 @@ use std::path::{Path, PathBuf};
 use nerve::document::{Reported, Section};
 use nerve::model::ServiceName;
 use serde::Serialize;
-use synapse::output::Target;
+use synapse::output::{Target, haproxy};
 
 /// The tables.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
 pub struct Output {
+    /// `[output.haproxy]`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub haproxy: Option<haproxy::Config>,
     /// `[output.files]`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub files: Option<OutputFiles>,
@@ -33,7 +36,8 @@ impl Output {
             let services = section.or("services", BTreeSet::new());
             Ok(OutputFiles { directory: base.join(directory?), services })
         });
-        Ok(Self { files: files.transpose()? })
+        let haproxy = section.section("haproxy", haproxy::Config::read).transpose();
+        Ok(Self { haproxy: haproxy?.map(|config| config.with_paths_from(base)), files: files.transpose()? })
     }
 
     /// Is nobody told anything?

@@ -71,7 +71,7 @@ pub(super) fn read(
     let locate = |name: String| {
         let draft = Draft {
             address: Some(address),
-            labels: told_labels(&name, labels.as_ref()),
+            labels: told_labels(&name, labels.as_ref(), options.as_ref()),
             weight: weight.unwrap_or_default(),
             checks: if is_mocked { Vec::new() } else { checks.clone() },
             ..Draft::new(service_name(&name, section)?, port)
@@ -84,8 +84,8 @@ pub(super) fn read(
     names.into_iter().map(locate).collect()
 }
 
-/// Those labels that can be one here, and the name that the service has there.
-fn told_labels(name: &str, labels: Option<&Value>) -> BTreeMap<String, String> {
+/// Those labels that can be one here, what HAProxy is to be told of the instance, and the name that the service has there.
+fn told_labels(name: &str, labels: Option<&Value>, options: Option<&Value>) -> BTreeMap<String, String> {
     let given = labels.and_then(|labels| serde_json::to_value(labels).ok());
     let given = given.and_then(|labels| labels.as_object().cloned()).unwrap_or_default();
     let as_text = |(label, value): (String, serde_json::Value)| {
@@ -93,7 +93,10 @@ fn told_labels(name: &str, labels: Option<&Value>) -> BTreeMap<String, String> {
         (Tag::new(&label).is_ok() && value.len() <= super::MAX_LABEL).then_some((label, value))
     };
     let own = (NAME_LABEL.to_owned(), name.to_owned());
-    given.into_iter().take(super::MAX_LABELS).filter_map(as_text).chain([own]).collect()
+    let options = options.and_then(Value::as_text).filter(|options| options.len() <= super::MAX_LABEL);
+    let options = options.map(|options| ("haproxy_server_options".to_owned(), options.to_owned()));
+    let given = given.into_iter().take(super::MAX_LABELS).filter_map(as_text);
+    given.chain(options).chain([own]).collect()
 }
 
 fn limit(section: &mut Section<'_>) -> Limit {

@@ -100,7 +100,7 @@ fn what_nerve_would_write_is_announced_to_the_letter() {
     );
     assert_eq!(definition.weight.0.get(), 10);
     let labels: Vec<_> = definition.labels.iter().map(|(label, value)| format!("{label}={value}")).collect();
-    assert_eq!(labels, ["az=eu-1a", "n=1", "nerve=web", "region=eu"]);
+    assert_eq!(labels, ["az=eu-1a", "haproxy_server_options=backup", "n=1", "nerve=web", "region=eu"]);
 }
 
 #[test]
