@@ -423,9 +423,10 @@ fn what_is_registered_is_one_line_and_what_cannot_be_heard_of_stays() {
     assert_eq!(a.metric("plexus_haproxy_refused_total", "reason=\"server_options\""), Some(2.0));
     assert_eq!(a.metric("plexus_haproxy_refused_total", "reason=\"control_characters\""), Some(1.0));
     let _ = eventually!(SOON, a.get(a.at(FRONT + 1), "/").is_ok(), |answers| *answers);
-    // An agent that starts and cannot hear of a service leaves its servers what they are.
+    // An agent that starts, remembers nothing and cannot hear of a service leaves its servers what they are.
     a.kill_agent();
     std::fs::remove_file(a.directory().join("legacy.json")).expect("a file");
+    let _ = std::fs::remove_file(a.directory().join("state/watchers.json"));
     a.restart_agent();
     haproxy.is_settled();
     throughout!(Duration::from_secs(3), a.get(a.at(FRONT + 1), "/").is_ok(), |answers| *answers);

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use plexus_tests::server::real::Server;
 use plexus_tests::server::store::Make;
 use plexus_tests::{Cluster, Node, Signal, eventually, needs, throughout};
 
@@ -22,10 +23,15 @@ fn written(node: &Node, service: &str) -> PathBuf {
 
 /// Starts the agent of a node with this configuration of Synapse, and a store that it shares with nobody.
 fn start(cluster: &Cluster, node: &Node, text: &str) {
+    start_with(cluster, node, text, "");
+}
+
+/// The same with more keys of `[source.synapse]`.
+fn start_with(cluster: &Cluster, node: &Node, text: &str, more: &str) {
     fs::write(file(node), text).expect("a file");
     let mut settings = cluster.settings().clone();
     settings.store = "embedded".to_owned();
-    settings.more = format!("[source.synapse]\nfile = \"{}\"\n", file(node).display());
+    settings.more = format!("[source.synapse]\nfile = \"{}\"\n{more}", file(node).display());
     node.configure(&settings);
     node.start_agent();
     node.wait_ready(SOON);
@@ -220,11 +226,19 @@ fn a_configuration_of_synapse_is_read_again_and_outlives_processes_and_zookeeper
     before.wait(SOON);
     load.stop().assert_unharmed();
 
-    // One that starts without ZooKeeper has the default servers, and leaves files of which it knows nothing.
+    // One that starts without ZooKeeper has what it remembers; without that the default servers, and leaves files of which it knows
+    // nothing.
     let content = |service: &str| fs::read_to_string(written(b, service)).unwrap_or_default();
     let before = eventually!(SOON, content("plain"), |text| text.contains("a-host"));
     zookeeper.stop();
+    let findings = b.directory().join("state/watchers.json");
+    let kept = || fs::read_to_string(&findings).unwrap_or_default();
+    let _ = eventually!(SOON, kept(), |kept| kept.contains("synapse:spare"));
     b.kill_agent();
+    b.restart_agent();
+    let _ = eventually!(SOON, who(b, spare), |who| *who == ["web-a-9000"]);
+    b.kill_agent();
+    fs::remove_file(&findings).expect("a file");
     b.restart_agent();
     let _ = eventually!(SOON, who(b, spare), |who| *who == ["stub-a-9002"]);
     let _ = eventually!(SOON, content("spare"), |text| text.contains("9002"));
@@ -307,4 +321,38 @@ fn a_configuration_of_synapse_is_checked_without_an_agent() {
         !refused.success() && refused.stderr.contains("synapse.conf.json:4:21: services.web.haproxy.port: "),
         "{refused:?}"
     );
+}
+
+#[test]
+fn services_that_stay_on_haproxy_are_written_as_synapse_does_and_the_others_served_here() {
+    needs!("etcd", "etcdctl", "haproxy");
+    let cluster = Cluster::of(1).without_agents().start();
+    let [a] = cluster.nodes();
+    let backends = [a.backend("web", 9000), a.backend("api", 9001)];
+    let haproxy = Server::new(cluster.world(), a.namespace(), "haproxy");
+    let directory = haproxy.directory().display().to_string();
+    let service = |port: u16, target: u16| {
+        format!(
+            r#"{{"discovery": {{"method": "base"}}, "default_servers": [{{"name": "one", "host": "{}", "port": {target}}}],
+                "haproxy": {{"port": {port}, "listen": ["mode tcp"], "server_options": "check"}}}}"#,
+            a.address()
+        )
+    };
+    let text = format!(
+        r#"{{"services": {{"web_main": {}, "api": {}}},
+            "haproxy": {{"global": ["stats socket {directory}/h.sock mode 600 level admin"],
+             "defaults": ["mode tcp", "timeout connect 2s", "timeout client 10s", "timeout server 10s"],
+             "config_file_path": "{directory}/haproxy.cfg", "socket_file_path": "{directory}/h.sock", "reload_command": "true"}}}}"#,
+        service(3213, 9000),
+        service(3214, 9001)
+    );
+    start_with(&cluster, a, &text, "haproxy = [\"web_main\"]\n");
+    let _ = eventually!(SOON, who(a, at("127.0.0.1:3214")), |who| *who == [backends[1].id()]);
+    let config = format!("{directory}/haproxy.cfg");
+    let written = || fs::read_to_string(&config).unwrap_or_default();
+    let _ = eventually!(SOON, written(), |text| text.contains("web_main") && text.contains(":9000"));
+    assert!(!written().contains("api"), "{}", written());
+    assert!(!a.can_connect(at("127.0.0.1:3213")), "nobody but HAProxy is to listen there");
+    let _haproxy = haproxy.command(&["haproxy", "-db", "-f", &config]).started();
+    let _ = eventually!(SOON, who(a, at("127.0.0.1:3213")), |who| *who == [backends[0].id()]);
 }

@@ -106,7 +106,14 @@ pub(crate) const ROOMS: &[Room] = &[
     // A text of another program into watchers, ports and settings: it follows and serves nothing.
     room(
         "synapse::smartstack",
-        &["synapse::output", "synapse::watch", "nerve::document", "nerve::model", "nerve::smartstack"],
+        &[
+            "synapse::output",
+            "synapse::watch",
+            "nerve::document",
+            "nerve::http",
+            "nerve::model",
+            "nerve::smartstack",
+        ],
     ),
     // Leaves of mesh.
     room("mesh::drain", &[]),

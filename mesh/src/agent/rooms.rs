@@ -213,7 +213,7 @@ impl Rooms {
         self.watchers.follow(&self.synapse_conf.watchers(&config));
         self.ingress.reload(&self.synapse_conf.ingress(&config));
         self.files.follow(self.synapse_conf.targets(&config));
-        self.haproxy.configure(config.output.haproxy.clone());
+        self.haproxy.configure(self.synapse_conf.haproxy(&config));
         // The rest stays what it is until a restart, and is compared with what runs next time too.
         self.config.services = config.services;
         self.config.watchers = config.watchers;

@@ -126,16 +126,8 @@ impl Rooms {
         let vip = start_vip(bound.vip, &catalog, &store, registry, &owners.vip).await?;
         let (usual_way, tell_usual_way) = usual_way();
         let steer = start_steering(&config, &catalog, &bound.plane, usual_way, registry, &owners.vip)?;
-        let ingress = start_ingress(
-            (&config, &synapse_conf),
-            &catalog,
-            &vip,
-            &bound.plane,
-            inherited.clone(),
-            registry,
-            &owners.ingress,
-        )?;
-
+        let means = (&catalog, &vip, &bound.plane, inherited.clone());
+        let ingress = start_ingress((&config, &synapse_conf), means, registry, &owners.ingress)?;
         let overlay = start_overlay(&config, &catalog, &store, tell_usual_way, registry, &owners.vip)?;
 
         // What this node says of itself.
@@ -146,7 +138,7 @@ impl Rooms {
         let announcements = start_announcing(&config, &registrar, registry, &owners)?;
 
         // What other programs are told.
-        let haproxy = haproxy::Handle::new(config.output.haproxy.clone(), registry)?;
+        let haproxy = haproxy::Handle::new(synapse_conf.haproxy(&config), registry)?;
 
         let problems = Problems {
             ingress: ingress.clone(),
@@ -412,10 +404,7 @@ fn start_overlay(
 
 fn start_ingress(
     (config, synapse_conf): (&Config, &SynapseConf),
-    catalog: &Catalog,
-    vip: &vip::Handle,
-    plane: &Arc<DataPlane>,
-    inherited: Inherited,
+    (catalog, vip, plane, inherited): (&Catalog, &vip::Handle, &Arc<DataPlane>, Inherited),
     registry: &Registry,
     tasks: &Tasks,
 ) -> anyhow::Result<ingress::Handle> {

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use nerve::model::{Address, ServiceName, ServiceSettings};
-use synapse::output::Target;
+use synapse::output::{Target, haproxy};
 use synapse::smartstack::{Configuration, InForce};
 use synapse::watch;
 
@@ -22,7 +22,8 @@ pub(super) struct SynapseConf {
 impl SynapseConf {
     /// Reads it for the first time.
     pub(super) async fn read(config: &Config) -> Self {
-        let configuration = config.sources.synapse.clone().map(|Synapse { file }| Configuration::of(file));
+        let configuration = config.sources.synapse.clone();
+        let configuration = configuration.map(|Synapse { file, haproxy }| Configuration::of(file, haproxy));
         let configuration = configuration.map(|configuration| Arc::new(Mutex::new(configuration)));
         let conf = Self { configuration, in_force: Arc::default() };
         conf.read_again().await;
@@ -78,6 +79,18 @@ impl SynapseConf {
         let mut all = config.ingress();
         all.localhost.extend(theirs);
         all
+    }
+
+    /// What HAProxy is told. What holds for all services is ours where we say so; Synapse's where we do not.
+    pub(super) fn haproxy(&self, config: &Config) -> Option<haproxy::Config> {
+        let (ours, theirs) = (config.output.haproxy.clone(), self.in_force().haproxy.clone());
+        match (ours, theirs) {
+            (Some(ours), Some(theirs)) => {
+                let services = ours.services.into_iter().chain(theirs.services).collect();
+                Some(haproxy::Config { services, ..ours })
+            }
+            (ours, theirs) => ours.or(theirs),
+        }
     }
 
     /// What is written for other programs. A directory belongs to whom our own configuration gives it.
@@ -137,5 +150,6 @@ mod tests {
         assert_eq!(files(&config), [true]);
         assert_eq!(files(&read("output.files.directory = \"other\"")), [false, true]);
         assert_eq!(files(&read("output.files.directory = \"files\"")), [false]);
+        assert_eq!(conf.haproxy(&config), None);
     }
 }

@@ -6,7 +6,7 @@ use clap::Args;
 
 use super::{Error, Output, Result};
 use crate::agent::Succession;
-use crate::config::{Checked, Files, Machine, Nerve, Synapse};
+use crate::config::{Checked, Files, Machine, Nerve};
 
 const AFTER_HELP: &str = "\
 Signals: SIGHUP reads the configuration again, SIGUSR2 starts the program anew (as it is on disk now), which takes over,
@@ -54,7 +54,7 @@ impl Agent {
         let succession = if self.take_over { Succession::TakeOver } else { Succession::Alone };
         let Self { config, nerve, instance_id, synapse, check_config, .. } = self;
         let nerve = nerve.map(|file| Nerve { file, instance_id });
-        let files = Files { config, nerve, synapse: synapse.map(|file| Synapse { file }) };
+        let files = Files { config, nerve, synapse };
         if check_config {
             check(&files)
         } else {

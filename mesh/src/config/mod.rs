@@ -171,7 +171,7 @@ pub struct Files {
     /// One of Nerve's, whatever ours says.
     pub nerve: Option<Nerve>,
     /// One of Synapse's, whatever ours says.
-    pub synapse: Option<Synapse>,
+    pub synapse: Option<PathBuf>,
 }
 
 impl Files {
@@ -184,8 +184,9 @@ impl Files {
         if self.nerve.is_some() {
             config.sources.nerve.clone_from(&self.nerve);
         }
-        if self.synapse.is_some() {
-            config.sources.synapse.clone_from(&self.synapse);
+        if let Some(file) = self.synapse.clone() {
+            let haproxy = config.sources.synapse.take().map(|synapse| synapse.haproxy).unwrap_or_default();
+            config.sources.synapse = Some(Synapse { file, haproxy });
         }
         Ok(config)
     }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use nerve::document::{Reported, Section};
 use nerve::source::SmartstackSource;
 use serde::Serialize;
-use synapse::smartstack::Configuration;
+use synapse::smartstack::{Configuration, Kept};
 
 use super::Config;
 
@@ -25,6 +25,9 @@ pub struct Sources {
 pub struct Synapse {
     /// Its main file.
     pub file: PathBuf,
+    /// Those of its services that stay on a HAProxy.
+    #[serde(skip_serializing_if = "Kept::is_nothing")]
+    pub haproxy: Kept,
 }
 
 /// A configuration of SmartStack's Nerve.
@@ -45,7 +48,9 @@ impl Sources {
             Ok(Nerve { file: base.join(file?), instance_id })
         });
         let synapse = section.section("synapse", |section| {
-            section.required::<PathBuf>("file").map(|file| Synapse { file: base.join(file) })
+            let file = section.required::<PathBuf>("file");
+            let haproxy = section.or("haproxy", Vec::<String>::new());
+            Ok(Synapse { file: base.join(file?), haproxy: haproxy.into_iter().collect() })
         });
         Ok(Self { nerve: nerve.transpose()?, synapse: synapse.transpose()? })
     }
@@ -81,8 +86,8 @@ impl Config {
             checked.instances += defined;
             wrong.extend(problems.into_iter().map(|problem| (problem.place, problem.message)));
         }
-        if let Some(Synapse { file }) = self.sources.synapse.clone() {
-            let in_force = Configuration::of(file).load();
+        if let Some(Synapse { file, haproxy }) = self.sources.synapse.clone() {
+            let in_force = Configuration::of(file, haproxy).load();
             checked.services = Some(in_force.services.len());
             checked.lacks = in_force.lacks;
             wrong.extend(in_force.wrong.into_iter().map(|wrong| (wrong.place, wrong.message)));

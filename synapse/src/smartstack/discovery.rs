@@ -1,16 +1,27 @@
 //! `discovery` of a service: which place is followed.
 
 use std::collections::BTreeSet;
+use std::net::{IpAddr, SocketAddr};
+use std::num::NonZeroU16;
 
 use nerve::document::{Reported, Section};
-use nerve::smartstack::{Several, Word};
+use nerve::http::Url;
+use nerve::smartstack::{Number, Several, Word};
 
-use crate::watch::{Condition, Decode, Kind, LabelFilter, Server, ZooKeeper};
+use super::server::server;
+use crate::watch::{Condition, Decode, Docker, Kind, LabelFilter, Server, ZooKeeper};
+
+/// The port of DNS.
+const DNS: u16 = 53;
+/// Where Synapse takes Docker to be.
+const DOCKER: u16 = 4243;
 
 /// The place, and which of the servers there count.
 pub(super) struct Discovery {
     pub(super) kind: Kind,
     pub(super) label_filters: Vec<LabelFilter>,
+    /// Who is asked for the names of servers, if it is not this machine's resolver.
+    pub(super) resolvers: Option<Vec<SocketAddr>>,
 }
 
 /// Reads the section.
@@ -21,7 +32,23 @@ pub(super) fn read(section: &mut Section<'_>, default_servers: &[Server]) -> Res
     let Word(method) = method?;
     // Reads the section's other keys, so it comes before anything is given up.
     let kind = kind(section, &method, default_servers);
-    Ok(Discovery { kind: kind?, label_filters: label_filters.into_iter().collect::<Result<_, _>>()? })
+    let resolvers = resolvers(section, &method);
+    let label_filters = label_filters.into_iter().collect::<Result<_, _>>();
+    Ok(Discovery { kind: kind?, label_filters: label_filters?, resolvers: resolvers? })
+}
+
+/// Where names are what is found, name servers are asked, as Synapse does: they say for how long an answer holds.
+fn resolvers(section: &mut Section<'_>, method: &str) -> Result<Option<Vec<SocketAddr>>, Reported> {
+    if !matches!(method, "dns" | "zookeeper_dns" | "zookeeper_dns_poll") {
+        return Ok(None);
+    }
+    let given = section.given::<Several<Word>>("nameserver")?.map_or(Vec::new(), |Several(servers)| servers);
+    let address = |Word(text): &Word| {
+        let address = text.trim().parse::<IpAddr>().map(|address| SocketAddr::new(address, DNS));
+        address.or_else(|_| text.trim().parse::<SocketAddr>())
+    };
+    let servers: Result<Vec<SocketAddr>, _> = given.iter().map(address).collect();
+    servers.map(Some).map_err(|wrong| section.invalid("nameserver", wrong, "the address of a name server"))
 }
 
 /// What the method is here.
@@ -30,10 +57,16 @@ fn kind(section: &mut Section<'_>, method: &str, default_servers: &[Server]) -> 
         "base" | "stub" => Ok(Kind::Static(default_servers.to_vec())),
         // Names of hosts are looked up whatever the place; nobody polls where changes are told.
         "zookeeper" | "zookeeper_poll" | "zookeeper_dns" | "zookeeper_dns_poll" => zookeeper(section),
+        "dns" => {
+            section.allow("check_interval");
+            let servers = section.list("servers", server);
+            servers.into_iter().collect::<Result<_, _>>().map(Kind::Static)
+        }
+        "docker" => docker(section),
         other => Err(section.invalid(
             "method",
             format_args!("discovery method {other:?} is not supported"),
-            "base, zookeeper, zookeeper_poll, zookeeper_dns or zookeeper_dns_poll",
+            "base, zookeeper, zookeeper_poll, zookeeper_dns, zookeeper_dns_poll, dns or docker",
         )),
     }
 }
@@ -44,7 +77,6 @@ fn zookeeper(section: &mut Section<'_>) -> Result<Kind, Reported> {
         "discovery_jitter",
         "polling_interval_sec",
         "generator_config_path",
-        "nameserver",
         "check_interval",
     ] {
         section.allow(key);
@@ -71,6 +103,28 @@ fn zookeeper(section: &mut Section<'_>) -> Result<Kind, Reported> {
             wrong.expected,
         )
     })
+}
+
+/// Synapse asks for an image without its version.
+fn docker(section: &mut Section<'_>) -> Result<Kind, Reported> {
+    section.allow("check_interval");
+    let engines = section.list("servers", |server| {
+        server.allow("name");
+        let host = server.required::<Word>("host");
+        let port = server.or("port", Number(DOCKER));
+        let (Word(host), Number(port)) = (host?, port);
+        let host = if host.contains(':') { format!("[{host}]") } else { host };
+        let url = format!("tcp://{host}:{port}").parse::<Url>();
+        url.map_err(|wrong| server.invalid("host", wrong, "an address or a name"))
+    });
+    let image = section.required::<Word>("image_name");
+    let port = section.required::<Number<NonZeroU16>>("container_port");
+    let engines = engines.into_iter().collect::<Result<Vec<_>, _>>();
+    let (engines, Word(image), Number(port)) = (engines?, image?, port?);
+    if engines.is_empty() {
+        return Err(section.invalid("servers", "it names no Docker", "a list of tables with `host`"));
+    }
+    Ok(Kind::Docker(Docker::of_image(engines, image, port)))
 }
 
 fn label_filter(section: &mut Section<'_>) -> Result<LabelFilter, Reported> {

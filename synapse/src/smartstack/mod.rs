@@ -6,6 +6,8 @@
 
 mod discovery;
 mod haproxy_lines;
+mod kept;
+mod server;
 mod service;
 mod template;
 
@@ -17,10 +19,11 @@ use nerve::document::{Reported, Section, Value};
 use nerve::model::{Address, ServiceName, ServiceSettings};
 use nerve::smartstack::{Services, Several, Word};
 
+pub use kept::Kept;
 pub use nerve::smartstack::Wrong;
 pub use service::Service;
 
-use crate::output::Target;
+use crate::output::{Target, haproxy};
 use haproxy_lines::Lines;
 
 /// HAProxy's own default.
@@ -33,6 +36,7 @@ const NOBODY_PROBES: &str = "HAProxy's checks of servers (check, inter, rise, fa
 #[derive(Debug)]
 pub struct Configuration {
     file: PathBuf,
+    kept: Kept,
     services: Services<Service>,
     globals: Globals,
 }
@@ -60,14 +64,14 @@ pub struct InForce {
     pub lacks: Vec<String>,
     /// Where services are written to.
     pub directory: Option<PathBuf>,
-    /// The section `haproxy` as it stands there, for whoever writes one's configuration: an object, or null.
-    pub haproxy: serde_json::Value,
+    /// What HAProxy is told, if services stay there.
+    pub haproxy: Option<haproxy::Config>,
 }
 
 impl Configuration {
     /// Nothing was read yet.
     #[must_use]
-    pub fn of(file: PathBuf) -> Self {
+    pub fn of(file: PathBuf, kept: Kept) -> Self {
         let globals = Globals {
             bind_address: BIND_ADDRESS.to_owned(),
             defaults: Lines::default(),
@@ -75,7 +79,7 @@ impl Configuration {
             directory: None,
             haproxy: serde_json::Value::Null,
         };
-        Self { file, services: Services::of("SmartStack's Synapse"), globals }
+        Self { file, kept, services: Services::of("SmartStack's Synapse"), globals }
     }
 
     /// Reads the files again. Where the main one is wrong everything stays as it was, and where a service is, that one does. Blocks.
@@ -92,10 +96,11 @@ impl Configuration {
     fn in_force(&self) -> InForce {
         let mut wrong = self.services.wrong().to_vec();
         let mut names: BTreeMap<&ServiceName, &str> = BTreeMap::new();
-        let mut places: BTreeMap<&Address, &str> = BTreeMap::new();
+        let mut places: BTreeMap<Address, &str> = BTreeMap::new();
         let mut services = Vec::new();
         for service in self.services.all().values() {
             let own = service.synapse_name.as_str();
+            let served = if self.kept.keeps(own) { service.on_haproxy() } else { service.clone() };
             let mut refuse = |message| wrong.push(Wrong { place: service.file.clone(), message });
             if let Some(other) = names.get(&service.name) {
                 refuse(format!(
@@ -105,7 +110,7 @@ impl Configuration {
                 continue;
             }
             if let Some((listen, other)) =
-                service.listen.as_ref().and_then(|listen| Some((listen, places.get(listen)?)))
+                served.listen.as_ref().and_then(|listen| Some((listen, places.get(listen)?)))
             {
                 refuse(format!(
                     "services.{own}: it is to listen on {listen}, as {other:?} is, which goes first; nothing of it is in force"
@@ -113,17 +118,27 @@ impl Configuration {
                 continue;
             }
             names.insert(&service.name, own);
-            places.extend(service.listen.as_ref().map(|listen| (listen, own)));
-            services.push(service.clone());
+            places.extend(served.listen.as_ref().map(|listen| (listen.clone(), own)));
+            services.push(served);
         }
-        let probes = self.globals.defaults.probes || services.iter().any(|service| service.probes);
-        let of_all = self.globals.lacks.iter().cloned().chain(probes.then(|| NOBODY_PROBES.to_owned()));
+        let all_kept = self.kept.is_all();
+        let probes =
+            !all_kept && self.globals.defaults.probes || services.iter().any(|service| service.probes);
+        let of_all = self
+            .globals
+            .lacks
+            .iter()
+            .filter(|_| !all_kept)
+            .cloned()
+            .chain(probes.then(|| NOBODY_PROBES.to_owned()));
         let of_each = services.iter().filter(|service| !service.lacks.is_empty());
         let of_each =
             of_each.map(|service| format!("{}: {}", service.synapse_name, service.lacks.join("; ")));
         let lacks = of_all.chain(of_each).collect();
-        let Globals { directory, haproxy, .. } = self.globals.clone();
-        InForce { services, wrong, lacks, directory, haproxy }
+        let file = self.file.display().to_string();
+        let (haproxy, unread) = self.kept.told(&file, &self.globals.haproxy, &services);
+        wrong.extend(unread);
+        InForce { services, wrong, lacks, directory: self.globals.directory.clone(), haproxy }
     }
 }
 

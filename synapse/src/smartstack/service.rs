@@ -3,16 +3,14 @@
 use std::net::SocketAddr;
 use std::num::NonZeroU16;
 
-use nerve::document::{Reported, Section, Value};
-use nerve::model::{Address, ServiceName, ServiceSettings, UnixPath, Weight};
+use nerve::document::{Reported, Section};
+use nerve::model::{Address, ServiceName, ServiceSettings, UnixPath};
 use nerve::smartstack::{Number, Several, Word, resolve, service_name};
 
 use super::Globals;
 use super::discovery;
+use super::server::server;
 use crate::watch::{self, Kind, Options, Server};
-
-/// The label that holds a server's own options for HAProxy.
-const OPTIONS_LABEL: &str = "haproxy_server_options";
 
 /// A service as it is taken from Synapse's configuration.
 #[derive(Debug, Clone, PartialEq)]
@@ -37,6 +35,14 @@ pub struct Service {
     pub haproxy: serde_json::Value,
     /// How HAProxy is to probe its servers was said.
     pub(super) probes: bool,
+}
+
+impl Service {
+    /// The same where a HAProxy serves it: not by a port of ours, nor by our settings.
+    pub(super) fn on_haproxy(&self) -> Self {
+        let settings = ServiceSettings::default();
+        Self { listen: None, settings, lacks: Vec::new(), probes: false, ..self.clone() }
+    }
 }
 
 /// Reads one service.
@@ -70,8 +76,11 @@ pub(super) fn read(section: &mut Section<'_>, name: &str, globals: &Globals) -> 
     let port = port.map(|Number(port)| port).or(haproxy.port_override);
     let options = match place.kind {
         // They are what the place names.
-        Kind::Static(_) => Options { leader_election, label_filters: place.label_filters, ..usual },
+        Kind::Static(_) if place.resolvers.is_none() => {
+            Options { leader_election, label_filters: place.label_filters, ..usual }
+        }
         _ => Options {
+            resolvers: place.resolvers,
             default_servers,
             keep_default_servers,
             use_previous_backends,
@@ -185,25 +194,4 @@ fn listen(bind_address: &str, port: Option<NonZeroU16>) -> Result<Option<Address
         host => host,
     };
     Ok(Some(Address::Ip(SocketAddr::new(resolve(host)?, port.get()))))
-}
-
-/// One of `default_servers`.
-fn server(section: &mut Section<'_>) -> Result<Server, Reported> {
-    section.allow("id");
-    let (host, port) = (section.required::<Word>("host"), section.required::<Number<NonZeroU16>>("port"));
-    let name = section.optional::<Word>("name").map(|Word(name)| name);
-    let weight = section.optional::<Number<u16>>("weight").and_then(|Number(weight)| NonZeroU16::new(weight));
-    let labels = section.optional::<Value>("labels").and_then(|labels| serde_json::to_value(labels).ok());
-    let options = section.optional::<Word>(OPTIONS_LABEL).map(|Word(options)| options);
-    let (Word(host), Number(port)) = (host?, port?);
-    let host =
-        host.parse().map_err(|wrong: String| section.invalid("host", wrong, "an address or a name"))?;
-    let mut server = Server { name, ..Server::at(host, port) };
-    server.weight = weight.map_or_else(Weight::default, Weight);
-    if let Some(serde_json::Value::Object(labels)) = labels {
-        let text = |value: serde_json::Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
-        server.labels = labels.into_iter().map(|(key, value)| (key, text(value))).collect();
-    }
-    server.labels.extend(options.map(|options| (OPTIONS_LABEL.to_owned(), options)));
-    Ok(server)
 }

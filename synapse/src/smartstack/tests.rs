@@ -17,7 +17,7 @@ impl Host {
     fn of(text: &str) -> (Self, InForce) {
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("synapse.conf.json");
-        let mut host = Self { directory, configuration: Configuration::of(file) };
+        let mut host = Self { directory, configuration: Configuration::of(file, Kept::default()) };
         let in_force = host.write("synapse.conf.json", text);
         (host, in_force)
     }
@@ -152,7 +152,7 @@ fn a_configuration_of_the_documentation_s_form_is_taken_whole() {
 
     // As it stands there, which a document can be made of again.
     assert_eq!((&db.haproxy["port"], &peers.haproxy["disabled"]), (&"3306".into(), &true.into()));
-    assert_eq!(in_force.haproxy["reload_command"], "systemctl reload haproxy");
+    assert_eq!(in_force.haproxy, None, "nothing stays there");
     let again = nerve::document::Document::parse_json(&web.file, &web.haproxy.to_string()).unwrap();
     let order = again.decode_tolerantly(|section| section.required::<String>("backend_order"));
     assert_eq!(order.unwrap().0, "asc");
@@ -289,4 +289,40 @@ fn an_address_is_the_one_that_haproxy_would_bind() {
     }
     let said = of(&service("haproxy: {port: 1, bind_options: ssl crt /x.pem, shared_frontend: [acl a b]}"));
     assert_eq!(said.lacks, ["web: not done: `bind ssl crt /x.pem`, `shared_frontend: acl a b`"]);
+}
+
+#[test]
+fn what_stays_on_haproxy_is_told_as_synapse_would_and_served_by_nobody_else() {
+    let kept = |names: &[&str]| {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("synapse.conf.json");
+        fs::write(&file, WHOLE.replace("DIRECTORY", &directory.path().display().to_string())).unwrap();
+        Configuration::of(file, names.iter().map(|name| (*name).to_owned()).collect()).load()
+    };
+    let one = kept(&["web_main"]);
+    let haproxy = one.haproxy.as_ref().unwrap();
+    assert_eq!(haproxy.reload_command.as_deref(), Some("systemctl reload haproxy"));
+    let [web] = &haproxy.services[..] else { panic!("{haproxy:?}") };
+    assert_eq!((web.service.as_str(), web.name.to_string().as_str()), ("web-main", "web_main"));
+    assert_eq!(web.config.backend, ["timeout server 30s", "balance leastconn"]);
+    let served = |in_force: &InForce| -> Vec<String> {
+        let served = in_force.services.iter().filter(|service| service.listen.is_some());
+        served.map(|service| service.synapse_name.clone()).collect()
+    };
+    assert_eq!(served(&one), ["db"]);
+    assert!(!one.lacks.iter().any(|lack| lack.starts_with("web_main")), "{:?}", one.lacks);
+    let all = kept(&["*"]);
+    assert_eq!((all.haproxy.unwrap().services.len(), all.lacks.len()), (3, 0));
+    // Without what HAProxy needs, that is said, and the rest goes on.
+    let text = "services:\n  web: {discovery: {method: base}, haproxy: {port: 1}}\nhaproxy: {global: []}\n";
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("synapse.conf.json");
+    fs::write(&file, text).unwrap();
+    let lacks = Configuration::of(file, ["*".to_owned()].into_iter().collect()).load();
+    assert!(
+        lacks.haproxy.is_none() && lacks.wrong[0].message.contains("haproxy.defaults"),
+        "{:?}",
+        lacks.wrong
+    );
+    assert_eq!(names(&lacks), ["web"]);
 }

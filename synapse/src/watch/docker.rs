@@ -47,6 +47,13 @@ pub struct Docker {
 }
 
 impl Docker {
+    /// Of an image, in any version, at engines that are asked without TLS.
+    #[must_use]
+    pub fn of_image(engines: Vec<Url>, image: String, container_port: NonZeroU16) -> Self {
+        let (container_labels, tls) = (BTreeMap::new(), Tls::default());
+        Self { engines, image: Some(image), container_labels, container_port, tls }
+    }
+
     /// Reads the keys of this kind.
     pub(super) fn read(section: &mut Section<'_>) -> Result<Self, Reported> {
         let engines = section.required::<Vec<Url>>("docker");
