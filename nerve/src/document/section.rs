@@ -131,6 +131,25 @@ impl Section<'_> {
         read_elements
     }
 
+    /// Reads each table of the table under `key` (`[watchers.a]`) with its name, in the order of the names.
+    pub fn tables<T>(
+        &mut self,
+        key: &'static str,
+        mut decode: impl FnMut(&str, &mut Section<'_>) -> T,
+    ) -> Vec<T> {
+        let Some(value) = self.take(key) else { return Vec::new() };
+        let path = self.key_path(key);
+        let Ok(all) = self.table_of(value, &path) else { return Vec::new() };
+        let mut read_tables = Vec::with_capacity(all.entries.len());
+        for (name, entry) in &all.entries {
+            let path = format!("{path}.{name}");
+            if let Ok(table) = self.table_of(&entry.value, &path) {
+                read_tables.push(read(table, self.lines, self.sink, path, |section| decode(name, section)));
+            }
+        }
+        read_tables
+    }
+
     /// Is the key there? Does not count as having asked for it.
     #[must_use]
     pub fn has(&self, key: &str) -> bool {

@@ -125,10 +125,10 @@ impl Client {
                 .map_err(|_| wrong(&format_args!("{name} has a value that no header can have")))?;
             request = request.header(name, value);
         }
-        request = request
-            .header(HOST, self.url.authority())
-            .header(USER_AGENT, "plexus")
-            .header(ACCEPT, "application/json");
+        request = request.header(HOST, self.url.authority()).header(USER_AGENT, "plexus");
+        if request.headers_ref().is_some_and(|headers| !headers.contains_key(ACCEPT)) {
+            request = request.header(ACCEPT, "application/json");
+        }
         request.body(Full::default()).map_err(|error| wrong(&error))
     }
 

@@ -5,11 +5,13 @@ use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU16;
 
 use nerve::document::{Reported, Section};
-use nerve::http::Url;
+use nerve::http::{Tls, Url};
 use nerve::smartstack::{Number, Several, Word};
 
 use super::server::server;
-use crate::watch::{Condition, Decode, Docker, Kind, LabelFilter, Server, ZooKeeper};
+use crate::watch::{
+    Condition, Decode, Docker, Kind, LabelFilter, Marathon, Multi, Part, Server, Which, ZooKeeper,
+};
 
 /// The port of DNS.
 const DNS: u16 = 53;
@@ -63,10 +65,12 @@ fn kind(section: &mut Section<'_>, method: &str, default_servers: &[Server]) -> 
             servers.into_iter().collect::<Result<_, _>>().map(Kind::Static)
         }
         "docker" => docker(section),
+        "marathon" => marathon(section),
+        "multi" => multi(section, None, default_servers),
         other => Err(section.invalid(
             "method",
             format_args!("discovery method {other:?} is not supported"),
-            "base, zookeeper, zookeeper_poll, zookeeper_dns, zookeeper_dns_poll, dns or docker",
+            "base, zookeeper, zookeeper_poll, zookeeper_dns, zookeeper_dns_poll, dns, docker, marathon or multi",
         )),
     }
 }
@@ -103,6 +107,90 @@ fn zookeeper(section: &mut Section<'_>) -> Result<Kind, Reported> {
             wrong.expected,
         )
     })
+}
+
+fn marathon(section: &mut Section<'_>) -> Result<Kind, Reported> {
+    section.allow("check_interval");
+    let url = section.required::<Word>("marathon_api_url");
+    let app = section.required::<Word>("application_name");
+    let Number(index) = section.or("port_index", Number(0_u16));
+    let path = section.or("marathon_api_path", Word("/v2/apps/%{app}/tasks".to_owned()));
+    let (Word(url), Word(app), Word(path)) = (url?, app?, path);
+    if !path.starts_with("/v2/apps/") {
+        return Err(section.invalid("marathon_api_path", "it is no path of Marathon's own API", "nothing"));
+    }
+    let url = url.trim_end_matches('/').parse::<Url>();
+    let url = url.map_err(|wrong| section.invalid("marathon_api_url", wrong, "an http:// URL"))?;
+    let marathon = Marathon::new(vec![url], &app, index.into(), Tls::default());
+    marathon
+        .map(Kind::Marathon)
+        .map_err(|(_, why)| section.invalid("application_name", why, "an app of Marathon"))
+}
+
+/// Reads `discovery_multi`, of which `discovery` is the part that is called `primary`.
+pub(super) fn read_multi(
+    section: &mut Section<'_>,
+    primary: Discovery,
+    default_servers: &[Server],
+) -> Result<Discovery, Reported> {
+    let Discovery { kind, label_filters, resolvers } = primary;
+    let kind = multi(section, Some(kind), default_servers)?;
+    Ok(Discovery { kind, label_filters, resolvers })
+}
+
+/// Several places, by what Synapse calls resolvers. Which servers count holds for all of them together.
+fn multi(
+    section: &mut Section<'_>,
+    primary: Option<Kind>,
+    default_servers: &[Server],
+) -> Result<Kind, Reported> {
+    section.allow("method");
+    let parts = section.tables("watchers", |name, part| {
+        let Discovery { kind, label_filters, resolvers } = read(part, default_servers)?;
+        if !label_filters.is_empty() || resolvers.is_some_and(|servers| !servers.is_empty()) {
+            return Err(part
+                .refuse("filters and name servers are those of the whole service here", "none of its own"));
+        }
+        if matches!(kind, Kind::Multi(_)) {
+            return Err(part.invalid("method", "it is a part of several places itself", "one place"));
+        }
+        Ok(Part { name: name.to_owned(), kind })
+    });
+    let how = section.section("resolver", |resolver| {
+        let method = resolver.required::<Word>("method");
+        let order = resolver.or("sequential_order", Several(Vec::<Word>::new()));
+        let Word(method) = method?;
+        match method.as_str() {
+            "union" => Ok((Which::Union, Vec::new())),
+            "sequential" => Ok((Which::Sequential, order.0)),
+            other => Err(resolver.invalid(
+                "method",
+                format_args!("{other:?} is not supported"),
+                "union or sequential; a [[watch]] table has `toggle`, by a file of this machine",
+            )),
+        }
+    });
+    let parts = parts.into_iter().collect::<Result<Vec<_>, _>>()?;
+    let primary = primary.map(|kind| Part { name: "primary".to_owned(), kind });
+    let mut parts: Vec<Part> = primary.into_iter().chain(parts).collect();
+    let (which, order) =
+        how.ok_or_else(|| section.invalid("resolver", "it is missing", "a table with a `method`"))??;
+    if which == Which::Sequential {
+        let mut ordered = Vec::with_capacity(parts.len());
+        for Word(name) in &order {
+            let Some(at) = parts.iter().position(|part| part.name == *name) else {
+                let why = format_args!("{name:?} is none of the watchers, or is named twice");
+                return Err(section.invalid("resolver", why, "each watcher once in `sequential_order`"));
+            };
+            ordered.push(parts.remove(at));
+        }
+        // What it does not name counts for nobody, as there.
+        parts = ordered;
+    }
+    if parts.is_empty() {
+        return Err(section.invalid("watchers", "there is none", "a table for each place"));
+    }
+    Ok(Kind::Multi(Multi { which, toggle_file: None, parts }))
 }
 
 /// Synapse asks for an image without its version.

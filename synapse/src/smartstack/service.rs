@@ -54,8 +54,6 @@ pub(super) fn read(section: &mut Section<'_>, name: &str, globals: &Globals) -> 
     let use_previous_backends = section.or("use_previous_backends", usual.use_previous_backends);
     let port = section.given::<Number<NonZeroU16>>("backend_port_override");
     let leader_election = section.or("leader_election", usual.leader_election);
-    let is_multi = section.has("discovery_multi");
-    section.allow("discovery_multi");
     let is_written = section.section_or_empty("file_output", |output| !output.or("disabled", false));
     let as_it_stands = super::as_it_stands(section);
     let haproxy = section.section_or_empty("haproxy", |haproxy| Haproxy::read(haproxy, globals));
@@ -64,15 +62,17 @@ pub(super) fn read(section: &mut Section<'_>, name: &str, globals: &Globals) -> 
         discovery::read(discovery, default_servers.as_deref().unwrap_or_default())
     });
     let (default_servers, port, haproxy) = (default_servers?, port?, haproxy?);
-    if is_multi {
-        return Err(section.invalid(
-            "discovery_multi",
-            "discovery method \"multi\" is not supported",
-            "`discovery`",
-        ));
-    }
     let place =
         place.ok_or_else(|| section.invalid("discovery", "it is missing", "a table with a `method`"))??;
+    let place = if section.has("discovery_multi") {
+        let several = section
+            .section("discovery_multi", |several| discovery::read_multi(several, place, &default_servers));
+        several.ok_or_else(|| {
+            section.invalid("discovery_multi", "it is no table", "a table with `watchers`")
+        })??
+    } else {
+        place
+    };
     let port = port.map(|Number(port)| port).or(haproxy.port_override);
     let options = match place.kind {
         // They are what the place names.

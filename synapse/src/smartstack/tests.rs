@@ -5,7 +5,7 @@ use std::fs;
 use nerve::model::SettingKey;
 
 use super::*;
-use crate::watch::{Condition, Kind};
+use crate::watch::{Condition, Kind, Which};
 
 /// A host's files.
 struct Host {
@@ -192,10 +192,7 @@ fn what_is_wrong_with_a_service_costs_that_service_and_is_told_with_its_key() {
         ("backend_port_override: x", "services.web.backend_port_override"),
         ("default_servers: [{host: '', port: 1}]", "services.web.default_servers[0].host"),
         ("default_servers: ['a:1']", "services.web.default_servers[0]: found a string"),
-        (
-            "discovery_multi: {watchers: {}}",
-            "services.web.discovery_multi: discovery method \"multi\" is not supported",
-        ),
+        ("discovery_multi: {watchers: {}}", "services.web.discovery_multi.resolver: it is missing"),
     ] {
         let in_force = of(&(service(more) + "  api: {discovery: {method: base}}\n"));
         assert_eq!(names(&in_force), ["api"], "{more}");
@@ -325,4 +322,51 @@ fn what_stays_on_haproxy_is_told_as_synapse_would_and_served_by_nobody_else() {
         lacks.wrong
     );
     assert_eq!(names(&lacks), ["web"]);
+}
+
+#[test]
+fn several_places_are_parts_in_the_order_that_is_said() {
+    let parts = |more: &str| {
+        let in_force = of(&service(&format!(
+            "discovery_multi: {{watchers: {{old: {{method: base}}, two: {{method: zookeeper, hosts: [z], path: /two}}}}, {more}}}"
+        )));
+        let Some(service) = in_force.services.first() else { return Err(in_force.wrong[0].message.clone()) };
+        let Kind::Multi(multi) = &service.watcher.kind else { panic!("{service:?}") };
+        Ok((multi.which, multi.parts.iter().map(|part| part.name.clone()).collect::<Vec<_>>().join(" ")))
+    };
+    assert_eq!(parts("resolver: {method: union}"), Ok((Which::Union, "primary old two".to_owned())));
+    let order = "resolver: {method: sequential, sequential_order: [two, primary]}";
+    assert_eq!(parts(order), Ok((Which::Sequential, "two primary".to_owned())));
+    for (more, said) in [
+        ("resolver: {method: s3_toggle}", "discovery_multi.resolver.method"),
+        ("resolver: {method: sequential, sequential_order: [two, two]}", "\"two\" is none of the watchers"),
+    ] {
+        let wrong = parts(more).unwrap_err();
+        assert!(wrong.contains(said), "{wrong}");
+    }
+}
+
+#[test]
+fn methods_of_other_systems_are_watchers_of_theirs() {
+    for (discovery, place) in [
+        (
+            "{method: dns, servers: [{host: a.example, port: 80}], nameserver: 192.0.2.53}",
+            "the configuration",
+        ),
+        (
+            "{method: docker, servers: [{name: d, host: 192.0.2.7}], image_name: web, container_port: 80}",
+            "http://192.0.2.7:4243",
+        ),
+        (
+            "{method: marathon, marathon_api_url: 'http://m:8080', application_name: shop/web}",
+            "http://m:8080/shop/web",
+        ),
+    ] {
+        let in_force = of(&format!("services:\n  a: {{discovery: {discovery}}}\n"));
+        assert_eq!(in_force.wrong, [], "{discovery}");
+        let watcher = &in_force.services[0].watcher;
+        assert_eq!(watcher.kind.place(), place);
+        let asks = discovery.contains("dns").then(|| vec!["192.0.2.53:53".parse().unwrap()]);
+        assert_eq!(watcher.options.resolvers, asks);
+    }
 }

@@ -240,6 +240,7 @@ mod tests {
     use nerve::document::Document;
 
     use super::*;
+    use crate::watch::stub::{Written, api};
 
     fn read(text: &str) -> Result<Consul, String> {
         let read = |section: &mut Section<'_>| Consul::read(section, "web");
@@ -288,27 +289,8 @@ mod tests {
         assert_eq!((servers[1].health, servers[2].health), (Health::Warning, Health::Critical));
     }
 
-    /// Writes down what it is told.
-    #[derive(Default)]
-    struct Written(std::sync::Mutex<Vec<usize>>);
-
-    #[async_trait]
-    impl Tell for Written {
-        async fn found(&self, found: Vec<Server>, _refused: Vec<Refused>) {
-            self.0.lock().unwrap().push(found.len());
-        }
-
-        async fn failed(&self, error: String) {
-            unreachable!("{error}");
-        }
-    }
-
     #[tokio::test]
     async fn an_index_that_goes_back_is_begun_anew_and_an_answer_that_is_none_ends_it() {
-        use tokio::io::{AsyncReadExt, AsyncWriteExt};
-
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let url = listener.local_addr().unwrap();
         let one = r#"[{"Node": {"Node": "n", "Address": "192.0.2.1"}, "Service": {"ID": "a", "Port": 80}}]"#;
         let answers = [
             ("200 OK", 7, one),
@@ -316,29 +298,17 @@ mod tests {
             ("200 OK", 9, one),
             ("500 Internal", 0, "No cluster leader"),
         ];
-        let serve = async {
-            let mut asked = Vec::new();
-            for (status, index, body) in answers {
-                let (mut stream, _) = listener.accept().await.unwrap();
-                let mut head = Vec::new();
-                while !head.ends_with(b"\r\n\r\n") {
-                    head.push(stream.read_u8().await.unwrap());
-                }
-                let head = String::from_utf8(head).unwrap();
-                asked.push(head.split_once("index=").unwrap().1.split('&').next().unwrap().to_owned());
-                let length = body.len();
-                let answer = format!(
-                    "HTTP/1.1 {status}\r\nx-consul-index: {index}\r\ncontent-length: {length}\r\n\r\n{body}"
-                );
-                stream.write_all(answer.as_bytes()).await.unwrap();
-            }
-            asked
-        };
+        let answers = answers.map(|(status, index, body)| {
+            (format!("{status}\r\nx-consul-index: {index}\r\n"), body.to_owned())
+        });
+        let (url, serve) = api(answers.into()).await;
         let (place, written) =
-            (ConsulPlace::new(read(&format!("consul = \"http://{url}\"")).unwrap()), Written::default());
+            (ConsulPlace::new(read(&format!("consul = \"{url}\"")).unwrap()), Written::default());
         let (asked, ended) = tokio::join!(serve, place.follow(&written));
-        assert_eq!(asked, ["0", "7", "0", "9"]);
+        let index =
+            |head: &String| head.split_once("index=").unwrap().1.split('&').next().unwrap().to_owned();
+        assert_eq!(asked.iter().map(index).collect::<Vec<_>>(), ["0", "7", "0", "9"]);
         assert_eq!(ended.unwrap_err(), "status 500: No cluster leader");
-        assert_eq!(*written.0.lock().unwrap(), [1, 0, 1]);
+        assert_eq!(written.lines(), ["192.0.2.1:80 0", " 0", "192.0.2.1:80 0"]);
     }
 }

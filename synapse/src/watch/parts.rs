@@ -107,22 +107,7 @@ impl Tell for Part<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    /// Writes down what it is told.
-    #[derive(Default)]
-    struct Written(std::sync::Mutex<Vec<String>>);
-
-    #[async_trait]
-    impl Tell for Written {
-        async fn found(&self, found: Vec<Server>, refused: Vec<Refused>) {
-            let servers: Vec<String> = found.iter().map(ToString::to_string).collect();
-            self.0.lock().unwrap().push(format!("{} {}", servers.join(" "), refused.len()));
-        }
-
-        async fn failed(&self, error: String) {
-            self.0.lock().unwrap().push(error);
-        }
-    }
+    use crate::watch::stub::Written;
 
     #[tokio::test]
     async fn the_whole_is_told_when_each_has_spoken_and_one_that_fails_keeps_its_word() {
@@ -131,13 +116,13 @@ mod tests {
         let [a, b] = [0, 1].map(|index| Part { parts: &parts, index });
         let server = |text: &str| vec![text.parse::<Server>().unwrap()];
         a.found(server("192.0.2.1:80"), Vec::new()).await;
-        assert!(written.0.lock().unwrap().is_empty());
+        assert!(written.lines().is_empty());
         b.failed("away".to_owned()).await;
         b.found(server("192.0.2.2:80"), vec![("x".to_owned(), "why".to_owned())]).await;
         a.failed("gone".to_owned()).await;
         b.failed("gone as well".to_owned()).await;
         let told =
             ["192.0.2.1:80 1", "192.0.2.1:80 192.0.2.2:80 1", "192.0.2.1:80 192.0.2.2:80 2", "a: gone"];
-        assert_eq!(*written.0.lock().unwrap(), told);
+        assert_eq!(written.lines(), told);
     }
 }

@@ -13,6 +13,8 @@ use super::docker::{Docker, DockerPlace};
 use super::etcd::{Etcd, EtcdPlace};
 use super::file::FilePlace;
 use super::fixed::FixedPlace;
+use super::kubernetes::{Kubernetes, KubernetesPlace};
+use super::marathon::{Marathon, MarathonPlace};
 use super::options::{Options, as_addresses};
 use super::place::Place;
 use super::resolve::Resolver;
@@ -42,6 +44,12 @@ pub enum Kind {
     /// Containers of Dockers.
     #[serde(untagged)]
     Docker(Docker),
+    /// Endpoint slices of Kubernetes.
+    #[serde(untagged)]
+    Kubernetes(Box<Kubernetes>),
+    /// Tasks of Marathon.
+    #[serde(untagged)]
+    Marathon(Marathon),
     /// Several places, of which one counts or all do.
     #[serde(untagged)]
     Multi(Multi),
@@ -54,7 +62,8 @@ pub(super) struct Means {
 }
 
 /// The keys that name a kind.
-const WORDS: [&str; 8] = ["static", "file", "dns", "zookeeper", "etcd", "consul", "docker", "multi"];
+const WORDS: [&str; 10] =
+    ["static", "file", "dns", "zookeeper", "etcd", "consul", "docker", "kubernetes", "marathon", "multi"];
 
 impl Kind {
     /// Reads the key that names the kind, and those that belong to it. Paths begin at `base`; `service` is what is called so elsewhere,
@@ -86,6 +95,8 @@ impl Kind {
             Some("etcd") => Etcd::read(section).map(Box::new).map(Self::Etcd),
             Some("consul") => Consul::read(section, service).map(Box::new).map(Self::Consul),
             Some("docker") => Docker::read(section).map(Self::Docker),
+            Some("kubernetes") => Kubernetes::read(section, service).map(Box::new).map(Self::Kubernetes),
+            Some("marathon") => Marathon::read(section, service).map(Self::Marathon),
             Some("multi") => Multi::read(section, base, service).map(Self::Multi),
             _ => {
                 let expected = format!("one of `{}`", WORDS.join("`, `"));
@@ -105,6 +116,8 @@ impl Kind {
             Self::Etcd(_) => "etcd",
             Self::Consul(_) => "consul",
             Self::Docker(_) => "docker",
+            Self::Kubernetes(_) => "kubernetes",
+            Self::Marathon(_) => "marathon",
             Self::Multi(_) => "multi",
         }
     }
@@ -120,6 +133,8 @@ impl Kind {
             Self::Etcd(etcd) => etcd.place(),
             Self::Consul(consul) => consul.place(),
             Self::Docker(docker) => docker.place(),
+            Self::Kubernetes(kubernetes) => kubernetes.place(),
+            Self::Marathon(marathon) => marathon.place(),
             Self::Multi(multi) => multi.place(),
         }
     }
@@ -143,6 +158,8 @@ impl Kind {
             Self::Etcd(config) => Box::new(EtcdPlace((**config).clone())),
             Self::Consul(config) => Box::new(ConsulPlace::new((**config).clone())),
             Self::Docker(config) => Box::new(DockerPlace::new(config.clone())),
+            Self::Kubernetes(config) => Box::new(KubernetesPlace::new((**config).clone())),
+            Self::Marathon(config) => Box::new(MarathonPlace::new(config.clone())),
             Self::Multi(config) => config.open(options, means),
         }
     }

@@ -1,0 +1,54 @@
+//! For tests of kinds: a server that answers as an API is published, and somebody to tell.
+
+use std::sync::Mutex;
+
+use async_trait::async_trait;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
+
+use super::place::{Refused, Tell};
+use super::server::Server;
+
+/// Writes down what it is told: servers, and how many are refused.
+#[derive(Debug, Default)]
+pub(super) struct Written(Mutex<Vec<String>>);
+
+impl Written {
+    pub(super) fn lines(&self) -> Vec<String> {
+        self.0.lock().unwrap().clone()
+    }
+}
+
+#[async_trait]
+impl Tell for Written {
+    async fn found(&self, found: Vec<Server>, refused: Vec<Refused>) {
+        let servers: Vec<String> = found.iter().map(ToString::to_string).collect();
+        self.0.lock().unwrap().push(format!("{} {}", servers.join(" "), refused.len()));
+    }
+
+    async fn failed(&self, error: String) {
+        self.0.lock().unwrap().push(error);
+    }
+}
+
+/// Where a server is that answers a request after the other with these: a status line and headers, each with its end, and a body. What was
+/// asked for is returned with the last of them.
+pub(super) async fn api(answers: Vec<(String, String)>) -> (String, impl Future<Output = Vec<String>>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let serve = async move {
+        let mut asked = Vec::new();
+        for (head, body) in answers {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut request = Vec::new();
+            while !request.ends_with(b"\r\n\r\n") {
+                request.push(stream.read_u8().await.unwrap());
+            }
+            asked.push(String::from_utf8(request).unwrap());
+            let answer = format!("HTTP/1.1 {head}content-length: {}\r\n\r\n{body}", body.len());
+            stream.write_all(answer.as_bytes()).await.unwrap();
+        }
+        asked
+    };
+    (url, serve)
+}
