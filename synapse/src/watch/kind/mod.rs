@@ -69,12 +69,12 @@ impl Kind {
     /// Reads the key that names the kind, and those that belong to it. Paths begin at `base`; `service` is what is called so elsewhere,
     /// too, unless it is said.
     pub(super) fn read(section: &mut Section<'_>, base: &Path, service: &str) -> Result<Self, Reported> {
+        for word in WORDS {
+            section.allow(word);
+        }
         let mut named = WORDS.into_iter().filter(|word| section.has(word));
         let (first, second) = (named.next(), named.next());
         if second.is_some() {
-            for word in WORDS {
-                section.allow(word);
-            }
             return Err(section.refuse("it names two places", "a watcher for each"));
         }
         match first {
