@@ -100,6 +100,7 @@ pub(crate) const ROOMS: &[Room] = &[
             "nerve::document",
             "nerve::hash",
             "nerve::model",
+            "nerve::smartstack",
             "nerve::tasks",
         ],
     ),

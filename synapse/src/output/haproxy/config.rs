@@ -9,9 +9,10 @@ use std::time::Duration;
 
 use nerve::document::{FromValue, Mismatch, Reported, Section, Value};
 use nerve::model::ServiceName;
+use nerve::smartstack::{Number, Several};
 use serde::{Serialize, Serializer};
 
-use super::loose::{Line, Lines, Number, OneOrMany, ProxyName, Seconds, Share, Title};
+use super::loose::{Line, Lines, ProxyName, Seconds, Share, Title};
 
 /// What holds for all services, and the services.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -168,7 +169,7 @@ impl Config {
         let defaults = section.required::<Lines>("defaults").map(lines);
         let config_file_path = section.optional::<PathBuf>("config_file_path");
         let extra = section.or("extra_sections", BTreeMap::<Title, Lines>::new()).into_iter();
-        let sockets = section.or("socket_file_path", OneOrMany(Vec::<PathBuf>::new())).0;
+        let sockets = section.or("socket_file_path", Several(Vec::<PathBuf>::new())).0;
         let services = section.list("service", Service::read);
         let line = |section: &mut Section<'_>, key| section.optional::<Line>(key).map(|line| line.0);
         let config = Self {

@@ -12,9 +12,6 @@ use serde::{Serialize, Serializer};
 /// The longest time that is read, in seconds: a year.
 const LONGEST: f64 = 365.0 * 24.0 * 60.0 * 60.0;
 
-/// A number, or a text that is one.
-pub(super) struct Number<T>(pub(super) T);
-
 /// A number of seconds, not negative.
 pub(super) struct Seconds(pub(super) Duration);
 
@@ -23,9 +20,6 @@ pub(super) struct Line(pub(super) String);
 
 /// Lines: a list of them, or one text.
 pub(super) struct Lines(pub(super) Vec<String>);
-
-/// Several of something, or one.
-pub(super) struct OneOrMany<T>(pub(super) Vec<T>);
 
 /// The first line of a section: `listen stats :3212`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
@@ -40,19 +34,6 @@ pub struct Share(u32);
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(transparent)]
 pub struct ProxyName(String);
-
-impl<T: FromStr + FromValue> FromValue for Number<T> {
-    fn expected() -> String {
-        T::expected()
-    }
-
-    fn from_value(value: &Value) -> Result<Self, Vec<Mismatch>> {
-        match value.as_text().map(|text| text.trim().parse()) {
-            Some(Ok(number)) => Ok(Self(number)),
-            _ => T::from_value(value).map(Self),
-        }
-    }
-}
 
 /// A number that is not negative, be it written as a text.
 fn number(value: &Value, most: f64, expected: &str) -> Result<f64, Vec<Mismatch>> {
@@ -144,19 +125,6 @@ impl FromValue for Lines {
     }
 }
 
-impl<T: FromValue> FromValue for OneOrMany<T> {
-    fn expected() -> String {
-        format!("{}, or a list of such", T::expected())
-    }
-
-    fn from_value(value: &Value) -> Result<Self, Vec<Mismatch>> {
-        match value.as_list() {
-            Some(_) => Vec::from_value(value).map(Self),
-            None => T::from_value(value).map(|one| Self(vec![one])),
-        }
-    }
-}
-
 impl FromStr for Title {
     type Err = String;
 
@@ -237,13 +205,11 @@ mod tests {
 
     #[test]
     fn numbers_may_be_texts_and_lists_single_lines() {
-        assert_eq!(read::<Number<u32>>("\"7\"").unwrap().0, 7);
         assert_eq!(read::<Seconds>("\"1.5\"").unwrap().0, Duration::from_millis(1500));
         assert!(read::<Seconds>("-1").is_err() && read::<Seconds>("soon").is_err());
         assert_eq!(read::<Share>("0.25").unwrap().of(Duration::from_secs(10)), Duration::from_millis(2500));
         assert_eq!(read::<Lines>("mode tcp").unwrap().0, ["mode tcp"]);
         assert_eq!(read::<Lines>("[\" a b \", \"c\\nd\", \"\"]").unwrap().0, ["a b", "c", "d"]);
-        assert_eq!(read::<OneOrMany<String>>("[a, b]").unwrap().0, ["a", "b"]);
     }
 
     #[test]
