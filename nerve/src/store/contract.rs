@@ -94,6 +94,8 @@ pub(super) struct Replica {
     pub(super) entries: BTreeMap<Path, (Vec<u8>, Revision)>,
     pub(super) causes: Vec<SnapshotCause>,
     pub(super) resumed: usize,
+    /// How often it was told not to answer.
+    pub(super) silent: usize,
     /// How often it was told to have stood still.
     pub(super) stalled: usize,
     pub(super) disconnected: usize,
@@ -108,6 +110,7 @@ impl Replica {
             entries: BTreeMap::new(),
             causes: Vec::new(),
             resumed: 0,
+            silent: 0,
             stalled: 0,
             disconnected: 0,
             down: false,
@@ -146,6 +149,10 @@ impl Replica {
             WatchEvent::Resumed => {
                 assert!(std::mem::take(&mut self.down) && !self.causes.is_empty(), "resumed from nothing");
                 self.resumed += 1;
+            }
+            WatchEvent::Silent => {
+                assert!(!self.down, "out of reach is more than silent");
+                self.silent += 1;
             }
             WatchEvent::Stalled(silence) => {
                 assert!(!self.down && !silence.is_zero(), "out of reach is more than silent");

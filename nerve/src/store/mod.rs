@@ -136,6 +136,8 @@ pub enum WatchEvent {
     Disconnected(Error),
     /// Back within reach without having missed anything.
     Resumed,
+    /// It was asked and has not answered for a moment. `Stalled` or `Disconnected` follows, or it goes on as if nothing had been.
+    Silent,
     /// For so long nothing was heard of it; now it goes on, or `Disconnected` follows. Sessions may have ended because it did not hear
     /// those either who renew them.
     Stalled(std::time::Duration),

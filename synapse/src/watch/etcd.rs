@@ -130,7 +130,7 @@ impl Place for EtcdPlace {
                     }
                 }
                 Some(WatchEvent::Resumed) => {}
-                Some(WatchEvent::Stalled(_)) => continue,
+                Some(WatchEvent::Silent | WatchEvent::Stalled(_)) => continue,
                 Some(WatchEvent::Disconnected(error)) => {
                     told.failed(error.to_string()).await;
                     continue;

@@ -26,6 +26,8 @@ use crate::store::{Change, Error, ErrorKind, Path, Revision, SnapshotCause, Watc
 const TICK: Duration = Duration::from_millis(500);
 /// After so much silence the member is asked for its progress.
 const ASK_AFTER: Duration = Duration::from_secs(1);
+/// After so much silence, of which it was asked for a tick, it is called silent.
+const SILENT_AFTER: Duration = Duration::from_millis(1500);
 /// A member that answers is never silent for so long.
 pub(super) const STALL: Duration = Duration::from_secs(2);
 /// After so much silence the member is left.
@@ -183,7 +185,7 @@ impl Feed {
 
     /// Yields what the stream brings until it breaks, or until nobody listens.
     async fn pump(&mut self, mut stream: WatchStream, now: History) -> Result<(), Failure> {
-        let mut heard = Instant::now();
+        let (mut heard, mut told_silent) = (Instant::now(), false);
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
@@ -201,6 +203,11 @@ impl Feed {
                         }
                         return Err(Failure::timeout(silence));
                     }
+                    if silence >= SILENT_AFTER && !std::mem::replace(&mut told_silent, true)
+                        && self.yields(WatchEvent::Silent).await.is_err()
+                    {
+                        return Ok(());
+                    }
                     if silence >= ASK_AFTER {
                         stream.request_progress().await.map_err(Failure::of)?;
                     }
@@ -215,7 +222,7 @@ impl Feed {
                 return Ok(());
             }
             // Counted from here: a consumer that let us wait is no silence of the store's.
-            heard = Instant::now();
+            (heard, told_silent) = (Instant::now(), false);
         }
     }
 

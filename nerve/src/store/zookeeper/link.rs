@@ -7,6 +7,7 @@
 //!
 //! A heartbeat a second tells everyone who uses a link that it stood still or broke: the library knows of its own pings only.
 
+use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -32,6 +33,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_millis(700);
 const HEARTBEAT: Duration = Duration::from_millis(750);
 /// A server that answers is never silent for so long.
 const STALL: Duration = Duration::from_secs(2);
+/// One that has not answered a heartbeat for so long is called silent.
+const SILENT_AFTER: Duration = Duration::from_millis(500);
 
 /// Who we are to ZooKeeper.
 pub(super) struct Access {
@@ -64,6 +67,8 @@ pub(super) struct Birth {
 /// What a link's heartbeat has noticed so far.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Pulse {
+    /// It has not answered the last heartbeat for [`SILENT_AFTER`].
+    pub(super) silent: bool,
     /// Silences of at least [`STALL`], counted, and the last of them.
     pub(super) stalls: u64,
     pub(super) silence: Duration,
@@ -243,18 +248,27 @@ async fn heart(client: Client, prefix: String, pulse: watch::Sender<Pulse>) {
     let mut state = client.state_watcher();
     let mut heard = Instant::now();
     let broken = loop {
-        let answer = tokio::select! {
-            () = pulse.closed() => return,
-            lost = lost(&mut state) => Err(lost.to_owned()),
-            answer = client.check_stat(&prefix) => answer.map(drop).map_err(|error| error.to_string()),
+        let answer = {
+            let mut asked = pin!(client.check_stat(&prefix));
+            let mut late = pin!(tokio::time::sleep(SILENT_AFTER));
+            loop {
+                tokio::select! {
+                    () = pulse.closed() => return,
+                    lost = lost(&mut state) => break Err(lost.to_owned()),
+                    answer = &mut asked => break answer.map(drop).map_err(|error| error.to_string()),
+                    () = &mut late, if !late.is_elapsed() => pulse.send_modify(|pulse| pulse.silent = true),
+                }
+            }
         };
         let silence = heard.elapsed();
-        if silence >= STALL {
-            pulse.send_modify(|pulse| {
+        pulse.send_if_modified(|pulse| {
+            let stalled = silence >= STALL;
+            if stalled {
                 pulse.stalls += 1;
                 pulse.silence = silence;
-            });
-        }
+            }
+            std::mem::take(&mut pulse.silent) || stalled
+        });
         if let Err(reason) = answer {
             break reason;
         }

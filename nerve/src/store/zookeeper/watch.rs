@@ -141,7 +141,7 @@ impl Feed {
         let mut pulse = link.pulse.clone();
         let mut stalls = pulse.borrow_and_update().stalls;
         let mut due = Due::default();
-        let (mut stalled, mut over) = (None, false);
+        let (mut news, mut over) = (None, false);
         let events = self.events.clone();
         loop {
             tokio::select! {
@@ -153,20 +153,22 @@ impl Feed {
                 changed = pulse.changed() => {
                     let now = pulse.borrow_and_update().clone();
                     if now.stalls > stalls {
-                        (stalls, stalled) = (now.stalls, Some(now.silence));
+                        (stalls, news) = (now.stalls, Some(WatchEvent::Stalled(now.silence)));
+                    } else if now.silent {
+                        news = Some(WatchEvent::Silent);
                     }
                     let reason = now.broken.or_else(|| changed.err().map(|_| "its heartbeat ended".to_owned()));
                     if let Some(reason) = reason {
-                        if let Some(silence) = stalled && events.send(WatchEvent::Stalled(silence)).await.is_err() {
+                        if let Some(event) = news && events.send(event).await.is_err() {
                             return Ok(());
                         }
                         return Err(broken(&reason));
                     }
                 }
-                permit = events.reserve(), if stalled.is_some() || !due.order.is_empty() => {
+                permit = events.reserve(), if news.is_some() || !due.order.is_empty() => {
                     let Ok(permit) = permit else { return Ok(()) };
-                    if let Some(silence) = stalled.take() {
-                        permit.send(WatchEvent::Stalled(silence));
+                    if let Some(event) = news.take() {
+                        permit.send(event);
                         continue;
                     }
                     let changes = self.changes(link, due.page()).await?;

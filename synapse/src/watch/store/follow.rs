@@ -30,6 +30,8 @@ use crate::watch::record::{self, Refused};
 
 /// A break shorter than this cannot have ended a lease: deletes after it mean what they say.
 const HARMLESS_BREAK: Duration = Duration::from_secs(2);
+/// A store that is well answers an agent's first question within this.
+const PROMPT: Duration = Duration::from_millis(500);
 /// So many records of a snapshot are taken at a stretch (about two milliseconds); then others get their turn.
 const STRETCH: usize = 512;
 /// So many unusable records are remembered: told of once each, and shown. More are counted.
@@ -58,6 +60,7 @@ pub(super) struct Follower {
     /// What is known is from memory: no snapshot has come.
     recalled: bool,
     away_since: Option<Instant>,
+    begun: Instant,
     grace: Grace,
     restoration: Restoration,
     /// Records that stand in the store and cannot be used.
@@ -85,6 +88,7 @@ impl Follower {
             revision: None,
             recalled: false,
             away_since: None,
+            begun: Instant::now(),
             grace: Grace::new(config.reconnect_grace),
             restoration: Restoration::default(),
             refused: HashMap::new(),
@@ -141,6 +145,11 @@ impl Follower {
                 }
                 self.live();
             }
+            // An agent that is started anew before it goes on is to know of it.
+            WatchEvent::Silent => {
+                self.note_doubt();
+                self.shared.changed.send_replace(());
+            }
             WatchEvent::Stalled(silence) => self.stalled(silence),
         }
         timer.observe_duration();
@@ -162,7 +171,7 @@ impl Follower {
         let now = Instant::now();
         self.grace.pause(now);
         if self.away_since.replace(self.away_since.unwrap_or(now)).is_none() {
-            // An agent that is started anew when the store is back is to know of it.
+            // As at `Silent`.
             self.shared.changed.send_replace(());
         }
         self.shared.set_connected(false, Some(error.to_owned()));
@@ -277,7 +286,7 @@ impl Follower {
     }
 
     fn judge(&mut self, revision: Revision, cause: SnapshotCause) -> Judgement {
-        let trouble = self.away_since.is_some();
+        let trouble = self.away_since.is_some() || self.begun.elapsed() >= PROMPT;
         let away = self.back("by a whole snapshot");
         let cause = match (cause, self.revision) {
             (_, Some(known)) if revision < known => SnapshotCause::Reset,
@@ -285,7 +294,7 @@ impl Follower {
             (SnapshotCause::First, Some(_)) => SnapshotCause::Resync,
             (cause, _) => cause,
         };
-        // A store that answers an agent's first question is well: it is believed more than memory, whose addresses may be
+        // A store that answers an agent's first question, and soon, is well: it is believed more than memory, whose addresses may be
         // others' by now, unless it had been away when that was written.
         let from_memory = std::mem::take(&mut self.recalled);
         let is_believed = from_memory && !trouble && !self.grace.doubts(Instant::now());

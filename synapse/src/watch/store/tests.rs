@@ -380,6 +380,31 @@ async fn memory_knows_that_the_store_was_away_and_an_end_of_its_own_is_none() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn memory_knows_that_the_store_was_silent() {
+    let mut world = world();
+    world.after([snapshot(&[instance("1")], SnapshotCause::First)]).await;
+    let changes = world.handle.changes();
+    world.after([WatchEvent::Silent]).await;
+    let until = world.handle.notes().doubted_until;
+    assert!(until > Some(SystemTime::now()) && changes.has_changed().unwrap());
+    // The next life, which asks just before the store goes on.
+    let memory = Recalled { doubted_until: until, ..recalled(SystemTime::now()) };
+    let mut next = world_with(Duration::from_secs(15), Some(memory));
+    next.after([snapshot_at(51, &[], SnapshotCause::First)]).await;
+    assert_eq!(next.endpoints(), ["old?"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_store_that_is_slow_to_answer_its_first_question_is_not_believed_more_than_memory() {
+    for (after, left) in [(100, [].as_slice()), (700, &["old?"])] {
+        let mut world = world_with(Duration::from_secs(15), Some(recalled(SystemTime::UNIX_EPOCH)));
+        tokio::time::advance(Duration::from_millis(after)).await;
+        world.after([snapshot_at(51, &[], SnapshotCause::First)]).await;
+        assert_eq!(world.endpoints(), left, "after {after} ms");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_store_that_is_younger_than_memory_was_wiped() {
     let mut world = world_with(Duration::from_secs(15), Some(recalled(SystemTime::UNIX_EPOCH)));
     world.after([snapshot_at(3, &[], SnapshotCause::First)]).await;

@@ -5,7 +5,7 @@ mod server;
 use std::collections::BTreeMap;
 
 use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 pub(crate) use self::server::Cluster;
 use self::server::store;
@@ -314,7 +314,10 @@ async fn a_store_that_stands_still_for_as_long_as_a_short_session_is_told_of() {
     store.put(&path("a"), vec![], None).await.unwrap();
     replica.until_paths(&["a"]).await;
     cluster.signal(0, "-STOP");
-    sleep(STALL + Duration::from_millis(100)).await;
+    let frozen = Instant::now();
+    replica.until("silent", |replica| replica.silent == 1).await;
+    assert_eq!(replica.stalled, 0);
+    sleep_until(frozen + STALL + Duration::from_millis(100)).await;
     cluster.signal(0, "-CONT");
     store.put(&path("b"), vec![], None).await.unwrap();
     replica.until_paths(&["a", "b"]).await;

@@ -189,6 +189,8 @@ async fn a_server_that_stands_still_for_as_long_as_a_short_session_is_told_of() 
     store.put(&path("a"), vec![], None).await.unwrap();
     replica.until_paths(&["a"]).await;
     server.signal("-STOP");
+    replica.until("silent", |replica| replica.silent == 1).await;
+    assert_eq!(replica.stalled, 0);
     replica.until("told", |replica| replica.stalled == 1).await;
     server.signal("-CONT");
     until_ok(async || store.put(&path("b"), vec![], None).await).await;
