@@ -5,7 +5,7 @@ use std::num::NonZeroU16;
 use std::sync::Arc;
 
 use anyhow::Context;
-use nerve::model::{Health, Instance, InstanceId, NodeName, ServiceName, Tag, Weight, Zone};
+use nerve::model::{Health, Instance, InstanceId, NodeName, Region, ServiceName, Tag, Weight, Zone};
 use synapse::catalog::{Catalog, Change, Writer};
 
 /// Nodes that the endpoints stand on.
@@ -31,6 +31,8 @@ pub fn instance(service: &ServiceName, number: usize, weight: u16) -> anyhow::Re
         tags: [Tag::new("v2")?].into(),
         labels: std::collections::BTreeMap::default(),
         weight: Weight(NonZeroU16::new(weight).context("a weight")?),
+        backup: false,
+        region: Some(Region::new("eu-1")?),
         zone: Some(Zone::new(&format!("eu-1{}", ["a", "b", "c"][node % 3]))?),
         health: Health::Passing,
         health_reason: String::new(),

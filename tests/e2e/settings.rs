@@ -291,6 +291,46 @@ fn the_own_zone_is_preferred_and_spills_over_when_it_is_short() {
 }
 
 #[test]
+fn the_region_comes_after_the_zone_and_a_backup_after_all() {
+    needs!("etcd", "etcdctl");
+    let cluster = Cluster::of(3).without_agents().start();
+    let [a, b, c] = cluster.nodes();
+    for (node, region, zone) in [(a, "eu", "east"), (b, "eu", "west"), (c, "us", "east")] {
+        let text = std::fs::read_to_string(node.config_file()).expect("a configuration");
+        let placed =
+            text.replacen("[node]\n", &format!("[node]\nregion = \"{region}\"\nzone = \"{zone}\"\n"), 1);
+        std::fs::write(node.config_file(), placed).expect("the configuration is written");
+        node.start_agent();
+    }
+    [a, b, c].iter().for_each(|node| node.wait_ready(Duration::from_secs(20)));
+    let backends = [a, b, c].map(|node| node.serve("web", INSTANCE));
+    let _spare = a.backend("web", INSTANCE + 1);
+    a.define(&ServiceFile::new("web", INSTANCE + 1).key("backup", "true"));
+    let all = ["web-a-9000", "web-a-9001", "web-b-9000", "web-c-9000"];
+    cluster.wait_serving("web", &all);
+    cluster.publish("web", PUBLISHED);
+    let _ = a.plexus(["set", "web", "locality=prefer_zone"]).ok();
+    eventually!(SOON, pick(a, "web-c-9000")["other_region"].clone(), |other| *other == true);
+    let seen = || instances(a, a.at(PUBLISHED), 20).expect("answers").into_iter().collect::<Vec<_>>();
+    assert_eq!(seen(), ["web-a-9000"]);
+    let named = || {
+        let answer = a.dig("_web._tcp.mesh.internal", "SRV");
+        answer.data.iter().filter_map(|record| record.split(' ').nth(2)?.parse().ok()).collect::<Vec<u16>>()
+    };
+    assert_eq!(named(), [INSTANCE; 3]);
+    for (backend, left, next) in [
+        (&backends[0], vec!["web-a-9001", "web-b-9000", "web-c-9000"], "web-b-9000"),
+        (&backends[1], vec!["web-a-9001", "web-c-9000"], "web-c-9000"),
+        (&backends[2], vec!["web-a-9001"], "web-a-9001"),
+    ] {
+        backend.fail();
+        cluster.wait_serving("web", &left);
+        eventually!(SOON, seen(), |seen| *seen == [next]);
+    }
+    assert_eq!(named(), [INSTANCE + 1]);
+}
+
+#[test]
 fn a_mistake_is_told_with_what_was_meant_and_changes_nothing() {
     needs!("etcd", "etcdctl");
     let cluster = Cluster::new(1);

@@ -75,6 +75,7 @@ pub(crate) const ROOMS: &[Room] = &[
             "nerve::hash",
             "nerve::http",
             "nerve::model",
+            "nerve::smartstack",
             "nerve::store",
             "nerve::tasks",
         ],

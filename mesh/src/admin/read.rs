@@ -70,6 +70,7 @@ pub(super) async fn nodes(State(handles): Shared) -> Json<Nodes> {
         NodeInfo {
             name: node.name.clone(),
             address: node.address,
+            region: node.region.clone(),
             zone: node.zone.clone(),
             version: node.version.clone(),
             draining: node.draining,
@@ -234,6 +235,8 @@ pub(super) fn endpoint(endpoint: &Endpoint) -> EndpointInfo {
         unconfirmed: endpoint.unconfirmed,
         watcher: endpoint.watcher.as_deref().map(str::to_owned),
         weight: instance.weight,
+        backup: instance.backup,
+        region: instance.region.clone(),
         zone: instance.zone.clone(),
         tags: instance.tags.clone(),
         labels: instance.labels.clone(),

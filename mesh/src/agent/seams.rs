@@ -82,6 +82,8 @@ fn pick(endpoint: &EndpointReport) -> WhyPick {
         at_limit: endpoint.at_limit,
         group: endpoint.group.clone(),
         other_zone: endpoint.other_zone,
+        other_region: endpoint.other_region,
+        backup: endpoint.backup,
         outside_subset: endpoint.outside_subset,
         latency_us: endpoint.latency.map(|latency| whole(latency.as_micros())),
     }

@@ -330,6 +330,7 @@ fn this_node(config: &Config) -> nerve::model::Node {
     nerve::model::Node {
         name: config.node.name.clone(),
         address: config.node.address,
+        region: config.node.region.clone(),
         zone: config.node.zone.clone(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         draining: false,
@@ -413,6 +414,7 @@ fn start_ingress(
     let surroundings = balance::Surroundings {
         place: balance::Place {
             node: Some(config.node.name.clone()),
+            region: config.node.region.clone(),
             zone: config.node.zone.clone(),
             fleet: Some(catalog.clone()),
         },

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
 use nerve::model::{
-    Health, InstanceId, NodeName, PortName, PublishedPort, ServiceName, Tag, UnixPath, Weight, Zone,
+    Health, InstanceId, NodeName, PortName, PublishedPort, Region, ServiceName, Tag, UnixPath, Weight, Zone,
 };
 use serde::{Deserialize, Serialize};
 
@@ -100,7 +100,13 @@ pub struct EndpointInfo {
     pub watcher: Option<String>,
     /// Its share of the traffic.
     pub weight: Weight,
+    /// It gets traffic only while none of the others can be had.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub backup: bool,
     /// Where its node stands.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub region: Option<Region>,
+    /// Where in the region.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub zone: Option<Zone>,
     /// Its marks.
@@ -170,9 +176,15 @@ pub struct WhyPick {
     /// The group of the split that it is in.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub group: Option<String>,
-    /// It is in another zone, and the own one is preferred.
+    /// It is in another zone of the region, and the own one is preferred.
     #[serde(default)]
     pub other_zone: bool,
+    /// It is in another region, and what is nearer is preferred.
+    #[serde(default)]
+    pub other_region: bool,
+    /// It gets traffic only while none of the others can be had.
+    #[serde(default)]
+    pub backup: bool,
     /// It is not in the node's subset.
     #[serde(default)]
     pub outside_subset: bool,
@@ -302,6 +314,9 @@ pub struct NodeInfo {
     /// Where other nodes reach it.
     pub address: IpAddr,
     /// Where it stands.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub region: Option<Region>,
+    /// Where in the region.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub zone: Option<Zone>,
     /// The version of its agent.

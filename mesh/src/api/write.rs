@@ -65,6 +65,9 @@ pub struct RegisterRequest {
     /// Its share of the traffic.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub weight: Option<Weight>,
+    /// It gets traffic only while none of the others can be had.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub backup: bool,
     /// Its checks.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub check: Vec<CheckRequest>,

@@ -3,6 +3,8 @@
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 
+use nerve::model::Locality;
+
 use super::shared::Shared;
 use super::{Balancer, Closing, is_panic};
 
@@ -31,7 +33,7 @@ impl Balancer {
         let rebuild = {
             let mut control = self.control.lock().unwrap_or_else(PoisonError::into_inner);
             let moved = snapshot.settings.subset > 0 && control.rank != rank;
-            let ejections = snapshot.settings.prefer_zone && control.ejected != ejected;
+            let ejections = snapshot.settings.locality != Locality::Any && control.ejected != ejected;
             control.rank = rank;
             control.ejected = ejected;
             moved || ejections

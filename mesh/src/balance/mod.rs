@@ -306,7 +306,7 @@ impl Balancer {
 /// Are so few endpoints available, with the ejected ones out, that these are not to be believed?
 fn is_panic(snapshot: &Snapshot, ejected: u32) -> bool {
     let available = snapshot.serving.saturating_sub(ejected);
-    snapshot.panic || panic::is_panic(available, snapshot.total, snapshot.settings.panic_threshold)
+    snapshot.panic || snapshot.needed.is_panic(available, snapshot.settings.panic_threshold)
 }
 
 impl Drop for Balancer {

@@ -6,11 +6,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use arc_swap::{ArcSwap, Guard};
-use nerve::model::{Address, Instance, InstanceId, NodeName, PortName, Zone};
+use nerve::model::{Address, Instance, InstanceId, Locality, NodeName, PortName, Region, Zone};
 use synapse::catalog::{Catalog, Endpoint as Listed, Reason, Service};
 
 use super::endpoint::{Endpoint, Excluded, Life};
-use super::panic::is_panic;
+use super::locality::Capacity;
+use super::panic::Needed;
 use super::policy::Member;
 use super::settings::Settings;
 use super::shared::Shared;
@@ -18,11 +19,13 @@ use super::snapshot::{Entry, Group, Set, Snapshot, Tier};
 use super::walk::Walk;
 use super::{locality, split, subset};
 
-/// Where a balancer stands in the fleet: decides zone and subset.
+/// Where a balancer stands in the fleet: decides nearness and subset.
 #[derive(Debug, Clone, Default)]
 pub struct Place {
     /// This node.
     pub node: Option<NodeName>,
+    /// Its region.
+    pub region: Option<Region>,
     /// Its zone.
     pub zone: Option<Zone>,
     /// The fleet's nodes.
@@ -59,6 +62,7 @@ impl Default for Pool {
             excluded: BTreeMap::new(),
             serving: 0,
             total: 0,
+            needed: Needed::Of(0),
             panic: false,
             groups: Box::default(),
             shares: Walk::new(0),
@@ -216,7 +220,8 @@ fn snapshot(
     };
     let serving = count(&|entry| entry.excluded.is_none());
     let total = serving + count(&|entry| is_critical(entry));
-    let panic = is_panic(serving, total, settings.panic_threshold);
+    let needed = needed(&entries);
+    let panic = needed.is_panic(serving, settings.panic_threshold);
     shared.census.endpoints.store(if panic { total } else { serving }, Ordering::Relaxed);
     let (used, unused): (Vec<&Entry>, Vec<&Entry>) =
         entries.iter().partition(|entry| entry.excluded.is_none() || panic && is_critical(entry));
@@ -226,7 +231,7 @@ fn snapshot(
         .into_iter()
         .map(|(name, share, members)| {
             let before = old.groups.iter().find(|group| group.name == name);
-            group(name, share, &members, &settings, &entries, before, place)
+            group(name, share, &members, (&settings, &entries, panic), before, place)
         })
         .collect();
     let mut ends = 0;
@@ -240,12 +245,25 @@ fn snapshot(
         excluded,
         serving,
         total,
+        needed,
         panic,
         groups: groups.into(),
         shares: Walk::new(ends.into()),
         turn: AtomicU64::new(old.turn.load(Ordering::Relaxed)),
         settings,
     }
+}
+
+/// Backups that are well stand in for all others; those that are not are missed only where there is nobody else.
+fn needed(entries: &[Entry]) -> Needed {
+    if entries.iter().any(|entry| entry.instance.backup && entry.excluded.is_none()) {
+        return Needed::One;
+    }
+    let wanted: Vec<&Entry> =
+        entries.iter().filter(|entry| entry.excluded.is_none() || is_critical(entry)).collect();
+    let backups = wanted.iter().filter(|entry| entry.instance.backup).count();
+    let needed = if backups < wanted.len() { wanted.len() - backups } else { wanted.len() };
+    Needed::Of(u32::try_from(needed).unwrap_or(u32::MAX))
 }
 
 fn is_critical(entry: &Entry) -> bool {
@@ -256,31 +274,32 @@ fn group(
     name: Option<String>,
     share: u32,
     used: &[&Entry],
-    settings: &Settings,
-    all: &[Entry],
+    (settings, all, panic): (&Settings, &[Entry], bool),
     before: Option<&Group>,
     place: &Place,
 ) -> Group {
-    let is_near = |instance: &Instance| !settings.prefer_zone || instance.zone == place.zone;
-    let mut sets: [Vec<&Entry>; 3] = Default::default();
-    let (near, far): (Vec<&Entry>, Vec<&Entry>) =
-        used.iter().copied().partition(|entry| is_near(&entry.instance));
-    for (tier, entries) in [(Tier::Near, near), (Tier::Far, far)] {
-        if settings.subset == 0 {
-            sets[tier as usize] = entries;
-            continue;
-        }
-        let hashes: Vec<u64> = entries.iter().map(|entry| entry.endpoint.hash()).collect();
-        let chosen = subset::subset(&hashes, place.rank(), settings.subset);
-        for (entry, chosen) in entries.into_iter().zip(chosen) {
-            sets[if chosen { tier } else { Tier::Outside } as usize].push(entry);
+    let mut sets: [Vec<&Entry>; Tier::ALL.len()] = Default::default();
+    for entry in used {
+        sets[tier(&entry.instance, settings, place) as usize].push(entry);
+    }
+    if settings.subset > 0 {
+        for level in Tier::LEVELS {
+            let entries = std::mem::take(&mut sets[level as usize]);
+            let hashes: Vec<u64> = entries.iter().map(|entry| entry.endpoint.hash()).collect();
+            let chosen = subset::subset(&hashes, place.rank(), settings.subset);
+            for (entry, chosen) in entries.into_iter().zip(chosen) {
+                sets[if chosen { level } else { Tier::Outside } as usize].push(entry);
+            }
         }
     }
-    let stays = if !settings.prefer_zone || sets[Tier::Far as usize].is_empty() {
-        100
-    } else {
-        near_share(name.as_deref(), &sets[Tier::Near as usize], settings, all, place)
-    };
+    let mut levels = Tier::LEVELS.map(|level| capacity(&sets[level as usize]));
+    // In panic they are used, and counted with the others.
+    let unwell = all.iter().filter(|entry| !panic && is_critical(entry));
+    for entry in unwell.filter(|e| split::group_of(settings.split.as_ref(), &e.instance) == name.as_deref()) {
+        if let Some(level) = levels.get_mut(tier(&entry.instance, settings, place) as usize) {
+            level.all += weight(entry);
+        }
+    }
     let build = |tier: Tier| {
         let old = before.map(|group| &group.sets[tier as usize]);
         let members = sets[tier as usize].iter().map(|entry| Member {
@@ -297,29 +316,40 @@ fn group(
         name,
         share,
         ends: 0,
-        near: stays,
+        levels: locality::shares(levels),
         turn: AtomicU64::new(before.map_or(0, |group| group.turn.load(Ordering::Relaxed))),
         sets: Tier::ALL.map(build),
     }
 }
 
-/// How much stays in the own zone: by what is available there of what there is.
-fn near_share(
-    group: Option<&str>,
-    near: &[&Entry],
-    settings: &Settings,
-    all: &[Entry],
-    place: &Place,
-) -> u32 {
-    let weight = |entry: &Entry| u64::from(entry.instance.weight.0.get());
-    let available = near.iter().filter(|entry| !entry.endpoint.outlier.is_ejected()).map(|e| weight(e)).sum();
-    let missing: u64 = all
-        .iter()
-        .filter(|entry| is_critical(entry) && entry.instance.zone == place.zone)
-        .filter(|entry| split::group_of(settings.split.as_ref(), &entry.instance) == group)
-        .filter(|entry| !near.iter().any(|near| Arc::ptr_eq(&near.endpoint, &entry.endpoint)))
-        .map(weight)
-        .sum();
-    let known: u64 = near.iter().map(|entry| weight(entry)).sum();
-    locality::share(available, known + missing)
+/// Where an endpoint stands, seen from this node; outside of its subset is nobody yet.
+fn tier(instance: &Instance, settings: &Settings, place: &Place) -> Tier {
+    if instance.backup {
+        return Tier::Backup;
+    }
+    let is_in_region = instance.region == place.region;
+    let is_near = match settings.locality {
+        Locality::Any => true,
+        Locality::PreferZone => is_in_region && instance.zone == place.zone,
+        Locality::PreferRegion => is_in_region,
+    };
+    match (is_near, is_in_region) {
+        (true, _) => Tier::Near,
+        (false, true) => Tier::Region,
+        (false, false) => Tier::Far,
+    }
+}
+
+fn weight(entry: &Entry) -> u64 {
+    entry.instance.weight.0.get().into()
+}
+
+/// What the members of a level can carry, before those that are not among them are counted.
+fn capacity(members: &[&Entry]) -> Capacity {
+    let available = members.iter().filter(|entry| !entry.endpoint.outlier.is_ejected());
+    Capacity {
+        available: available.map(|entry| weight(entry)).sum(),
+        all: members.iter().map(|entry| weight(entry)).sum(),
+        is_there: !members.is_empty(),
+    }
 }

@@ -50,8 +50,12 @@ pub struct EndpointReport {
     pub at_limit: bool,
     /// The group of the split that it is in.
     pub group: Option<String>,
-    /// It is in another zone than this node, and the own zone is preferred.
+    /// It is in another zone of this node's region, and the own zone is preferred.
     pub other_zone: bool,
+    /// It is in another region than this node, and what is nearer is preferred.
+    pub other_region: bool,
+    /// It gets traffic only while none of the others can be had.
+    pub backup: bool,
     /// It is not in this node's subset.
     pub outside_subset: bool,
     /// As peak EWMA has it.
@@ -98,6 +102,8 @@ fn plain(endpoint: &Endpoint, snapshot: &Snapshot) -> EndpointReport {
         at_limit: limit > 0 && endpoint.in_flight() >= limit,
         group: None,
         other_zone: false,
+        other_region: false,
+        backup: false,
         outside_subset: false,
         latency: endpoint.latency(),
     }
@@ -126,15 +132,16 @@ fn fill(
     snapshot: &Snapshot,
     panic: bool,
 ) {
-    let of_tier = match tier {
-        Tier::Near => f64::from(group.near) / 100.0,
-        Tier::Far => 1.0 - f64::from(group.near) / 100.0,
-        Tier::Outside => 0.0,
-    };
     let counts = |endpoint: &Endpoint, weight: u32| {
         let passed_over = !panic && endpoint.outlier.is_ejected();
         let warm = ramp(endpoint, snapshot).map_or(1.0, |percent| f64::from(percent) / 100.0);
         if passed_over { 0.0 } else { f64::from(weight) * warm }
+    };
+    let mut regular = group.sets[..Tier::Backup as usize].iter().flat_map(|set| set.members.iter());
+    let of_tier = match group.levels.get(tier as usize) {
+        Some(percent) => f64::from(*percent) / 100.0,
+        None if tier == Tier::Backup && !regular.any(|m| counts(&m.endpoint, m.weight) > 0.0) => 1.0,
+        None => 0.0,
     };
     let members = &group.sets[tier as usize].members;
     let sum: f64 = members.iter().map(|member| counts(&member.endpoint, member.weight)).sum();
@@ -145,7 +152,9 @@ fn fill(
             report.share = of_group * of_tier * counts(&member.endpoint, member.weight) / sum;
         }
         report.group.clone_from(&group.name);
-        report.other_zone = tier == Tier::Far;
+        report.other_zone = tier == Tier::Region;
+        report.other_region = tier == Tier::Far;
+        report.backup = tier == Tier::Backup;
         report.outside_subset = tier == Tier::Outside;
     }
 }

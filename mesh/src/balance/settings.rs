@@ -22,7 +22,7 @@ pub struct Settings {
     pub(super) panic_threshold: u32,
     /// 0: all.
     pub(super) subset: usize,
-    pub(super) prefer_zone: bool,
+    pub(super) locality: Locality,
     pub(super) split: Option<Split>,
     pub(super) close_idle_on_death: bool,
     /// Milliseconds; `None`: until they end.
@@ -79,7 +79,7 @@ impl Settings {
             slow_start: balance.slow_start.map_or(0, |period| whole_millis(period.get())),
             panic_threshold: balance.panic_threshold.map_or(0, |percent| percent.get().into()),
             subset: count(balance.subset) as usize,
-            prefer_zone: balance.locality == Some(Locality::PreferZone),
+            locality: balance.locality.unwrap_or_default(),
             split: balance.split.clone(),
             close_idle_on_death: balance.close_idle_on_death.unwrap_or(true),
             drain: balance.drain.map(|period| whole_millis(period.get())),

@@ -1,8 +1,8 @@
 //! What is true of a balancer's endpoints at one moment: immutable, with every table ready, so that a pick only reads.
 //!
-//! Endpoints are in groups (of a traffic split; one without it), each with up to three sets: those of the own zone, those
-//! of other zones, and those outside of the node's subset. A connection is given a group and a set by share; the others are
-//! where it goes when that one has nobody for it.
+//! Endpoints are in groups (of a traffic split; one without it), each with a set for each tier: the levels of nearness,
+//! those outside of the node's subset, and those that only stand in. A connection is given a group and a level by share; the
+//! others are where it goes when that one has nobody for it.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -12,6 +12,7 @@ use nerve::model::{Instance, Policy as Name};
 
 use super::endpoint::{Endpoint, Excluded};
 use super::hash;
+use super::panic::Needed;
 use super::policy::{self, Ask, Choice, Member, Policy};
 use super::rng;
 use super::settings::Settings;
@@ -31,6 +32,8 @@ pub(super) struct Snapshot {
     pub(super) serving: u32,
     /// These, and those that it would give traffic to if they were well.
     pub(super) total: u32,
+    /// Of what there must be enough.
+    pub(super) needed: Needed,
     /// So few are well that the unwell get traffic too.
     pub(super) panic: bool,
     pub(super) groups: Box<[Group]>,
@@ -55,23 +58,31 @@ pub(super) struct Group {
     pub(super) share: u32,
     /// Where its share ends among the shares of the groups that have anybody.
     pub(super) ends: u32,
-    /// The percentage that stays in the own zone.
-    pub(super) near: u32,
+    /// The percentage that each level of nearness gets.
+    pub(super) levels: [u32; Tier::LEVELS.len()],
     pub(super) turn: AtomicU64,
-    /// Own zone, other zones, outside of the subset.
     pub(super) sets: [Arc<Set>; Tier::ALL.len()],
 }
 
-/// Which set of a group.
+/// Which set of a group, in the order in which they are tried.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Tier {
+    /// As near as is preferred; all, where nothing is.
     Near,
+    /// In the same region.
+    Region,
+    /// Elsewhere.
     Far,
+    /// Of these, those outside of the node's subset.
     Outside,
+    /// Those that are there for when there is nobody else.
+    Backup,
 }
 
 impl Tier {
-    pub(super) const ALL: [Self; 3] = [Self::Near, Self::Far, Self::Outside];
+    pub(super) const ALL: [Self; 5] = [Self::Near, Self::Region, Self::Far, Self::Outside, Self::Backup];
+    /// Those that get traffic by share.
+    pub(super) const LEVELS: [Self; 3] = [Self::Near, Self::Region, Self::Far];
 }
 
 /// Endpoints that a policy chooses among.
@@ -166,17 +177,19 @@ impl Snapshot {
 impl Group {
     /// The set that a connection belongs to.
     fn tier(&self, is_hash: bool, client: u64) -> Tier {
-        if self.near == 100 {
-            return Tier::Near;
-        }
-        if self.near == 0 {
-            return Tier::Far;
+        if let Some(at) = self.levels.iter().position(|share| *share == 100) {
+            return Tier::LEVELS[at];
         }
         let position = if is_hash {
             rng::scale(hash::mix(client ^ 0x7a_6f6e_6500), PERCENT)
         } else {
             Walk::percent().at(self.turn.fetch_add(1, Ordering::Relaxed))
         };
-        if position < u64::from(self.near) { Tier::Near } else { Tier::Far }
+        let mut ends = 0;
+        let is_in = |share: &u32| {
+            ends += u64::from(*share);
+            position < ends
+        };
+        self.levels.iter().position(is_in).map_or(Tier::Near, |at| Tier::LEVELS[at])
     }
 }

@@ -36,7 +36,11 @@ fn made(
     let closed = Closed::default();
     let log = Arc::clone(&closed);
     let surroundings = Surroundings {
-        place: Place { zone: Some("here".parse().unwrap()), ..Place::default() },
+        place: Place {
+            region: Some("eu".parse().unwrap()),
+            zone: Some("here".parse().unwrap()),
+            ..Place::default()
+        },
         metrics: Metrics::new().unwrap(),
         on_closing: Arc::new(move |endpoint, closing| {
             log.lock().unwrap().push((endpoint.id().to_string(), closing))
@@ -258,8 +262,7 @@ fn a_hash_split_keeps_a_client_in_its_group() {
 
 #[test]
 fn the_own_zone_is_preferred_until_its_capacity_is_short() {
-    let of =
-        |id: &str, zone: &str, health: &str| serde_json::json!({"id": id, "zone": zone, "health": health});
+    let of = |id: &str, zone: &str, health: &str| serde_json::json!({"id": id, "region": "eu", "zone": zone, "health": health});
     let settings = || serde_json::json!({"balance": {"locality": "prefer_zone"}});
     let mut instances =
         vec![of("1", "here", "passing"), of("2", "here", "passing"), of("3", "there", "passing")];
@@ -272,6 +275,66 @@ fn the_own_zone_is_preferred_until_its_capacity_is_short() {
     instances[1] = of("2", "here", "critical");
     balancer.update(Some(&service(&instances, settings())));
     assert_eq!(balancer.shares(100).into_keys().collect::<Vec<_>>(), ["3"]);
+}
+
+#[test]
+fn the_own_zone_comes_before_its_region_and_that_before_the_rest() {
+    let of = |id: &str, region: &str, zone: &str, health: &str| serde_json::json!({"id": id, "region": region, "zone": zone, "health": health});
+    let settings = |locality: &str| serde_json::json!({"balance": {"locality": locality}});
+    let well = |id: &str, region: &str, zone: &str| of(id, region, zone, "passing");
+    // A zone of that name in another region is another zone.
+    let mut instances = vec![
+        well("1", "eu", "here"),
+        well("2", "eu", "here"),
+        well("3", "eu", "there"),
+        well("4", "us", "here"),
+    ];
+    let balancer = balancer(&instances, settings("prefer_zone"));
+    let used = || balancer.shares(100).into_iter().collect::<Vec<_>>();
+    let expected =
+        |shares: &[(&str, usize)]| shares.iter().map(|(id, n)| ((*id).to_owned(), *n)).collect::<Vec<_>>();
+    assert_eq!(used(), expected(&[("1", 50), ("2", 50)]));
+    let region = |update: &[serde_json::Value], locality: &str| {
+        balancer.update(Some(&service(update, settings(locality))))
+    };
+    region(&instances, "prefer_region");
+    assert_eq!(used().iter().map(|(id, _)| id.as_str()).collect::<Vec<_>>(), ["1", "2", "3"]);
+    instances[0] = of("1", "eu", "here", "critical");
+    region(&instances, "prefer_zone");
+    assert_eq!(used(), expected(&[("2", 70), ("3", 30)]));
+    instances.push(of("5", "eu", "there", "critical"));
+    instances.push(of("6", "eu", "there", "critical"));
+    instances[1] = of("2", "eu", "here", "critical");
+    region(&instances, "prefer_zone");
+    // 140 % of a third of the region.
+    assert_eq!(used(), expected(&[("3", 46), ("4", 54)]));
+    let report = balancer.report();
+    let at = |id: &str| report.endpoints.iter().find(|endpoint| endpoint.id.as_str() == id).unwrap();
+    assert!(at("3").other_zone && !at("3").other_region && at("4").other_region);
+    assert_eq!((at("3").share, at("4").share), (0.46, 0.54));
+}
+
+#[test]
+fn a_backup_is_used_when_there_is_nobody_else() {
+    let of = |id: &str, health: &str| serde_json::json!({"id": id, "health": health, "backup": id == "9"});
+    let settings = || serde_json::json!({"balance": {"panic_threshold": 50}});
+    let used = |balancer: &Balancer| balancer.shares(20).into_keys().collect::<Vec<_>>();
+    let balancer = balancer(&[of("1", "passing"), of("2", "passing"), of("9", "passing")], settings());
+    assert_eq!(used(&balancer), ["1", "2"]);
+    // Less than the threshold, but with somebody that stands in it is no panic.
+    for (one, two, expected) in [("passing", "critical", "1"), ("critical", "critical", "9")] {
+        balancer.update(Some(&service(&[of("1", one), of("2", two), of("9", "passing")], settings())));
+        assert_eq!(used(&balancer), [expected], "{one} {two}");
+    }
+    assert!(balancer.report().endpoints[2].backup && balancer.report().endpoints[2].share > 0.99);
+    balancer
+        .update(Some(&service(&[of("1", "passing"), of("2", "passing"), of("9", "critical")], settings())));
+    assert_eq!(used(&balancer), ["1", "2"], "an unwell backup is not missed");
+    balancer.update(Some(&service(&[of("1", "passing"), of("9", "passing")], settings())));
+    let lease = balancer.next().unwrap();
+    assert_eq!(id(&lease), "1");
+    fail(&lease);
+    assert_eq!(used(&balancer), ["9"], "ejected");
 }
 
 #[test]

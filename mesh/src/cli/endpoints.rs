@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use clap::Args;
-use nerve::model::{ListensOn, ServiceName, UnixPath};
+use nerve::model::{ListensOn, Region, ServiceName, UnixPath, Zone};
 
 use super::output::{Cell, Output, Table, Tone};
 use super::{Reach, Result, stale_banner};
@@ -52,7 +52,7 @@ fn row(endpoint: &EndpointInfo) -> [Cell; 8] {
         Cell::from(listens_on(endpoint.address, endpoint.socket.as_ref())),
         status(endpoint),
         Cell::from(endpoint.weight.0),
-        Cell::from(endpoint.zone.as_ref().map_or("", |zone| zone.as_str())),
+        Cell::from(stands_in(endpoint.region.as_ref(), endpoint.zone.as_ref())),
         Cell::from(tags.join(",")),
         Cell::from(reason(endpoint)),
     ]
@@ -61,6 +61,12 @@ fn row(endpoint: &EndpointInfo) -> [Cell; 8] {
 /// Where an instance listens, in one cell.
 pub(super) fn listens_on(address: SocketAddr, socket: Option<&UnixPath>) -> ListensOn {
     ListensOn { socket: socket.cloned(), ..address.into() }
+}
+
+/// Its zone, with the region before it where that is known: `eu-1/eu-1a`.
+pub(super) fn stands_in(region: Option<&Region>, zone: Option<&Zone>) -> String {
+    let parts = [region.map(Region::as_str), zone.map(Zone::as_str)];
+    parts.into_iter().flatten().collect::<Vec<_>>().join("/")
 }
 
 /// One word: `serving`, or why not.
@@ -77,6 +83,7 @@ pub(super) fn reason(endpoint: &EndpointInfo) -> String {
     let unconfirmed =
         endpoint.unconfirmed.then(|| "kept although the store no longer confirms it".to_owned());
     let watcher = endpoint.watcher.as_ref().map(|watcher| format!("found by the watcher {watcher}"));
+    let backup = endpoint.backup.then(|| "a backup".to_owned());
     let health = Some(endpoint.health_reason.clone()).filter(|reason| !reason.is_empty());
-    [health, unconfirmed, watcher].into_iter().flatten().collect::<Vec<_>>().join("; ")
+    [health, unconfirmed, backup, watcher].into_iter().flatten().collect::<Vec<_>>().join("; ")
 }

@@ -2,6 +2,7 @@
 
 use clap::Args;
 
+use super::endpoints::stands_in;
 use super::output::{Cell, Output, Table, Tone};
 use super::{Reach, Result, stale_banner};
 use crate::api;
@@ -38,7 +39,7 @@ impl Nodes {
                 table.row([
                     Cell::from(format!("{}{mark}", node.name)),
                     Cell::from(node.address),
-                    Cell::from(node.zone.as_ref().map_or("", |zone| zone.as_str())),
+                    Cell::from(stands_in(node.region.as_ref(), node.zone.as_ref())),
                     Cell::from(&node.version),
                     status,
                     Cell::from(format!("{}/{}", node.serving, node.instances)),

@@ -54,6 +54,9 @@ pub(super) struct Register {
     /// Its share of the traffic, 1 to 65535 [default: 100]
     #[arg(long)]
     weight: Option<NonZeroU16>,
+    /// It gets traffic only while none of the others can be had
+    #[arg(long)]
+    backup: bool,
     /// How to check it: `tcp`, or KIND=VALUE such as `http=/healthz`; several are checked each
     #[arg(long = "check", value_name = "CHECK")]
     checks: Vec<Probe>,
@@ -140,6 +143,7 @@ impl Register {
             tags: self.tags.iter().cloned().collect(),
             labels: self.labels.iter().map(|Pair(key, value)| (key.clone(), value.clone())).collect(),
             weight: self.weight.map(Weight),
+            backup: self.backup,
             check: checks.collect(),
             deregister_critical_after: self.deregister_critical_after.clone(),
         }

@@ -177,6 +177,8 @@ fn reasons(check: String, pick: &WhyPick, shown: &WhyPlain) -> String {
         pick.slow_start_percent.map(|percent| format!("slow start, {percent}%")),
         pick.group.as_ref().map(|group| format!("group {group}")),
         pick.other_zone.then(|| "another zone".to_owned()),
+        pick.other_region.then(|| "another region".to_owned()),
+        pick.backup.then(|| "a backup".to_owned()),
         pick.outside_subset.then(|| "outside of the subset".to_owned()),
         shown.plain.as_ref().map(|why| format!("sees this node's address: {why}")),
         plain_for(shown),

@@ -204,6 +204,7 @@ fn as_drafts<S: Serializer>(services: &[Located], serializer: S) -> Result<S::Ok
         tags: definition.tags.clone(),
         labels: definition.labels.clone(),
         weight: definition.weight,
+        backup: definition.backup,
         checks: definition.checks.iter().cloned().map(without_secrets).collect(),
         check_mode: definition.check_mode,
         deregister_critical_after: definition.deregister_critical_after,

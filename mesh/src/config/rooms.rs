@@ -46,6 +46,7 @@ impl Config {
     #[must_use]
     pub fn registrar(&self) -> registrar::Config {
         registrar::Config {
+            region: self.node.region.clone(),
             zone: self.node.zone.clone(),
             session_ttl: self.store.session_ttl,
             max_probes: self.checks.max_probes,

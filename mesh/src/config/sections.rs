@@ -13,7 +13,7 @@ use crate::dns::Domain;
 use crate::overlay::FastPath;
 use crate::proxy::TrustedProxy;
 use nerve::document::{FromValue, Mismatch, Reported, Section, Text, Value};
-use nerve::model::{Network, NodeName, Pool, Prefix, Zone};
+use nerve::model::{Network, NodeName, Pool, Prefix, Region, Zone};
 use nerve::period::Period;
 use nerve::store::{StoreConfig, StoreUrl};
 use serde::{Serialize, Serializer};
@@ -28,6 +28,9 @@ pub struct Node {
     /// Where other nodes reach this one, and the address of its instances.
     pub address: IpAddr,
     /// Where it stands.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub region: Option<Region>,
+    /// Where in the region.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub zone: Option<Zone>,
 }
@@ -225,8 +228,9 @@ impl Node {
             "the address that other nodes reach this one by",
         );
         let address = or_found(section, "address", machine.address, no_address);
+        let region = section.optional("region");
         let zone = section.optional("zone");
-        Ok(Self { name: name?, address: address?, zone })
+        Ok(Self { name: name?, address: address?, region, zone })
     }
 }
 

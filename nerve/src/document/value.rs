@@ -11,7 +11,8 @@ use serde::{Serialize, Serializer};
 use toml::de::{DeTable, DeValue};
 
 use crate::model::{
-    InstanceId, NodeName, PortName, Prefix, Protocol, PublishedPort, ServiceName, Tag, UnixPath, Weight, Zone,
+    InstanceId, NodeName, PortName, Prefix, Protocol, PublishedPort, Region, ServiceName, Tag, UnixPath,
+    Weight, Zone,
 };
 use crate::period::Period;
 
@@ -455,6 +456,7 @@ texts! {
     PortName = "a port name such as \"http\"",
     Tag = "a tag such as \"v2\"",
     Zone = "a zone such as \"eu-1a\"",
+    Region = "a region such as \"eu-1\"",
     UnixPath = "the absolute path of a unix socket such as \"/run/app.sock\"",
     Protocol = "\"tcp\" or \"udp\"",
     Prefix = "a range of addresses such as \"10.96.0.0/16\"",

@@ -6,7 +6,7 @@ use std::num::NonZeroU16;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Health, InstanceId, ListensOn, NodeName, PortName, ServiceName, Tag, UnixPath, Zone};
+use super::{Health, InstanceId, ListensOn, NodeName, PortName, Region, ServiceName, Tag, UnixPath, Zone};
 
 /// A share of the traffic relative to the other endpoints of a service; 1 to 65535, 100 unless said.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -44,7 +44,11 @@ pub struct Instance {
     pub labels: BTreeMap<String, String>,
     /// Share of the traffic.
     pub weight: Weight,
+    /// It gets traffic only while none of the others can be had.
+    pub backup: bool,
     /// Where its node stands.
+    pub region: Option<Region>,
+    /// Where in the region.
     pub zone: Option<Zone>,
     /// As its checks see it.
     pub health: Health,
@@ -110,6 +114,10 @@ struct Record {
     labels: BTreeMap<String, String>,
     #[serde(default)]
     weight: Weight,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    backup: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    region: Option<Region>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     zone: Option<Zone>,
     #[serde(default)]
@@ -137,7 +145,7 @@ impl Record {
 impl From<Instance> for Record {
     fn from(instance: Instance) -> Self {
         let Instance { service, id, node, address, port, socket, ports, tags, labels, .. } = instance;
-        let Instance { weight, zone, health, health_reason, draining, .. } = instance;
+        let Instance { weight, backup, region, zone, health, health_reason, draining, .. } = instance;
         let socket_only = port.is_none().then_some(SocketOnly { draining });
         let (port, draining) = (port.unwrap_or(Self::NO_PORT), draining || port.is_none());
         let warning = health == Health::Warning;
@@ -154,6 +162,8 @@ impl From<Instance> for Record {
             tags,
             labels,
             weight,
+            backup,
+            region,
             zone,
             health,
             warning,
@@ -173,7 +183,8 @@ impl TryFrom<Record> for Instance {
 
     fn try_from(record: Record) -> Result<Self, ListensNowhere> {
         let Record { service, id, node, address, port, socket, socket_only, ports, .. } = record;
-        let Record { tags, labels, weight, zone, health, warning, health_reason, .. } = record;
+        let Record { tags, labels, weight, backup, region, zone, health, warning, health_reason, .. } =
+            record;
         let draining = record.draining;
         if socket_only.is_some() && socket.is_none() {
             return Err(ListensNowhere);
@@ -197,6 +208,8 @@ impl TryFrom<Record> for Instance {
             tags,
             labels,
             weight,
+            backup,
+            region,
             zone,
             health,
             health_reason,

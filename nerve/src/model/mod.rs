@@ -18,7 +18,7 @@ mod vip;
 pub use address::{Address, ListensOn};
 pub use health::Health;
 pub use instance::{Instance, Weight};
-pub use name::{InstanceId, NameError, NetworkName, NodeName, PortName, ServiceName, Tag, Zone};
+pub use name::{InstanceId, NameError, NetworkName, NodeName, PortName, Region, ServiceName, Tag, Zone};
 pub use network::{Mac, Mtu, Network, Pool, PoolError, PoolsError, Slot, Subnet, Vni};
 pub use node::Node;
 pub use prefix::Prefix;

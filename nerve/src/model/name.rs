@@ -163,6 +163,10 @@ name!(
     Zone, "zone", token
 );
 name!(
+    /// What a zone is part of (`eu-1`): zones of one region are nearer to each other than to others.
+    Region, "region", token
+);
+name!(
     /// A mark on an instance, free text on one line.
     Tag, "tag", tag
 );

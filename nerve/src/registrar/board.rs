@@ -266,6 +266,7 @@ impl Board {
                 let node = Node {
                     name: config.node.clone(),
                     address: config.address,
+                    region: config.region.clone(),
                     zone: config.zone.clone(),
                     version: config.version.clone(),
                     draining: state.drains.node,
@@ -491,7 +492,8 @@ impl Board {
 impl Local {
     fn record(&self, config: &Config, drains: &Drains) -> Option<Instance> {
         let (located, monitor) = self.defined.as_ref()?;
-        let Definition { key, address, port, socket, ports, tags, labels, weight, .. } = &located.definition;
+        let Definition { key, address, port, socket, ports, tags, labels, weight, backup, .. } =
+            &located.definition;
         let (mut health, mut health_reason, advice) = monitor.verdict();
         if self.adopted && health == Health::Starting {
             (health, health_reason) = (Health::Passing, String::new());
@@ -507,6 +509,8 @@ impl Local {
             tags: tags.clone(),
             labels: labels.clone(),
             weight: advice.of(*weight),
+            backup: *backup,
+            region: config.region.clone(),
             zone: config.zone.clone(),
             health,
             health_reason,

@@ -40,7 +40,7 @@ use board::Board;
 use writer::{Asked, Orders, Writer};
 
 use crate::check::{Damping, Runner};
-use crate::model::{NodeName, Zone};
+use crate::model::{NodeName, Region, Zone};
 use crate::period::Period;
 use crate::source::{ApiSource, Drains, Snapshot, Source, merge};
 use crate::store::Store;
@@ -54,6 +54,8 @@ pub struct Config {
     /// The address that other nodes reach it by.
     pub address: IpAddr,
     /// Where it stands.
+    pub region: Option<Region>,
+    /// Where in the region.
     pub zone: Option<Zone>,
     /// The agent's version.
     pub version: String,
@@ -75,6 +77,7 @@ impl Config {
         Self {
             node,
             address,
+            region: None,
             zone: None,
             version: version.to_owned(),
             session_ttl: Period::seconds(10),

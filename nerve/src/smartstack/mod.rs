@@ -37,6 +37,12 @@ pub struct Wrong {
     pub message: String,
 }
 
+/// Is a server with these words of HAProxy's one that only stands in?
+#[must_use]
+pub fn is_backup(server_options: &str) -> bool {
+    server_options.split_whitespace().any(|word| word == "backup")
+}
+
 type Read<T> = Result<(T, Vec<Problem>), Errors>;
 
 impl<T> Services<T> {

@@ -78,6 +78,9 @@ pub struct Draft {
     pub labels: BTreeMap<String, String>,
     /// Its share of the traffic.
     pub weight: Weight,
+    /// It gets traffic only while none of the others can be had.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub backup: bool,
     /// Its checks; without any it counts as passing.
     #[serde(rename = "check", skip_serializing_if = "Vec::is_empty")]
     pub checks: Vec<CheckSpec>,
@@ -118,6 +121,8 @@ pub struct Definition {
     pub labels: BTreeMap<String, String>,
     /// Its share of the traffic.
     pub weight: Weight,
+    /// It gets traffic only while none of the others can be had.
+    pub backup: bool,
     /// Its checks.
     pub checks: Vec<CheckSpec>,
     /// What they have to say together.
@@ -144,6 +149,7 @@ impl Draft {
             tags: BTreeSet::new(),
             labels: BTreeMap::new(),
             weight: Weight::default(),
+            backup: false,
             checks: Vec::new(),
             check_mode: CheckMode::All,
             deregister_critical_after: None,
@@ -163,6 +169,7 @@ impl Draft {
         let tags = section.or("tags", BTreeSet::new());
         let labels = section.or("labels", BTreeMap::new());
         let weight = section.or("weight", Weight::default());
+        let backup = section.or("backup", false);
         let check_mode = section.or("check_mode", CheckMode::All);
         let deregister_critical_after = section.optional("deregister_critical_after");
         section.renamed("checks", "check");
@@ -182,6 +189,7 @@ impl Draft {
             tags,
             labels,
             weight,
+            backup,
             checks,
             check_mode,
             deregister_critical_after,
@@ -223,6 +231,7 @@ impl Draft {
             tags: self.tags.clone(),
             labels: self.labels.clone(),
             weight: self.weight,
+            backup: self.backup,
             checks: self.checks.clone(),
             check_mode: self.check_mode,
             deregister_critical_after: self.deregister_critical_after,

@@ -1,6 +1,6 @@
 //! What labels say a container is (pure): one vocabulary, whoever runs the container.
 //!
-//! `plexus.service` names the services; `plexus.port`, `plexus.ports`, `plexus.tags`, `plexus.weight`, `plexus.check` and its timing say the
+//! `plexus.service` names the services; `plexus.port`, `plexus.ports`, `plexus.tags`, `plexus.weight`, `plexus.backup`, `plexus.check` and its timing say the
 //! rest of all of them, and `plexus.service.NAME.KEY` of one of them alone. What a container is called, and which ports its image
 //! has, stand in where labels say nothing. Other labels are not for this room.
 //!
@@ -27,6 +27,8 @@ const PORT: &str = "port";
 const PORTS: &str = "ports";
 const TAGS: &str = "tags";
 const WEIGHT: &str = "weight";
+/// `true` or `false`.
+const BACKUP: &str = "backup";
 /// `tcp`, the path of an HTTP check, or a kind and what it probes; several of them.
 const CHECK: &str = "check";
 /// How often to check and what makes a verdict, as in a table of `check`.
@@ -92,6 +94,7 @@ struct Said {
     ports: BTreeMap<PortName, NonZeroU16>,
     tags: BTreeSet<Tag>,
     weight: Weight,
+    backup: bool,
     checks: Vec<CheckSpec>,
 }
 
@@ -104,7 +107,7 @@ impl Said {
         rest: &Rest<'_>,
         local: &Local,
     ) -> Result<Definition, LabelError> {
-        let Self { mut ports, tags, weight, checks, .. } = self;
+        let Self { mut ports, tags, weight, backup, checks, .. } = self;
         let reached = |key: &str, port| {
             let at = rest.reached.at(address, port);
             at.map_err(|why| wrong(&format!("{PREFIX}{key}"), why))
@@ -117,7 +120,7 @@ impl Said {
         let id = Some(id.map_err(|error| LabelError(error.to_string()))?);
         let (address, labels) = (Some(address), rest.free.clone());
         let plain = Draft::new(service.clone(), port);
-        let draft = Draft { id, address, ports, tags, labels, weight, checks, ..plain };
+        let draft = Draft { id, address, ports, tags, labels, weight, backup, checks, ..plain };
         draft.resolve(local).map_err(|error| LabelError(error.to_string()))
     }
 }
@@ -125,7 +128,8 @@ impl Said {
 impl<'a> Labels<'a> {
     /// Those of `labels` that are for the mesh. `more` are keys that are known besides.
     pub(super) fn read(labels: &'a BTreeMap<String, String>, more: &[&str]) -> Result<Self, LabelError> {
-        let is_known = |key: &str| [PORT, PORTS, TAGS, WEIGHT, CHECK].contains(&key) || TIMING.contains(&key);
+        let is_known =
+            |key: &str| [PORT, PORTS, TAGS, WEIGHT, BACKUP, CHECK].contains(&key) || TIMING.contains(&key);
         for label in labels.keys() {
             let Some(key) = label.strip_prefix(PREFIX) else { continue };
             let known =
@@ -230,13 +234,20 @@ impl<'a> Labels<'a> {
                 wrong(&label, format!("{text:?} is no weight; expected a number from 1 to 65535"))
             })?),
         };
+        let backup = match self.find(service, BACKUP) {
+            None => false,
+            Some((label, text)) => text
+                .trim()
+                .parse()
+                .map_err(|_| wrong(&label, format!("{text:?} is neither true nor false")))?,
+        };
         let port = match self.find(service, PORT) {
             None => None,
             Some((label, text)) => {
                 Some(port(text).ok_or_else(|| wrong(&label, format!("{text:?} is no port")))?)
             }
         };
-        Ok(Said { port, ports, tags, weight, checks: self.checks(service, reached)? })
+        Ok(Said { port, ports, tags, weight, backup, checks: self.checks(service, reached)? })
     }
 
     /// By the reader of `check = […]`, so that the same holds for both.
@@ -369,7 +380,7 @@ fn wrong(label: &str, why: impl Display) -> LabelError {
 }
 
 fn unknown(more: &[&str]) -> String {
-    let of_one = [PORT, PORTS, TAGS, WEIGHT, CHECK].into_iter().chain(TIMING);
+    let of_one = [PORT, PORTS, TAGS, WEIGHT, BACKUP, CHECK].into_iter().chain(TIMING);
     let keys: Vec<&str> = [SERVICE].into_iter().chain(of_one).chain(more.iter().copied()).collect();
     format!(
         "there is no such label; there are {PREFIX}KEY and, for one service, {PREFIX}{SERVICE}.NAME.KEY, with the keys {}",
@@ -423,6 +434,7 @@ mod tests {
                 ("plexus.service.metrics.ports", ""),
                 ("plexus.service.metrics.check", "tcp"),
                 ("plexus.service.metrics.weight", "7"),
+                ("plexus.service.metrics.backup", "true"),
                 ("role", "primary"),
             ],
         );
@@ -430,6 +442,7 @@ mod tests {
         assert_eq!(shown(&told), ["metrics/metrics-a-one 10.42.3.5:9100", "web/web-a-one 10.42.3.5:8080"]);
         let [metrics, web] = told.as_slice() else { panic!("two of them") };
         assert_eq!((metrics.weight.0.get(), web.weight.0.get()), (7, 10));
+        assert_eq!((metrics.backup, web.backup), (true, false));
         assert_eq!((metrics.ports.len(), web.ports.len(), web.ports["admin"].get()), (0, 2, 8081));
         assert_eq!((metrics.checks.len(), web.checks.len()), (1, 2));
         assert_eq!((web.checks[0].probe.kind(), web.checks[1].probe.kind()), ("http", "tcp"));
@@ -477,6 +490,7 @@ mod tests {
             (&[web, port, ("plexus.ports", "metrics")], "plexus.ports: \"metrics\" is no NAME=PORT"),
             (&[web, port, ("plexus.ports", "A=1")], "plexus.ports: \"A\" is no port name"),
             (&[web, port, ("plexus.weight", "0")], "plexus.weight: \"0\" is no weight"),
+            (&[web, port, ("plexus.backup", "yes")], "plexus.backup: \"yes\" is neither true nor false"),
             (
                 &[web, port, ("plexus.interval", "1s")],
                 "plexus.interval: there is no check; add the label plexus.check",

@@ -6,6 +6,7 @@ use std::num::NonZeroU16;
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE;
 use nerve::model::{Health, Weight};
+use nerve::smartstack::is_backup;
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -65,6 +66,7 @@ pub(super) fn nerve(data: &[u8]) -> Result<Server, String> {
         other => other.to_string(),
     };
     server.labels = read.labels.into_iter().flatten().map(|(key, value)| (key, text(value))).collect();
+    server.backup = read.haproxy_server_options.as_deref().is_some_and(is_backup);
     let options = read.haproxy_server_options.map(|options| ("haproxy_server_options".to_owned(), options));
     server.labels.extend(options);
     Ok(server)

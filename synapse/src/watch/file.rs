@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use nerve::document::Document;
-use nerve::model::{Tag, Weight, Zone};
+use nerve::model::{Region, Tag, Weight, Zone};
 use notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher};
 use serde::Deserialize;
 use tokio::sync::mpsc;
@@ -112,6 +112,9 @@ struct WrittenServer {
     tags: BTreeSet<Tag>,
     #[serde(default)]
     labels: BTreeMap<String, String>,
+    #[serde(default)]
+    backup: bool,
+    region: Option<Region>,
     zone: Option<Zone>,
 }
 
@@ -124,11 +127,11 @@ impl Written {
                 .map(|target| Ok(Server { labels: labels.clone(), ..target.parse()? }))
                 .collect(),
             Self::Server(server) => {
-                let WrittenServer { host, port, name, weight, tags, labels, zone } = *server;
+                let WrittenServer { host, port, name, weight, tags, labels, backup, region, zone } = *server;
                 // 0, which is none here, counts as the default.
                 let weight = weight.and_then(NonZeroU16::new).map_or_else(Weight::default, Weight);
                 let plain = Server::at(host.parse()?, port);
-                Ok(vec![Server { name, weight, tags, labels, zone, ..plain }])
+                Ok(vec![Server { name, weight, tags, labels, backup, region, zone, ..plain }])
             }
         }
     }

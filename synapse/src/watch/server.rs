@@ -7,7 +7,7 @@ use std::num::NonZeroU16;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use nerve::model::{Health, Instance, InstanceId, NodeName, ServiceName, Tag, Weight, Zone};
+use nerve::model::{Health, Instance, InstanceId, NodeName, Region, ServiceName, Tag, Weight, Zone};
 use serde::{Deserialize, Serialize};
 
 /// Where it is.
@@ -47,7 +47,11 @@ pub struct Server {
     pub tags: BTreeSet<Tag>,
     /// Free data.
     pub labels: BTreeMap<String, String>,
+    /// It gets traffic only while none of the others can be had.
+    pub backup: bool,
     /// Where it stands.
+    pub region: Option<Region>,
+    /// Where in the region.
     pub zone: Option<Zone>,
     /// What the place says of it; passing where it says nothing.
     pub health: Health,
@@ -65,6 +69,8 @@ impl Server {
             weight: Weight::default(),
             tags: BTreeSet::new(),
             labels: BTreeMap::new(),
+            backup: false,
+            region: None,
             zone: None,
             health: Health::Passing,
         }
@@ -96,6 +102,8 @@ impl Server {
             tags: self.tags.clone(),
             labels,
             weight: self.weight,
+            backup: self.backup,
+            region: self.region.clone(),
             zone: self.zone.clone(),
             health: self.health,
             health_reason: String::new(),

@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures_util::FutureExt;
-use nerve::model::{Node, NodeName, ServiceName, Zone};
+use nerve::model::{Node, NodeName, Region, ServiceName, Zone};
 use synapse::catalog::{Catalog, Endpoint, NodeChanges, Service, Subscription};
 use tokio::sync::Notify;
 
@@ -275,10 +275,12 @@ fn tags(endpoints: &[Endpoint]) -> BTreeSet<&str> {
 }
 
 /// The nodes that watchers name.
-fn strangers(endpoints: &[Endpoint]) -> BTreeSet<(&NodeName, IpAddr, Option<&Zone>)> {
+fn strangers(endpoints: &[Endpoint]) -> BTreeSet<(&NodeName, IpAddr, Option<&Region>, Option<&Zone>)> {
     let found =
         endpoints.iter().filter(|endpoint| endpoint.watcher.is_some()).map(|endpoint| &endpoint.instance);
-    found.map(|instance| (&instance.node, instance.address, instance.zone.as_ref())).collect()
+    found
+        .map(|instance| (&instance.node, instance.address, instance.region.as_ref(), instance.zone.as_ref()))
+        .collect()
 }
 
 #[cfg(test)]

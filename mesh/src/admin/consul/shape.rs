@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use nerve::model::{Instance, Node, NodeName, Zone};
+use nerve::model::{Instance, Node, NodeName, Region, Zone};
 use synapse::catalog::{Endpoint, Service};
 
 use super::super::Handles;
@@ -29,16 +29,24 @@ pub(super) struct Shapes<'a> {
 /// From where somebody asks.
 struct Near {
     node: String,
+    region: Option<Region>,
     zone: Option<Zone>,
 }
 
 impl Near {
+    fn to(node: &Node) -> Self {
+        Self { node: node.name.to_string(), region: node.region.clone(), zone: node.zone.clone() }
+    }
+
     /// The lower the nearer.
-    fn distance(&self, node: &NodeName, zone: Option<&Zone>) -> u8 {
-        match (node.as_str() == self.node, zone.is_some() && zone == self.zone.as_ref()) {
-            (true, _) => 0,
-            (false, true) => 1,
-            (false, false) => 2,
+    fn distance(&self, node: &NodeName, region: Option<&Region>, zone: Option<&Zone>) -> u8 {
+        let is_in_region = region == self.region.as_ref();
+        let is_in_zone = is_in_region && zone.is_some() && zone == self.zone.as_ref();
+        match () {
+            () if node.as_str() == self.node => 0,
+            () if is_in_zone => 1,
+            () if is_in_region && region.is_some() => 2,
+            () => 3,
         }
     }
 }
@@ -61,7 +69,8 @@ impl Shapes<'_> {
         let mut chosen: Vec<&Endpoint> = service.endpoints.iter().filter(wanted).collect();
         if let Some(near) = self.near(question) {
             chosen.sort_by_key(|endpoint| {
-                near.distance(&endpoint.instance.node, endpoint.instance.zone.as_ref())
+                let at = &endpoint.instance;
+                near.distance(&at.node, at.region.as_ref(), at.zone.as_ref())
             });
         }
         chosen
@@ -86,7 +95,8 @@ impl Shapes<'_> {
         let mut nodes = self.all_nodes();
         nodes.retain(|(node, _)| question.node_meta.is_empty() || has_meta(&self.node(node), question));
         if let Some(near) = self.near(question) {
-            nodes.sort_by_key(|(node, _)| near.distance(&node.name, node.zone.as_ref()));
+            nodes
+                .sort_by_key(|(node, _)| near.distance(&node.name, node.region.as_ref(), node.zone.as_ref()));
         }
         nodes
     }
@@ -109,18 +119,13 @@ impl Shapes<'_> {
 
     fn near(&self, question: &Question) -> Option<Near> {
         match question.near.as_deref()? {
-            "_agent" => {
-                let node = &self.handles.node;
-                Some(Near { node: node.name.to_string(), zone: node.zone.clone() })
-            }
-            name => {
-                let node = self.handles.catalog.node(name)?;
-                Some(Near { node: node.name.to_string(), zone: node.zone.clone() })
-            }
+            "_agent" => Some(Near::to(&self.handles.node)),
+            name => Some(Near::to(&*self.handles.catalog.node(name)?)),
         }
     }
 
     pub(super) fn node(&self, node: &Node) -> ConsulNode {
+        let region = node.region.as_ref().map(|region| ("region", region.to_string()));
         let zone = node.zone.as_ref().map(|zone| ("zone", zone.to_string()));
         let version = Some(("version", node.version.clone())).filter(|(_, version)| !version.is_empty());
         ConsulNode {
@@ -129,7 +134,7 @@ impl Shapes<'_> {
             address: node.address.to_string(),
             datacenter: DATACENTER,
             tagged_addresses: tagged(node.address, |address| address.to_string()),
-            meta: zone.into_iter().chain(version).collect(),
+            meta: region.into_iter().chain(zone).chain(version).collect(),
             create_index: self.changes.first,
             modify_index: self.changes.index(&Topic::Node(node.name.to_string())),
         }
@@ -277,8 +282,8 @@ impl Shapes<'_> {
 
 /// What is known of a node that has no agent.
 fn stranger(instance: &Instance) -> Node {
-    let (name, zone) = (instance.node.clone(), instance.zone.clone());
-    Node { name, address: instance.address, zone, version: String::new(), draining: false }
+    let (name, region, zone) = (instance.node.clone(), instance.region.clone(), instance.zone.clone());
+    Node { name, address: instance.address, region, zone, version: String::new(), draining: false }
 }
 
 fn has_meta(node: &ConsulNode, question: &Question) -> bool {
@@ -314,16 +319,27 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_same_node_is_nearer_than_the_same_zone_and_that_than_the_rest() {
-        let (zone, node) = (|name: &str| Zone::new(name).ok(), |name: &str| NodeName::new(name).unwrap());
-        let near = Near { node: "a".to_owned(), zone: zone("eu-1a") };
-        let distance = |name, of: Option<Zone>| near.distance(&node(name), of.as_ref());
-        assert_eq!(
-            (distance("a", None), distance("b", zone("eu-1a")), distance("b", zone("eu-1b"))),
-            (0, 1, 2)
-        );
-        let nowhere = Near { node: "a".to_owned(), zone: None };
-        assert_eq!(nowhere.distance(&node("b"), None), 2, "two that stand nowhere are not together");
+    fn the_same_node_is_nearer_than_the_same_zone_and_that_than_the_region_and_that_than_the_rest() {
+        let node = |name: &str, region: Option<&str>, zone: Option<&str>| {
+            let at = serde_json::json!({"name": name, "address": "192.0.2.1", "region": region, "zone": zone, "version": "0"});
+            serde_json::from_value::<Node>(at).unwrap()
+        };
+        let distance =
+            |from: &Node, to: &Node| Near::to(from).distance(&to.name, to.region.as_ref(), to.zone.as_ref());
+        let near = node("a", Some("eu"), Some("1"));
+        for (to, expected) in [
+            (node("a", None, None), 0),
+            (node("b", Some("eu"), Some("1")), 1),
+            (node("b", Some("eu"), Some("2")), 2),
+            (node("b", Some("eu"), None), 2),
+            (node("b", Some("us"), Some("1")), 3),
+            (node("b", None, None), 3),
+        ] {
+            assert_eq!(distance(&near, &to), expected, "{to:?}");
+        }
+        let (zoned, nowhere) = (node("a", None, Some("1")), node("a", None, None));
+        assert_eq!(distance(&zoned, &node("b", None, Some("1"))), 1);
+        assert_eq!(distance(&nowhere, &node("b", None, None)), 3, "two that stand nowhere are not together");
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Which endpoints an answer names: serving ones, each address once, at most so many, in a random order.
+//! Which endpoints an answer names: serving ones, backups only where there are no others, each address once, at most so many, in a random order.
 //!
 //! A service may have thousands of endpoints and an answer names eight: the walk starts anywhere, goes by a random
 //! stride that meets each endpoint once, and stops when the answer is full. So an answer costs its own length, not the
@@ -45,6 +45,17 @@ fn gcd(a: usize, b: usize) -> usize {
     if b == 0 { a } else { gcd(b, a % b) }
 }
 
+/// Those that an answer may name, in a random order.
+fn wanted<'a, R: Rng>(
+    endpoints: &'a [Endpoint],
+    rng: &mut R,
+) -> impl Iterator<Item = &'a Endpoint> + use<'a, R> {
+    let is_regular = |endpoint: &Endpoint| endpoint.is_serving() && !endpoint.instance.backup;
+    let with_backups = !endpoints.iter().any(is_regular);
+    let is_wanted = move |endpoint: &&Endpoint| is_regular(endpoint) || with_backups && endpoint.is_serving();
+    walk(endpoints.len(), rng).map(|at| &endpoints[at]).filter(is_wanted)
+}
+
 /// At most `most` addresses of the family that `kind` (A or AAAA) names.
 pub(super) fn addresses(
     endpoints: &[Endpoint],
@@ -53,7 +64,7 @@ pub(super) fn addresses(
     rng: &mut impl Rng,
 ) -> SmallVec<[IpAddr; 8]> {
     let mut picked = SmallVec::new();
-    for endpoint in walk(endpoints.len(), rng).map(|at| &endpoints[at]).filter(|e| e.is_serving()) {
+    for endpoint in wanted(endpoints, rng) {
         if picked.len() >= most {
             break;
         }
@@ -76,7 +87,7 @@ pub(super) fn targets(
     rng: &mut impl Rng,
 ) -> Vec<Target> {
     let mut picked: Vec<Target> = Vec::new();
-    for endpoint in walk(endpoints.len(), rng).map(|at| &endpoints[at]).filter(|e| e.is_serving()) {
+    for endpoint in wanted(endpoints, rng) {
         if picked.len() >= most {
             break;
         }

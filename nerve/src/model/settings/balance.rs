@@ -57,13 +57,15 @@ word_list! {
 }
 
 word_list! {
-    /// Which zone is preferred.
+    /// Which endpoints are preferred for where they stand, for as much as those that are available can carry.
     Locality {
-        /// None: zones are looked past.
+        /// None: zones and regions are looked past.
         #[default]
         Any = "any",
-        /// The node's own, for as much as its available endpoints can carry.
+        /// Those of the node's own zone, then those of its region.
         PreferZone = "prefer_zone",
+        /// Those of the node's own region.
+        PreferRegion = "prefer_region",
     }
 }
 

@@ -12,7 +12,7 @@ use super::checks::{self, Of};
 use crate::check::CheckSpec;
 use crate::document::{Reported, Section, Value};
 use crate::model::{Tag, Weight};
-use crate::smartstack::{Number, Rate, Seconds, Word, resolve, service_name};
+use crate::smartstack::{Number, Rate, Seconds, Word, is_backup, resolve, service_name};
 
 /// Nerve's pause between rounds of checks.
 const CHECK_INTERVAL: Duration = Duration::from_millis(500);
@@ -73,6 +73,7 @@ pub(super) fn read(
             address: Some(address),
             labels: told_labels(&name, labels.as_ref(), options.as_ref()),
             weight: weight.unwrap_or_default(),
+            backup: options.as_ref().and_then(Value::as_text).is_some_and(is_backup),
             checks: if is_mocked { Vec::new() } else { checks.clone() },
             ..Draft::new(service_name(&name, section)?, port)
         };

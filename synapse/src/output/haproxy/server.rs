@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::fmt::{self, Write as _};
 use std::net::SocketAddr;
 
+use nerve::smartstack::is_backup;
 use ring::digest::{SHA1_FOR_LEGACY_USE_ONLY, digest};
 
 use super::config::{CookieValue, ServiceConfig};
@@ -170,13 +171,15 @@ pub(super) fn candidate(endpoint: &Endpoint, config: &ServiceConfig) -> Option<R
         }
         None => plain(address),
     };
+    let stands_in = (instance.backup && !is_backup(options)).then_some("backup");
+    let options: Vec<&str> = options.split_whitespace().chain(stands_in).collect();
     let mut labels = instance.labels.clone();
     labels.remove(OPTIONS);
     Some(Ok(Candidate {
         server,
         name: name.map(str::to_owned),
         address,
-        options: options.split_whitespace().collect::<Vec<_>>().join(" "),
+        options: options.join(" "),
         weight: instance.weight.0.get(),
         labels,
         state,
