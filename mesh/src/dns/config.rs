@@ -42,6 +42,10 @@ pub struct Config {
 pub struct VirtualRanges(watch::Receiver<Arc<[Prefix]>>);
 
 impl VirtualRanges {
+    pub(super) fn now(&self) -> Arc<[Prefix]> {
+        Arc::clone(&self.0.borrow())
+    }
+
     pub(super) fn contains(&self, address: IpAddr) -> bool {
         self.0.borrow().iter().any(|range| range.contains(address))
     }

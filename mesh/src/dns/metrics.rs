@@ -52,6 +52,9 @@ label! {
         BadVersion = "bad_version",
     }
 }
+impl Verdict {
+    pub(super) const COUNT: usize = <Self as Label>::ALL.len();
+}
 label! {
     /// Why a query was refused an answer.
     Refusal {
@@ -247,6 +250,23 @@ impl Metrics {
 
     pub(super) fn query(&self, transport: Transport, verdict: Verdict) {
         self.queries_each[transport.index() * Verdict::ALL.len() + verdict.index()].inc();
+    }
+
+    /// Counts so many at a time.
+    pub(super) fn queries_of(&self, transport: Transport, counts: &[u64; Verdict::COUNT]) {
+        for (counter, count) in self.queries_each[transport.index() * Verdict::ALL.len()..].iter().zip(counts)
+        {
+            if *count > 0 {
+                counter.inc_by(*count);
+            }
+        }
+    }
+
+    /// So many answers that left together.
+    pub(super) fn took_all(&self, path: Path, time: Duration, count: u64) {
+        let local = self.seconds_each[path.index()].local();
+        (0..count).for_each(|_| local.observe(time.as_secs_f64()));
+        local.flush();
     }
 
     pub(super) fn took(&self, path: Path, time: Duration) {

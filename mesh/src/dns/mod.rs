@@ -10,6 +10,7 @@
 //! What a user sees of it is in `docs/dns.md`. No type of hickory leaves this room; it never touches the balancer or the proxy.
 
 mod config;
+mod fast;
 mod forward;
 mod message;
 mod metrics;

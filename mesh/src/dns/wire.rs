@@ -10,8 +10,17 @@ pub(super) const UDP_PAYLOAD: u16 = 1232;
 /// Every client can take this much over UDP (RFC 1035 section 4.2.1).
 pub(super) const PLAIN_UDP_PAYLOAD: u16 = 512;
 
-const TYPE_SOA: u16 = 6;
-const TYPE_OPT: u16 = 41;
+/// Octets of an OPT record without options.
+pub(super) const EMPTY_OPT: usize = 11;
+
+/// Types of records.
+pub(super) mod kind {
+    pub(in crate::dns) const A: u16 = 1;
+    pub(in crate::dns) const SOA: u16 = 6;
+    pub(in crate::dns) const AAAA: u16 = 28;
+    pub(in crate::dns) const SRV: u16 = 33;
+    pub(in crate::dns) const OPT: u16 = 41;
+}
 
 /// Flags of octets 2 and 3 of the header.
 pub(super) mod flag {
@@ -136,7 +145,7 @@ pub(super) fn query(id: u16, flags: u16, question: &Question, edns: Option<bool>
 /// Appends an OPT record (RFC 6891 section 6.1.2), with an extended error (RFC 8914) if there is one to tell.
 pub(super) fn push_opt(message: &mut Vec<u8>, dnssec_ok: bool, error: Option<(u16, &str)>) {
     message.push(0);
-    message.extend(TYPE_OPT.to_be_bytes());
+    message.extend(kind::OPT.to_be_bytes());
     message.extend(UDP_PAYLOAD.to_be_bytes());
     message.extend([0, 0, if dnssec_ok { 0x80 } else { 0 }, 0]);
     let mut data = Vec::new();
@@ -171,12 +180,12 @@ pub(super) fn scan(message: &[u8]) -> Option<Scan> {
     for nth in 0..before_additionals + u32::from(additionals) {
         let start = at;
         let fields = skip_name(message, at)?;
-        let (kind, ttl) = (u16_at(message, fields)?, u32_at(message, fields + 4)?);
+        let (of, ttl) = (u16_at(message, fields)?, u32_at(message, fields + 4)?);
         at = fields + 10 + usize::from(u16_at(message, fields + 8)?);
         if at > message.len() {
             return None;
         }
-        if kind == TYPE_OPT {
+        if of == kind::OPT {
             if scan.opt.is_some() || nth < before_additionals {
                 return None;
             }
@@ -188,7 +197,7 @@ pub(super) fn scan(message: &[u8]) -> Option<Scan> {
         let ttl = if ttl > 0x7fff_ffff { 0 } else { ttl };
         scan.ttls.push(fields + 4);
         scan.least_ttl = Some(scan.least_ttl.map_or(ttl, |least| least.min(ttl)));
-        if kind == TYPE_SOA && nth >= u32::from(answers) && nth < before_additionals {
+        if of == kind::SOA && nth >= u32::from(answers) && nth < before_additionals {
             scan.negative_ttl = Some(ttl.min(u32_at(message, at.checked_sub(4)?)?));
         }
     }

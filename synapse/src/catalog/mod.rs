@@ -18,7 +18,7 @@ mod writer;
 
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use arc_swap::ArcSwap;
 use nerve::model::{NetworkName, Node, NodeName, ServiceName};
@@ -39,6 +39,8 @@ use subscription::Subscribers;
 struct Inner {
     services: papaya::HashMap<ServiceName, Arc<Service>>,
     nodes: papaya::HashMap<NodeName, Arc<Node>>,
+    /// Counted after each.
+    node_changes: AtomicU64,
     /// Claims on virtual addresses, also of services that are no more.
     vips: papaya::HashMap<IpAddr, ServiceName>,
     /// Kept with each change, so that a metric need not count a hundred thousand.
@@ -60,6 +62,7 @@ impl Catalog {
         let inner = Arc::new(Inner {
             services: papaya::HashMap::new(),
             nodes: papaya::HashMap::new(),
+            node_changes: AtomicU64::new(0),
             vips: papaya::HashMap::new(),
             endpoints: AtomicUsize::new(0),
             freshness: ArcSwap::from_pointee(Freshness::Awaiting),
@@ -114,6 +117,12 @@ impl Catalog {
         let mut nodes: Vec<_> = self.0.nodes.pin().values().cloned().collect();
         nodes.sort_unstable_by(|a, b| a.name.cmp(&b.name));
         nodes
+    }
+
+    /// How often a node came, went or was another than before: the same number, the same nodes.
+    #[must_use]
+    pub fn node_changes(&self) -> u64 {
+        self.0.node_changes.load(Ordering::Acquire)
     }
 
     /// Every virtual address that a service has or had, in no order: one may be claimed for a service that is gone.

@@ -159,12 +159,14 @@ impl Inner {
         let name = node.name.clone();
         let nodes = self.nodes.pin();
         if nodes.insert(name.clone(), Arc::clone(&node)).is_none_or(|before| *before != node) {
+            self.node_changes.fetch_add(1, Ordering::Release);
             self.node_subscribers.mark(|names| names.extend([name.clone()]));
         }
     }
 
     fn remove_node(&self, name: NodeName) {
         if self.nodes.pin().remove(&name).is_some() {
+            self.node_changes.fetch_add(1, Ordering::Release);
             self.node_subscribers.mark(|names| names.extend([name.clone()]));
         }
     }

@@ -24,6 +24,7 @@ use bind::Sockets;
 use open::OpenSockets;
 
 use super::config::Config;
+use super::fast::Fast;
 use super::forward::{Forwarder, Servers, Source};
 use super::message::Handler;
 use super::metrics::Metrics;
@@ -190,6 +191,7 @@ impl Bound {
             Handler::new(&self.config, Arc::clone(&self.handle.zone), forwarder, Arc::clone(&self.metrics));
         let service = Service {
             handler: Arc::new(handler),
+            fast: Arc::new(Fast::new(&self.config, Arc::clone(&self.handle.zone))),
             open: Arc::clone(&self.handle.open),
             idle: self.config.limits.tcp_idle,
             tasks: tasks.clone(),
@@ -201,6 +203,7 @@ impl Bound {
             tokio::select! {
                 () = drain.signaled() => break,
                 _ = tick.tick(), if self.handle.open.accepts() => {
+                    self.handle.zone.tidy();
                     self.read_upstreams(&mut last_error);
                     self.serve_what_is_bound(&service);
                     self.bind_what_is_not(&service);
@@ -276,6 +279,7 @@ impl Bound {
 #[derive(Debug, Clone)]
 struct Service {
     handler: Arc<Handler>,
+    fast: Arc<Fast>,
     open: Arc<OpenSockets>,
     idle: std::time::Duration,
     tasks: Tasks,

@@ -1,37 +1,41 @@
-//! The UDP socket: read, answer, write, in one task; only what waits for an upstream gets a task of its own.
+//! The UDP socket: read a batch, answer it, write the answers, in one task; only what waits for an upstream gets a task of its
+//! own.
 //!
 //! A reply leaves from the address that was asked, or the client drops it: a socket of one address does so by itself, a
 //! wildcard socket learns the address from the kernel with each datagram and hands it back with the reply (ip(7),
 //! IP_PKTINFO; RFC 3542 section 6.1).
 
-use std::io::{self, IoSlice, IoSliceMut};
-use std::net::{IpAddr, SocketAddr, SocketAddrV4, SocketAddrV6};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::io::{self, IoSlice};
+use std::net::SocketAddr;
+use std::ops::Range;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::time::Instant;
 
-use nix::libc;
-use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg, sendmsg};
+use smallvec::SmallVec;
 use tokio::io::Interest;
 use tokio::net::UdpSocket;
 
 use super::Service;
+use crate::dns::fast::Moment;
 use crate::dns::message::Reply;
-use crate::dns::metrics::{Dropped, Transport};
+use crate::dns::metrics::{Dropped, Path, Transport, Verdict};
+use crate::dns::wire;
+use crate::sys::control::Local;
+use crate::sys::datagrams::{self, BATCH, Datagrams, Outgoing};
 
 /// No query that we answer is longer; the rest of a longer one is cut off, and it is malformed then.
 const LONGEST_QUERY: usize = 4096;
-/// After so many datagrams in a row the other tasks of the runtime have a turn.
-const TURN: usize = 64;
+/// After so many batches in a row the other tasks of the runtime have a turn.
+const TURN: usize = 4;
 
 /// Who asked, and at which of our addresses.
 #[derive(Debug, Clone, Copy)]
 struct Peer {
     client: SocketAddr,
     /// Known where the socket has more than one.
-    asked: Option<IpAddr>,
-    /// The interface that a link-local client is behind.
-    interface: u32,
+    asked: Option<Local>,
 }
 
 /// A UDP socket that replies from the address that was asked.
@@ -41,11 +45,20 @@ pub(super) struct Socket {
     wildcard: bool,
 }
 
+/// The answers of a batch.
+#[derive(Debug)]
+struct Answers {
+    octets: Vec<u8>,
+    each: Vec<(Range<usize>, Peer)>,
+    /// Of those that took the short road.
+    verdicts: [u64; Verdict::COUNT],
+}
+
 /// Answers what comes, until the stop token is cancelled.
 pub(super) async fn serve(socket: Arc<Socket>, service: Service) {
     let stop = service.tasks.stop_token();
     let metrics = &service.handler.metrics;
-    let mut buffer = vec![0; LONGEST_QUERY];
+    let (mut queries, mut answers) = (Datagrams::new(), Answers::new());
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
@@ -56,8 +69,10 @@ pub(super) async fn serve(socket: Arc<Socket>, service: Service) {
             }
         }
         for _ in 0..TURN {
-            match socket.receive(&mut buffer) {
-                Ok((length, peer)) => answer(&socket, &service, &buffer[..length], peer),
+            queries.clear();
+            let receive = || queries.receive(&socket.socket, BATCH).map_err(io::Error::from);
+            match socket.socket.try_io(Interest::READABLE, receive) {
+                Ok(_) => batch(&socket, &service, &queries, &mut answers),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 // An earlier reply's ICMP error, or too little memory: nothing that closing the socket would mend.
                 Err(error) => {
@@ -71,23 +86,79 @@ pub(super) async fn serve(socket: Arc<Socket>, service: Service) {
     }
 }
 
-fn answer(socket: &Arc<Socket>, service: &Service, query: &[u8], peer: Peer) {
-    let handler = &service.handler;
-    // One message that nobody foresaw costs itself, not the task and the messages behind it.
-    let reply = catch_unwind(AssertUnwindSafe(|| handler.handle(query, peer.client, Transport::Udp)));
-    match reply {
-        Ok(Reply::Now(octets)) => socket.send(&octets, peer, service),
-        Ok(Reply::Later(later)) => {
+fn batch(socket: &Arc<Socket>, service: &Service, queries: &Datagrams, answers: &mut Answers) {
+    let (began, metrics) = (Instant::now(), &service.handler.metrics);
+    answers.clear();
+    let moment = service.fast.moment();
+    for at in 0..queries.len() {
+        let (head, octets) = (queries.head(at), queries.bytes(at));
+        let Some(client) = head.from else {
+            metrics.dropped.inc(Dropped::NoReturnPort);
+            continue;
+        };
+        let peer = Peer { client, asked: head.to.filter(|_| socket.wildcard) };
+        let octets = &octets[..octets.len().min(LONGEST_QUERY)];
+        // One message that nobody foresaw costs itself, not the task and the messages behind it.
+        let answered = catch_unwind(AssertUnwindSafe(|| {
+            answer(socket, service, octets, peer, moment.as_ref(), answers)
+        }));
+        if answered.is_err() {
+            metrics.dropped.inc(Dropped::Panic);
+            tracing::error!(%client, "handling a DNS query panicked; it is dropped");
+        }
+    }
+    socket.send(answers, service);
+    metrics.queries_of(Transport::Udp, &answers.verdicts);
+    metrics.took_all(Path::Zone, began.elapsed(), answers.verdicts.iter().sum());
+}
+
+fn answer(
+    socket: &Arc<Socket>,
+    service: &Service,
+    query: &[u8],
+    peer: Peer,
+    moment: Option<&Moment>,
+    answers: &mut Answers,
+) {
+    let begin = answers.octets.len();
+    if let Some(moment) = moment.filter(|_| peer.client.port() != 0)
+        && let Some(verdict) =
+            service.fast.answer(query, peer.client.ip(), moment, &mut rand::rng(), &mut answers.octets)
+    {
+        answers.verdicts[verdict as usize] += 1;
+        answers.each.push((begin..answers.octets.len(), peer));
+        return;
+    }
+    match service.handler.handle(query, peer.client, Transport::Udp) {
+        Reply::Now(octets) => answers.push(&octets, peer),
+        Reply::Later(later) => {
             let (socket, again) = (Arc::clone(socket), service.clone());
-            service
-                .tasks
-                .spawn("dns udp forward", async move { socket.send(&later.wait().await, peer, &again) });
+            service.tasks.spawn("dns udp forward", async move {
+                let mut one = Answers::new();
+                one.push(&later.wait().await, peer);
+                socket.send(&one, &again);
+            });
         }
-        Ok(Reply::Drop(reason)) => handler.metrics.dropped.inc(reason),
-        Err(_) => {
-            handler.metrics.dropped.inc(Dropped::Panic);
-            tracing::error!(client = %peer.client, "handling a DNS query panicked; it is dropped");
-        }
+        Reply::Drop(reason) => service.handler.metrics.dropped.inc(reason),
+    }
+}
+
+impl Answers {
+    fn new() -> Self {
+        Self { octets: Vec::new(), each: Vec::new(), verdicts: [0; Verdict::COUNT] }
+    }
+
+    fn clear(&mut self) {
+        self.octets.clear();
+        self.each.clear();
+        self.octets.reserve(BATCH * usize::from(wire::UDP_PAYLOAD));
+        self.verdicts = [0; Verdict::COUNT];
+    }
+
+    fn push(&mut self, octets: &[u8], peer: Peer) {
+        let begin = self.octets.len();
+        self.octets.extend_from_slice(octets);
+        self.each.push((begin..self.octets.len(), peer));
     }
 }
 
@@ -102,76 +173,31 @@ impl Socket {
         Ok(Self { socket: UdpSocket::from_std(socket)?, wildcard })
     }
 
-    fn receive(&self, buffer: &mut [u8]) -> io::Result<(usize, Peer)> {
-        if self.wildcard {
-            return self.socket.try_io(Interest::READABLE, || receive_with_address(&self.socket, buffer));
-        }
-        let (length, client) = self.socket.try_recv_from(buffer)?;
-        Ok((length, Peer { client, asked: None, interface: 0 }))
-    }
-
     /// Never waits: where the kernel has no room the client asks again.
-    fn send(&self, octets: &[u8], peer: Peer, service: &Service) {
-        let sent = match peer.asked {
-            None => self.socket.try_send_to(octets, peer.client).map(drop),
-            Some(from) => {
-                self.socket.try_io(Interest::WRITABLE, || send_from(&self.socket, octets, peer, from))
-            }
-        };
-        if let Err(error) = sent {
-            service.handler.metrics.dropped.inc(Dropped::SendFailed);
-            tracing::debug!(client = %peer.client, %error, "DNS over UDP: sending failed");
+    fn send(&self, answers: &Answers, service: &Service) {
+        let slices: SmallVec<[[IoSlice<'_>; 1]; BATCH]> =
+            answers.each.iter().map(|(range, _)| [IoSlice::new(&answers.octets[range.clone()])]).collect();
+        let outgoing: SmallVec<[Outgoing<'_>; BATCH]> = (answers.each.iter().zip(&slices))
+            .map(|((_, peer), pieces)| Outgoing {
+                to: Some(peer.client),
+                from: peer.asked,
+                pieces,
+                segment: None,
+            })
+            .collect();
+        let mut rest = outgoing.as_slice();
+        while !rest.is_empty() {
+            let sent = match datagrams::send(&self.socket, rest) {
+                Ok(sent) => sent.clamp(1, rest.len()),
+                // It is that of the first: the others may have better luck.
+                Err(error) => {
+                    service.handler.metrics.dropped.inc(Dropped::SendFailed);
+                    let client = rest.first().and_then(|first| first.to);
+                    tracing::debug!(?client, %error, "DNS over UDP: sending failed");
+                    1
+                }
+            };
+            rest = &rest[sent..];
         }
     }
-}
-
-fn receive_with_address(socket: &UdpSocket, buffer: &mut [u8]) -> io::Result<(usize, Peer)> {
-    let mut control = nix::cmsg_space!(libc::in_pktinfo, libc::in6_pktinfo);
-    let mut parts = [IoSliceMut::new(buffer)];
-    let message =
-        recvmsg::<SockaddrStorage>(socket.as_raw_fd(), &mut parts, Some(&mut control), MsgFlags::empty())?;
-    let client = message.address.as_ref().and_then(socket_address).ok_or_else(|| {
-        io::Error::new(io::ErrorKind::InvalidData, "a datagram without the address of its sender")
-    })?;
-    let mut peer = Peer { client, asked: None, interface: 0 };
-    for each in message.cmsgs()? {
-        match each {
-            ControlMessageOwned::Ipv4PacketInfo(info) => {
-                // `ipi_spec_dst` is the local address to reply from, also where a broadcast was asked.
-                peer.asked = Some(IpAddr::from(u32::from_be(info.ipi_spec_dst.s_addr).to_be_bytes()));
-            }
-            ControlMessageOwned::Ipv6PacketInfo(info) => {
-                peer.asked = Some(IpAddr::from(info.ipi6_addr.s6_addr));
-                peer.interface = info.ipi6_ifindex;
-            }
-            _ => {}
-        }
-    }
-    Ok((message.bytes, peer))
-}
-
-fn send_from(socket: &UdpSocket, octets: &[u8], peer: Peer, from: IpAddr) -> io::Result<()> {
-    let to = SockaddrStorage::from(peer.client);
-    let parts = [IoSlice::new(octets)];
-    let send = |control: ControlMessage<'_>| {
-        sendmsg(socket.as_raw_fd(), &parts, &[control], MsgFlags::empty(), Some(&to))
-    };
-    match from {
-        IpAddr::V4(ip) => send(ControlMessage::Ipv4PacketInfo(&libc::in_pktinfo {
-            ipi_ifindex: 0,
-            ipi_spec_dst: libc::in_addr { s_addr: u32::from(ip).to_be() },
-            ipi_addr: libc::in_addr { s_addr: 0 },
-        }))?,
-        IpAddr::V6(ip) => send(ControlMessage::Ipv6PacketInfo(&libc::in6_pktinfo {
-            ipi6_addr: libc::in6_addr { s6_addr: ip.octets() },
-            ipi6_ifindex: if ip.is_unicast_link_local() { peer.interface } else { 0 },
-        }))?,
-    };
-    Ok(())
-}
-
-fn socket_address(address: &SockaddrStorage) -> Option<SocketAddr> {
-    let v4 = || address.as_sockaddr_in().map(|a| SocketAddrV4::from(*a).into());
-    let v6 = || address.as_sockaddr_in6().map(|a| SocketAddrV6::from(*a).into());
-    v4().or_else(v6)
 }

@@ -8,18 +8,22 @@
 mod explain;
 mod lookup;
 mod pick;
+mod prepared;
 mod records;
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use hickory_proto::rr::{Name, Record, RecordType};
-use nerve::model::VirtualIp;
+use nerve::model::{Prefix, VirtualIp};
 use rand::Rng;
 use synapse::catalog::{Catalog, Endpoint, Freshness, Reason, Service};
 
 use super::config::{Config, VirtualRanges};
 pub use explain::{Excluded, Explanation, Outcome, Rule};
 use lookup::Found;
+use prepared::Shelf;
+pub(super) use prepared::{Prepared, octets};
 use records::Records;
 
 /// The names of the mesh and their answers.
@@ -29,6 +33,7 @@ pub(super) struct Zone {
     records: Records,
     most_tcp: usize,
     virtual_ranges: VirtualRanges,
+    shelf: Shelf,
 }
 
 /// What is said about one name and type.
@@ -88,7 +93,27 @@ impl Zone {
             records: Records::new(config, serial),
             most_tcp: config.limits.answers_tcp.max(1),
             virtual_ranges: config.virtual_ranges.clone(),
+            shelf: Shelf::new(),
         }
+    }
+
+    /// The domain.
+    pub(super) fn apex(&self) -> &Name {
+        self.records.apex()
+    }
+
+    pub(super) fn catalog(&self) -> &Catalog {
+        &self.catalog
+    }
+
+    /// The ranges whose virtual addresses lead somewhere here now.
+    pub(super) fn virtual_ranges(&self) -> Arc<[Prefix]> {
+        self.virtual_ranges.now()
+    }
+
+    /// Times to live of records and of "there is none", and the numbers of the SOA as they stand in a message.
+    pub(super) fn numbers(&self) -> (u32, u32, [u8; 20]) {
+        self.records.numbers()
     }
 
     /// Is this name ours to answer? Never forwarded if so.

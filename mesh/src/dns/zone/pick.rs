@@ -46,7 +46,7 @@ fn gcd(a: usize, b: usize) -> usize {
 }
 
 /// Those that an answer may name, in a random order.
-fn wanted<'a, R: Rng>(
+pub(super) fn wanted<'a, R: Rng>(
     endpoints: &'a [Endpoint],
     rng: &mut R,
 ) -> impl Iterator<Item = &'a Endpoint> + use<'a, R> {
@@ -91,23 +91,27 @@ pub(super) fn targets(
         if picked.len() >= most {
             break;
         }
-        let instance = &endpoint.instance;
-        let number = match port {
-            None => instance.port,
-            Some(name) => instance.ports.get(name).copied(),
-        };
-        let Some(number) = number else { continue };
-        let (address, number) = (instance.address.to_canonical(), number.get());
-        if !picked.iter().any(|t| (t.address, t.port) == (address, number)) {
-            picked.push(Target {
-                node: instance.node.clone(),
-                address,
-                port: number,
-                weight: instance.weight.0.get(),
-            });
+        let Some(target) = target(endpoint, port) else { continue };
+        if !picked.iter().any(|t| (t.address, t.port) == (target.address, target.port)) {
+            picked.push(target);
         }
     }
     picked
+}
+
+/// Where an endpoint's port of that name is, or its main one; `None`: it has none.
+pub(super) fn target(endpoint: &Endpoint, port: Option<&PortName>) -> Option<Target> {
+    let instance = &endpoint.instance;
+    let number = match port {
+        None => instance.port,
+        Some(name) => instance.ports.get(name).copied(),
+    };
+    Some(Target {
+        node: instance.node.clone(),
+        address: instance.address.to_canonical(),
+        port: number?.get(),
+        weight: instance.weight.0.get(),
+    })
 }
 
 #[cfg(test)]

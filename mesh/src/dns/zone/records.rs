@@ -46,6 +46,19 @@ impl Records {
         &self.apex
     }
 
+    pub(super) fn numbers(&self) -> (u32, u32, [u8; 20]) {
+        let soa = &self.soa;
+        // Of the times, which are of both signs in hickory alone, each is small.
+        let seconds = |time: i32| time.unsigned_abs();
+        let numbers =
+            [soa.serial, seconds(soa.refresh), seconds(soa.retry), seconds(soa.expire), soa.minimum];
+        let mut octets = [0; 20];
+        for (place, number) in octets.chunks_exact_mut(4).zip(numbers) {
+            place.copy_from_slice(&number.to_be_bytes());
+        }
+        (self.ttl, self.negative_ttl, octets)
+    }
+
     pub(super) fn name_server(&self) -> Name {
         self.name_server.clone()
     }

@@ -1,0 +1,411 @@
+//! The short road of a query over UDP: from its octets to its answer's, without hickory and without memory of its own.
+//!
+//! It takes plain queries for the names that most of them are about: a service's addresses and ports, a node's address, and
+//! what does not exist right below the domain. Whatever is unusual in any way (an EDNS option, another class or type, a name of another
+//! kind, an answer that does not fit, a store that is out of reach) is left to `message`, and both give the same
+//! answer: a test holds them against each other.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use nerve::model::{Prefix, VirtualIp};
+use rand::{Rng, RngExt};
+use synapse::catalog::{Freshness, Service};
+
+use super::config::{Config, RecursionFor, Upstreams};
+use super::metrics::Verdict;
+use super::wire::{self, flag, kind};
+use super::zone::{Prepared, Zone, octets};
+
+/// The most labels that stand before the domain in a name that is answered here.
+const MOST_LABELS: usize = 2;
+/// The most targets of an answer that are answered here.
+const MOST_TARGETS: usize = 16;
+/// A pointer to the question's name.
+const QUESTION: [u8; 2] = [0xc0, 12];
+
+/// Answers what is plain. One for all sockets.
+#[derive(Debug)]
+pub(super) struct Fast {
+    zone: Arc<Zone>,
+    /// The domain's octets, in lower case, with the root's.
+    apex: Box<[u8]>,
+    ttl: [u8; 4],
+    negative_ttl: [u8; 4],
+    /// The numbers of the SOA.
+    soa: [u8; 20],
+    most: usize,
+    recursion: RecursionFor,
+    forwards: bool,
+}
+
+/// What holds for the queries of one batch.
+#[derive(Debug)]
+pub(super) struct Moment {
+    ranges: Arc<[Prefix]>,
+}
+
+/// A query that has nothing unusual.
+struct Query<'a> {
+    octets: &'a [u8],
+    /// Where the name ends.
+    end: usize,
+    kind: u16,
+    /// Its EDNS allows so many octets, and asks for signatures.
+    edns: Option<(u16, bool)>,
+}
+
+/// The name of a query, in lower case.
+struct Lower {
+    octets: [u8; 255],
+    /// Where each label that stands before the domain begins and ends.
+    labels: [(usize, usize); MOST_LABELS],
+    count: usize,
+    /// Where the domain begins.
+    apex: usize,
+}
+
+/// What an answer has.
+enum Found<'a> {
+    Addresses(&'a [IpAddr]),
+    V4(&'a [[u8; 4]]),
+    V6(&'a [[u8; 16]]),
+    Targets(&'a Prepared),
+    NoData,
+    NxDomain,
+}
+
+impl Fast {
+    pub(super) fn new(config: &Config, zone: Arc<Zone>) -> Self {
+        let (ttl, negative_ttl, soa) = zone.numbers();
+        Self {
+            apex: octets(zone.apex()),
+            ttl: ttl.to_be_bytes(),
+            negative_ttl: negative_ttl.to_be_bytes(),
+            soa,
+            most: config.limits.answers_udp.max(1),
+            recursion: config.recursion,
+            forwards: config.upstreams != Upstreams::None,
+            zone,
+        }
+    }
+
+    /// What holds now; `None` while nothing is answered here.
+    pub(super) fn moment(&self) -> Option<Moment> {
+        let is_live = matches!(&*self.zone.catalog().freshness(), Freshness::Live);
+        is_live.then(|| Moment { ranges: self.zone.virtual_ranges() })
+    }
+
+    /// Puts the answer behind what is in `out`; `None`, and nothing more in `out`: it is to be answered elsewhere.
+    pub(super) fn answer(
+        &self,
+        query: &[u8],
+        client: IpAddr,
+        moment: &Moment,
+        rng: &mut impl Rng,
+        out: &mut Vec<u8>,
+    ) -> Option<Verdict> {
+        let query = Query::read(query)?;
+        let name = Lower::read(&query, &self.apex)?;
+        let begin = out.len();
+        let verdict = self.find(&query, &name, client, moment, rng, out);
+        let most = query.edns.map_or(wire::PLAIN_UDP_PAYLOAD, |(most, _)| most);
+        if verdict.is_none() || out.len() - begin > usize::from(most) {
+            out.truncate(begin);
+            return None;
+        }
+        verdict
+    }
+
+    fn find(
+        &self,
+        query: &Query<'_>,
+        name: &Lower,
+        client: IpAddr,
+        moment: &Moment,
+        rng: &mut impl Rng,
+        out: &mut Vec<u8>,
+    ) -> Option<Verdict> {
+        let mut write = |found: &Found<'_>| self.write(query, name, client, found, rng, out);
+        let catalog = self.zone.catalog();
+        match (name.label(0)?, name.label(1)) {
+            (one, None) => match catalog.service(one) {
+                Some(service) => self.of_service(&service, query, moment, write),
+                None if one.starts_with('_') || matches!(one, "node" | "addr") => None,
+                None => write(&Found::NxDomain),
+            },
+            (node, Some("node")) => {
+                let address = catalog.node(node)?.address.to_canonical();
+                match (query.kind, address) {
+                    (kind::A, IpAddr::V4(_)) | (kind::AAAA, IpAddr::V6(_)) => {
+                        write(&Found::Addresses(&[address]))
+                    }
+                    (kind::A | kind::AAAA, _) => write(&Found::NoData),
+                    _ => None,
+                }
+            }
+            (service, Some("_tcp" | "_udp")) if query.kind == kind::SRV => {
+                let service = catalog.service(service.strip_prefix('_')?)?;
+                self.of_service(&service, query, moment, write)
+            }
+            _ => None,
+        }
+    }
+
+    fn of_service(
+        &self,
+        service: &Service,
+        query: &Query<'_>,
+        moment: &Moment,
+        mut write: impl FnMut(&Found<'_>) -> Option<Verdict>,
+    ) -> Option<Verdict> {
+        let is_v4 = match query.kind {
+            kind::A => true,
+            kind::AAAA => false,
+            kind::SRV => {
+                let prepared = self.zone.prepared(service);
+                return match prepared.targets.is_empty() {
+                    false => write(&Found::Targets(&prepared)),
+                    true if prepared.is_out => None,
+                    true => write(&Found::NoData),
+                };
+            }
+            _ => return None,
+        };
+        if service.settings.vip == VirtualIp::On && !service.vips.is_empty() {
+            let usable = |ip: &&IpAddr| moment.ranges.iter().any(|range| range.contains(**ip));
+            let of_kind = |ip: &&IpAddr| ip.is_ipv4() == is_v4;
+            if let Some(ip) = service.vips.iter().filter(of_kind).find(usable) {
+                return write(&Found::Addresses(std::slice::from_ref(ip)));
+            }
+            if service.vips.iter().any(|ip| usable(&ip)) {
+                // What is said of endpoints that do not serve is said here too.
+                return if self.zone.prepared(service).is_out { None } else { write(&Found::NoData) };
+            }
+        }
+        let prepared = self.zone.prepared(service);
+        match is_v4 {
+            true if !prepared.v4.is_empty() => write(&Found::V4(&prepared.v4)),
+            false if !prepared.v6.is_empty() => write(&Found::V6(&prepared.v6)),
+            _ if prepared.is_out => None,
+            _ => write(&Found::NoData),
+        }
+    }
+
+    fn write(
+        &self,
+        query: &Query<'_>,
+        name: &Lower,
+        client: IpAddr,
+        found: &Found<'_>,
+        rng: &mut impl Rng,
+        out: &mut Vec<u8>,
+    ) -> Option<Verdict> {
+        let begin = out.len();
+        let asked = wire::flags(query.octets);
+        let is_missing = matches!(found, Found::NxDomain);
+        let mut flags = flag::RESPONSE | flag::AUTHORITATIVE;
+        flags |= asked & (flag::RECURSION_DESIRED | flag::CHECKING_DISABLED);
+        if self.forwards && self.recursion.permits(client) {
+            flags |= flag::RECURSION_AVAILABLE;
+        }
+        flags |= if is_missing { wire::rcode::NX_DOMAIN } else { wire::rcode::NO_ERROR };
+        out.extend_from_slice(&query.octets[..2]);
+        out.extend_from_slice(&flags.to_be_bytes());
+        out.extend_from_slice(&[0, 1, 0, 0, 0, 0, 0, 0]);
+        // In the client's spelling.
+        out.extend_from_slice(&query.octets[wire::HEADER..query.end + 4]);
+        let edns_room = if query.edns.is_some() { wire::EMPTY_OPT } else { 0 };
+        let most = usize::from(query.edns.map_or(wire::PLAIN_UDP_PAYLOAD, |(most, _)| most)) - edns_room;
+        let (mut answers, mut authorities, mut additionals) = (0, 0, 0);
+        let verdict = match found {
+            Found::Addresses(ips) => {
+                ips.iter().for_each(|ip| self.address(*ip, &QUESTION, out));
+                answers = ips.len();
+                Verdict::Answered
+            }
+            Found::V4(all) => {
+                answers = run(all, self.most, rng, |ip| self.record(&QUESTION, kind::A, ip, out));
+                Verdict::Answered
+            }
+            Found::V6(all) => {
+                answers = run(all, self.most, rng, |ip| self.record(&QUESTION, kind::AAAA, ip, out));
+                Verdict::Answered
+            }
+            Found::Targets(prepared) => {
+                (answers, additionals) = self.targets(prepared, begin, most, rng, out)?;
+                Verdict::Answered
+            }
+            Found::NoData | Found::NxDomain => {
+                self.soa(u16::try_from(wire::HEADER + name.apex).ok()?, out);
+                authorities = 1;
+                if is_missing { Verdict::NxDomain } else { Verdict::NoData }
+            }
+        };
+        if let Some((_, dnssec_ok)) = query.edns {
+            wire::push_opt(out, dnssec_ok, None);
+            additionals += 1;
+        }
+        for (at, count) in [(6, answers), (8, authorities), (10, additionals)] {
+            wire::put_u16(out, begin + at, u16::try_from(count).ok()?);
+        }
+        Some(verdict)
+    }
+
+    fn record(&self, owner: &[u8], kind: u16, data: &[u8], out: &mut Vec<u8>) {
+        out.extend_from_slice(owner);
+        out.extend_from_slice(&kind.to_be_bytes());
+        out.extend_from_slice(&[0, 1]);
+        out.extend_from_slice(&self.ttl);
+        // An address, or a target: a name and three numbers.
+        out.extend_from_slice(&u16::try_from(data.len()).unwrap_or(0).to_be_bytes());
+        out.extend_from_slice(data);
+    }
+
+    fn address(&self, ip: IpAddr, owner: &[u8], out: &mut Vec<u8>) {
+        match ip.to_canonical() {
+            IpAddr::V4(ip) => self.record(owner, kind::A, &ip.octets(), out),
+            IpAddr::V6(ip) => self.record(owner, kind::AAAA, &ip.octets(), out),
+        }
+    }
+
+    /// The answers, and behind them the addresses of their hosts where they fit. Tells how many of each there are.
+    fn targets(
+        &self,
+        prepared: &Prepared,
+        begin: usize,
+        most: usize,
+        rng: &mut impl Rng,
+        out: &mut Vec<u8>,
+    ) -> Option<(usize, usize)> {
+        if prepared.targets.len().min(self.most) > MOST_TARGETS {
+            return None;
+        }
+        // Where the name of each host stands, so that its address may point there.
+        let (mut hosts, mut count) = ([(0, 0); MOST_TARGETS], 0);
+        let answers = run(&prepared.targets, self.most, rng, |target| {
+            let (name, _) = &prepared.hosts[target.host];
+            out.extend_from_slice(&QUESTION);
+            out.extend_from_slice(&kind::SRV.to_be_bytes());
+            out.extend_from_slice(&[0, 1]);
+            out.extend_from_slice(&self.ttl);
+            out.extend_from_slice(&u16::try_from(6 + name.len()).unwrap_or(0).to_be_bytes());
+            for number in [0, target.weight, target.port] {
+                out.extend_from_slice(&number.to_be_bytes());
+            }
+            if hosts[..count].iter().all(|(host, _)| *host != target.host) {
+                hosts[count] = (target.host, out.len() - begin);
+                count += 1;
+            }
+            // RFC 2782: never compressed.
+            out.extend_from_slice(name);
+        });
+        if out.len() - begin > most {
+            return None;
+        }
+        let end = out.len();
+        for (host, at) in &hosts[..count] {
+            let pointer = u16::try_from(*at).ok()? | 0xc000;
+            self.address(prepared.hosts[*host].1, &pointer.to_be_bytes(), out);
+        }
+        if out.len() - begin > most {
+            // Nobody has to have them (RFC 2181 section 9).
+            out.truncate(end);
+            count = 0;
+        }
+        Some((answers, count))
+    }
+
+    /// The SOA of a negative answer; the domain stands in the question.
+    fn soa(&self, apex: u16, out: &mut Vec<u8>) {
+        const NAMES: [&[u8]; 2] = [b"\x02ns\x04addr", b"\x0ahostmaster"];
+        let pointer = (apex | 0xc000).to_be_bytes();
+        let length = NAMES.iter().map(|name| name.len() + 2).sum::<usize>() + self.soa.len();
+        out.extend_from_slice(&pointer);
+        out.extend_from_slice(&kind::SOA.to_be_bytes());
+        out.extend_from_slice(&[0, 1]);
+        out.extend_from_slice(&self.negative_ttl);
+        out.extend_from_slice(&u16::try_from(length).unwrap_or(0).to_be_bytes());
+        for name in NAMES {
+            out.extend_from_slice(name);
+            out.extend_from_slice(&pointer);
+        }
+        out.extend_from_slice(&self.soa);
+    }
+}
+
+/// At most `most` of all in a row, beginning anywhere. Tells how many.
+fn run<T>(all: &[T], most: usize, rng: &mut impl Rng, mut each: impl FnMut(&T)) -> usize {
+    let count = all.len().min(most);
+    let start = if all.len() > 1 { rng.random_range(0..all.len()) } else { 0 };
+    let (before, from) = all.split_at(start);
+    from.iter().chain(before).take(count).for_each(&mut each);
+    count
+}
+
+impl<'a> Query<'a> {
+    fn read(octets: &'a [u8]) -> Option<Self> {
+        let plain = flag::RECURSION_DESIRED | flag::CHECKING_DISABLED | flag::AUTHENTIC_DATA;
+        let edns = match octets.get(..wire::HEADER)? {
+            [_, _, high, low, 0, 1, 0, 0, 0, 0, 0, edns @ (0 | 1)]
+                if u16::from_be_bytes([*high, *low]) & !plain == 0 =>
+            {
+                *edns == 1
+            }
+            _ => return None,
+        };
+        let mut end = wire::HEADER;
+        loop {
+            match *octets.get(end)? {
+                0 => break,
+                length @ 1..=63 => end += 1 + usize::from(length),
+                _ => return None,
+            }
+        }
+        end += 1;
+        let (kind, class) = (wire::u16_at(octets, end)?, wire::u16_at(octets, end + 2)?);
+        let edns = match (edns, octets.get(end + 4..)?) {
+            (false, []) => None,
+            // The root, the type, a payload, version 0, flags, no options.
+            (true, [0, 0, 41, high, low, 0, 0, dnssec_ok @ (0 | 0x80), 0, 0, 0]) => {
+                let payload = u16::from_be_bytes([*high, *low]);
+                Some((payload.clamp(wire::PLAIN_UDP_PAYLOAD, wire::UDP_PAYLOAD), *dnssec_ok != 0))
+            }
+            _ => return None,
+        };
+        (class == 1 && end - wire::HEADER <= 255).then_some(Self { octets, end, kind, edns })
+    }
+}
+
+impl Lower {
+    /// `None`: it is not below the domain, or has more labels there than a name that is answered here.
+    fn read(query: &Query<'_>, apex: &[u8]) -> Option<Self> {
+        let name = &query.octets[wire::HEADER..query.end];
+        let below = name.len().checked_sub(apex.len())?;
+        let mut lower = Self { octets: [0; 255], labels: [(0, 0); MOST_LABELS], count: 0, apex: below };
+        let room = lower.octets.get_mut(..name.len())?;
+        room.copy_from_slice(name);
+        // Length octets are below 64, so they keep their value.
+        room.make_ascii_lowercase();
+        if room.get(below..)? != apex {
+            return None;
+        }
+        let mut at = 0;
+        while at < below {
+            let end = at + 1 + usize::from(name[at]);
+            *lower.labels.get_mut(lower.count)? = (at + 1, end);
+            lower.count += 1;
+            at = end;
+        }
+        // Else the domain's octets began within a label.
+        (at == below).then_some(lower)
+    }
+
+    fn label(&self, at: usize) -> Option<&str> {
+        let (begin, end) = *self.labels[..self.count].get(at)?;
+        std::str::from_utf8(&self.octets[begin..end]).ok()
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,216 @@
+//! The short road against the long one: whatever the short one answers, the long one answers the same.
+
+use std::collections::BTreeSet;
+use std::net::Ipv4Addr;
+
+use hickory_proto::op::{Edns, Message, MessageType, OpCode, Query as Asked};
+use hickory_proto::rr::{Name, RData, Record, RecordType};
+use nerve::tasks::Tasks;
+use proptest::prelude::*;
+use synapse::catalog::{Catalog, Change, Writer};
+
+use super::*;
+use crate::dns::forward::{Forwarder, Servers};
+use crate::dns::message::{Handler, Reply};
+use crate::dns::metrics::{Metrics, Transport};
+
+/// Both roads over one catalog.
+struct Roads {
+    fast: Fast,
+    handler: Handler,
+    writer: Writer,
+}
+
+fn roads() -> Roads {
+    let (catalog, mut writer) = Catalog::new();
+    writer.set_freshness(Freshness::Live);
+    let ranges = tokio::sync::watch::channel(Arc::from(["10.96.0.0/16".parse().unwrap()])).1;
+    let config = Config { virtual_ranges: ranges.into(), ..Config::default() };
+    let metrics = Arc::new(Metrics::default());
+    let zone = Arc::new(Zone::new(&config, catalog, 7));
+    let forwarder =
+        Forwarder::new(&config.limits, Arc::new(Servers::default()), Tasks::new(), Arc::clone(&metrics));
+    let handler = Handler::new(&config, Arc::clone(&zone), forwarder, metrics);
+    Roads { fast: Fast::new(&config, zone), handler, writer }
+}
+
+fn record(json: serde_json::Value) -> Change {
+    Change::PutInstance(Arc::new(serde_json::from_value(json).unwrap()))
+}
+
+fn query(name: &str, kind: RecordType, edns: Option<(u16, bool)>, flags: u16) -> Vec<u8> {
+    let mut message = Message::new(rand::random(), MessageType::Query, OpCode::Query);
+    message.add_query(Asked::query(Name::from_ascii(name).unwrap(), kind));
+    message.edns = edns.map(|(payload, dnssec_ok)| {
+        let mut edns = Edns::new();
+        edns.set_max_payload(payload).set_dnssec_ok(dnssec_ok);
+        edns
+    });
+    let mut octets = message.to_vec().unwrap();
+    wire::put_u16(&mut octets, 2, flags);
+    octets
+}
+
+/// The two answers; `None` where the short road leaves it to the other.
+fn both(roads: &Roads, query: &[u8], client: IpAddr) -> (Option<(Vec<u8>, Verdict)>, Vec<u8>) {
+    let mut out = b"before".to_vec();
+    let moment = roads.fast.moment().unwrap();
+    let verdict = roads.fast.answer(query, client, &moment, &mut rand::rng(), &mut out);
+    assert_eq!(&out[..6], b"before");
+    assert!(verdict.is_some() || out.len() == 6);
+    let Reply::Now(slow) = roads.handler.handle(query, (client, 4000).into(), Transport::Udp) else {
+        panic!("of the domain");
+    };
+    (verdict.map(|verdict| (out.split_off(6), verdict)), slow)
+}
+
+fn set(records: &[Record]) -> BTreeSet<String> {
+    records.iter().map(Record::to_string).collect()
+}
+
+/// Is one as good as the other? Where there is more than an answer holds, each has its own choice.
+fn assert_same(fast: &[u8], slow: &[u8], is_choice: bool) {
+    let [one, other] = [fast, slow].map(|octets| Message::from_vec(octets).unwrap());
+    assert_eq!(one.metadata, other.metadata);
+    assert_eq!(&fast[..wire::HEADER][..6], &slow[..wire::HEADER][..6]);
+    assert_eq!(
+        one.queries[0].name().to_ascii(),
+        other.queries[0].name().to_ascii(),
+        "in the client's spelling"
+    );
+    assert_eq!((&one.queries, &one.edns), (&other.queries, &other.edns));
+    // The short road has the domain in the client's spelling there.
+    let owners = |message: &Message| {
+        set(&message.authorities).iter().map(|text| text.to_lowercase()).collect::<Vec<_>>()
+    };
+    assert_eq!(owners(&one), owners(&other));
+    assert_eq!(one.answers.len(), other.answers.len());
+    for message in [&one, &other] {
+        assert_eq!(set(&message.answers).len(), message.answers.len(), "each once");
+        let hosts: BTreeSet<_> = (message.answers.iter())
+            .filter_map(
+                |record| if let RData::SRV(srv) = &record.data { Some(srv.target.to_string()) } else { None },
+            )
+            .collect();
+        let named: BTreeSet<_> = message.additionals.iter().map(|record| record.name.to_string()).collect();
+        assert!(named.is_empty() || named == hosts, "{hosts:?} {named:?}");
+    }
+    if !is_choice {
+        assert_eq!(set(&one.answers), set(&other.answers));
+        // Written closer, more of them fit.
+        assert!(other.additionals.is_empty() || set(&one.additionals) == set(&other.additionals));
+    }
+}
+
+fn instances() -> impl Strategy<Value = Vec<Change>> {
+    let address = prop_oneof![
+        (1..20u8).prop_map(|last| IpAddr::from([192, 0, 2, last])),
+        (1..4u16).prop_map(|last| IpAddr::from([0x2001, 0xdb8, 0, 0, 0, 0, 0, last])),
+        Just(IpAddr::from(Ipv4Addr::new(198, 51, 100, 1).to_ipv6_mapped())),
+    ];
+    let health = prop_oneof![4 => Just("passing"), 1 => Just("critical"), 1 => Just("warning")];
+    let one = ("web|db", 0..40u8, address, 80..83u16, health, any::<bool>());
+    let one = one.prop_map(|(service, id, address, port, health, backup)| {
+        // Of two at one address and port an answer has one or the other: they are alike.
+        let (node, weight) = (if address.is_ipv4() { "a" } else { "b" }, port - 79);
+        record(serde_json::json!({
+            "service": service, "id": id.to_string(), "node": node, "address": address, "port": port,
+            "health": health, "backup": backup, "weight": weight,
+        }))
+    });
+    proptest::collection::vec(one, 0..24)
+}
+
+fn nodes(a: u8) -> [Change; 2] {
+    [("a", format!("192.0.2.{a}")), ("b", "2001:db8::1".to_owned())].map(|(name, address)| {
+        let node = serde_json::json!({"name": name, "address": address, "version": "0"});
+        Change::PutNode(Arc::new(serde_json::from_value(node).unwrap()))
+    })
+}
+
+const NAMES: &str = "(web|db|WeB|nothing|node|addr|_web|[a-z]{1,63}|x\\.y|_web\\._tcp|_db\\._UDP|_x\\._tcp|tasks\\.web|a\\.node|B\\.NODE|c\\.node|\
+    ip-192-0-2-1\\.addr|ns\\.addr|_http\\._tcp\\.web|_tcp)\\.(mesh|MeSh)\\.internal\\.|mesh\\.internal\\.";
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(512))]
+
+    #[test]
+    fn both_roads_give_the_same_answer(
+        (before, more, a, vips) in (instances(), instances(), 1..5u8, 0..4u8),
+        queries in proptest::collection::vec(
+            (NAMES, 0..6usize, proptest::option::of((0..4096u16, any::<bool>())), any::<bool>(), any::<bool>()), 1..24),
+    ) {
+        let mut roads = roads();
+        let vips = ["10.96.0.1", "10.96.0.2", "10.97.0.1", "fd00::1"].into_iter().take(vips.into());
+        let claims = vips.map(|vip| Change::PutVip(vip.parse().unwrap(), "db".parse().unwrap()));
+        roads.writer.apply(before.into_iter().chain(nodes(1)).chain(claims));
+        let changes = [Vec::new(), more, nodes(a).into()];
+        for (step, change) in changes.into_iter().enumerate() {
+            roads.writer.apply(change);
+            for (name, kind, edns, desired, private) in &queries {
+                let kinds = [RecordType::A, RecordType::AAAA, RecordType::SRV, RecordType::TXT, RecordType::ANY, RecordType::SOA];
+                let flags = if *desired { flag::RECURSION_DESIRED | flag::CHECKING_DISABLED } else { flag::AUTHENTIC_DATA };
+                let client = if *private { [127, 0, 0, 1] } else { [8, 8, 8, 8] };
+                let query = query(name, kinds[*kind], *edns, flags);
+                let (fast, slow) = both(&roads, &query, client.into());
+                if let Some((fast, verdict)) = fast {
+                    let service = roads.fast.zone.catalog().service(name.trim_start_matches('_').split('.').next().unwrap().to_lowercase().as_str());
+                    let is_choice = service.is_some_and(|service| service.serving().count() > 8);
+                    assert_same(&fast, &slow, is_choice);
+                    let code = Message::from_vec(&slow).unwrap().metadata.response_code;
+                    prop_assert_eq!(verdict == Verdict::NxDomain, code == hickory_proto::op::ResponseCode::NXDomain, "step {}", step);
+                    prop_assert!(fast.len() <= usize::from(edns.map_or(512, |(payload, _)| payload.clamp(512, 1232))));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn no_octets_make_it_panic_or_leave_anything(octets in proptest::collection::vec(any::<u8>(), 0..120), plain: bool) {
+        let mut octets = octets;
+        if plain && octets.len() > 12 {
+            octets[2..12].copy_from_slice(&[1, 0, 0, 1, 0, 0, 0, 0, 0, 0]);
+        }
+        let roads = roads();
+        let (moment, mut out) = (roads.fast.moment().unwrap(), Vec::new());
+        let client = IpAddr::from([127, 0, 0, 1]);
+        let verdict = roads.fast.answer(&octets, client, &moment, &mut rand::rng(), &mut out);
+        prop_assert!(verdict.is_some() || out.is_empty());
+    }
+}
+
+#[test]
+fn what_most_ask_takes_the_short_road() {
+    let mut roads = roads();
+    roads.writer.apply(nodes(1));
+    for (id, address) in [("1", "192.0.2.1"), ("2", "192.0.2.2")] {
+        roads.writer.apply([record(
+            serde_json::json!({"service": "web", "id": id, "node": "a", "address": address, "port": 80}),
+        )]);
+    }
+    let verdict = |name: &str, kind, edns| {
+        let query = query(name, kind, edns, flag::RECURSION_DESIRED);
+        both(&roads, &query, IpAddr::from([127, 0, 0, 1])).0.map(|(_, verdict)| verdict)
+    };
+    for edns in [None, Some((1232, false))] {
+        for (name, kind, expected) in [
+            ("web.mesh.internal.", RecordType::A, Some(Verdict::Answered)),
+            ("web.mesh.internal.", RecordType::AAAA, Some(Verdict::NoData)),
+            ("web.mesh.internal.", RecordType::SRV, Some(Verdict::Answered)),
+            ("_web._tcp.mesh.internal.", RecordType::SRV, Some(Verdict::Answered)),
+            ("a.node.mesh.internal.", RecordType::A, Some(Verdict::Answered)),
+            ("nothing.mesh.internal.", RecordType::A, Some(Verdict::NxDomain)),
+            ("web.mesh.internal.", RecordType::TXT, None),
+            ("mesh.internal.", RecordType::SOA, None),
+            ("example.com.", RecordType::A, None),
+        ] {
+            if name != "example.com." {
+                assert_eq!(verdict(name, kind, edns), expected, "{name} {kind} {edns:?}");
+            }
+        }
+    }
+    roads
+        .writer
+        .set_freshness(Freshness::Stale { since: std::time::SystemTime::now(), reason: "gone".to_owned() });
+    assert!(roads.fast.moment().is_none(), "what is stale is told");
+}
