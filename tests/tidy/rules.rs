@@ -197,6 +197,7 @@ pub(crate) const ROOMS: &[Room] = &[
             "mesh::drain",
             "mesh::inherited",
             "mesh::advice",
+            "mesh::sys",
         ],
     ),
     // Read handles of all rooms; nobody but the agent imports it.

@@ -170,6 +170,9 @@ impl Config {
             listen: self.dns.listen.clone(),
             domain: self.dns.domain.clone(),
             ttl: self.dns.ttl.get(),
+            only_passing: self.dns.only_passing,
+            panic: self.dns.panic,
+            place: dns::Place { region: self.node.region.clone(), zone: self.node.zone.clone() },
             upstreams: if upstreams.is_empty() {
                 dns::Upstreams::default()
             } else {

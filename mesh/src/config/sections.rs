@@ -174,6 +174,10 @@ pub struct Dns {
     pub ttl: Period,
     /// Who is asked for other names; empty: those of `/etc/resolv.conf`.
     pub upstreams: Vec<SocketAddr>,
+    /// Instances with warnings are named only where none passes.
+    pub only_passing: bool,
+    /// Where every instance of a service fails, all are named.
+    pub panic: bool,
 }
 
 /// `[admin]`: the interface of the command line, of Prometheus and of orchestrators.
@@ -389,6 +393,8 @@ impl Dns {
             domain: section.or("domain", Text(Domain::default())).0,
             ttl: section.or("ttl", Period::seconds(5)),
             upstreams: section.or("upstreams", Vec::new()),
+            only_passing: section.or("only_passing", true),
+            panic: section.or("panic", true),
         }
     }
 }

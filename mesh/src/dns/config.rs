@@ -9,7 +9,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use nerve::model::Prefix;
+use nerve::model::{Instance, Prefix, Region, Zone};
 use tokio::sync::watch;
 
 /// Longest domain: leaves room for the longest label that is put in front of it (RFC 1035 allows 255 octets a name).
@@ -35,6 +35,39 @@ pub struct Config {
     pub limits: Limits,
     /// The ranges whose virtual addresses lead somewhere on this node. Default: none, so no answer names any.
     pub virtual_ranges: VirtualRanges,
+    /// Instances with warnings are named only where none passes. Default: true.
+    pub only_passing: bool,
+    /// Where every instance fails, all are named, as the balancer tries them all. Default: true; else NODATA.
+    pub panic: bool,
+    /// Where this node stands: what is nearer is named first. Default: nowhere.
+    pub place: Place,
+}
+
+/// Where a node stands.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Place {
+    /// Its region.
+    pub region: Option<Region>,
+    /// Its zone, in the region.
+    pub zone: Option<Zone>,
+}
+
+impl Place {
+    /// The greatest distance.
+    pub(super) const FAR: u8 = 2;
+
+    pub(super) fn is_known(&self) -> bool {
+        self.region.is_some() || self.zone.is_some()
+    }
+
+    /// 0: the same zone; 1: the same region; else [`Place::FAR`].
+    pub(super) fn distance(&self, instance: &Instance) -> u8 {
+        match (self.region == instance.region, self.zone == instance.zone) {
+            (true, true) => 0,
+            (true, false) if self.region.is_some() => 1,
+            _ => Self::FAR,
+        }
+    }
 }
 
 /// Ranges of addresses that change while the server runs.
@@ -137,6 +170,9 @@ impl Default for Config {
             recursion: RecursionFor::PrivateClients,
             limits: Limits::default(),
             virtual_ranges: VirtualRanges::default(),
+            only_passing: true,
+            panic: true,
+            place: Place::default(),
         }
     }
 }

@@ -18,7 +18,7 @@ mod server;
 mod wire;
 mod zone;
 
-pub use config::{Config, Domain, DomainError, Limits, RecursionFor, Upstreams, VirtualRanges};
+pub use config::{Config, Domain, DomainError, Limits, Place, RecursionFor, Upstreams, VirtualRanges};
 pub use metrics::Metrics;
 pub use server::{BindError, Bound, Handle, Listener, bind};
 pub use zone::{Excluded, Explanation, Outcome, Rule};

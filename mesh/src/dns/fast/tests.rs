@@ -115,7 +115,7 @@ fn instances() -> impl Strategy<Value = Vec<Change>> {
         let (node, weight) = (if address.is_ipv4() { "a" } else { "b" }, port - 79);
         record(serde_json::json!({
             "service": service, "id": id.to_string(), "node": node, "address": address, "port": port,
-            "health": health, "backup": backup, "weight": weight,
+            "health": health, "backup": backup, "weight": weight, "tags": ["v1"], "zone": "east", "labels": {"role": "x"},
         }))
     });
     proptest::collection::vec(one, 0..24)
@@ -123,12 +123,12 @@ fn instances() -> impl Strategy<Value = Vec<Change>> {
 
 fn nodes(a: u8) -> [Change; 2] {
     [("a", format!("192.0.2.{a}")), ("b", "2001:db8::1".to_owned())].map(|(name, address)| {
-        let node = serde_json::json!({"name": name, "address": address, "version": "0"});
+        let node = serde_json::json!({"name": name, "address": address, "version": "0", "zone": "east"});
         Change::PutNode(Arc::new(serde_json::from_value(node).unwrap()))
     })
 }
 
-const NAMES: &str = "(web|db|WeB|nothing|node|addr|_web|[a-z]{1,63}|x\\.y|_web\\._tcp|_db\\._UDP|_x\\._tcp|tasks\\.web|a\\.node|B\\.NODE|c\\.node|\
+const NAMES: &str = "(web|db|east|service|dc1|web\\.service|WEB\\.Service|web\\.service\\.dc1|v1\\.web\\.service|web\\.zone\\.east|zone\\.east|0\\.web|WeB|nothing|node|addr|_web|[a-z]{1,63}|x\\.y|_web\\._tcp|_db\\._UDP|_x\\._tcp|tasks\\.web|a\\.node|B\\.NODE|c\\.node|\
     ip-192-0-2-1\\.addr|ns\\.addr|_http\\._tcp\\.web|_tcp)\\.(mesh|MeSh)\\.internal\\.|mesh\\.internal\\.";
 
 proptest! {

@@ -4,7 +4,7 @@ use hickory_proto::rr::{Name, Record, RecordType};
 use serde::{Deserialize, Serialize};
 use synapse::catalog::{Freshness, Reason};
 
-use super::lookup::{self, Found};
+use super::lookup::{self, Found, Group};
 use super::{Answer, Kind, Zone, left_out, none_serves};
 
 /// What DNS would answer for a name, and why.
@@ -38,6 +38,12 @@ pub enum Rule {
     Service,
     /// `tasks.<service>`.
     Tasks,
+    /// `<service>.service`, with a tag or without.
+    ConsulService,
+    /// `<service>.zone.<zone>`.
+    InZone,
+    /// `<instance>.<service>`.
+    Instance,
     /// `_<service>._tcp`.
     ServicePort,
     /// `_<port>._tcp.<service>`.
@@ -140,7 +146,15 @@ impl Zone {
             return (Kind::NotReady, Vec::new());
         }
         let (mut kind, mut records) = (Kind::NxDomain, Vec::new());
-        for each in [RecordType::SOA, RecordType::NS, RecordType::A, RecordType::AAAA, RecordType::SRV] {
+        let kinds = [
+            RecordType::SOA,
+            RecordType::NS,
+            RecordType::A,
+            RecordType::AAAA,
+            RecordType::SRV,
+            RecordType::TXT,
+        ];
+        for each in kinds {
             let answer: Answer = self.answer_found(found, name, each, self.most_tcp, &mut rand::rng());
             records.extend(answer.answers.iter().map(Record::to_string));
             if answer.kind == Kind::Records || kind != Kind::Records {
@@ -170,9 +184,15 @@ impl Zone {
         match found {
             Found::Apex => "the domain that this node answers".to_owned(),
             Found::NameServer => "every node of the catalog, since all of them answer DNS".to_owned(),
-            Found::Service { service, .. } | Found::Targets { service, .. } => {
-                let all = service.endpoints.len();
-                let serving = service.serving().count();
+            Found::Instance { service, at } => {
+                let instance = &service.endpoints[*at].instance;
+                format!("instance {} of service {}, whether it serves or not", instance.id, service.name)
+            }
+            Found::Service { service, .. }
+            | Found::Group { service, .. }
+            | Found::Targets { service, .. } => {
+                let members = || service.endpoints.iter().filter(|endpoint| found.group().has(endpoint));
+                let (all, serving) = (members().count(), members().filter(|e| e.is_serving()).count());
                 let vips: Vec<String> = match found {
                     Found::Service { service, tasks: false } => {
                         self.virtual_addresses(service).map(|ip| ip.to_string()).collect()
@@ -186,9 +206,17 @@ impl Zone {
                          {serving} of {all} endpoints serve behind it"
                     );
                 }
-                match none_serves(service) {
+                let of = match found.group() {
+                    Group::All => format!("service {}", service.name),
+                    Group::Tagged(tag) => format!("service {} with the tag {tag}", service.name),
+                    Group::InZone(zone) => format!("service {} in the zone {zone}", service.name),
+                };
+                match none_serves(service, found.group()) {
+                    Some(note) if kind == Kind::Records => {
+                        format!("{}: all that fail are named, since a check may be wrong", note.text)
+                    }
                     Some(note) => format!("{}: NODATA, since the name exists", note.text),
-                    None => format!("{serving} of {all} endpoints of service {} serve", service.name),
+                    None => format!("{serving} of {all} endpoints of {of} serve"),
                 }
             }
             Found::Node(node) => format!("the address that node {} registered", node.name),
@@ -212,6 +240,9 @@ fn rule(found: &Found) -> Rule {
         Found::NameServer => Rule::NameServer,
         Found::Service { tasks: false, .. } => Rule::Service,
         Found::Service { tasks: true, .. } => Rule::Tasks,
+        Found::Group { group: Group::InZone(_), .. } => Rule::InZone,
+        Found::Group { .. } => Rule::ConsulService,
+        Found::Instance { .. } => Rule::Instance,
         Found::Targets { port: None, .. } => Rule::ServicePort,
         Found::Targets { port: Some(_), .. } => Rule::NamedPort,
         Found::Node(_) => Rule::Node,
@@ -233,5 +264,5 @@ fn excluded(found: &Found) -> Vec<Excluded> {
             detail: instance.health_reason.clone(),
         })
     };
-    endpoints.iter().filter_map(one).collect()
+    endpoints.iter().filter(|endpoint| found.group().has(endpoint)).filter_map(one).collect()
 }

@@ -4,23 +4,33 @@
 //! (apex)                         the domain: SOA, NS
 //! <service>                      its virtual addresses where it has some that lead somewhere here, else its endpoints
 //! tasks.<service>                its endpoints, always
+//! <service>.service              its endpoints
+//! <tag>.<service>.service        those with a tag
+//! <service>.zone.<zone>          those in a zone
+//! <instance>.<service>           one of them
 //! _<service>._tcp                its endpoints' main ports (SRV; _udp likewise)
+//! _<service>._tcp.service        the same; with a tag in the place of the protocol, those with the tag (RFC 2782)
 //! _<port>._tcp.<service>         their ports of that name (SRV; _udp likewise)
 //! <node>.node                    a node
 //! ip-192-0-2-1.addr              192.0.2.1; ip-2001-db8-0-0-0-0-0-1.addr likewise
+//! c0000201.addr                  the same in hexadecimal, eight digits or 32
 //! ns.addr                        the nodes, which all answer DNS
 //! ```
+//!
+//! What Consul's clients ask for may have its datacenter behind it: `web.service.dc1`. Tags, zones and ids are compared without regard
+//! to case, and those with dots in them are several labels.
 //!
 //! An instance does not say which transport its port speaks, so `_udp` and `_tcp` name the same ports. Where a node is
 //! called `tasks`, `tasks.node` is that node and not the tasks of a service called `node`.
 
+use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use hickory_proto::rr::Name;
-use nerve::model::{Node, PortName};
+use nerve::model::{Node, PortName, Zone};
 use smallvec::SmallVec;
-use synapse::catalog::{Catalog, Service};
+use synapse::catalog::{Catalog, Endpoint, Service};
 
 /// What a name means.
 #[derive(Debug, Clone)]
@@ -31,8 +41,12 @@ pub(super) enum Found {
     NameServer,
     /// A service; `tasks` if its endpoints were asked for by that word.
     Service { service: Arc<Service>, tasks: bool },
+    /// The endpoints of a service that are in a group.
+    Group { service: Arc<Service>, group: Group },
     /// The ports of a service, the main ones or those of a name; only SRV.
-    Targets { service: Arc<Service>, port: Option<PortName> },
+    Targets { service: Arc<Service>, group: Group, port: Option<PortName> },
+    /// One endpoint of a service, by its place.
+    Instance { service: Arc<Service>, at: usize },
     /// A node.
     Node(Arc<Node>),
     /// A name that spells an address.
@@ -43,11 +57,50 @@ pub(super) enum Found {
     Missing,
 }
 
+/// Some of a service's endpoints.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Group {
+    All,
+    /// With this tag, in lower case.
+    Tagged(String),
+    /// In this zone, in lower case.
+    InZone(String),
+}
+
+impl Group {
+    pub(super) fn has(&self, endpoint: &Endpoint) -> bool {
+        let instance = &endpoint.instance;
+        match self {
+            Self::All => true,
+            Self::Tagged(tag) => instance.tags.iter().any(|own| own.as_str().eq_ignore_ascii_case(tag)),
+            Self::InZone(zone) => {
+                instance.zone.as_ref().is_some_and(|own| own.as_str().eq_ignore_ascii_case(zone))
+            }
+        }
+    }
+
+    /// Does it have anybody, serving or not?
+    fn is_of(&self, service: &Service) -> bool {
+        *self == Self::All || service.endpoints.iter().any(|endpoint| self.has(endpoint))
+    }
+}
+
 impl Found {
     pub(super) fn service(&self) -> Option<&Service> {
         match self {
-            Self::Service { service, .. } | Self::Targets { service, .. } => Some(service),
+            Self::Service { service, .. }
+            | Self::Group { service, .. }
+            | Self::Targets { service, .. }
+            | Self::Instance { service, .. } => Some(service),
             _ => None,
+        }
+    }
+
+    /// Which endpoints of the service are meant.
+    pub(super) fn group(&self) -> &Group {
+        match self {
+            Self::Group { group, .. } | Self::Targets { group, .. } => group,
+            _ => &Group::All,
         }
     }
 
@@ -60,6 +113,11 @@ impl Found {
     }
 }
 
+/// The most labels that stand before the domain; no name of ours has more.
+const MOST_LABELS: usize = 40;
+/// What Consul's clients may put behind a name.
+const DATACENTER: &str = "dc1";
+
 /// Finds what `name`, which is `apex` or under it, means now.
 pub(super) fn find(name: &Name, apex: &Name, catalog: &Catalog) -> Found {
     let below = usize::from(name.num_labels()).saturating_sub(usize::from(apex.num_labels()));
@@ -67,52 +125,127 @@ pub(super) fn find(name: &Name, apex: &Name, catalog: &Catalog) -> Found {
     for label in name.iter().take(below) {
         // A label that is no text is no name of ours, at whatever depth it stands.
         let Ok(label) = std::str::from_utf8(label) else { return Found::Missing };
-        if labels.len() == 3 {
+        if labels.len() == MOST_LABELS {
             return Found::Missing;
         }
         labels.push(label.to_ascii_lowercase());
     }
     let labels: SmallVec<[&str; 4]> = labels.iter().map(String::as_str).collect();
-    match labels.as_slice() {
+    match meaning(&labels, catalog) {
+        Found::Missing => match labels.split_last() {
+            Some((&DATACENTER, rest)) => of_datacenter(rest, catalog),
+            _ => Found::Missing,
+        },
+        found => found,
+    }
+}
+
+fn meaning(labels: &[&str], catalog: &Catalog) -> Found {
+    match labels {
         [] => Found::Apex,
         [one] => match catalog.service(one) {
             Some(service) => Found::Service { service, tasks: false },
-            None if matches!(*one, "node" | "addr") || is_transport(one) => Found::Empty,
+            None if is_inner(one) || is_zone(one, catalog) => Found::Empty,
             None => Found::Missing,
         },
-        [left, right] => two(left, right, catalog),
+        [node, "node"] if catalog.node(node).is_some() => {
+            catalog.node(node).map_or(Found::Missing, Found::Node)
+        }
+        ["ns", "addr"] => Found::NameServer,
+        [label, "addr"] if address(label).is_some() => address(label).map_or(Found::Missing, Found::Address),
+        [left @ .., "service"] if !matches!(consul(left, catalog), Found::Missing) => consul(left, catalog),
+        [left, transport] if is_transport(transport) => {
+            let service = left.strip_prefix('_').and_then(|name| catalog.service(name));
+            let found = |service| Found::Targets { service, group: Group::All, port: None };
+            service.map_or(Found::Missing, found)
+        }
         [port, transport, service] if is_transport(transport) => named_port(port, service, catalog),
+        [service, "zone", zone @ ..] if !zone.is_empty() => {
+            group(service, Group::InZone(zone.join(".")), catalog)
+        }
+        ["zone", zone @ ..] if !zone.is_empty() && is_zone(&zone.join("."), catalog) => Found::Empty,
+        [left @ .., service] => of_service(left, service, catalog),
+    }
+}
+
+/// Nothing stands there, but something does below.
+pub(super) fn is_inner(label: &str) -> bool {
+    matches!(label, "node" | "addr" | "service" | DATACENTER) || is_transport(label)
+}
+
+/// The last labels of the names of zones that nodes stand in, in lower case.
+pub(super) fn zone_ends(catalog: &Catalog) -> HashSet<String> {
+    let nodes = catalog.nodes();
+    let zones = nodes.iter().filter_map(|node| node.zone.as_ref());
+    zones.filter_map(|zone| Some(zone.as_str().rsplit('.').next()?.to_ascii_lowercase())).collect()
+}
+
+/// Do nodes stand in it, or in one whose name ends so?
+fn is_zone(name: &str, catalog: &Catalog) -> bool {
+    let is_it = |zone: &Zone| {
+        let zone = zone.as_str();
+        let end = zone.len().checked_sub(name.len()).and_then(|at| zone.get(at..));
+        end.is_some_and(|end| end.eq_ignore_ascii_case(name))
+            && (zone.len() == name.len() || zone[..zone.len() - name.len()].ends_with('.'))
+    };
+    catalog.nodes().iter().filter_map(|node| node.zone.as_ref()).any(is_it)
+}
+
+/// What Consul knows below its datacenter.
+fn of_datacenter(labels: &[&str], catalog: &Catalog) -> Found {
+    match labels {
+        ["node" | "addr" | "service"] => Found::Empty,
+        [.., "node" | "addr" | "service"] => meaning(labels, catalog),
         _ => Found::Missing,
     }
 }
 
-fn two(left: &str, right: &str, catalog: &Catalog) -> Found {
-    if is_transport(right) {
-        let service = left.strip_prefix('_').and_then(|name| catalog.service(name));
-        return service.map_or(Found::Missing, |service| Found::Targets { service, port: None });
-    }
-    if right == "node"
-        && let Some(node) = catalog.node(left)
-    {
-        return Found::Node(node);
-    }
-    if right == "addr" {
-        if left == "ns" {
-            return Found::NameServer;
+/// What stands before `service`: a service, with a tag or without, or the two of RFC 2782.
+fn consul(labels: &[&str], catalog: &Catalog) -> Found {
+    match labels {
+        [] => Found::Empty,
+        [service, tag] if service.starts_with('_') && tag.starts_with('_') => {
+            let Some(service) = catalog.service(&service[1..]) else { return Found::Missing };
+            let group = if is_transport(tag) { Group::All } else { Group::Tagged(tag[1..].to_owned()) };
+            if group.is_of(&service) { Found::Targets { service, group, port: None } } else { Found::Missing }
         }
-        if let Some(ip) = address(left) {
-            return Found::Address(ip);
-        }
+        [service] => group(service, Group::All, catalog),
+        [tag @ .., service] => group(service, Group::Tagged(tag.join(".")), catalog),
     }
-    match catalog.service(right) {
-        Some(service) if left == "tasks" => Found::Service { service, tasks: true },
-        Some(service)
-            if is_transport(left) && service.endpoints.iter().any(|e| !e.instance.ports.is_empty()) =>
-        {
-            Found::Empty
-        }
+}
+
+fn group(service: &str, group: Group, catalog: &Catalog) -> Found {
+    match catalog.service(service) {
+        Some(service) if group.is_of(&service) => Found::Group { service, group },
         _ => Found::Missing,
     }
+}
+
+/// What stands before a service's name.
+fn of_service(labels: &[&str], service: &str, catalog: &Catalog) -> Found {
+    let Some(service) = catalog.service(service) else { return Found::Missing };
+    match labels {
+        ["tasks"] => return Found::Service { service, tasks: true },
+        ["zone"] => return Found::Missing,
+        [transport] if is_transport(transport) => {
+            let has_ports = service.endpoints.iter().any(|e| !e.instance.ports.is_empty());
+            return if has_ports { Found::Empty } else { Found::Missing };
+        }
+        _ => {}
+    }
+    let id = labels.join(".");
+    let ids = || service.endpoints.iter().map(|endpoint| endpoint.instance.id.as_str());
+    if let Some(at) = ids().position(|own| own.eq_ignore_ascii_case(&id)) {
+        return Found::Instance { service, at };
+    }
+    let end = format!(".{id}");
+    let is_end = |own: &str| {
+        own.len()
+            .checked_sub(end.len())
+            .and_then(|at| own.get(at..))
+            .is_some_and(|own| own.eq_ignore_ascii_case(&end))
+    };
+    if ids().any(is_end) { Found::Empty } else { Found::Missing }
 }
 
 /// A port name exists as long as an endpoint has it, whether it serves or not.
@@ -122,7 +255,8 @@ fn named_port(port: &str, service: &str, catalog: &Catalog) -> Found {
         let service = catalog.service(service)?;
         service.endpoints.iter().any(|e| e.instance.ports.contains_key(&port)).then_some((service, port))
     };
-    found().map_or(Found::Missing, |(service, port)| Found::Targets { service, port: Some(port) })
+    let targets = |(service, port)| Found::Targets { service, group: Group::All, port: Some(port) };
+    found().map_or(Found::Missing, targets)
 }
 
 fn is_transport(label: &str) -> bool {
@@ -141,6 +275,22 @@ pub(super) fn address_label(ip: IpAddr) -> String {
 }
 
 fn address(label: &str) -> Option<IpAddr> {
+    spelled(label).or_else(|| in_hexadecimal(label))
+}
+
+/// As Consul spells addresses.
+fn in_hexadecimal(label: &str) -> Option<IpAddr> {
+    if !label.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+        return None;
+    }
+    match label.len() {
+        8 => u32::from_str_radix(label, 16).ok().map(|number| Ipv4Addr::from(number).into()),
+        32 => u128::from_str_radix(label, 16).ok().map(|number| Ipv6Addr::from(number).into()),
+        _ => None,
+    }
+}
+
+fn spelled(label: &str) -> Option<IpAddr> {
     let parts: SmallVec<[&str; 9]> = label.strip_prefix("ip-")?.split('-').take(9).collect();
     let ip = match parts.len() {
         4 => {
@@ -172,10 +322,16 @@ mod tests {
         #[test]
         fn a_name_that_spells_an_address_reads_back(ip: IpAddr) {
             prop_assert_eq!(address(&address_label(ip)), Some(ip));
+            let octets = match ip {
+                IpAddr::V4(ip) => ip.octets().to_vec(),
+                IpAddr::V6(ip) => ip.octets().to_vec(),
+            };
+            let hexadecimal: String = octets.iter().map(|octet| format!("{octet:02x}")).collect();
+            prop_assert_eq!(address(&hexadecimal), Some(ip));
         }
 
         #[test]
-        fn an_address_has_one_spelling(label in "ip-[0-9a-f+-]{1,40}") {
+        fn an_address_has_one_spelling_of_each_kind(label in "ip-[0-9a-f+-]{1,40}") {
             if let Some(ip) = address(&label) {
                 prop_assert_eq!(address_label(ip), label);
             }

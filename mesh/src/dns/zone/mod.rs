@@ -11,19 +11,22 @@ mod pick;
 mod prepared;
 mod records;
 
+use std::collections::HashSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use arc_swap::ArcSwap;
 use hickory_proto::rr::{Name, Record, RecordType};
-use nerve::model::{Prefix, VirtualIp};
+use nerve::model::{Node, Prefix, VirtualIp};
 use rand::Rng;
 use synapse::catalog::{Catalog, Endpoint, Freshness, Reason, Service};
 
 use super::config::{Config, VirtualRanges};
 pub use explain::{Excluded, Explanation, Outcome, Rule};
-use lookup::Found;
+use lookup::{Found, Group};
+use pick::Rules;
 use prepared::Shelf;
-pub(super) use prepared::{Prepared, octets};
+pub(super) use prepared::{Prepared, Steps, octets};
 use records::Records;
 
 /// The names of the mesh and their answers.
@@ -34,6 +37,9 @@ pub(super) struct Zone {
     most_tcp: usize,
     virtual_ranges: VirtualRanges,
     shelf: Shelf,
+    rules: Rules,
+    /// The last labels of zones' names, as of so many changes of nodes.
+    zones: ArcSwap<(u64, HashSet<String>)>,
 }
 
 /// What is said about one name and type.
@@ -94,6 +100,12 @@ impl Zone {
             most_tcp: config.limits.answers_tcp.max(1),
             virtual_ranges: config.virtual_ranges.clone(),
             shelf: Shelf::new(),
+            zones: ArcSwap::default(),
+            rules: Rules {
+                only_passing: config.only_passing,
+                panics: config.panic,
+                place: config.place.clone(),
+            },
         }
     }
 
@@ -109,6 +121,17 @@ impl Zone {
     /// The ranges whose virtual addresses lead somewhere here now.
     pub(super) fn virtual_ranges(&self) -> Arc<[Prefix]> {
         self.virtual_ranges.now()
+    }
+
+    /// May something stand below a label that is no service? Where it may, what stands there is looked up the long way.
+    pub(super) fn has_below(&self, label: &str) -> bool {
+        let nodes = self.catalog.node_changes();
+        let mut zones = self.zones.load();
+        if zones.0 != nodes {
+            self.zones.store(Arc::new((nodes, lookup::zone_ends(&self.catalog))));
+            zones = self.zones.load();
+        }
+        lookup::is_inner(label) || zones.1.contains(label)
     }
 
     /// Times to live of records and of "there is none", and the numbers of the SOA as they stand in a message.
@@ -183,18 +206,31 @@ impl Zone {
                 let of_kind = |ip| self.records.address_of_kind(name, ip, kind);
                 self.virtual_addresses(service).filter_map(of_kind).collect()
             }
-            (Found::Service { service, .. }, RecordType::A | RecordType::AAAA) => {
-                pick::addresses(&service.endpoints, kind, most, rng)
-                    .into_iter()
-                    .map(|ip| self.records.address(name, ip))
-                    .collect()
+            (
+                Found::Service { service, .. } | Found::Group { service, .. },
+                RecordType::A | RecordType::AAAA,
+            ) => pick::addresses((&service.endpoints, found.group(), &self.rules), kind, most, rng)
+                .into_iter()
+                .map(|ip| self.records.address(name, ip))
+                .collect(),
+            (Found::Instance { service, at }, _) => {
+                let endpoint = &service.endpoints[*at];
+                additionals = self.host_of(endpoint, kind);
+                self.of_instance(name, endpoint, kind)
             }
-            (Found::Service { service, .. } | Found::Targets { service, .. }, RecordType::SRV) => {
-                let targets = pick::targets(&service.endpoints, found.port(), most, rng);
+            (
+                Found::Service { service, .. }
+                | Found::Group { service, .. }
+                | Found::Targets { service, .. },
+                RecordType::SRV,
+            ) => {
+                let among = (&service.endpoints[..], found.group(), &self.rules);
+                let targets = pick::targets(among, found.port(), most, rng);
                 let named: Vec<_> = targets.iter().map(|t| (t, self.target(t))).collect();
                 additionals = self.records.target_addresses(&named);
                 named.iter().map(|(target, host)| self.records.srv(name, target, host)).collect()
             }
+            (Found::Node(node), RecordType::TXT) => self.records.txt(name, node_facts(node)),
             (Found::Node(node), RecordType::A | RecordType::AAAA) => {
                 self.records.address_of_kind(name, node.address, kind).into_iter().collect()
             }
@@ -204,9 +240,15 @@ impl Zone {
             _ => Vec::new(),
         };
         if answers.is_empty() {
-            return self.negative(Kind::NoData, found.service().and_then(none_serves));
+            return self.negative(Kind::NoData, self.none_serves(found));
         }
-        Answer { kind: Kind::Records, answers, additionals, ..Answer::default() }
+        // Those that fail are named.
+        let note = if matches!(kind, RecordType::A | RecordType::AAAA | RecordType::SRV) {
+            self.none_serves(found).filter(|_| !self.is_virtual(found))
+        } else {
+            None
+        };
+        Answer { kind: Kind::Records, answers, additionals, note, ..Answer::default() }
     }
 
     /// The virtual addresses of a service that lead to it on this node: of each family the first, which is the one that
@@ -216,6 +258,46 @@ impl Zone {
         let usable = move |ip: &IpAddr| on && self.virtual_ranges.contains(*ip);
         let first = move |v4: bool| service.vips.iter().copied().find(|ip| ip.is_ipv4() == v4 && usable(ip));
         [true, false].into_iter().filter_map(first)
+    }
+
+    /// One instance, whether it serves or not: its name is its own, not its service's.
+    fn of_instance(&self, name: &Name, endpoint: &Endpoint, kind: RecordType) -> Vec<Record> {
+        let instance = &endpoint.instance;
+        match kind {
+            RecordType::A | RecordType::AAAA if instance.has_ports() => {
+                self.records.address_of_kind(name, instance.address, kind).into_iter().collect()
+            }
+            RecordType::SRV => {
+                let target = pick::target(endpoint, None);
+                target
+                    .map(|target| self.records.srv(name, &target, &self.target(&target)))
+                    .into_iter()
+                    .collect()
+            }
+            RecordType::TXT => {
+                let labels = instance.labels.iter().map(|(key, value)| format!("{key}={value}"));
+                self.records.txt(name, labels)
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    /// The address of the host that SRV names.
+    fn host_of(&self, endpoint: &Endpoint, kind: RecordType) -> Vec<Record> {
+        let target = pick::target(endpoint, None).filter(|_| kind == RecordType::SRV);
+        target.map(|target| self.records.address(&self.target(&target), target.address)).into_iter().collect()
+    }
+
+    fn is_virtual(&self, found: &Found) -> bool {
+        matches!(found, Found::Service { service, tasks: false } if self.virtual_addresses(service).next().is_some())
+    }
+
+    /// Says why nobody of those that are meant serves; `None` if somebody does.
+    fn none_serves(&self, found: &Found) -> Option<Note> {
+        match found {
+            Found::Instance { .. } => None,
+            found => none_serves(found.service()?, found.group()),
+        }
     }
 
     fn negative(&self, kind: Kind, note: Option<Note>) -> Answer {
@@ -245,13 +327,20 @@ fn left_out(endpoint: &Endpoint) -> Option<Reason> {
     endpoint.excluded().or((!endpoint.instance.has_ports()).then_some(Reason::UnixSocketOnly))
 }
 
-/// Says why a service that exists has no endpoint to answer with; `None` if one serves (there is none of that type).
-fn none_serves(service: &Service) -> Option<Note> {
-    if service.endpoints.iter().any(|endpoint| left_out(endpoint).is_none()) {
+fn node_facts(node: &Node) -> impl Iterator<Item = String> {
+    let region = node.region.as_ref().map(|region| format!("region={region}"));
+    let zone = node.zone.as_ref().map(|zone| format!("zone={zone}"));
+    region.into_iter().chain(zone).chain([format!("version={}", node.version)])
+}
+
+/// Says why none of a service's endpoints serves; `None` if one does.
+fn none_serves(service: &Service, group: &Group) -> Option<Note> {
+    let members = || service.endpoints.iter().filter(|endpoint| group.has(endpoint));
+    if members().any(|endpoint| left_out(endpoint).is_none()) {
         return None;
     }
     let mut reasons: std::collections::BTreeMap<_, usize> = std::collections::BTreeMap::new();
-    service.endpoints.iter().filter_map(left_out).for_each(|r| *reasons.entry(r).or_default() += 1);
+    members().filter_map(left_out).for_each(|r| *reasons.entry(r).or_default() += 1);
     let reasons: Vec<_> = reasons.iter().map(|(reason, n)| format!("{n} {reason}")).collect();
     let text = match reasons.as_slice() {
         [] => format!("service {} has no instance", service.name),

@@ -1,4 +1,4 @@
-//! Which endpoints an answer names: serving ones, backups only where there are no others, each address once, at most so many, in a random order.
+//! Which endpoints an answer names: the best that there are (`Rank`), the nearest first, each address once, at most so many, in a random order.
 //!
 //! A service may have thousands of endpoints and an answer names eight: the walk starts anywhere, goes by a random
 //! stride that meets each endpoint once, and stops when the answer is full. So an answer costs its own length, not the
@@ -7,10 +7,13 @@
 use std::net::IpAddr;
 
 use hickory_proto::rr::RecordType;
-use nerve::model::{NodeName, PortName};
+use nerve::model::{Health, NodeName, PortName};
 use rand::{Rng, RngExt};
 use smallvec::SmallVec;
-use synapse::catalog::Endpoint;
+use synapse::catalog::{Endpoint, Reason};
+
+use super::lookup::Group;
+use crate::dns::config::Place;
 
 /// Where a client is to connect.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,7 +25,7 @@ pub(super) struct Target {
 }
 
 /// The numbers below `n`, each once, in a random order.
-pub(super) fn walk<R: Rng>(n: usize, rng: &mut R) -> impl Iterator<Item = usize> + use<R> {
+pub(super) fn walk<R: Rng>(n: usize, rng: &mut R) -> impl Iterator<Item = usize> + Clone + use<R> {
     let (start, stride) = match n {
         0 | 1 => (0, 1),
         n => {
@@ -45,26 +48,85 @@ fn gcd(a: usize, b: usize) -> usize {
     if b == 0 { a } else { gcd(b, a % b) }
 }
 
-/// Those that an answer may name, in a random order.
-pub(super) fn wanted<'a, R: Rng>(
-    endpoints: &'a [Endpoint],
-    rng: &mut R,
-) -> impl Iterator<Item = &'a Endpoint> + use<'a, R> {
-    let is_regular = |endpoint: &Endpoint| endpoint.is_serving() && !endpoint.instance.backup;
-    let with_backups = !endpoints.iter().any(is_regular);
-    let is_wanted = move |endpoint: &&Endpoint| is_regular(endpoint) || with_backups && endpoint.is_serving();
-    walk(endpoints.len(), rng).map(|at| &endpoints[at]).filter(is_wanted)
+/// How an answer is made up.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Rules {
+    /// What warns counts less than what passes.
+    pub(super) only_passing: bool,
+    /// Where all fail, all are named.
+    pub(super) panics: bool,
+    pub(super) place: Place,
+}
+
+/// How good an endpoint is for an answer: only the best that there are stand in it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Rank {
+    Regular,
+    Backup,
+    Warning,
+    /// A check of it fails. When all fail, it is likelier that a check is wrong than that everything is broken at once, as
+    /// the balancer has it.
+    Critical,
+}
+
+impl Rules {
+    fn rank(&self, endpoint: &Endpoint) -> Option<Rank> {
+        match endpoint.excluded() {
+            None if self.only_passing && endpoint.instance.health == Health::Warning => Some(Rank::Warning),
+            None if endpoint.instance.backup => Some(Rank::Backup),
+            None => Some(Rank::Regular),
+            Some(Reason::Critical) => self.panics.then_some(Rank::Critical),
+            Some(_) => None,
+        }
+    }
+
+    /// The best rank in a group.
+    fn best(&self, endpoints: &[Endpoint], group: &Group) -> Option<Rank> {
+        let mut best = None;
+        for endpoint in endpoints.iter().filter(|endpoint| group.has(endpoint)) {
+            let rank = self.rank(endpoint).filter(|_| endpoint.instance.has_ports());
+            if rank.is_some() && (best.is_none() || rank < best) {
+                best = rank;
+            }
+            if best == Some(Rank::Regular) {
+                break;
+            }
+        }
+        best
+    }
+
+    /// Those that an answer may name: the nearest first, in a random order of those that are equally near.
+    pub(super) fn wanted<'a, R: Rng>(
+        &'a self,
+        endpoints: &'a [Endpoint],
+        group: &'a Group,
+        rng: &mut R,
+    ) -> impl Iterator<Item = &'a Endpoint> + use<'a, R> {
+        let best = self.best(endpoints, group);
+        let is_wanted =
+            move |endpoint: &&Endpoint| best.is_some() && self.rank(endpoint) == best && group.has(endpoint);
+        // A node that stands nowhere is as near to all.
+        let steps = if self.place.is_known() { 0..=Place::FAR } else { Place::FAR..=Place::FAR };
+        let (known, walked) = (self.place.is_known(), walk(endpoints.len(), rng));
+        steps.flat_map(move |step| {
+            walked
+                .clone()
+                .map(|at| &endpoints[at])
+                .filter(is_wanted)
+                .filter(move |endpoint| !known || self.place.distance(&endpoint.instance) == step)
+        })
+    }
 }
 
 /// At most `most` addresses of the family that `kind` (A or AAAA) names.
 pub(super) fn addresses(
-    endpoints: &[Endpoint],
+    (endpoints, group, rules): (&[Endpoint], &Group, &Rules),
     kind: RecordType,
     most: usize,
     rng: &mut impl Rng,
 ) -> SmallVec<[IpAddr; 8]> {
     let mut picked = SmallVec::new();
-    for endpoint in wanted(endpoints, rng) {
+    for endpoint in rules.wanted(endpoints, group, rng) {
         if picked.len() >= most {
             break;
         }
@@ -81,13 +143,13 @@ pub(super) fn addresses(
 
 /// At most `most` address–port pairs: of the port of that name, or of the main port.
 pub(super) fn targets(
-    endpoints: &[Endpoint],
+    (endpoints, group, rules): (&[Endpoint], &Group, &Rules),
     port: Option<&PortName>,
     most: usize,
     rng: &mut impl Rng,
 ) -> Vec<Target> {
     let mut picked: Vec<Target> = Vec::new();
-    for endpoint in wanted(endpoints, rng) {
+    for endpoint in rules.wanted(endpoints, group, rng) {
         if picked.len() >= most {
             break;
         }

@@ -9,24 +9,72 @@ use std::sync::Arc;
 
 use hickory_proto::rr::Name;
 use nerve::model::ServiceName;
+use rand::{Rng, RngExt};
 use synapse::catalog::Service;
 
+use super::lookup::Group;
 use super::{Zone, none_serves, pick};
+use crate::dns::config::Place;
 
-/// The answers' parts, in an order of no meaning: any run of them is as good as any other.
+/// The answers' parts.
 #[derive(Debug, PartialEq, Eq)]
 pub(in crate::dns) struct Prepared {
     /// Of the service.
     generation: u64,
     /// Of the nodes, whose names are in `targets`.
     nodes: u64,
-    pub(in crate::dns) v4: Box<[[u8; 4]]>,
-    pub(in crate::dns) v6: Box<[[u8; 16]]>,
-    pub(in crate::dns) targets: Box<[PreparedTarget]>,
+    pub(in crate::dns) v4: Steps<[u8; 4]>,
+    pub(in crate::dns) v6: Steps<[u8; 16]>,
+    pub(in crate::dns) targets: Steps<PreparedTarget>,
     /// The hosts of the targets: their names, as octets, and their addresses.
     pub(in crate::dns) hosts: Box<[(Box<[u8]>, IpAddr)]>,
     /// Nobody serves, which there is more to be said about.
     pub(in crate::dns) is_out: bool,
+}
+
+/// Some of a kind, the nearest first. In which order those stand that are equally near has no meaning.
+#[derive(Debug, PartialEq, Eq)]
+pub(in crate::dns) struct Steps<T> {
+    all: Vec<T>,
+    /// Where each distance ends.
+    ends: [usize; Place::FAR as usize + 1],
+}
+
+impl<T> Default for Steps<T> {
+    fn default() -> Self {
+        Self { all: Vec::new(), ends: Default::default() }
+    }
+}
+
+impl<T> Steps<T> {
+    /// Behind the others; none that is farther away is there already.
+    fn push(&mut self, step: u8, one: T) {
+        self.all.push(one);
+        self.ends[usize::from(step)..].fill(self.all.len());
+    }
+
+    pub(in crate::dns) fn is_empty(&self) -> bool {
+        self.all.is_empty()
+    }
+
+    /// How many of them an answer of at most so many has.
+    pub(in crate::dns) fn count(&self, most: usize) -> usize {
+        self.all.len().min(most)
+    }
+
+    /// At most `most`, the nearest first, in turn of those that are equally near. Tells how many.
+    pub(in crate::dns) fn pick(&self, most: usize, rng: &mut impl Rng, mut each: impl FnMut(&T)) -> usize {
+        let (mut left, mut begin) = (most, 0);
+        for end in self.ends {
+            let step = &self.all[begin..end];
+            let start = if step.len() > 1 { rng.random_range(0..step.len()) } else { 0 };
+            let (before, from) = step.split_at(start);
+            from.iter().chain(before).take(left).for_each(&mut each);
+            left -= step.len().min(left);
+            begin = end;
+        }
+        most - left
+    }
 }
 
 /// Where a client is to connect.
@@ -66,16 +114,17 @@ impl Zone {
     }
 
     fn prepare(&self, service: &Service, nodes: u64) -> Prepared {
-        let (mut v4, mut v6, mut seen) = (Vec::new(), Vec::new(), HashSet::new());
-        let (mut targets, mut named) = (Vec::new(), HashSet::new());
+        let (mut v4, mut v6, mut seen) = (Steps::default(), Steps::default(), HashSet::new());
+        let (mut targets, mut named) = (Steps::default(), HashSet::new());
         let (mut hosts, mut places) = (Vec::new(), HashMap::<Box<[u8]>, usize>::new());
-        for endpoint in pick::wanted(&service.endpoints, &mut rand::rng()) {
+        for endpoint in self.rules.wanted(&service.endpoints, &Group::All, &mut rand::rng()) {
             let instance = &endpoint.instance;
             let address = instance.address.to_canonical();
+            let step = self.rules.place.distance(instance);
             if instance.has_ports() && seen.insert(address) {
                 match address {
-                    IpAddr::V4(ip) => v4.push(ip.octets()),
-                    IpAddr::V6(ip) => v6.push(ip.octets()),
+                    IpAddr::V4(ip) => v4.push(step, ip.octets()),
+                    IpAddr::V6(ip) => v6.push(step, ip.octets()),
                 }
             }
             let Some(target) = pick::target(endpoint, None) else { continue };
@@ -87,16 +136,16 @@ impl Zone {
                 hosts.push((name, target.address));
                 hosts.len() - 1
             });
-            targets.push(PreparedTarget { weight: target.weight, port: target.port, host });
+            targets.push(step, PreparedTarget { weight: target.weight, port: target.port, host });
         }
         Prepared {
             generation: service.generation,
             nodes,
-            v4: v4.into(),
-            v6: v6.into(),
-            targets: targets.into(),
+            v4,
+            v6,
+            targets,
             hosts: hosts.into(),
-            is_out: none_serves(service).is_some(),
+            is_out: none_serves(service, &Group::All).is_some(),
         }
     }
 }
@@ -108,4 +157,27 @@ pub(in crate::dns) fn octets(name: &Name) -> Box<[u8]> {
         std::iter::once(u8::try_from(label.len()).unwrap_or(0)).chain(label.iter().copied())
     });
     labels.chain([0]).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn the_nearest_come_first_and_each_once(counts in proptest::array::uniform3(0..6usize), most in 0..20usize) {
+            let mut steps = Steps::default();
+            for (step, count) in (0u8..).zip(counts) {
+                (0..count).for_each(|number| steps.push(step, (step, number)));
+            }
+            let mut picked = Vec::new();
+            let count = steps.pick(most, &mut rand::rng(), |one| picked.push(*one));
+            prop_assert_eq!((picked.len(), steps.count(most)), (count, count));
+            prop_assert_eq!(count, counts.iter().sum::<usize>().min(most));
+            prop_assert!(picked.is_sorted_by_key(|(step, _)| *step));
+            prop_assert_eq!(picked.iter().collect::<HashSet<_>>().len(), count);
+        }
+    }
 }

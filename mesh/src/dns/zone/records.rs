@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use hickory_proto::rr::rdata::{A, AAAA, HINFO, NS, SOA, SRV};
+use hickory_proto::rr::rdata::{A, AAAA, HINFO, NS, SOA, SRV, TXT};
 use hickory_proto::rr::{Name, RData, Record, RecordType};
 
 use super::lookup::address_label;
@@ -91,6 +91,16 @@ impl Records {
             IpAddr::V6(ip) => RData::AAAA(AAAA(ip)),
         };
         Record::from_rdata(name.clone(), self.ttl, data)
+    }
+
+    /// One record with these texts (RFC 1035 section 3.3.14); what no text of a record can hold is left out.
+    pub(super) fn txt(&self, name: &Name, texts: impl Iterator<Item = String>) -> Vec<Record> {
+        /// A text's length is one octet.
+        const LONGEST: usize = 255;
+        const MOST: usize = 64;
+        let texts: Vec<String> = texts.filter(|text| text.len() <= LONGEST).take(MOST).collect();
+        let record = |texts| Record::from_rdata(name.clone(), self.ttl, RData::TXT(TXT::new(texts)));
+        (!texts.is_empty()).then(|| record(texts)).into_iter().collect()
     }
 
     pub(super) fn address_of_kind(&self, name: &Name, ip: IpAddr, kind: RecordType) -> Option<Record> {

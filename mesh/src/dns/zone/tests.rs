@@ -284,7 +284,140 @@ fn an_explanation_tells_rule_records_and_what_is_left_out() {
     assert_eq!(short.rule, Rule::Outside);
     assert_eq!(short.why, "web. is not under mesh.internal.; web.mesh.internal. is");
     assert_eq!(zone.explain(&"x".repeat(300)).rule, Rule::Invalid);
-    assert_eq!(zone.explain("a.node.mesh.internal").records, ["a.node.mesh.internal. 5 IN A 192.0.2.1"]);
+    let node = zone.explain("a.node.mesh.internal").records;
+    assert_eq!(node, ["a.node.mesh.internal. 5 IN A 192.0.2.1", "a.node.mesh.internal. 5 IN TXT version=0"]);
+}
+
+/// A catalog of one service with instances of these keys.
+fn web(instances: &[serde_json::Value], config: &Config) -> Zone {
+    let (catalog, mut writer) = Catalog::new();
+    writer.set_freshness(Freshness::Live);
+    writer.apply([node("a", "192.0.2.1")]);
+    writer.apply(instances.iter().enumerate().map(|(at, more)| {
+        let mut record = serde_json::json!({
+            "service": "web", "id": format!("web-{}", at + 1), "node": "a", "address": format!("192.0.2.{}", at + 1), "port": 80,
+        });
+        record.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        Change::PutInstance(Arc::new(serde_json::from_value(record).unwrap()))
+    }));
+    Zone::new(config, catalog, 7)
+}
+
+/// The last octets of the addresses of a name.
+fn lasts(zone: &Zone, name: &str) -> String {
+    let answer = ask(zone, &format!("{name}.mesh.internal."), RecordType::A);
+    let lasts = ips(&answer.answers).into_iter().map(|ip| ip.to_string().pop().unwrap());
+    match answer.kind {
+        Kind::NxDomain => "none".to_owned(),
+        _ => lasts.collect(),
+    }
+}
+
+#[test]
+fn tags_zones_and_instances_have_names_as_consul_has_them() {
+    let zone = web(
+        &[
+            serde_json::json!({"tags": ["v1", "Blue.Green"], "zone": "eu-1a", "labels": {"role": "primary"}}),
+            serde_json::json!({"tags": ["v1"], "zone": "eu-1b", "id": "blue.two"}),
+            serde_json::json!({"tags": ["v2"], "zone": "eu-1b", "health": "critical"}),
+        ],
+        &Config::default(),
+    );
+    for (name, expected) in [
+        ("web", "12"),
+        ("web.service", "12"),
+        ("web.service.dc1", "12"),
+        ("web.dc1", "none"),
+        ("web.service.dc2", "none"),
+        ("v1.web.service", "12"),
+        ("V1.web.service.DC1", "12"),
+        ("blue.green.web.service", "1"),
+        // All of this group fail.
+        ("v2.web.service", "3"),
+        ("v3.web.service", "none"),
+        ("web.zone.eu-1a", "1"),
+        ("web.zone.eu-1b", "2"),
+        ("web.zone.eu-1c", "none"),
+        ("web-1.web", "1"),
+        ("WEB-3.web", "3"),
+        ("blue.two.web", "2"),
+        ("two.web", ""),
+        ("wo.web", "none"),
+        ("c0000202.addr", "2"),
+        ("c000020.addr", "none"),
+        ("a.node.dc1", "1"),
+        ("service", ""),
+        ("service.dc1", ""),
+        ("dc1", ""),
+    ] {
+        assert_eq!(lasts(&zone, name), expected, "{name}");
+    }
+    let data = |name: &str, kind| {
+        let answers = ask(&zone, &format!("{name}.mesh.internal."), kind).answers;
+        answers.iter().map(|record| record.data.to_string()).collect::<BTreeSet<_>>()
+    };
+    let [one, two] = ["0 100 80 a.node.mesh.internal.", "0 100 80 ip-192-0-2-2.addr.mesh.internal."];
+    let owned = |texts: &[&str]| texts.iter().map(|text| (*text).to_owned()).collect::<BTreeSet<_>>();
+    for (name, expected) in [
+        ("_web._tcp.service", owned(&[one, two])),
+        ("_web._v1.service", owned(&[one, two])),
+        ("_web._v3.service", owned(&[])),
+        ("web-1.web", owned(&[one])),
+    ] {
+        assert_eq!(data(name, RecordType::SRV), expected, "{name}");
+    }
+    assert_eq!(data("web-1.web", RecordType::TXT), owned(&["role=primary"]));
+    assert_eq!(zone.explain("v2.web.service.mesh.internal").rule, Rule::ConsulService);
+}
+
+#[test]
+fn the_best_that_there_are_are_named() {
+    let of = |health: &str, backup: bool| serde_json::json!({"health": health, "backup": backup});
+    let all = [
+        of("passing", false),
+        of("passing", true),
+        of("warning", false),
+        of("critical", false),
+        of("starting", false),
+    ];
+    let lenient = Config { only_passing: false, panic: false, ..Config::default() };
+    for (from, strictly, leniently) in
+        [(0, "1", "13"), (1, "2", "3"), (2, "3", "3"), (3, "4", ""), (4, "", "")]
+    {
+        // Those before are drained.
+        let instances: Vec<_> = (all.iter().enumerate())
+            .map(|(at, one)| {
+                let mut one = one.clone();
+                one["draining"] = (at < from).into();
+                one
+            })
+            .collect();
+        assert_eq!(lasts(&web(&instances, &Config::default()), "web"), strictly, "{from}");
+        assert_eq!(lasts(&web(&instances, &lenient), "web"), leniently, "{from}");
+    }
+}
+
+#[test]
+fn the_nearest_stand_first() {
+    let at = |region: &str, zone: &str| serde_json::json!({"region": region, "zone": zone});
+    let instances = [at("us", "1"), at("eu", "2"), at("eu", "1"), at("eu", "1"), at("us", "2")];
+    let place = crate::dns::Place { region: "eu".parse().ok(), zone: "1".parse().ok() };
+    let zone = web(&instances, &Config { place, ..Config::default() });
+    let mut firsts = BTreeSet::new();
+    for _ in 0..40 {
+        let answer = ask(&zone, "web.mesh.internal.", RecordType::A);
+        let order: String =
+            answer.answers.iter().map(|record| record.data.to_string().pop().unwrap()).collect();
+        let step = |range: std::ops::Range<usize>| order[range].chars().collect::<BTreeSet<_>>();
+        assert_eq!(
+            (step(0..2), step(2..3), step(3..5)),
+            (['3', '4'].into(), ['2'].into(), ['1', '5'].into())
+        );
+        firsts.insert(order[..1].to_owned());
+        let two = ask_at_most(&zone, "web.mesh.internal.", RecordType::A, 2);
+        assert_eq!(ips(&two.answers), set(&["192.0.2.3", "192.0.2.4"]));
+    }
+    assert_eq!(firsts.len(), 2, "in turn");
 }
 
 fn label() -> impl Strategy<Value = Vec<u8>> {

@@ -37,9 +37,16 @@ async fn dig_shows_why_a_known_service_has_no_address() {
     world.writer.apply([
         instance("web", "1", "192.0.2.1", "critical"),
         instance("web", "2", "192.0.2.2", "starting"),
+        instance("new", "1", "192.0.2.3", "starting"),
     ]);
-    let Some(answer) = dig(world.address, &["web.mesh.internal"]).await else { return };
+    let Some(answer) = dig(world.address, &["new.mesh.internal"]).await else { return };
     assert!(answer.contains("status: NOERROR") && answer.contains("ANSWER: 0"), "{answer}");
+    assert!(answer.contains("no instance of service new serves: 1 starting"), "{answer}");
+    let Some(answer) = dig(world.address, &["web.mesh.internal"]).await else { return };
+    assert!(
+        answer.contains("status: NOERROR") && answer.contains("ANSWER: 2"),
+        "all that fail are named: {answer}"
+    );
     assert!(answer.contains("no instance of service web serves: 1 starting, 2 critical"), "{answer}");
 }
 

@@ -9,13 +9,13 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use nerve::model::{Prefix, VirtualIp};
-use rand::{Rng, RngExt};
+use rand::Rng;
 use synapse::catalog::{Freshness, Service};
 
 use super::config::{Config, RecursionFor, Upstreams};
 use super::metrics::Verdict;
 use super::wire::{self, flag, kind};
-use super::zone::{Prepared, Zone, octets};
+use super::zone::{Prepared, Steps, Zone, octets};
 
 /// The most labels that stand before the domain in a name that is answered here.
 const MOST_LABELS: usize = 2;
@@ -68,8 +68,8 @@ struct Lower {
 /// What an answer has.
 enum Found<'a> {
     Addresses(&'a [IpAddr]),
-    V4(&'a [[u8; 4]]),
-    V6(&'a [[u8; 16]]),
+    V4(&'a Steps<[u8; 4]>),
+    V6(&'a Steps<[u8; 16]>),
     Targets(&'a Prepared),
     NoData,
     NxDomain,
@@ -130,10 +130,11 @@ impl Fast {
         let catalog = self.zone.catalog();
         match (name.label(0)?, name.label(1)) {
             (one, None) => match catalog.service(one) {
-                Some(service) => self.of_service(&service, query, moment, write),
-                None if one.starts_with('_') || matches!(one, "node" | "addr") => None,
+                Some(service) => self.of_service(&service, query, Some(moment), write),
+                None if self.zone.has_below(one) => None,
                 None => write(&Found::NxDomain),
             },
+            (service, Some("service")) => self.of_service(&*catalog.service(service)?, query, None, write),
             (node, Some("node")) => {
                 let address = catalog.node(node)?.address.to_canonical();
                 match (query.kind, address) {
@@ -146,49 +147,44 @@ impl Fast {
             }
             (service, Some("_tcp" | "_udp")) if query.kind == kind::SRV => {
                 let service = catalog.service(service.strip_prefix('_')?)?;
-                self.of_service(&service, query, moment, write)
+                self.of_service(&service, query, None, write)
             }
             _ => None,
         }
     }
 
+    /// By its virtual addresses where there is a moment to know them by, else by its endpoints.
     fn of_service(
         &self,
         service: &Service,
         query: &Query<'_>,
-        moment: &Moment,
+        moment: Option<&Moment>,
         mut write: impl FnMut(&Found<'_>) -> Option<Verdict>,
     ) -> Option<Verdict> {
-        let is_v4 = match query.kind {
-            kind::A => true,
-            kind::AAAA => false,
-            kind::SRV => {
-                let prepared = self.zone.prepared(service);
-                return match prepared.targets.is_empty() {
-                    false => write(&Found::Targets(&prepared)),
-                    true if prepared.is_out => None,
-                    true => write(&Found::NoData),
+        let prepared = self.zone.prepared(service);
+        if let Some(moment) = moment.filter(|_| matches!(query.kind, kind::A | kind::AAAA))
+            && service.settings.vip == VirtualIp::On
+        {
+            let usable = |ip: &&IpAddr| moment.ranges.iter().any(|range| range.contains(**ip));
+            let mut vips = service.vips.iter().filter(usable).peekable();
+            if vips.peek().is_some() {
+                return match vips.find(|ip| ip.is_ipv4() == (query.kind == kind::A)) {
+                    Some(ip) => write(&Found::Addresses(std::slice::from_ref(ip))),
+                    None if prepared.is_out => None,
+                    None => write(&Found::NoData),
                 };
             }
-            _ => return None,
-        };
-        if service.settings.vip == VirtualIp::On && !service.vips.is_empty() {
-            let usable = |ip: &&IpAddr| moment.ranges.iter().any(|range| range.contains(**ip));
-            let of_kind = |ip: &&IpAddr| ip.is_ipv4() == is_v4;
-            if let Some(ip) = service.vips.iter().filter(of_kind).find(usable) {
-                return write(&Found::Addresses(std::slice::from_ref(ip)));
-            }
-            if service.vips.iter().any(|ip| usable(&ip)) {
-                // What is said of endpoints that do not serve is said here too.
-                return if self.zone.prepared(service).is_out { None } else { write(&Found::NoData) };
-            }
         }
-        let prepared = self.zone.prepared(service);
-        match is_v4 {
-            true if !prepared.v4.is_empty() => write(&Found::V4(&prepared.v4)),
-            false if !prepared.v6.is_empty() => write(&Found::V6(&prepared.v6)),
-            _ if prepared.is_out => None,
-            _ => write(&Found::NoData),
+        // There is more to be said about it.
+        if prepared.is_out {
+            return None;
+        }
+        match query.kind {
+            kind::A if !prepared.v4.is_empty() => write(&Found::V4(&prepared.v4)),
+            kind::AAAA if !prepared.v6.is_empty() => write(&Found::V6(&prepared.v6)),
+            kind::SRV if !prepared.targets.is_empty() => write(&Found::Targets(&prepared)),
+            kind::A | kind::AAAA | kind::SRV => write(&Found::NoData),
+            _ => None,
         }
     }
 
@@ -225,11 +221,11 @@ impl Fast {
                 Verdict::Answered
             }
             Found::V4(all) => {
-                answers = run(all, self.most, rng, |ip| self.record(&QUESTION, kind::A, ip, out));
+                answers = all.pick(self.most, rng, |ip| self.record(&QUESTION, kind::A, ip, out));
                 Verdict::Answered
             }
             Found::V6(all) => {
-                answers = run(all, self.most, rng, |ip| self.record(&QUESTION, kind::AAAA, ip, out));
+                answers = all.pick(self.most, rng, |ip| self.record(&QUESTION, kind::AAAA, ip, out));
                 Verdict::Answered
             }
             Found::Targets(prepared) => {
@@ -278,12 +274,12 @@ impl Fast {
         rng: &mut impl Rng,
         out: &mut Vec<u8>,
     ) -> Option<(usize, usize)> {
-        if prepared.targets.len().min(self.most) > MOST_TARGETS {
+        if prepared.targets.count(self.most) > MOST_TARGETS {
             return None;
         }
         // Where the name of each host stands, so that its address may point there.
         let (mut hosts, mut count) = ([(0, 0); MOST_TARGETS], 0);
-        let answers = run(&prepared.targets, self.most, rng, |target| {
+        let answers = prepared.targets.pick(self.most, rng, |target| {
             let (name, _) = &prepared.hosts[target.host];
             out.extend_from_slice(&QUESTION);
             out.extend_from_slice(&kind::SRV.to_be_bytes());
@@ -332,15 +328,6 @@ impl Fast {
         }
         out.extend_from_slice(&self.soa);
     }
-}
-
-/// At most `most` of all in a row, beginning anywhere. Tells how many.
-fn run<T>(all: &[T], most: usize, rng: &mut impl Rng, mut each: impl FnMut(&T)) -> usize {
-    let count = all.len().min(most);
-    let start = if all.len() > 1 { rng.random_range(0..all.len()) } else { 0 };
-    let (before, from) = all.split_at(start);
-    from.iter().chain(before).take(count).for_each(&mut each);
-    count
 }
 
 impl<'a> Query<'a> {
