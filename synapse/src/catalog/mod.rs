@@ -131,6 +131,12 @@ impl Catalog {
         self.0.vips.pin().iter().map(|(address, service)| (*address, service.clone())).collect()
     }
 
+    /// The service that a virtual address is claimed for.
+    #[must_use]
+    pub fn vip(&self, address: IpAddr) -> Option<ServiceName> {
+        self.0.vips.pin().get(&address).cloned()
+    }
+
     /// How far what is read here can be trusted to be current.
     #[must_use]
     pub fn freshness(&self) -> Arc<Freshness> {

@@ -196,6 +196,17 @@ impl Bound {
             idle: self.config.limits.tcp_idle,
             tasks: tasks.clone(),
         };
+        let zone = Arc::clone(&self.handle.zone);
+        let stop = tasks.stop_token();
+        tasks.spawn_restarted("dns addresses", move || {
+            let (zone, stop) = (Arc::clone(&zone), stop.clone());
+            async move {
+                tokio::select! {
+                    () = stop.cancelled() => {}
+                    () = zone.follow_addresses() => {}
+                }
+            }
+        });
         let mut last_error = None;
         let mut tick = tokio::time::interval(self.config.limits.retry);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);

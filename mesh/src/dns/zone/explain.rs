@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use synapse::catalog::{Freshness, Reason};
 
 use super::lookup::{self, Found, Group};
+use super::reverse::Owned;
 use super::{Answer, Kind, Zone, left_out, none_serves};
 
 /// What DNS would answer for a name, and why.
@@ -52,6 +53,8 @@ pub enum Rule {
     Node,
     /// `ip-….addr`.
     Address,
+    /// `<address backwards>.in-addr.arpa` or `ip6.arpa`.
+    Reverse,
     /// Nothing stands at the name, but something may stand below it.
     Empty,
     /// Under the domain, and no such name.
@@ -98,7 +101,6 @@ pub struct Excluded {
 impl Zone {
     /// Explains a name under the domain or outside it; of one outside, who would be asked is the caller's to add.
     pub(in crate::dns) fn explain(&self, text: &str) -> Explanation {
-        let apex = self.records.apex();
         let mut told = Explanation {
             name: text.to_owned(),
             rule: Rule::Invalid,
@@ -124,7 +126,7 @@ impl Zone {
         if let Freshness::Stale { reason, .. } = &*freshness {
             told.stale = Some(reason.clone());
         }
-        let found = lookup::find(&name, apex, &self.catalog);
+        let found = self.find(&name);
         told.rule = rule(&found);
         let (kind, mut records) = self.everything(&found, &name);
         records.sort_unstable();
@@ -153,6 +155,7 @@ impl Zone {
             RecordType::AAAA,
             RecordType::SRV,
             RecordType::TXT,
+            RecordType::PTR,
         ];
         for each in kinds {
             let answer: Answer = self.answer_found(found, name, each, self.most_tcp, &mut rand::rng());
@@ -221,6 +224,9 @@ impl Zone {
             }
             Found::Node(node) => format!("the address that node {} registered", node.name),
             Found::Address(ip) => format!("the name spells {ip}"),
+            Found::Reverse(Owned::Node(node)) => format!("the address of node {node}"),
+            Found::Reverse(Owned::Service(service)) => format!("the virtual address of service {service}"),
+            Found::Reverse(Owned::Instances(_)) => "the address of instances".to_owned(),
             Found::Empty => "no name of its own, but names stand below it: NODATA".to_owned(),
             Found::Missing => format!("no service, node or port of the catalog is called {name}"),
         }
@@ -247,6 +253,7 @@ fn rule(found: &Found) -> Rule {
         Found::Targets { port: Some(_), .. } => Rule::NamedPort,
         Found::Node(_) => Rule::Node,
         Found::Address(_) => Rule::Address,
+        Found::Reverse(_) => Rule::Reverse,
         Found::Empty => Rule::Empty,
         Found::Missing => Rule::Unknown,
     }

@@ -32,6 +32,8 @@ use nerve::model::{Node, PortName, Zone};
 use smallvec::SmallVec;
 use synapse::catalog::{Catalog, Endpoint, Service};
 
+use super::reverse::Owned;
+
 /// What a name means.
 #[derive(Debug, Clone)]
 pub(super) enum Found {
@@ -49,6 +51,8 @@ pub(super) enum Found {
     Instance { service: Arc<Service>, at: usize },
     /// A node.
     Node(Arc<Node>),
+    /// An address of somebody's, by its name under `arpa`.
+    Reverse(Owned),
     /// A name that spells an address.
     Address(IpAddr),
     /// Nothing, but something may stand below it (RFC 8020: it must not be NXDOMAIN).

@@ -10,6 +10,7 @@ mod lookup;
 mod pick;
 mod prepared;
 mod records;
+mod reverse;
 
 use std::collections::HashSet;
 use std::net::IpAddr;
@@ -28,6 +29,7 @@ use pick::Rules;
 use prepared::Shelf;
 pub(super) use prepared::{Prepared, Steps, octets};
 use records::Records;
+use reverse::{Owned, Owners};
 
 /// The names of the mesh and their answers.
 #[derive(Debug)]
@@ -38,6 +40,7 @@ pub(super) struct Zone {
     virtual_ranges: VirtualRanges,
     shelf: Shelf,
     rules: Rules,
+    owners: Owners,
     /// The last labels of zones' names, as of so many changes of nodes.
     zones: ArcSwap<(u64, HashSet<String>)>,
 }
@@ -100,6 +103,7 @@ impl Zone {
             most_tcp: config.limits.answers_tcp.max(1),
             virtual_ranges: config.virtual_ranges.clone(),
             shelf: Shelf::new(),
+            owners: Owners::default(),
             zones: ArcSwap::default(),
             rules: Rules {
                 only_passing: config.only_passing,
@@ -141,7 +145,28 @@ impl Zone {
 
     /// Is this name ours to answer? Never forwarded if so.
     pub(super) fn covers(&self, name: &Name) -> bool {
+        self.is_below(name) || self.owner(name).is_some()
+    }
+
+    fn is_below(&self, name: &Name) -> bool {
         self.records.apex().zone_of(name)
+    }
+
+    /// Who has the address that a name under `arpa` spells.
+    fn owner(&self, name: &Name) -> Option<Owned> {
+        self.owners.of(reverse::address(name)?, &self.catalog)
+    }
+
+    /// Keeps the index of addresses, for ever.
+    pub(super) async fn follow_addresses(&self) {
+        self.owners.follow(&self.catalog).await;
+    }
+
+    fn find(&self, name: &Name) -> Found {
+        if self.is_below(name) {
+            return lookup::find(name, self.records.apex(), &self.catalog);
+        }
+        self.owner(name).map_or(Found::Missing, Found::Reverse)
     }
 
     /// Answers a name that it [covers](Self::covers), with at most `most` records; for `tasks.` with all that a
@@ -154,7 +179,7 @@ impl Zone {
                 ..Answer::default()
             };
         }
-        let found = lookup::find(name, self.records.apex(), &self.catalog);
+        let found = self.find(name);
         // Who asks for the tasks wants all of them: what does not fit a datagram is told by TC and fetched over TCP.
         let all = matches!(found, Found::Service { tasks: true, .. });
         let most = if all { most.max(self.most_tcp) } else { most };
@@ -230,6 +255,10 @@ impl Zone {
                 additionals = self.records.target_addresses(&named);
                 named.iter().map(|(target, host)| self.records.srv(name, target, host)).collect()
             }
+            (Found::Reverse(owned), RecordType::PTR) => {
+                let owners = self.records.owners(owned).into_iter();
+                owners.map(|owner| self.records.ptr(name, owner)).collect()
+            }
             (Found::Node(node), RecordType::TXT) => self.records.txt(name, node_facts(node)),
             (Found::Node(node), RecordType::A | RecordType::AAAA) => {
                 self.records.address_of_kind(name, node.address, kind).into_iter().collect()
@@ -239,6 +268,10 @@ impl Zone {
             }
             _ => Vec::new(),
         };
+        if answers.is_empty() && matches!(found, Found::Reverse(_)) {
+            // The domain's SOA says nothing of names that are not below it.
+            return Answer { kind: Kind::NoData, ..Answer::default() };
+        }
         if answers.is_empty() {
             return self.negative(Kind::NoData, self.none_serves(found));
         }

@@ -3,11 +3,12 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use hickory_proto::rr::rdata::{A, AAAA, HINFO, NS, SOA, SRV, TXT};
+use hickory_proto::rr::rdata::{A, AAAA, HINFO, NS, PTR, SOA, SRV, TXT};
 use hickory_proto::rr::{Name, RData, Record, RecordType};
 
 use super::lookup::address_label;
 use super::pick::Target;
+use super::reverse::Owned;
 use crate::dns::config::Config;
 
 /// The fixed names and numbers that records are made of.
@@ -91,6 +92,29 @@ impl Records {
             IpAddr::V6(ip) => RData::AAAA(AAAA(ip)),
         };
         Record::from_rdata(name.clone(), self.ttl, data)
+    }
+
+    pub(super) fn ptr(&self, name: &Name, owner: Name) -> Record {
+        Record::from_rdata(name.clone(), self.ttl, RData::PTR(PTR(owner)))
+    }
+
+    /// The names of who has an address.
+    pub(super) fn owners(&self, owned: &Owned) -> Vec<Name> {
+        match owned {
+            Owned::Node(node) => vec![self.node_name(node)],
+            Owned::Service(service) => vec![under(&[service.as_str()], &self.apex)],
+            Owned::Instances(instances) => {
+                let names = instances.iter().filter_map(|(service, id)| {
+                    // An id with dots is several labels, and one that cannot be labels has no name.
+                    let service = under(&[service.as_str()], &self.apex);
+                    let labels = id.as_str().rsplit('.');
+                    labels
+                        .into_iter()
+                        .try_fold(service, |name, label| name.prepend_label(label.as_bytes()).ok())
+                });
+                names.collect()
+            }
+        }
     }
 
     /// One record with these texts (RFC 1035 section 3.3.14); what no text of a record can hold is left out.

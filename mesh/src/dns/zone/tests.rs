@@ -370,6 +370,47 @@ fn tags_zones_and_instances_have_names_as_consul_has_them() {
     assert_eq!(zone.explain("v2.web.service.mesh.internal").rule, Rule::ConsulService);
 }
 
+#[tokio::test]
+async fn addresses_have_the_names_of_who_has_them() {
+    let (zone, mut writer) = zone();
+    writer.apply([
+        Change::PutVip("10.96.0.1".parse().unwrap(), "web".parse().unwrap()),
+        instance("db", "db.7", "192.0.2.2", "critical"),
+    ]);
+    let zone = Arc::new(zone);
+    let (keeper, names) = (Arc::clone(&zone), |address: &str| {
+        let name = Name::from(address.parse::<IpAddr>().unwrap());
+        let answer = ask(&zone, &name.to_ascii(), RecordType::PTR);
+        answer.answers.iter().map(|record| record.data.to_string()).collect::<BTreeSet<_>>()
+    });
+    let tasks = nerve::tasks::Tasks::new();
+    tasks.spawn("addresses", async move { keeper.follow_addresses().await });
+    let owned =
+        |texts: &[&str]| texts.iter().map(|text| format!("{text}mesh.internal.")).collect::<BTreeSet<_>>();
+    assert_eq!(names("192.0.2.1"), owned(&["a.node."]));
+    assert_eq!(names("10.96.0.1"), owned(&["web."]));
+    let told = async |address: &str, texts: &[&str]| {
+        let until = async {
+            while names(address) != owned(texts) {
+                tokio::task::yield_now().await;
+            }
+        };
+        let waited = tokio::time::timeout(std::time::Duration::from_secs(10), until).await;
+        assert!(waited.is_ok(), "{address}: {:?}", names(address));
+    };
+    told("192.0.2.2", &["2.web.", "db.7.db."]).await;
+    told("2001:db8::3", &["3.web."]).await;
+    writer.apply([Change::RemoveInstance("web".parse().unwrap(), "2".parse().unwrap())]);
+    told("192.0.2.2", &["db.7.db."]).await;
+    writer.apply([Change::RemoveInstance("db".parse().unwrap(), "db.7".parse().unwrap())]);
+    told("192.0.2.2", &[]).await;
+    let nobody = Name::from(IpAddr::from([192, 0, 2, 2]));
+    assert!(!zone.covers(&nobody) && zone.covers(&Name::from(IpAddr::from([192, 0, 2, 1]))));
+    let other = ask(&zone, "1.2.0.192.in-addr.arpa.", RecordType::A);
+    assert_eq!((other.kind, other.authority.len()), (Kind::NoData, 0));
+    assert_eq!(zone.explain("1.2.0.192.in-addr.arpa").rule, Rule::Reverse);
+}
+
 #[test]
 fn the_best_that_there_are_are_named() {
     let of = |health: &str, backup: bool| serde_json::json!({"health": health, "backup": backup});
