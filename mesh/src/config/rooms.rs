@@ -165,17 +165,6 @@ impl Config {
     /// What the name server is told; `None` where it does not run.
     #[must_use]
     pub fn dns(&self) -> Option<dns::Config> {
-        let upstreams = &self.dns.upstreams;
-        self.dns.enabled.then(|| dns::Config {
-            listen: self.dns.listen.clone(),
-            domain: self.dns.domain.clone(),
-            ttl: self.dns.ttl.get(),
-            upstreams: if upstreams.is_empty() {
-                dns::Upstreams::default()
-            } else {
-                dns::Upstreams::List(upstreams.clone())
-            },
-            ..dns::Config::default()
-        })
+        self.dns.enabled.then(|| self.dns.for_server())
     }
 }
