@@ -43,34 +43,35 @@ impl Asker {
         let mut next = in_order(&group.upstreams, Instant::now()).into_iter();
         let mut asked = Asked::new();
         let mut last = Err(Failure::NoUpstream);
-        let mut turn = Instant::now();
+        // When the next is asked, as long as there is one.
+        let mut turn = Some(Instant::now());
         loop {
-            if Instant::now() >= turn || asked.is_empty() {
-                let Some(upstream) = next.next() else {
-                    if asked.is_empty() {
-                        break;
+            if asked.is_empty() || turn.is_some_and(|turn| Instant::now() >= turn) {
+                match next.next() {
+                    Some(upstream) => {
+                        if !asked.is_empty() {
+                            self.metrics.forwarded.inc(Forwarded::Hedged);
+                        }
+                        let now = Instant::now();
+                        turn = Some(now + upstream.health().patience(now));
+                        asked.push(one(upstream, key));
                     }
-                    turn += std::time::Duration::from_secs(3600);
-                    continue;
-                };
-                if !asked.is_empty() {
-                    self.metrics.forwarded.inc(Forwarded::Hedged);
+                    None if asked.is_empty() => break,
+                    None => turn = None,
                 }
-                turn = Instant::now() + upstream.health().patience(Instant::now());
-                asked.push(one(upstream, key));
             }
             tokio::select! {
-                () = sleep_until(turn) => {}
+                () = sleep_until(turn.unwrap_or_else(Instant::now)), if turn.is_some() => {}
                 Some(came) = asked.next() => match came {
                     Ok(answer) if answer.is_conclusive() => {
                         self.hear_out(asked);
                         self.metrics.forwarded.inc(Forwarded::Answered);
                         return Ok(Arc::new(answer));
                     }
-                    Ok(answer) => (last, turn) = (Ok(Arc::new(answer)), Instant::now()),
+                    Ok(answer) => (last, turn) = (Ok(Arc::new(answer)), Some(Instant::now())),
                     // A server's own failure tells more than another's silence.
-                    Err(_) if last.is_ok() => turn = Instant::now(),
-                    Err(failure) => (last, turn) = (Err(failure), Instant::now()),
+                    Err(_) if last.is_ok() => turn = Some(Instant::now()),
+                    Err(failure) => (last, turn) = (Err(failure), Some(Instant::now())),
                 },
             }
         }
