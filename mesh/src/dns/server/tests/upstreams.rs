@@ -135,7 +135,7 @@ async fn with_all_of_them_down_all_are_tried() {
 async fn an_answer_past_its_time_is_given_while_nobody_answers_and_replaced_when_somebody_does() {
     let (far, on, count, _tasks) = switched(1).await;
     let mut config = forwarding_to(&[far]);
-    config.limits.upstream_timeout = Duration::from_secs(3);
+    config.limits.upstream_timeout = Duration::from_millis(800);
     config.limits.client_patience = Duration::from_millis(100);
     config.prefetch = false;
     let world = start(config);
