@@ -191,6 +191,8 @@ pub(crate) const ROOMS: &[Room] = &[
     room(
         "mesh::dns",
         &[
+            // TLS to upstreams.
+            "nerve::http",
             "nerve::model",
             "nerve::tasks",
             "synapse::catalog",
@@ -229,6 +231,7 @@ pub(crate) const ROOMS: &[Room] = &[
         &[
             "nerve::model",
             "nerve::document",
+            "nerve::http",
             "nerve::period",
             "nerve::store",
             "nerve::source",

@@ -20,6 +20,7 @@ mod refusal;
 mod routes;
 mod server;
 mod settings;
+mod upstreams;
 mod watchers;
 mod write;
 
@@ -38,7 +39,8 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::api::{
-    Finding, Problem, Resolution, TookOver, WatcherInfo, WhyBalance, WhyListener, WhyPick, WhyPlain,
+    Finding, Problem, Resolution, TookOver, UpstreamInfo, WatcherInfo, WhyBalance, WhyListener, WhyPick,
+    WhyPlain,
 };
 use crate::readiness::Readiness;
 use crate::routes::Route;
@@ -150,6 +152,9 @@ pub trait Resolver: Send + Sync {
     /// # Errors
     /// Why the question cannot be asked: what is no name, or no record type.
     fn explain(&self, name: &str, record_type: &str) -> Result<Resolution, String>;
+
+    /// Whom other names are asked of, and how they do.
+    fn upstreams(&self) -> Vec<UpstreamInfo>;
 }
 
 impl fmt::Debug for Handles {

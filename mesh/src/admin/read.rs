@@ -15,7 +15,7 @@ use serde::Deserialize;
 use synapse::catalog::{Endpoint, Freshness, Service};
 
 use super::refusal::{Answer, Refusal};
-use super::{Counts, Handles, Shared, checks, local};
+use super::{Counts, Handles, Resolver, Shared, checks, local};
 use crate::api::{
     Awaited, EndpointInfo, Endpoints, NodeInfo, Nodes, Problem, Resolution, ServiceSummary, Services, Stale,
     Status, Why, WhyEndpoint,
@@ -161,10 +161,15 @@ pub(super) async fn resolve(
     question: Result<Query<Question>, QueryRejection>,
 ) -> Answer<Resolution> {
     let Query(question) = question.map_err(|wrong| Refusal::bad_request(wrong.body_text()))?;
-    let Some(resolver) = &handles.resolver else {
-        return Err(Refusal::conflict("DNS does not run on this node").hint("set [dns] enabled = true"));
-    };
-    resolver.explain(&question.name, &question.record_type).map(Json).map_err(Refusal::bad_request)
+    resolver(&handles)?.explain(&question.name, &question.record_type).map(Json).map_err(Refusal::bad_request)
+}
+
+/// What answers names here.
+pub(super) fn resolver(handles: &Handles) -> Result<&Arc<dyn Resolver>, Refusal> {
+    handles
+        .resolver
+        .as_ref()
+        .ok_or_else(|| Refusal::conflict("DNS does not run on this node").hint("set [dns] enabled = true"))
 }
 
 /// Everything that fails on this node, in one list.

@@ -14,7 +14,8 @@ use tokio::sync::Semaphore;
 use super::synapse_conf::SynapseConf;
 use crate::admin::{self, Counts, Resolver, Traffic};
 use crate::api::{
-    Finding, PlainFor, Problem, Resolution, WatcherInfo, WhyBalance, WhyListener, WhyPick, WhyPlain,
+    Finding, PlainFor, Problem, Resolution, UpstreamInfo, WatcherInfo, WhyBalance, WhyListener, WhyPick,
+    WhyPlain,
 };
 use crate::balance::EndpointReport;
 use crate::{dns, docker, doctor, ingress, overlay, steer, vip};
@@ -70,10 +71,13 @@ impl Traffic for ingress::Handle {
     }
 }
 
+fn whole(number: u128) -> u64 {
+    u64::try_from(number).unwrap_or(u64::MAX)
+}
+
 fn pick(endpoint: &EndpointReport) -> WhyPick {
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a share is from 0 to 1")]
     let share_permille = (endpoint.share * 1000.0).round() as u32;
-    let whole = |number: u128| u64::try_from(number).unwrap_or(u64::MAX);
     WhyPick {
         share_permille,
         slow_start_percent: endpoint.slow_start,
@@ -132,6 +136,22 @@ impl Resolver for dns::Handle {
         let stale = told.stale.map(|reason| format!("this is the last known good: {reason}"));
         let why = std::iter::once(told.why).chain(excluded).chain(stale).collect();
         Ok(Resolution { name: told.name, record_type, code: code.to_owned(), answers, why })
+    }
+
+    fn upstreams(&self) -> Vec<UpstreamInfo> {
+        let report = |report: dns::UpstreamReport| UpstreamInfo {
+            upstream: report.upstream,
+            domain: report.domain,
+            time_us: report.time.map(|time| whole(time.as_micros())),
+            answered: report.answered,
+            failed: report.failed,
+            unanswered: report.unanswered,
+            failures_in_a_row: report.failures_in_a_row,
+            passed_over_for_ms: report.passed_over_for.map(|left| whole(left.as_millis())),
+            problem: report.problem,
+            keeps_case: report.keeps_case,
+        };
+        Self::upstreams(self).into_iter().map(report).collect()
     }
 }
 
@@ -248,6 +268,8 @@ impl Problems {
         let places = places.filter_map(|stands| {
             Some(problem("watcher", format!("{}: {}", stands.watcher, stands.last_error?)))
         });
+        let upstreams = self.dns.iter().flat_map(dns::Handle::problems);
+        let upstreams = upstreams.map(|message| problem("dns", message));
         let announcements = self.announcements.problems().into_iter();
         let announcements = announcements
             .map(|wrong| problem("announcements", format!("{}: {}", wrong.subject, wrong.message)));
@@ -264,6 +286,7 @@ impl Problems {
             .chain(overlay)
             .chain(docker)
             .chain(addresses)
+            .chain(upstreams)
             .chain(announcements)
             .chain(haproxy)
             .chain(places)

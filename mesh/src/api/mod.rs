@@ -11,6 +11,7 @@ mod consul_reads;
 mod doctor;
 mod network;
 mod read;
+mod upstreams;
 mod watchers;
 mod write;
 
@@ -35,6 +36,7 @@ pub use read::{
     Resolution, ServiceSummary, Services, Setting, Settings, Stale, Status, TookOver, Why, WhyBalance,
     WhyEndpoint, WhyListener, WhyPick, WhyPlain,
 };
+pub use upstreams::{UpstreamInfo, UpstreamList};
 pub use watchers::{WatcherInfo, WatcherList};
 pub use write::{
     Changed, CheckRequest, DrainRequest, ErrorBody, PublishRequest, RegisterRequest, SettingsRequest,
@@ -87,6 +89,8 @@ pub mod path {
     pub const NODES: &str = "/v1/plexus/nodes";
     /// `GET`: [`super::WatcherList`].
     pub const WATCHERS: &str = "/v1/plexus/watchers";
+    /// The servers that other names are asked of.
+    pub const UPSTREAMS: &str = "/v1/plexus/upstreams";
     /// `GET`: [`super::Networks`].
     pub const NETWORKS: &str = "/v1/plexus/networks";
     /// `GET`: [`super::NetworkInfo`]; `PUT` a [`super::NetworkRequest`] and `DELETE ?force=`: [`super::Changed`].

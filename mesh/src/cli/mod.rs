@@ -26,6 +26,7 @@ mod services;
 mod settings;
 mod split;
 mod status;
+mod upstreams;
 mod vip;
 mod watchers;
 mod why;
@@ -67,6 +68,7 @@ enum Command {
     Endpoints(endpoints::Endpoints),
     Nodes(nodes::Nodes),
     Watchers(watchers::Watchers),
+    Upstreams(upstreams::Upstreams),
     Why(why::Why),
     Status(status::Status),
     Doctor(doctor::Doctor),
@@ -137,6 +139,7 @@ async fn execute(command: Command, out: &mut Output<'_>) -> Result {
         Command::Endpoints(command) => command.run(out).await,
         Command::Nodes(command) => command.run(out).await,
         Command::Watchers(command) => command.run(out).await,
+        Command::Upstreams(command) => command.run(out).await,
         Command::Why(command) => command.run(out).await,
         Command::Status(command) => command.run(out).await,
         Command::Doctor(command) => command.run(out).await,

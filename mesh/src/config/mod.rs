@@ -6,6 +6,7 @@
 //! this one.
 
 mod checks;
+mod dns;
 mod docker;
 mod localhost;
 mod machine;
@@ -24,14 +25,14 @@ use nerve::source::{Draft, Located, read_config};
 use serde::{Serialize, Serializer};
 
 pub use checks::Checks;
+pub use dns::{Dns, Recursion, Route, ServeStale};
 pub use docker::Docker;
 pub use localhost::{Listen, Localhost};
 pub use machine::Machine;
 pub use output::{Output, OutputFiles};
 pub use reload::{Reload, diff};
 pub use sections::{
-    Admin, Dns, Drain, Ingress, Log, LogFormat, LogLevel, Node, Overlay, Proxy, Secret, SecretFile, Store,
-    Vip,
+    Admin, Drain, Ingress, Log, LogFormat, LogLevel, Node, Overlay, Proxy, Secret, SecretFile, Store, Vip,
 };
 pub use sources::{Checked, Nerve, Sources, Synapse};
 
@@ -154,7 +155,7 @@ impl Config {
             output: output?,
             checks: checks?,
             proxy,
-            dns,
+            dns: dns?,
             admin,
             drain,
             log,

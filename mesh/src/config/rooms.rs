@@ -165,20 +165,6 @@ impl Config {
     /// What the name server is told; `None` where it does not run.
     #[must_use]
     pub fn dns(&self) -> Option<dns::Config> {
-        let upstreams = &self.dns.upstreams;
-        self.dns.enabled.then(|| dns::Config {
-            listen: self.dns.listen.clone(),
-            domain: self.dns.domain.clone(),
-            ttl: self.dns.ttl.get(),
-            only_passing: self.dns.only_passing,
-            panic: self.dns.panic,
-            place: dns::Place { region: self.node.region.clone(), zone: self.node.zone.clone() },
-            upstreams: if upstreams.is_empty() {
-                dns::Upstreams::default()
-            } else {
-                dns::Upstreams::List(upstreams.clone())
-            },
-            ..dns::Config::default()
-        })
+        self.dns.enabled.then(|| self.dns.for_server(&self.node))
     }
 }

@@ -4,12 +4,11 @@
 //! come from it. What a room makes of them is in `rooms`.
 
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::num::{NonZeroU16, NonZeroU32};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use crate::dns::Domain;
 use crate::overlay::FastPath;
 use crate::proxy::TrustedProxy;
 use nerve::document::{FromValue, Mismatch, Reported, Section, Text, Value};
@@ -158,26 +157,6 @@ pub struct Proxy {
     /// UDP sessions at the same time, over all ports; without it, a quarter of the connections.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_udp_sessions: Option<NonZeroU32>,
-}
-
-/// `[dns]`: the name server of this node.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Dns {
-    /// Does it run?
-    pub enabled: bool,
-    /// Addresses, UDP and TCP.
-    pub listen: Vec<SocketAddr>,
-    /// The domain of the mesh.
-    #[serde(serialize_with = "as_text")]
-    pub domain: Domain,
-    /// How long an answer may be kept.
-    pub ttl: Period,
-    /// Who is asked for other names; empty: those of `/etc/resolv.conf`.
-    pub upstreams: Vec<SocketAddr>,
-    /// Instances with warnings are named only where none passes.
-    pub only_passing: bool,
-    /// Where every instance of a service fails, all are named.
-    pub panic: bool,
 }
 
 /// `[admin]`: the interface of the command line, of Prometheus and of orchestrators.
@@ -385,20 +364,6 @@ impl Proxy {
     }
 }
 
-impl Dns {
-    pub(super) fn read(section: &mut Section<'_>) -> Self {
-        Self {
-            enabled: section.or("enabled", true),
-            listen: section.or("listen", vec![SocketAddr::from((Ipv4Addr::LOCALHOST, 53))]),
-            domain: section.or("domain", Text(Domain::default())).0,
-            ttl: section.or("ttl", Period::seconds(5)),
-            upstreams: section.or("upstreams", Vec::new()),
-            only_passing: section.or("only_passing", true),
-            panic: section.or("panic", true),
-        }
-    }
-}
-
 impl Admin {
     pub(super) fn read(section: &mut Section<'_>) -> Self {
         Self { listen: section.or("listen", crate::admin::Config::default().listen) }
@@ -498,11 +463,14 @@ impl Serialize for SecretFile {
     }
 }
 
-fn all_as_text<T: fmt::Display, S: Serializer>(values: &[T], serializer: S) -> Result<S::Ok, S::Error> {
+pub(super) fn all_as_text<T: fmt::Display, S: Serializer>(
+    values: &[T],
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
     serializer.collect_seq(values.iter().map(T::to_string))
 }
 
-fn as_text<T: fmt::Display, S: Serializer>(value: &T, serializer: S) -> Result<S::Ok, S::Error> {
+pub(super) fn as_text<T: fmt::Display, S: Serializer>(value: &T, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_str(value)
 }
 

@@ -9,8 +9,12 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use nerve::http::FilePath;
 use nerve::model::{Instance, Prefix, Region, Zone};
 use tokio::sync::watch;
+
+use super::address::UpstreamAddress;
+use super::suffix::{Suffix, check_labels};
 
 /// Longest domain: leaves room for the longest label that is put in front of it (RFC 1035 allows 255 octets a name).
 const LONGEST_DOMAIN: usize = 120;
@@ -29,6 +33,20 @@ pub struct Config {
     pub negative_ttl: Duration,
     /// Who answers names outside the domain. Default: the name servers of `/etc/resolv.conf`.
     pub upstreams: Upstreams,
+    /// Who answers names under certain domains instead; where several cover a name, the longest does. Default: none.
+    pub routes: Vec<Route>,
+    /// PEM: the authorities that certificates of upstreams over TLS have to come from. Default: this machine's.
+    pub upstream_ca_file: Option<FilePath>,
+    /// Names that have no meaning outside a host or a site (`localhost`, `onion`, reverse names of private addresses) go
+    /// to upstreams as well, although no route names them. Default: no, they are answered here.
+    pub forward_special_names: bool,
+    /// The letters of a question over UDP are sent in random case, which the answer has to repeat. Default: yes.
+    pub mixed_case: bool,
+    /// An answer that is asked for shortly before its time to live is over is asked for anew. Default: yes.
+    pub prefetch: bool,
+    /// How long past its time to live an answer may be given while no upstream has a better one (RFC 8767); zero:
+    /// never. Default: a day.
+    pub serve_stale: Duration,
     /// Who may have names outside the domain answered. Default: clients from networks that are not globally routable.
     pub recursion: RecursionFor,
     /// Bounds of everything that could grow.
@@ -111,9 +129,18 @@ pub enum Upstreams {
     /// The `nameserver` lines of this file, read again when it changes; our own addresses among them are left out.
     ResolvConf(PathBuf),
     /// These, in the order of preference.
-    List(Vec<SocketAddr>),
-    /// Nobody: such names are refused.
+    List(Vec<UpstreamAddress>),
+    /// Nobody, whatever routes there are: such names are refused.
     None,
+}
+
+/// Who answers the names under a domain.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Route {
+    /// The names.
+    pub domain: Suffix,
+    /// Whom to ask, in the order of preference. Nobody: there are no such names.
+    pub upstreams: Vec<UpstreamAddress>,
 }
 
 /// Who may have names outside the domain answered. The domain itself is answered to everyone.
@@ -135,10 +162,17 @@ pub struct Limits {
     pub answers_tcp: usize,
     /// Queries that wait for an upstream at a time; those beyond get SERVFAIL. Each costs at most one socket. Default 512.
     pub forwards_in_flight: usize,
-    /// Answers of upstreams that are kept; 0 keeps none. Default 4096, of at most 4 KiB each.
+    /// Answers of upstreams that are kept; 0 keeps none. Default 16384, of at most 16 KiB each.
     pub cache_entries: usize,
-    /// How long an upstream is waited for before the next is asked. Default 2 s.
+    /// What they may take of memory together, in bytes. Default 16 MiB.
+    pub cache_bytes: usize,
+    /// How long one upstream may take to answer. Another is asked long before that. Default 2 s.
     pub upstream_timeout: Duration,
+    /// How long a connection to an upstream that nothing moves on is kept. Default 10 s.
+    pub upstream_idle: Duration,
+    /// How long a client waits before it gets an answer whose time is over, if there is one. Default 1.8 s (RFC 8767
+    /// section 5: a stub resolver gives up after two seconds, or soon after).
+    pub client_patience: Duration,
     /// TCP connections at a time over all addresses; those beyond are closed at once. Default 256.
     pub tcp_connections: usize,
     /// How long a TCP connection may be idle, or take to accept an answer. Default 10 s.
@@ -167,6 +201,12 @@ impl Default for Config {
             ttl: Duration::from_secs(5),
             negative_ttl: Duration::from_secs(2),
             upstreams: Upstreams::default(),
+            routes: Vec::new(),
+            upstream_ca_file: None,
+            forward_special_names: false,
+            mixed_case: true,
+            prefetch: true,
+            serve_stale: Duration::from_secs(24 * 60 * 60),
             recursion: RecursionFor::PrivateClients,
             limits: Limits::default(),
             virtual_ranges: VirtualRanges::default(),
@@ -196,8 +236,11 @@ impl Default for Limits {
             answers_udp: 8,
             answers_tcp: 256,
             forwards_in_flight: 512,
-            cache_entries: 4096,
+            cache_entries: 16384,
+            cache_bytes: 16 << 20,
             upstream_timeout: Duration::from_secs(2),
+            upstream_idle: Duration::from_secs(10),
+            client_patience: Duration::from_millis(1800),
             tcp_connections: 256,
             tcp_idle: Duration::from_secs(10),
             retry: Duration::from_secs(5),
@@ -262,15 +305,7 @@ impl FromStr for Domain {
         if domain.len() > LONGEST_DOMAIN {
             return Err(refuse("it has more than 120 characters, which leaves no room for names under it"));
         }
-        for label in domain.split('.') {
-            let good = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
-            if label.is_empty() || label.len() > 63 || !label.bytes().all(good) {
-                return Err(refuse("between its dots are 1 to 63 of a-z, 0-9 and '-' (RFC 1123)"));
-            }
-            if label.starts_with('-') || label.ends_with('-') {
-                return Err(refuse("a label neither begins nor ends with '-' (RFC 1123)"));
-            }
-        }
+        check_labels(&domain).map_err(refuse)?;
         Ok(Self(domain))
     }
 }

@@ -16,7 +16,7 @@ use hickory_server::server::Request;
 use hickory_server::zone_handler::MessageResponseBuilder;
 
 use super::config::{Config, RecursionFor, Upstreams};
-use super::forward::{Client, Forwarder, Relayed, Start, Waiting, serv_fail};
+use super::forward::{Client, Forwarder, Given, Start, Waiting, serv_fail};
 use super::metrics::{Dropped, Metrics, Path, Refusal, Transport, Verdict};
 use super::wire::{self, Question, flag, rcode};
 use super::zone::{Answer, Kind, Note, Zone};
@@ -61,7 +61,7 @@ impl Later {
     pub(super) async fn wait(self) -> Vec<u8> {
         let Self { waiting, client, began, metrics } = self;
         let octets = match waiting.told().await {
-            Ok(relayed) => make_out(&relayed, &client, &metrics),
+            Ok(given) => make_out(&given, &client, &metrics),
             Err(why) => serv_fail(&client, Note::NO_REACHABLE_AUTHORITY, &why),
         };
         metrics.took(Path::Upstream, began.elapsed());
@@ -69,8 +69,8 @@ impl Later {
     }
 }
 
-fn make_out(relayed: &Relayed, client: &Client, metrics: &Metrics) -> Vec<u8> {
-    let (octets, cut) = relayed.made_out_to(client, tokio::time::Instant::now());
+fn make_out(given: &Given, client: &Client, metrics: &Metrics) -> Vec<u8> {
+    let (octets, cut) = given.made_out_to(client, tokio::time::Instant::now());
     if cut {
         metrics.truncated.inc();
     }
@@ -188,15 +188,19 @@ impl Handler {
             most: usize::from(largest(request, transport)),
         };
         match self.forwarder.start(&client) {
-            Start::Known(relayed) => {
+            Start::Known(given) => {
                 self.metrics.query(transport, Verdict::Forwarded);
-                let octets = make_out(&relayed, &client, &self.metrics);
+                let octets = make_out(&given, &client, &self.metrics);
                 self.metrics.took(Path::Cache, began.elapsed());
                 Reply::Now(octets)
             }
             Start::Waiting(waiting) => {
                 self.metrics.query(transport, Verdict::Forwarded);
                 Reply::Later(Later { waiting, client, began, metrics: Arc::clone(&self.metrics) })
+            }
+            Start::Failed(why) => {
+                self.metrics.query(transport, Verdict::Forwarded);
+                Reply::Now(serv_fail(&client, Note::NO_REACHABLE_AUTHORITY, &why))
             }
             Start::Refused(refusal) => self.refuse(request, transport, refusal),
         }

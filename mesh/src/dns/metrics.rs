@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use prometheus::core::Collector;
 use prometheus::{
-    Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry,
+    Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts,
+    Registry,
 };
 
 /// A closed set of label values.
@@ -85,6 +86,16 @@ label! {
         Unreachable = "unreachable",
         /// Every upstream answered with a failure; the last one is relayed.
         UpstreamFailed = "upstream_failed",
+        /// Nobody could answer it a moment ago either.
+        FailedBefore = "failed_before",
+        /// An answer whose time is over, since no upstream had a better one in time.
+        Stale = "stale",
+        /// Asked anew in the background, shortly before the time of an answer is over.
+        Prefetched = "prefetched",
+        /// A second upstream was asked while the first took its time.
+        Hedged = "hedged",
+        /// Answered here: a name that has no meaning elsewhere, or that a route keeps here.
+        Local = "local",
     }
 }
 label! {
@@ -107,6 +118,18 @@ label! {
         TcpSlowReader = "tcp_slow_reader",
         /// A message from an upstream that does not answer our question: late, or forged.
         UpstreamMismatch = "upstream_mismatch",
+        /// An answer from an upstream in other letters than the question was sent in.
+        UpstreamCase = "upstream_case",
+    }
+}
+label! {
+    /// What an upstream made of a question.
+    Asked {
+        Answered = "answered",
+        /// It answered with a failure of its own.
+        Failed = "failed",
+        Timeout = "timeout",
+        Unreachable = "unreachable",
     }
 }
 label! {
@@ -143,6 +166,37 @@ impl<L: Label> Counters<L> {
     }
 }
 
+/// What is counted of one upstream. Upstreams are those of the configuration and of resolv.conf; one that is no longer among
+/// them is forgotten.
+#[derive(Debug)]
+pub(super) struct UpstreamMetrics {
+    name: String,
+    asked: Vec<IntCounter>,
+    /// What is smoothed of its times, in seconds.
+    pub(super) seconds: Gauge,
+    all: (IntCounterVec, GaugeVec),
+}
+
+impl UpstreamMetrics {
+    pub(super) fn inc(&self, asked: Asked) {
+        self.asked[asked.index()].inc();
+    }
+
+    pub(super) fn get(&self, asked: Asked) -> u64 {
+        self.asked[asked.index()].get()
+    }
+}
+
+impl Drop for UpstreamMetrics {
+    fn drop(&mut self) {
+        for asked in Asked::ALL {
+            // They are there since it was made.
+            let _ = self.all.0.remove_label_values(&[&self.name, asked.as_str()]);
+        }
+        let _ = self.all.1.remove_label_values(&[&self.name]);
+    }
+}
+
 /// What the DNS server counts.
 #[derive(Debug)]
 pub struct Metrics {
@@ -158,6 +212,9 @@ pub struct Metrics {
     pub(super) tcp_connections: IntGauge,
     pub(super) forwards_in_flight: IntGauge,
     pub(super) cache_entries: IntGauge,
+    pub(super) cache_bytes: IntGauge,
+    upstreams: IntCounterVec,
+    upstream_seconds: GaugeVec,
     pub(super) listeners: IntGauge,
     pub(super) listeners_failed: IntGauge,
 }
@@ -219,6 +276,17 @@ impl Default for Metrics {
             tcp_connections: gauge("plexus_dns_tcp_connections", "Open TCP connections of clients."),
             forwards_in_flight: gauge("plexus_dns_forwards_in_flight", "Queries that wait for an upstream."),
             cache_entries: gauge("plexus_dns_cache_entries", "Answers of upstreams that are kept."),
+            cache_bytes: gauge("plexus_dns_cache_bytes", "What they take of memory, about."),
+            upstreams: IntCounterVec::new(
+                Opts::new("plexus_dns_upstream_queries_total", "Questions to an upstream, by result."),
+                &["upstream", "result"],
+            )
+            .expect("literal metric name"),
+            upstream_seconds: GaugeVec::new(
+                Opts::new("plexus_dns_upstream_seconds", "How long an upstream takes to answer, smoothed."),
+                &["upstream"],
+            )
+            .expect("literal metric name"),
             listeners: gauge("plexus_dns_listeners", "Addresses that are served."),
             listeners_failed: gauge(
                 "plexus_dns_listeners_failed",
@@ -231,7 +299,7 @@ impl Default for Metrics {
 impl Metrics {
     /// Adds every metric of this room to `registry`; fails if one of them is there already.
     pub fn register(&self, registry: &Registry) -> prometheus::Result<()> {
-        let all: [Box<dyn Collector>; 12] = [
+        let all: [Box<dyn Collector>; 15] = [
             Box::new(self.queries.clone()),
             Box::new(self.refused.vec.clone()),
             Box::new(self.forwarded.vec.clone()),
@@ -242,10 +310,24 @@ impl Metrics {
             Box::new(self.tcp_connections.clone()),
             Box::new(self.forwards_in_flight.clone()),
             Box::new(self.cache_entries.clone()),
+            Box::new(self.cache_bytes.clone()),
+            Box::new(self.upstreams.clone()),
+            Box::new(self.upstream_seconds.clone()),
             Box::new(self.listeners.clone()),
             Box::new(self.listeners_failed.clone()),
         ];
         all.into_iter().try_for_each(|collector| registry.register(collector))
+    }
+
+    /// Those of an upstream.
+    pub(super) fn upstream(&self, name: String) -> UpstreamMetrics {
+        let counter = |asked: &Asked| self.upstreams.with_label_values(&[&name, asked.as_str()]);
+        UpstreamMetrics {
+            asked: Asked::ALL.iter().map(counter).collect(),
+            seconds: self.upstream_seconds.with_label_values(&[&name]),
+            all: (self.upstreams.clone(), self.upstream_seconds.clone()),
+            name,
+        }
     }
 
     pub(super) fn query(&self, transport: Transport, verdict: Verdict) {
@@ -291,6 +373,14 @@ mod tests {
         metrics.query(Transport::Tcp, Verdict::BadVersion);
         assert_eq!(metrics.queries(Transport::Tcp, Verdict::BadVersion), 1);
         assert_eq!(metrics.queries(Transport::Udp, Verdict::BadVersion), 0);
+        let upstream = metrics.upstream("192.0.2.53:53".to_owned());
+        upstream.inc(Asked::Timeout);
+        let listed = |registry: &Registry| {
+            registry.gather().iter().any(|family| family.name() == "plexus_dns_upstream_queries_total")
+        };
+        assert!(listed(&registry));
+        drop(upstream);
+        assert!(!listed(&registry), "one that is gone is forgotten");
         for family in registry.gather() {
             assert!(family.name().starts_with("plexus_dns_"), "{}", family.name());
         }

@@ -9,16 +9,22 @@
 //! limit, answer a connection's queries in strict sequence, and cannot relay an answer's bytes as they came.
 //! What a user sees of it is in `docs/dns.md`. No type of hickory leaves this room; it never touches the balancer or the proxy.
 
+mod address;
 mod config;
 mod fast;
 mod forward;
+mod frames;
 mod message;
 mod metrics;
 mod server;
+mod suffix;
 mod wire;
 mod zone;
 
-pub use config::{Config, Domain, DomainError, Limits, Place, RecursionFor, Upstreams, VirtualRanges};
+pub use address::{UpstreamAddress, UpstreamError};
+pub use config::{Config, Domain, DomainError, Limits, Place, RecursionFor, Route, Upstreams, VirtualRanges};
+pub use forward::UpstreamReport;
 pub use metrics::Metrics;
 pub use server::{BindError, Bound, Handle, Listener, bind};
+pub use suffix::{Suffix, SuffixError};
 pub use zone::{Excluded, Explanation, Outcome, Rule};

@@ -20,7 +20,16 @@ pub(super) mod kind {
     pub(in crate::dns) const AAAA: u16 = 28;
     pub(in crate::dns) const SRV: u16 = 33;
     pub(in crate::dns) const OPT: u16 = 41;
+    pub(in crate::dns) const ANY: u16 = 255;
 }
+
+/// The greatest time to live (RFC 2181 section 8).
+pub(super) const LONGEST_TTL: u32 = 0x7fff_ffff;
+
+/// The option that makes messages equally long (RFC 7830).
+const OPTION_PADDING: u16 = 12;
+/// What queries are padded to a multiple of (RFC 8467 section 4.1).
+const PADDED: usize = 128;
 
 /// Flags of octets 2 and 3 of the header.
 pub(super) mod flag {
@@ -57,8 +66,10 @@ pub(super) struct Scan {
     pub(super) least_ttl: Option<u32>,
     /// How long "there is none" may be kept: the lesser of the SOA's TTL and its last field (RFC 2308 section 5).
     pub(super) negative_ttl: Option<u32>,
-    /// Records in the answer section.
-    pub(super) answers: u16,
+    /// Is there a record of the type that was asked for in the answer section?
+    pub(super) has_asked_type: bool,
+    /// Which records repeat the question's name letter by letter, and do not point to it.
+    pub(super) spelt: Vec<usize>,
     /// Where the OPT record begins, and how many additional records stand before it.
     pub(super) opt: Option<(usize, u16)>,
     /// The upper bits of the response code, which OPT carries.
@@ -71,7 +82,7 @@ pub(super) fn u16_at(message: &[u8], at: usize) -> Option<u16> {
     Some(u16::from_be_bytes(message.get(at..at + 2)?.try_into().ok()?))
 }
 
-fn u32_at(message: &[u8], at: usize) -> Option<u32> {
+pub(super) fn u32_at(message: &[u8], at: usize) -> Option<u32> {
     Some(u32::from_be_bytes(message.get(at..at + 4)?.try_into().ok()?))
 }
 
@@ -122,10 +133,35 @@ impl Question {
         Self(name.to_ascii_lowercase().into_iter().chain(rest.iter().copied()).collect())
     }
 
+    /// The name's octets.
+    pub(super) fn name(&self) -> &[u8] {
+        &self.0[..self.0.len() - 4]
+    }
+
+    /// The type that is asked for.
+    pub(super) fn kind(&self) -> u16 {
+        u16_at(&self.0, self.0.len() - 4).unwrap_or(0)
+    }
+
+    /// The same question with the case of each letter as `upper` says: what whoever forges an answer has to guess as well.
+    pub(super) fn mixed_case(&self, mut upper: impl FnMut() -> bool) -> Self {
+        let (name, rest) = self.0.split_at(self.0.len() - 4);
+        let mix = |octet: &u8| match octet {
+            b'a'..=b'z' | b'A'..=b'Z' if upper() => octet.to_ascii_uppercase(),
+            other => other.to_ascii_lowercase(),
+        };
+        Self(name.iter().map(mix).chain(rest.iter().copied()).collect())
+    }
+
     /// Does this message ask, or answer, exactly this? Case is the upstream's to keep or not.
     pub(super) fn is_that_of(&self, message: &[u8]) -> bool {
         u16_at(message, 4) == Some(1)
             && message.get(HEADER..HEADER + self.0.len()).is_some_and(|q| q.eq_ignore_ascii_case(&self.0))
+    }
+
+    /// Does it so letter by letter?
+    pub(super) fn is_spelt_in(&self, message: &[u8]) -> bool {
+        message.get(HEADER..HEADER + self.0.len()) == Some(&*self.0)
     }
 }
 
@@ -140,6 +176,15 @@ pub(super) fn query(id: u16, flags: u16, question: &Question, edns: Option<bool>
         push_opt(&mut message, dnssec_ok, None);
     }
     message
+}
+
+/// Is this an answer to the question that was sent under `id`?
+pub(super) fn answers(message: &[u8], id: u16, question: &Question) -> bool {
+    let flags = flags(message);
+    u16_at(message, 0) == Some(id)
+        && flags & flag::RESPONSE != 0
+        && flags & flag::OPCODE == 0
+        && question.is_that_of(message)
 }
 
 /// Appends an OPT record (RFC 6891 section 6.1.2), with an extended error (RFC 8914) if there is one to tell.
@@ -161,6 +206,17 @@ pub(super) fn push_opt(message: &mut Vec<u8>, dnssec_ok: bool, error: Option<(u1
     message.extend(data);
 }
 
+/// Makes a query with an OPT record of ours at its end as long as others are, so that its length says little about it.
+pub(super) fn pad(query: &mut Vec<u8>) {
+    let length = query.len() + 4;
+    let padding = length.next_multiple_of(PADDED) - length;
+    let (Some(at), Ok(padding)) = (query.len().checked_sub(2), u16::try_from(padding)) else { return };
+    put_u16(query, at, padding + 4);
+    query.extend(OPTION_PADDING.to_be_bytes());
+    query.extend(padding.to_be_bytes());
+    query.resize(query.len() + usize::from(padding), 0);
+}
+
 /// The text of an extended error, short enough that it never decides whether an answer fits.
 pub(super) fn error_text(text: &str) -> &str {
     let end = (0..=text.len().min(120)).rev().find(|end| text.is_char_boundary(*end)).unwrap_or(0);
@@ -175,7 +231,10 @@ pub(super) fn scan(message: &[u8]) -> Option<Scan> {
     for _ in 0..questions {
         at = skip_name(message, at)? + 4;
     }
-    let mut scan = Scan { answers, ..Scan::default() };
+    let asked = message.get(HEADER..at)?;
+    let asked_kind = asked.len().checked_sub(4).and_then(|kind| u16_at(asked, kind));
+    let asked_name = asked.get(..asked.len().saturating_sub(4)).filter(|name| name.len() > 1);
+    let mut scan = Scan::default();
     let before_additionals = u32::from(answers) + u32::from(authorities);
     for nth in 0..before_additionals + u32::from(additionals) {
         let start = at;
@@ -193,8 +252,16 @@ pub(super) fn scan(message: &[u8]) -> Option<Scan> {
             scan.extended_rcode = *message.get(fields + 4)?;
             continue;
         }
+        if let Some(name) = asked_name
+            && message.get(start..fields).is_some_and(|owner| owner.eq_ignore_ascii_case(name))
+        {
+            scan.spelt.push(start);
+        }
+        if nth < u32::from(answers) && asked_kind.is_some_and(|asked| asked == of || asked == kind::ANY) {
+            scan.has_asked_type = true;
+        }
         // RFC 2181 section 8: a value with its highest bit set is zero.
-        let ttl = if ttl > 0x7fff_ffff { 0 } else { ttl };
+        let ttl = if ttl > LONGEST_TTL { 0 } else { ttl };
         scan.ttls.push(fields + 4);
         scan.least_ttl = Some(scan.least_ttl.map_or(ttl, |least| least.min(ttl)));
         if of == kind::SOA && nth >= u32::from(answers) && nth < before_additionals {
@@ -224,10 +291,13 @@ mod tests {
     #[test]
     fn our_query_is_walked_to_its_opt_record() {
         let question = Question::new(WWW).unwrap();
-        let message = query(7, flag::RECURSION_DESIRED, &question, Some(true));
+        let mut message = query(7, flag::RECURSION_DESIRED, &question, Some(true));
         let found = scan(&message).unwrap();
         assert_eq!((found.opt, found.end), (Some((HEADER + WWW.len(), 0)), message.len()));
         assert_eq!(found.least_ttl, None);
+        pad(&mut message);
+        let padded = scan(&message).unwrap();
+        assert_eq!((padded.opt, padded.end, message.len()), (found.opt, message.len(), PADDED));
     }
 
     #[test]
@@ -237,10 +307,31 @@ mod tests {
     }
 
     proptest! {
+        /// Whatever is mixed: the same question, in a spelling of its own, whose lengths of labels are untouched.
+        #[test]
+        fn a_question_in_mixed_case_is_the_same_question(labels in proptest::collection::vec("[ -~]{1,63}", 0..4), mix: u64) {
+            let mut octets = Vec::new();
+            for label in &labels {
+                octets.push(u8::try_from(label.len()).unwrap());
+                octets.extend(label.as_bytes());
+            }
+            octets.extend(b"\0\0\x01\0\x01");
+            if let Some(question) = Question::new(&octets) {
+                let (mut rest, mut letters) = (mix, 0);
+                let mixed = question.mixed_case(|| { letters += 1; rest = rest.rotate_left(1); rest & 1 == 1 });
+                prop_assert_eq!(mixed.lower_case(), question.lower_case());
+                prop_assert!(question.is_that_of(&query(1, 0, &mixed, None)));
+                prop_assert!(mixed.is_spelt_in(&query(1, 0, &mixed, None)));
+                prop_assert_eq!(letters, question.name().iter().filter(|b| b.is_ascii_alphabetic()).count());
+                prop_assert_eq!(question.mixed_case(|| false), question.lower_case());
+            }
+        }
+
         #[test]
         fn no_message_makes_the_walk_panic_or_leave_it(octets in proptest::collection::vec(any::<u8>(), 0..200)) {
             if let Some(found) = scan(&octets) {
                 prop_assert!(found.end <= octets.len());
+                prop_assert!(found.spelt.iter().all(|at| *at < octets.len()));
                 prop_assert!(found.ttls.iter().all(|at| at + 4 <= octets.len()));
             }
             let _ = Question::new(&octets);

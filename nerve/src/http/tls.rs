@@ -15,6 +15,7 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::{DigitallySignedStruct, RootCertStore, SignatureScheme};
 use serde::Serialize;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
@@ -80,6 +81,25 @@ impl Tls {
             }
             _ => Ok(tls),
         }
+    }
+
+    /// With servers whose certificates come from an authority in `ca_file`, or from one of this machine's, and are for
+    /// `server_name`, or for the host that is connected to.
+    #[must_use]
+    pub fn verified(ca_file: Option<FilePath>, server_name: Option<String>) -> Self {
+        Self { ca_file, server_name, ..Self::default() }
+    }
+
+    /// Speaks TLS over a connection to `host`, a name or an address, with what is no HTTP.
+    ///
+    /// # Errors
+    /// What is missing here, or why the server is not believed.
+    pub async fn over<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
+        &self,
+        stream: S,
+        host: &str,
+    ) -> Result<impl AsyncRead + AsyncWrite + Unpin + Send + use<S>, TlsError> {
+        self.connect(Box::new(stream), host, &[]).await
     }
 
     /// Is any of it set?

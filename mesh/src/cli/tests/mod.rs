@@ -1,6 +1,7 @@
 //! Transcripts: commands against a real admin server on loopback, over a catalog and a store that the test fills.
 
 mod network;
+mod upstreams;
 mod usage;
 mod watchers;
 
@@ -23,7 +24,9 @@ use tokio::time::Instant;
 
 use super::*;
 use crate::admin::{self, Bound, Counts, Handles, Resolver, Traffic};
-use crate::api::{PlainFor, Problem, Resolution, TookOver, WhyBalance, WhyListener, WhyPick, WhyPlain};
+use crate::api::{
+    PlainFor, Problem, Resolution, TookOver, UpstreamInfo, WhyBalance, WhyListener, WhyPick, WhyPlain,
+};
 use crate::drain;
 use crate::inherited::Inherited;
 use crate::readiness::Readiness;
@@ -103,6 +106,10 @@ impl Resolver for Busy {
             answers: vec![format!("{name}.mesh.internal. 5 IN {record_type} 192.0.2.1")],
             why: vec!["1 of 2 endpoints serves".to_owned()],
         })
+    }
+
+    fn upstreams(&self) -> Vec<UpstreamInfo> {
+        upstreams::two()
     }
 }
 

@@ -10,7 +10,7 @@ use proptest::prelude::*;
 use synapse::catalog::{Catalog, Change, Writer};
 
 use super::*;
-use crate::dns::forward::{Forwarder, Servers};
+use crate::dns::forward::{Forwarder, Means, Servers};
 use crate::dns::message::{Handler, Reply};
 use crate::dns::metrics::{Metrics, Transport};
 
@@ -28,8 +28,9 @@ fn roads() -> Roads {
     let config = Config { virtual_ranges: ranges.into(), ..Config::default() };
     let metrics = Arc::new(Metrics::default());
     let zone = Arc::new(Zone::new(&config, catalog, 7));
-    let forwarder =
-        Forwarder::new(&config.limits, Arc::new(Servers::default()), Tasks::new(), Arc::clone(&metrics));
+    let means = Means::new(&config, Tasks::new(), Arc::clone(&metrics));
+    let servers = Arc::new(Servers::new(means, true));
+    let forwarder = Forwarder::new(&config, servers, Tasks::new(), Arc::clone(&metrics));
     let handler = Handler::new(&config, Arc::clone(&zone), forwarder, metrics);
     Roads { fast: Fast::new(&config, zone), handler, writer }
 }

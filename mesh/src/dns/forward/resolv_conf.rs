@@ -1,25 +1,43 @@
-//! Whom to ask: the configured list, or the name servers of resolv.conf, without ourselves.
+//! Whom to ask: the configured lists, or the name servers of resolv.conf, without ourselves.
 //!
 //! Once resolv.conf points here, as it should, forwarding to what it names would be a loop. A name server is ourselves
-//! if it is an address that we listen on, or if we listen on every address of this host and it is one of them.
+//! if it is an address that we listen on, or if we listen on every address of this host and it is one of them. A server of TLS
+//! is never ourselves, who speak none.
 
 use std::fs;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::path::PathBuf;
 
-use crate::dns::config::Upstreams;
+use crate::dns::address::{PORT, Transport, UpstreamAddress};
+use crate::dns::config::{Config, Route, Upstreams};
 
-/// The port of DNS.
-const PORT: u16 = 53;
 /// resolv.conf(5) has three; whoever writes more is listened to, within reason.
 const MOST_SERVERS: usize = 16;
 
-/// Where the list of upstreams comes from.
-#[derive(Debug, Clone)]
-pub(in crate::dns) struct Source {
-    pub(in crate::dns) upstreams: Upstreams,
+/// Where the lists of upstreams come from.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::dns) struct Source<'a> {
+    pub(in crate::dns) config: &'a Config,
     /// Our own addresses.
-    pub(in crate::dns) listen: Vec<SocketAddr>,
+    pub(in crate::dns) listen: &'a [SocketAddr],
+}
+
+/// Whom to ask, as it was read.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(in crate::dns) struct Lists {
+    /// For names that no route covers.
+    pub(super) upstreams: Vec<UpstreamAddress>,
+    pub(super) routes: Vec<Routed>,
+    /// What was left out, since it is ourselves.
+    pub(in crate::dns) ourselves: Vec<UpstreamAddress>,
+}
+
+/// A route, and what of it can be asked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Routed {
+    pub(super) route: Route,
+    /// Without ourselves.
+    pub(super) upstreams: Vec<UpstreamAddress>,
 }
 
 /// Why the list could not be read.
@@ -30,30 +48,48 @@ pub(in crate::dns) struct ReadError {
     source: std::io::Error,
 }
 
-impl Source {
+impl Source<'_> {
     /// The servers to ask now, ourselves left out.
-    pub(in crate::dns) fn read(&self) -> Result<Vec<SocketAddr>, ReadError> {
-        let mut servers = match &self.upstreams {
-            Upstreams::None => Vec::new(),
+    pub(in crate::dns) fn read(&self) -> Result<Lists, ReadError> {
+        let mut lists = Lists::default();
+        let upstreams = match &self.config.upstreams {
+            Upstreams::None => return Ok(lists),
             Upstreams::List(list) => list.clone(),
             Upstreams::ResolvConf(path) => match fs::read_to_string(path) {
                 Ok(text) => name_servers(&text),
                 Err(source) => return Err(ReadError { path: path.clone(), source }),
             },
         };
-        servers.retain(|server| !self.is_ourselves(*server));
-        servers.truncate(MOST_SERVERS);
-        Ok(servers)
+        lists.upstreams = self.others(&upstreams, &mut lists.ourselves);
+        for route in &self.config.routes {
+            let upstreams = self.others(&route.upstreams, &mut lists.ourselves);
+            lists.routes.push(Routed { route: route.clone(), upstreams });
+        }
+        Ok(lists)
     }
 
-    fn is_ourselves(&self, server: SocketAddr) -> bool {
-        self.listen.iter().any(|own| {
-            own.port() == server.port()
-                && (own.ip() == server.ip()
-                    || own.ip().is_unspecified()
-                        && own.is_ipv4() == server.is_ipv4()
-                        && is_of_this_host(server.ip()))
-        })
+    fn others(&self, all: &[UpstreamAddress], left_out: &mut Vec<UpstreamAddress>) -> Vec<UpstreamAddress> {
+        let (ourselves, mut others): (Vec<_>, Vec<_>) =
+            all.iter().cloned().partition(|server| self.is_ourselves(server));
+        for own in ourselves {
+            if !left_out.contains(&own) {
+                left_out.push(own);
+            }
+        }
+        others.truncate(MOST_SERVERS);
+        others
+    }
+
+    fn is_ourselves(&self, server: &UpstreamAddress) -> bool {
+        let UpstreamAddress { at: server, transport } = server;
+        !matches!(transport, Transport::Tls(_))
+            && self.listen.iter().any(|own| {
+                own.port() == server.port()
+                    && (own.ip() == server.ip()
+                        || own.ip().is_unspecified()
+                            && own.is_ipv4() == server.is_ipv4()
+                            && is_of_this_host(server.ip()))
+            })
     }
 }
 
@@ -63,15 +99,15 @@ fn is_of_this_host(ip: IpAddr) -> bool {
 }
 
 /// The `nameserver` lines (resolv.conf(5)); what is no address is skipped, as the C library does.
-fn name_servers(text: &str) -> Vec<SocketAddr> {
+fn name_servers(text: &str) -> Vec<UpstreamAddress> {
     let mut servers = Vec::new();
     for line in text.lines() {
         let mut words = line.split_whitespace();
         if words.next() != Some("nameserver") {
             continue;
         }
-        if let Some(ip) = words.next().and_then(address) {
-            servers.push(ip);
+        if let Some(at) = words.next().and_then(address) {
+            servers.push(UpstreamAddress::udp(at));
         }
     }
     servers
@@ -90,13 +126,21 @@ fn address(word: &str) -> Option<SocketAddr> {
 mod tests {
     use super::*;
 
+    fn lists(config: &Config, listen: &[&str]) -> Lists {
+        let listen: Vec<SocketAddr> = listen.iter().map(|a| a.parse().unwrap()).collect();
+        Source { config, listen: &listen }.read().unwrap()
+    }
+
+    fn shown(all: &[UpstreamAddress]) -> Vec<String> {
+        all.iter().map(ToString::to_string).collect()
+    }
+
     fn servers(text: &str, listen: &[&str]) -> Vec<String> {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("resolv.conf");
         fs::write(&path, text).unwrap();
-        let listen = listen.iter().map(|a| a.parse().unwrap()).collect();
-        let source = Source { upstreams: Upstreams::ResolvConf(path), listen };
-        source.read().unwrap().iter().map(ToString::to_string).collect()
+        let config = Config { upstreams: Upstreams::ResolvConf(path), ..Config::default() };
+        shown(&lists(&config, listen).upstreams)
     }
 
     const TEXT: &str = "# mesh\nsearch a.b\nnameserver 127.0.0.1\nnameserver\t192.0.2.53 # x\nnameserver fe80::1%2\nnameserver x\n";
@@ -114,9 +158,34 @@ mod tests {
     }
 
     #[test]
+    fn routes_have_no_way_to_ourselves_either_and_that_is_told() {
+        let upstream = |text: &str| text.parse::<UpstreamAddress>().unwrap();
+        let route = |domain: &str, upstreams: &[&str]| Route {
+            domain: domain.parse().unwrap(),
+            upstreams: upstreams.iter().map(|text| upstream(text)).collect(),
+        };
+        let config = Config {
+            upstreams: Upstreams::List(vec![upstream("127.0.0.1"), upstream("192.0.2.53")]),
+            routes: vec![
+                route("a.example", &["127.0.0.1", "tcp://127.0.0.1"]),
+                route("b.example", &["tls://127.0.0.1:53"]),
+            ],
+            ..Config::default()
+        };
+        let read = lists(&config, &["127.0.0.1:53"]);
+        assert_eq!(shown(&read.upstreams), ["192.0.2.53:53"]);
+        assert_eq!(shown(&read.ourselves), ["127.0.0.1:53", "tcp://127.0.0.1:53"]);
+        let left: Vec<usize> = read.routes.iter().map(|routed| routed.upstreams.len()).collect();
+        assert_eq!(left, [0, 1]);
+        let off = Config { upstreams: Upstreams::None, ..config };
+        assert_eq!(lists(&off, &[]), Lists::default(), "off is off for routes too");
+    }
+
+    #[test]
     fn a_file_that_is_not_there_is_an_error_that_names_it() {
         let upstreams = Upstreams::ResolvConf("/nowhere/resolv.conf".into());
-        let error = Source { upstreams, listen: Vec::new() }.read().unwrap_err();
+        let config = Config { upstreams, ..Config::default() };
+        let error = Source { config: &config, listen: &[] }.read().unwrap_err();
         assert!(error.to_string().contains("/nowhere/resolv.conf"), "{error}");
     }
 }

@@ -1,135 +1,200 @@
-//! One question to one upstream: over UDP, and over TCP when the answer does not fit.
+//! One upstream: asking it a question over whatever it is spoken with, and what is known of how it does.
 //!
-//! Against forgery (RFC 5452): a fresh socket each time, so that the kernel picks a random port and its connection lets
-//! in only datagrams of that server; a random id; and the question must stand in the answer. What does not fit is
-//! counted and waited past, until the time is over.
+//! Over UDP it is asked in random letters (0x20) until it is seen not to give them back; what comes back in other letters is asked again
+//! over TCP, where nobody can forge who does not see it. What is cut short over UDP comes over TCP too. A server from before
+//! EDNS is asked once more without.
 
 use std::io;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpStream, UdpSocket};
-use tokio::time::{Instant, timeout_at};
+use nerve::http::{FilePath, Tls};
+use nerve::tasks::Tasks;
+use tokio::time::{Instant, timeout};
 
 use super::answer::Relayed;
-use crate::dns::metrics::{Dropped, Metrics};
+use super::health::Health;
+use super::stream::{Dial, Stream};
+use super::udp::{self, Came};
+use crate::dns::address::{Transport, UpstreamAddress};
+use crate::dns::config::Config;
+use crate::dns::metrics::{Asked, Metrics, UpstreamMetrics};
 use crate::dns::wire::{self, Question, flag, rcode};
+
+/// How long TCP may take to settle what came over UDP in other letters; a server may have no TCP.
+const SETTLED_WITHIN: Duration = Duration::from_millis(500);
 
 /// Why an upstream gave no answer.
 #[derive(Debug, Clone, thiserror::Error)]
-pub(super) enum Failure {
+pub(in crate::dns) enum Failure {
     #[error("no upstream is configured")]
     NoUpstream,
     #[error("upstream {server} did not answer within {after:?}")]
-    Timeout { server: SocketAddr, after: Duration },
+    Timeout { server: UpstreamAddress, after: Duration },
     #[error("upstream {server} cannot be asked: {source}")]
-    Unreachable { server: SocketAddr, source: Arc<io::Error> },
+    Unreachable { server: UpstreamAddress, source: Arc<io::Error> },
 }
 
-impl Relayed {
-    /// Is it worth keeping and relaying at once, or may another upstream know more?
-    pub(super) fn is_conclusive(&self) -> bool {
-        matches!(self.rcode(), rcode::NO_ERROR | rcode::NX_DOMAIN)
-    }
-}
-
-/// How upstreams are asked.
+/// What all upstreams have in common.
 #[derive(Debug)]
-pub(super) struct Exchange {
-    pub(super) timeout: Duration,
+pub(in crate::dns) struct Means {
+    within: Duration,
+    idle: Duration,
+    mixed_case: bool,
+    ca_file: Option<FilePath>,
+    tasks: Tasks,
     pub(super) metrics: Arc<Metrics>,
 }
 
-impl Exchange {
-    /// Asks `server`; the answer is to this question, whole and well-formed, whatever it says.
+impl Means {
+    pub(in crate::dns) fn new(config: &Config, tasks: Tasks, metrics: Arc<Metrics>) -> Self {
+        Self {
+            within: config.limits.upstream_timeout,
+            idle: config.limits.upstream_idle,
+            mixed_case: config.mixed_case,
+            ca_file: config.upstream_ca_file.clone(),
+            tasks,
+            metrics,
+        }
+    }
+}
+
+/// Somebody who is asked.
+#[derive(Debug)]
+pub(super) struct Upstream {
+    pub(super) address: UpstreamAddress,
+    health: Mutex<Health>,
+    stream: Stream,
+    pub(super) counts: UpstreamMetrics,
+    means: Arc<Means>,
+}
+
+impl Upstream {
+    pub(super) fn new(address: UpstreamAddress, means: &Arc<Means>) -> Self {
+        let tls = match &address.transport {
+            Transport::Udp | Transport::Tcp => None,
+            Transport::Tls(name) => {
+                Some(Tls::verified(means.ca_file.clone(), name.as_deref().map(str::to_owned)))
+            }
+        };
+        let dial = Dial { at: address.at, tls, within: means.within, idle: means.idle };
+        let stream = Stream::new(dial, means.tasks.clone(), Arc::clone(&means.metrics));
+        let counts = means.metrics.upstream(address.to_string());
+        Self { address, health: Mutex::default(), stream, counts, means: Arc::clone(means) }
+    }
+
+    /// How it does.
+    pub(super) fn health(&self) -> MutexGuard<'_, Health> {
+        // It is whole between any two calls.
+        self.health.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// May one datagram have been lost on the way, so that asking once more makes sense?
+    pub(super) fn may_lose(&self) -> bool {
+        self.address.transport == Transport::Udp
+    }
+
+    /// Asks; the answer is to this question, whole and well-formed, whatever it says.
     pub(super) async fn ask(
         &self,
-        server: SocketAddr,
         question: &Question,
         flags: u16,
         dnssec_ok: bool,
     ) -> Result<Relayed, Failure> {
-        let deadline = Instant::now() + self.timeout;
+        let begun = Instant::now();
         let flags = flags | flag::RECURSION_DESIRED;
-        let asked = async {
-            let answer = self.over_udp(server, question, flags, Some(dnssec_ok)).await?;
-            // A server from before 1999 does not know EDNS and says so by FORMERR without OPT (RFC 6891 section 7).
-            if matches!(answer.rcode(), rcode::FORM_ERR | rcode::NOT_IMP) && !answer.has_opt() {
-                return self.over_udp(server, question, flags, None).await;
+        let asked = timeout(self.means.within, self.exchange(question, flags, dnssec_ok)).await;
+        let (now, server) = (Instant::now(), self.address.clone());
+        let failure = match asked {
+            Ok(Ok(answer)) => {
+                self.counts.inc(if answer.is_conclusive() { Asked::Answered } else { Asked::Failed });
+                let mut health = self.health();
+                let is_back = health.answered(now.saturating_duration_since(begun), now);
+                self.counts.seconds.set(health.recent(now).unwrap_or_default().as_secs_f64());
+                if is_back {
+                    tracing::info!(upstream = %server, "DNS upstream answers again");
+                }
+                return Ok(answer);
             }
-            Ok(answer)
+            Ok(Err(source)) => {
+                self.counts.inc(Asked::Unreachable);
+                Failure::Unreachable { server, source }
+            }
+            Err(_) => {
+                self.counts.inc(Asked::Timeout);
+                self.stream.forsake();
+                Failure::Timeout { server, after: self.means.within }
+            }
         };
-        match timeout_at(deadline, asked).await {
-            Ok(Ok(answer)) => Ok(answer),
-            Ok(Err(source)) => Err(Failure::Unreachable { server, source: Arc::new(source) }),
-            Err(_) => Err(Failure::Timeout { server, after: self.timeout }),
+        tracing::debug!(%failure, "upstream did not answer");
+        if self.health().failed(failure.to_string(), now) {
+            tracing::warn!(%failure, "DNS upstream is passed over until it answers again");
         }
+        Err(failure)
     }
 
-    async fn over_udp(
+    async fn exchange(
         &self,
-        server: SocketAddr,
+        question: &Question,
+        flags: u16,
+        dnssec_ok: bool,
+    ) -> Result<Relayed, Arc<io::Error>> {
+        let answer = self.once(question, flags, Some(dnssec_ok)).await?;
+        // A server from before 1999 does not know EDNS and says so by FORMERR without OPT (RFC 6891 section 7).
+        if matches!(answer.rcode(), rcode::FORM_ERR | rcode::NOT_IMP) && !answer.has_opt() {
+            return self.once(question, flags, None).await;
+        }
+        Ok(answer)
+    }
+
+    async fn once(
+        &self,
         question: &Question,
         flags: u16,
         edns: Option<bool>,
-    ) -> io::Result<Relayed> {
-        let any: SocketAddr = match server {
-            SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
-            SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
-        };
-        let socket = UdpSocket::bind(any).await?;
-        socket.connect(server).await?;
-        let id = rand::random();
-        socket.send(&wire::query(id, flags, question, edns)).await?;
-        let mut buffer = [0; 4096];
-        loop {
-            let length = socket.recv(&mut buffer).await?;
-            let message = &buffer[..length];
-            if !answers(message, id, question) {
-                self.metrics.dropped.inc(Dropped::UpstreamMismatch);
-                continue;
+    ) -> Result<Relayed, Arc<io::Error>> {
+        if self.address.transport != Transport::Udp {
+            return self.over_stream(question, flags, edns).await;
+        }
+        let metrics = &self.means.metrics;
+        let mixed = self.means.mixed_case && self.health().keeps_case();
+        let spelt = if mixed { question.mixed_case(rand::random) } else { question.clone() };
+        match udp::ask(self.address.at, &spelt, mixed, flags, edns, metrics).await? {
+            Came::Answer(answer) => {
+                if mixed {
+                    self.health().kept_case(true);
+                }
+                return Ok(answer);
             }
-            if wire::flags(message) & flag::TRUNCATED != 0 {
-                return self.over_tcp(server, question, flags, edns).await;
-            }
-            match Relayed::new(message.to_vec(), Instant::now()) {
-                Some(answer) => return Ok(answer),
-                None => self.metrics.dropped.inc(Dropped::UpstreamMismatch),
-            }
+            Came::Truncated => return self.over_stream(question, flags, edns).await,
+            Came::OtherCase => {}
+        }
+        if self.health().kept_case(false) {
+            tracing::info!(
+                upstream = %self.address,
+                "DNS upstream does not give back the letters of questions as they are sent: they are not mixed any more"
+            );
+        }
+        if let Ok(Ok(answer)) = timeout(SETTLED_WITHIN, self.over_stream(question, flags, edns)).await {
+            return Ok(answer);
+        }
+        // It has no TCP: whoever forged that must now guess once more.
+        match udp::ask(self.address.at, question, false, flags, edns, metrics).await? {
+            Came::Answer(answer) => Ok(answer),
+            Came::Truncated | Came::OtherCase => self.over_stream(question, flags, edns).await,
         }
     }
 
-    async fn over_tcp(
+    async fn over_stream(
         &self,
-        server: SocketAddr,
         question: &Question,
         flags: u16,
         edns: Option<bool>,
-    ) -> io::Result<Relayed> {
-        let id = rand::random();
-        let query = wire::query(id, flags, question, edns);
-        let mut framed = u16::try_from(query.len()).map_err(io::Error::other)?.to_be_bytes().to_vec();
-        framed.extend(query);
-        let mut stream = TcpStream::connect(server).await?;
-        stream.write_all(&framed).await?;
-        let mut message = vec![0; usize::from(stream.read_u16().await?)];
-        stream.read_exact(&mut message).await?;
-        if !answers(&message, id, question) {
-            self.metrics.dropped.inc(Dropped::UpstreamMismatch);
-            return Err(io::Error::other("its answer over TCP is to another question"));
+    ) -> Result<Relayed, Arc<io::Error>> {
+        let mut query = wire::query(0, flags, question, edns);
+        if edns.is_some() && self.stream.is_encrypted() {
+            wire::pad(&mut query);
         }
-        Relayed::new(message, Instant::now())
-            .ok_or_else(|| io::Error::other("its answer over TCP is malformed"))
+        self.stream.ask(question, &query).await
     }
-}
-
-/// Is this an answer to the question that we sent under `id`?
-fn answers(message: &[u8], id: u16, question: &Question) -> bool {
-    let flags = wire::flags(message);
-    wire::u16_at(message, 0) == Some(id)
-        && flags & flag::RESPONSE != 0
-        && flags & flag::OPCODE == 0
-        && question.is_that_of(message)
 }

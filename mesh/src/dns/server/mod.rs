@@ -25,7 +25,7 @@ use open::OpenSockets;
 
 use super::config::Config;
 use super::fast::Fast;
-use super::forward::{Forwarder, Servers, Source};
+use super::forward::{Destination, Forwarder, Means, Servers, Source, UpstreamReport};
 use super::message::Handler;
 use super::metrics::Metrics;
 use super::zone::{Explanation, Outcome, Rule, Zone};
@@ -46,6 +46,8 @@ pub struct Listener {
 pub struct Handle {
     zone: Arc<Zone>,
     servers: Arc<Servers>,
+    /// Why the upstreams could not be read.
+    unread: Arc<Mutex<Option<String>>>,
     listeners: Arc<Mutex<Vec<Listener>>>,
     open: Arc<OpenSockets>,
 }
@@ -56,6 +58,7 @@ pub struct Bound {
     config: Config,
     metrics: Arc<Metrics>,
     handle: Handle,
+    tasks: Tasks,
     inherited: Inherited,
     /// One a listener, in the same order; `None` where binding failed.
     sockets: Vec<Option<Sockets>>,
@@ -84,12 +87,15 @@ pub fn bind(config: Config, catalog: Catalog, inherited: Inherited, metrics: Arc
             }
         }
     }
-    let servers = Arc::new(Servers::default());
+    let tasks = Tasks::new();
+    let means = Means::new(&config, tasks.clone(), Arc::clone(&metrics));
+    let servers = Arc::new(Servers::new(means, !config.forward_special_names));
     let open = Arc::new(OpenSockets::new(config.limits.tcp_connections));
-    let handle = Handle { zone, servers, listeners: Arc::new(Mutex::new(listeners)), open };
-    let bound = Bound { config, metrics, handle, inherited, sockets, failures };
+    let unread = Arc::default();
+    let handle = Handle { zone, servers, unread, listeners: Arc::new(Mutex::new(listeners)), open };
+    let bound = Bound { config, metrics, handle, tasks, inherited, sockets, failures };
     bound.handle.count(&bound.metrics);
-    bound.read_upstreams(&mut None);
+    bound.read_upstreams();
     bound
 }
 
@@ -99,18 +105,14 @@ impl Handle {
     pub fn explain(&self, name: &str) -> Explanation {
         let mut told = self.zone.explain(name);
         if told.rule == Rule::Outside {
-            let servers = self.servers.list();
-            if let Some(first) = servers.first() {
-                told.outcome = Outcome::Forwarded;
-                let rest = if servers.len() > 1 {
-                    format!(" (and {} more)", servers.len() - 1)
-                } else {
-                    String::new()
-                };
-                told.why.push_str(&format!("; forwarded to {first}{rest}"));
-            } else {
-                told.why.push_str("; refused, since there is no upstream");
-            }
+            let (destination, how) = self.servers.explain(&told.name);
+            told.outcome = match destination {
+                Destination::Upstream => Outcome::Forwarded,
+                Destination::Here | Destination::Missing => Outcome::NxDomain,
+                Destination::Nobody => Outcome::Refused,
+            };
+            told.why.push_str("; ");
+            told.why.push_str(&how);
         }
         told
     }
@@ -121,10 +123,17 @@ impl Handle {
         self.listeners.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Whom names outside the domain are forwarded to now.
+    /// How everyone does whom names outside the domain are forwarded to.
     #[must_use]
-    pub fn upstreams(&self) -> Vec<SocketAddr> {
-        self.servers.list().to_vec()
+    pub fn upstreams(&self) -> Vec<UpstreamReport> {
+        self.servers.reports()
+    }
+
+    /// What keeps names outside the domain from being answered as it was meant.
+    #[must_use]
+    pub fn problems(&self) -> Vec<String> {
+        let unread = self.unread.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        unread.into_iter().chain(self.servers.problems()).collect()
     }
 
     /// Every socket that is answered on, for another process to answer on as well.
@@ -180,9 +189,9 @@ impl Bound {
     /// Answers until the drain begins, then finishes what waits for upstreams and leaves. To be polled on the runtime
     /// that is to serve the sockets.
     pub async fn run(mut self, mut drain: DrainWatcher) {
-        let tasks = Tasks::new();
+        let tasks = self.tasks.clone();
         let forwarder = Forwarder::new(
-            &self.config.limits,
+            &self.config,
             Arc::clone(&self.handle.servers),
             tasks.clone(),
             Arc::clone(&self.metrics),
@@ -207,7 +216,6 @@ impl Bound {
                 }
             }
         });
-        let mut last_error = None;
         let mut tick = tokio::time::interval(self.config.limits.retry);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
@@ -215,7 +223,7 @@ impl Bound {
                 () = drain.signaled() => break,
                 _ = tick.tick(), if self.handle.open.accepts() => {
                     self.handle.zone.tidy();
-                    self.read_upstreams(&mut last_error);
+                    self.read_upstreams();
                     self.serve_what_is_bound(&service);
                     self.bind_what_is_not(&service);
                 }
@@ -263,26 +271,26 @@ impl Bound {
         self.serve_what_is_bound(service);
     }
 
-    /// Reads whom to ask; what cannot be read leaves the list as it was.
-    fn read_upstreams(&self, last_error: &mut Option<String>) {
+    /// Reads whom to ask; what cannot be read leaves the lists as they were.
+    fn read_upstreams(&self) {
         let mut listen = self.config.listen.clone();
         listen.extend(self.handle.listeners().iter().filter_map(|l| l.state.as_ref().ok().copied()));
-        let source = Source { upstreams: self.config.upstreams.clone(), listen };
-        match source.read() {
-            Ok(servers) => {
-                *last_error = None;
-                if self.handle.servers.replace(servers) {
-                    tracing::info!(upstreams = ?self.handle.servers.list(), "DNS forwards to");
+        let read = Source { config: &self.config, listen: &listen }.read();
+        let error = read.as_ref().err().map(ToString::to_string);
+        if let Ok(lists) = read {
+            let ourselves = lists.ourselves.clone();
+            if self.handle.servers.replace(lists) {
+                tracing::info!(upstreams = ?self.handle.servers.names(), "DNS forwards to");
+                for address in ourselves {
+                    tracing::info!(%address, "DNS does not forward to itself: the address is left out");
                 }
-            }
-            Err(error) => {
-                let error = error.to_string();
-                if last_error.as_ref() != Some(&error) {
-                    tracing::warn!(error, "DNS upstreams");
-                }
-                *last_error = Some(error);
             }
         }
+        let mut unread = self.handle.unread.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(error) = error.as_ref().filter(|error| unread.as_ref() != Some(error)) {
+            tracing::warn!(error, "DNS upstreams");
+        }
+        *unread = error;
     }
 }
 

@@ -11,12 +11,12 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::tcp::OwnedReadHalf;
+use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
 
 use super::Service;
+use crate::dns::frames::{Frames, framed};
 use crate::dns::message::Reply;
 use crate::dns::metrics::{Dropped, Metrics, Transport};
 
@@ -91,7 +91,7 @@ async fn talk(stream: TcpStream, client: SocketAddr, service: &Service) -> Ended
     let _ = stream.set_nodelay(true);
     let stop = service.tasks.stop_token();
     let (read, mut write) = stream.into_split();
-    let mut frames = Frames { read, buffer: Vec::new() };
+    let mut frames = Frames::new(read, LONGEST_QUERY);
     let mut waiting = FuturesUnordered::new();
     let mut reading = true;
     while reading || !waiting.is_empty() {
@@ -136,45 +136,4 @@ fn handle(query: &[u8], client: SocketAddr, service: &Service) -> Reply {
         tracing::error!(%client, "handling a DNS query panicked; its connection is closed");
         Reply::Drop(Dropped::Panic)
     })
-}
-
-/// RFC 1035 section 4.2.2: two octets of length before each message. In one write, so that it travels in one segment.
-fn framed(octets: &[u8]) -> Vec<u8> {
-    let length = u16::try_from(octets.len()).unwrap_or(u16::MAX);
-    let mut framed = Vec::with_capacity(octets.len() + 2);
-    framed.extend(length.to_be_bytes());
-    framed.extend(octets);
-    framed
-}
-
-/// The queries of a connection.
-struct Frames {
-    read: OwnedReadHalf,
-    /// What was read and not yet handed out.
-    buffer: Vec<u8>,
-}
-
-impl Frames {
-    /// The next query; `None` when the client has closed its side. Cancel-safe: what was read stays in the buffer.
-    async fn next(&mut self) -> io::Result<Option<Vec<u8>>> {
-        loop {
-            if let Some([high, low]) = self.buffer.first_chunk::<2>() {
-                let length = usize::from(u16::from_be_bytes([*high, *low]));
-                if length > LONGEST_QUERY {
-                    return Err(io::ErrorKind::InvalidData.into());
-                }
-                if self.buffer.len() >= 2 + length {
-                    let rest = self.buffer.split_off(2 + length);
-                    let mut query = std::mem::replace(&mut self.buffer, rest);
-                    query.drain(..2);
-                    return Ok(Some(query));
-                }
-            }
-            let mut chunk = [0; 1024];
-            match self.read.read(&mut chunk).await? {
-                0 => return Ok(None),
-                length => self.buffer.extend_from_slice(&chunk[..length]),
-            }
-        }
-    }
 }

@@ -9,15 +9,16 @@ use hickory_proto::rr::{RData, Record};
 use super::*;
 use crate::dns::metrics::{Dropped, Forwarded, Refusal};
 
-/// A server of `far.test`, one second of life an answer.
-fn upstream() -> World {
-    let mut config = Config { domain: "far.test".parse().unwrap(), ttl: Duration::from_secs(1), ..config() };
+/// A server of `far.example`, one second of life an answer.
+pub(super) fn upstream() -> World {
+    let mut config =
+        Config { domain: "far.example".parse().unwrap(), ttl: Duration::from_secs(1), ..config() };
     config.limits.answers_udp = 200;
     start(config)
 }
 
 /// An upstream that sends what `reply` makes of each query, and how many queries it got.
-async fn scripted(
+pub(super) async fn scripted(
     reply: impl Fn(&Message) -> Vec<Message> + Send + 'static,
 ) -> (SocketAddr, Arc<AtomicUsize>, Tasks) {
     let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
@@ -39,7 +40,7 @@ async fn scripted(
     (address, count, tasks)
 }
 
-fn answer_to(query: &Message, address: [u8; 4]) -> Message {
+pub(super) fn answer_to(query: &Message, address: [u8; 4]) -> Message {
     let mut answer = Message::response(query.metadata.id, OpCode::Query);
     answer.add_query(query.queries[0].clone());
     answer.add_answer(Record::from_rdata(query.queries[0].name().clone(), 60, RData::A(A(address.into()))));
@@ -49,16 +50,21 @@ fn answer_to(query: &Message, address: [u8; 4]) -> Message {
 #[tokio::test]
 async fn a_foreign_name_is_relayed_and_kept_for_its_ttl_and_not_longer() {
     let far = upstream();
-    let world = start(forwarding_to(&[far.address]));
-    let asked = query("Web.far.test.", RecordType::A);
+    let config = Config { serve_stale: Duration::ZERO, ..forwarding_to(&[far.address]) };
+    let world = start(config);
+    let asked = query("Web.far.example.", RecordType::A);
     let answer = udp(world.address, &asked).await;
     assert_eq!(addresses(&answer), ["192.0.2.1", "192.0.2.2"]);
     assert!(answer.metadata.recursion_available && !answer.metadata.authoritative);
-    assert_eq!(answer.queries[0].name().to_ascii(), "Web.far.test.");
+    assert_eq!(answer.queries[0].name().to_ascii(), "Web.far.example.");
     assert_eq!(far.drain.drain(PATIENCE).await, Drained::Completely);
-    let kept = udp(world.address, &query("wEB.far.test.", RecordType::A)).await;
+    let kept = udp(world.address, &query("wEB.far.example.", RecordType::A)).await;
     assert_eq!(addresses(&kept), ["192.0.2.1", "192.0.2.2"]);
-    assert_eq!(kept.queries[0].name().to_ascii(), "wEB.far.test.", "one entry, each client's own spelling");
+    assert_eq!(
+        kept.queries[0].name().to_ascii(),
+        "wEB.far.example.",
+        "one entry, each client's own spelling"
+    );
     assert_eq!(world.metrics.forwarded.get(Forwarded::CacheHit), 1);
     let gone = timeout(PATIENCE, async {
         while udp(world.address, &asked).await.metadata.response_code != ResponseCode::ServFail {
@@ -73,11 +79,11 @@ async fn a_foreign_name_is_relayed_and_kept_for_its_ttl_and_not_longer() {
 async fn negative_answers_are_relayed_with_their_soa() {
     let far = upstream();
     let world = start(forwarding_to(&[far.address]));
-    let missing = udp(world.address, &query("nope.far.test.", RecordType::A)).await;
+    let missing = udp(world.address, &query("nope.far.example.", RecordType::A)).await;
     assert_eq!((missing.metadata.response_code, missing.authorities.len()), (ResponseCode::NXDomain, 1));
-    let no_data = udp(world.address, &query("web.far.test.", RecordType::MX)).await;
+    let no_data = udp(world.address, &query("web.far.example.", RecordType::MX)).await;
     assert_eq!((no_data.metadata.response_code, no_data.authorities.len()), (ResponseCode::NoError, 1));
-    udp(world.address, &query("nope.far.test.", RecordType::A)).await;
+    udp(world.address, &query("nope.far.example.", RecordType::A)).await;
     assert_eq!(world.metrics.forwarded.get(Forwarded::CacheHit), 1);
 }
 
@@ -87,12 +93,12 @@ async fn a_long_answer_comes_over_tcp_and_a_small_client_is_sent_there() {
     far.writer
         .apply((0..150).map(|n| instance("many", &n.to_string(), &format!("198.51.100.{n}"), "passing")));
     let world = start(forwarding_to(&[far.address]));
-    let asked = query("many.far.test.", RecordType::A);
+    let asked = query("many.far.example.", RecordType::A);
     let cut = udp(world.address, &asked).await;
     assert!(cut.metadata.truncation && cut.answers.is_empty());
     assert_eq!(tcp(world.address, &asked).await.answers.len(), 150);
     assert_eq!(world.metrics.forwarded.get(Forwarded::CacheHit), 1);
-    let Some(all) = dig(world.address, &["+short", "many.far.test"]).await else { return };
+    let Some(all) = dig(world.address, &["+short", "many.far.example"]).await else { return };
     assert_eq!(all.lines().count(), 150, "{all}");
 }
 
@@ -113,13 +119,13 @@ async fn an_upstream_that_is_down_silent_or_failing_gives_way_to_the_next() {
         config.limits.upstream_timeout = Duration::from_millis(100);
         let world = start(config);
         assert_eq!(
-            udp(world.address, &query("web.far.test.", RecordType::A)).await.answers.len(),
+            udp(world.address, &query("web.far.example.", RecordType::A)).await.answers.len(),
             2,
             "{bad}"
         );
     }
     let world = start(forwarding_to(&[failing]));
-    let answer = udp(world.address, &query("web.far.test.", RecordType::A)).await;
+    let answer = udp(world.address, &query("web.far.example.", RecordType::A)).await;
     assert_eq!(answer.metadata.response_code, ResponseCode::ServFail);
     assert_eq!(world.metrics.forwarded.get(Forwarded::UpstreamFailed), 1);
 }
@@ -147,7 +153,7 @@ async fn forged_answers_are_passed_over_and_counted() {
     let (forging, _, _tasks) = scripted(|query| {
         let (mut other_id, mut other_name) = (answer_to(query, [6, 6, 6, 6]), answer_to(query, [6, 6, 6, 6]));
         other_id.metadata.id ^= 1;
-        other_name.queries[0].set_name(Name::from_ascii("evil.test.").unwrap());
+        other_name.queries[0].set_name(Name::from_ascii("evil.example.").unwrap());
         let mut a_query = answer_to(query, [6, 6, 6, 6]);
         a_query.metadata.message_type = MessageType::Query;
         vec![other_id, other_name, a_query, answer_to(query, [192, 0, 2, 9])]
@@ -179,9 +185,9 @@ async fn what_waits_is_bounded_and_the_domain_is_answered_meanwhile() {
     config.limits.forwards_in_flight = 1;
     let world = start(config);
     let waiting = UdpSocket::bind("127.0.0.1:0").await.unwrap();
-    waiting.send_to(&query("a.test.", RecordType::A).to_vec().unwrap(), world.address).await.unwrap();
+    waiting.send_to(&query("a.example.", RecordType::A).to_vec().unwrap(), world.address).await.unwrap();
     eventually("the first query waits", || world.metrics.forwards_in_flight.get() == 1).await;
-    let beyond = udp(world.address, &query("b.test.", RecordType::A)).await;
+    let beyond = udp(world.address, &query("b.example.", RecordType::A)).await;
     assert_eq!(beyond.metadata.response_code, ResponseCode::ServFail);
     assert_eq!(world.metrics.refused.get(Refusal::TooManyForwards), 1);
     assert_eq!(udp(world.address, &query("web.mesh.internal.", RecordType::A)).await.answers.len(), 2);
@@ -210,7 +216,7 @@ async fn resolv_conf_is_read_again_when_it_changes() {
     std::fs::write(&path, "nameserver 192.0.2.53\n").unwrap();
     let world = start(Config { upstreams: Upstreams::ResolvConf(path.clone()), ..config() });
     let upstreams =
-        |world: &World| world.handle.upstreams().iter().map(ToString::to_string).collect::<Vec<_>>();
+        |world: &World| world.handle.upstreams().into_iter().map(|up| up.upstream).collect::<Vec<_>>();
     assert_eq!(upstreams(&world), ["192.0.2.53:53"]);
     assert!(world.handle.explain("example.com").why.contains("forwarded to 192.0.2.53:53"));
     std::fs::write(&path, "nameserver 192.0.2.54\n").unwrap();

@@ -3,6 +3,7 @@
 mod authoritative;
 mod forwarding;
 mod sockets;
+mod upstreams;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -17,6 +18,7 @@ use tokio::net::{TcpStream, UdpSocket};
 use tokio::time::timeout;
 
 use super::*;
+use crate::dns::address::UpstreamAddress;
 use crate::dns::config::{Limits, Upstreams};
 use crate::drain::{self, DrainTrigger, Drained};
 
@@ -43,7 +45,8 @@ fn config() -> Config {
 }
 
 fn forwarding_to(servers: &[SocketAddr]) -> Config {
-    Config { upstreams: Upstreams::List(servers.to_vec()), ..config() }
+    let servers = servers.iter().copied().map(UpstreamAddress::udp).collect();
+    Config { upstreams: Upstreams::List(servers), ..config() }
 }
 
 /// Starts a server with three instances of `web`, of which two serve.
