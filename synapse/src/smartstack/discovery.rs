@@ -3,20 +3,35 @@
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU16;
+use std::time::Duration;
 
-use nerve::document::{Reported, Section};
+use nerve::document::{FromValue, Reported, Section};
 use nerve::http::{Tls, Url};
-use nerve::smartstack::{Number, Several, Word};
+use nerve::period::Period;
+use nerve::smartstack::{Number, Seconds, Several, Word};
 
 use super::server::server;
 use crate::watch::{
-    Condition, Decode, Docker, Kind, LabelFilter, Marathon, Multi, Part, Server, Which, ZooKeeper,
+    Access, Condition, Decode, Docker, Ec2, Kind, LabelFilter, Marathon, Multi, Part, Region, Secret, Server,
+    Which, ZooKeeper,
 };
 
 /// The port of DNS.
 const DNS: u16 = 53;
 /// Where Synapse takes Docker to be.
 const DOCKER: u16 = 4243;
+/// Where its client of AWS takes instances to be.
+const AWS_REGION: &str = "us-east-1";
+/// AWS is asked no more often, whatever is said.
+const LEAST_INTERVAL: Duration = Duration::from_secs(1);
+
+/// What the service says beside its place.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Beside<'a> {
+    pub(super) default_servers: &'a [Server],
+    /// Of all servers, whatever the place says.
+    pub(super) port: Option<NonZeroU16>,
+}
 
 /// The place, and which of the servers there count.
 pub(super) struct Discovery {
@@ -27,13 +42,13 @@ pub(super) struct Discovery {
 }
 
 /// Reads the section.
-pub(super) fn read(section: &mut Section<'_>, default_servers: &[Server]) -> Result<Discovery, Reported> {
+pub(super) fn read(section: &mut Section<'_>, beside: Beside<'_>) -> Result<Discovery, Reported> {
     let method = section.required::<Word>("method");
     let mut label_filters = section.list("label_filters", label_filter);
     label_filters.extend(section.list("label_filter", label_filter));
     let Word(method) = method?;
     // Reads the section's other keys, so it comes before anything is given up.
-    let kind = kind(section, &method, default_servers);
+    let kind = kind(section, &method, beside);
     let resolvers = resolvers(section, &method);
     let label_filters = label_filters.into_iter().collect::<Result<_, _>>();
     Ok(Discovery { kind: kind?, label_filters: label_filters?, resolvers: resolvers? })
@@ -54,9 +69,9 @@ fn resolvers(section: &mut Section<'_>, method: &str) -> Result<Option<Vec<Socke
 }
 
 /// What the method is here.
-fn kind(section: &mut Section<'_>, method: &str, default_servers: &[Server]) -> Result<Kind, Reported> {
+fn kind(section: &mut Section<'_>, method: &str, beside: Beside<'_>) -> Result<Kind, Reported> {
     match method {
-        "base" | "stub" => Ok(Kind::Static(default_servers.to_vec())),
+        "base" | "stub" => Ok(Kind::Static(beside.default_servers.to_vec())),
         // Names of hosts are looked up whatever the place; nobody polls where changes are told.
         "zookeeper" | "zookeeper_poll" | "zookeeper_dns" | "zookeeper_dns_poll" => zookeeper(section),
         "dns" => {
@@ -66,11 +81,13 @@ fn kind(section: &mut Section<'_>, method: &str, default_servers: &[Server]) -> 
         }
         "docker" => docker(section),
         "marathon" => marathon(section),
-        "multi" => multi(section, None, default_servers),
+        // Its documentation has the one, and its code the other.
+        "ec2tag" | "awstag" => ec2tag(section, beside.port),
+        "multi" => multi(section, None, beside),
         other => Err(section.invalid(
             "method",
             format_args!("discovery method {other:?} is not supported"),
-            "base, zookeeper, zookeeper_poll, zookeeper_dns, zookeeper_dns_poll, dns, docker, marathon or multi",
+            "base, zookeeper, zookeeper_poll, zookeeper_dns, zookeeper_dns_poll, dns, docker, ec2tag, marathon or multi",
         )),
     }
 }
@@ -127,26 +144,57 @@ fn marathon(section: &mut Section<'_>) -> Result<Kind, Reported> {
         .map_err(|(_, why)| section.invalid("application_name", why, "an app of Marathon"))
 }
 
+/// Instances by a tag; which port they listen on stands elsewhere.
+fn ec2tag(section: &mut Section<'_>, port: Option<NonZeroU16>) -> Result<Kind, Reported> {
+    let tag_name = section.required::<Word>("tag_name");
+    let tag_value = section.required::<Word>("tag_value");
+    let [region, id, secret] =
+        ["aws_region", "aws_access_key_id", "aws_secret_access_key"].map(|key| section.given::<Word>(key));
+    let interval = section.given::<Seconds>("check_interval");
+    let (Word(tag_name), Word(tag_value), interval) = (tag_name?, tag_value?, interval?);
+    // A template may have nothing to put there.
+    let given = |word: Option<Word>| word.map(|Word(text)| text).filter(|text| !text.trim().is_empty());
+    let (region, id, secret) = (given(region?), given(id?), given(secret?));
+    let region = region.or_else(|| std::env::var("AWS_REGION").ok()).unwrap_or_else(|| AWS_REGION.to_owned());
+    let region = region.parse::<Region>();
+    let region = region.map_err(|wrong| section.invalid("aws_region", wrong, Region::expected()))?;
+    let port = port.ok_or_else(|| {
+        section
+            .refuse("nobody says which port its servers have", "`backend_port_override` beside `discovery`")
+    })?;
+    let access = match id.zip(secret) {
+        Some((id, secret)) => Access::of_keys(id, Secret::new(secret))
+            .map_err(|wrong| section.invalid("aws_access_key_id", wrong, "the id of a key"))?,
+        None => Access::default(),
+    };
+    let ec2 = Ec2::new(region, tag_name, tag_value, port, access)
+        .map_err(|(key, why)| section.invalid(key, why, "as EC2 has it"))?;
+    let interval = interval.map(|Seconds(interval)| Period::new(interval.max(LEAST_INTERVAL)));
+    let interval =
+        interval.transpose().map_err(|wrong| section.invalid("check_interval", wrong, "seconds"))?;
+    let ec2 = match interval {
+        Some(interval) => ec2.every(interval),
+        None => ec2,
+    };
+    Ok(Kind::Ec2(Box::new(ec2)))
+}
+
 /// Reads `discovery_multi`, of which `discovery` is the part that is called `primary`.
 pub(super) fn read_multi(
     section: &mut Section<'_>,
     primary: Discovery,
-    default_servers: &[Server],
+    beside: Beside<'_>,
 ) -> Result<Discovery, Reported> {
     let Discovery { kind, label_filters, resolvers } = primary;
-    let kind = multi(section, Some(kind), default_servers)?;
+    let kind = multi(section, Some(kind), beside)?;
     Ok(Discovery { kind, label_filters, resolvers })
 }
 
 /// Several places, by what Synapse calls resolvers. Which servers count holds for all of them together.
-fn multi(
-    section: &mut Section<'_>,
-    primary: Option<Kind>,
-    default_servers: &[Server],
-) -> Result<Kind, Reported> {
+fn multi(section: &mut Section<'_>, primary: Option<Kind>, beside: Beside<'_>) -> Result<Kind, Reported> {
     section.allow("method");
     let parts = section.tables("watchers", |name, part| {
-        let Discovery { kind, label_filters, resolvers } = read(part, default_servers)?;
+        let Discovery { kind, label_filters, resolvers } = read(part, beside)?;
         if !label_filters.is_empty() || resolvers.is_some_and(|servers| !servers.is_empty()) {
             return Err(part
                 .refuse("filters and name servers are those of the whole service here", "none of its own"));

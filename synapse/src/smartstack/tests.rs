@@ -89,7 +89,7 @@ const WHOLE: &str = r#"{
    "haproxy": {"disabled": true, "port": 9999, "backend": ["cookie SRV insert"]}
   },
   "legacy": {
-   "discovery": {"method": "ec2tag", "tag_name": "role", "tag_value": "legacy"},
+   "discovery": {"method": "yarn", "app": "legacy"},
    "haproxy": {"port": 3215, "listen": ["mode tcp"]}
   }
  },
@@ -163,7 +163,7 @@ fn a_configuration_of_the_documentation_s_form_is_taken_whole() {
         wrong.place.ends_with("synapse.conf.json")
             && wrong
                 .message
-                .contains("services.legacy.discovery.method: discovery method \"ec2tag\" is not supported")
+                .contains("services.legacy.discovery.method: discovery method \"yarn\" is not supported")
             && wrong.message.ends_with("nothing of it is in force"),
         "{wrong:?}"
     );
@@ -343,6 +343,41 @@ fn several_places_are_parts_in_the_order_that_is_said() {
     ] {
         let wrong = parts(more).unwrap_err();
         assert!(wrong.contains(said), "{wrong}");
+    }
+}
+
+#[test]
+fn instances_of_ec2_have_the_port_that_stands_beside_their_tag_and_a_secret_is_nowhere_shown() {
+    let tag = "tag_name: role, tag_value: web, aws_region: eu-west-1";
+    let keys = "aws_access_key_id: AKIDEXAMPLE, aws_secret_access_key: s3cret, check_interval: 20";
+    for (discovery, more, interval) in [
+        (format!("{{method: ec2tag, {tag}, {keys}}}"), "backend_port_override: '8080'", "20s"),
+        (
+            format!("{{method: awstag, {tag}, aws_access_key_id: ''}}"),
+            "haproxy: {server_port_override: 8080}",
+            "15s",
+        ),
+    ] {
+        let in_force = of(&format!("services:\n  a: {{discovery: {discovery}, {more}}}\n"));
+        assert_eq!(in_force.wrong, [], "{discovery}");
+        let Kind::Ec2(ec2) = &in_force.services[0].watcher.kind else { panic!("{in_force:?}") };
+        assert_eq!((ec2.port.get(), ec2.interval.to_string().as_str()), (8080, interval));
+        assert_eq!(in_force.services[0].watcher.kind.place(), "ec2://eu-west-1/role=web");
+        assert!(!format!("{in_force:?}").contains("s3cret"));
+    }
+    let port = ", backend_port_override: 80";
+    for (discovery, port, said) in [
+        (format!("{{method: ec2tag, {tag}}}"), "", "`backend_port_override`"),
+        (format!("{{method: ec2tag, {}}}", tag.replace("eu-west-1", "EU")), port, "aws_region"),
+        ("{method: ec2tag, tag_name: a}".to_owned(), port, "tag_value"),
+        (
+            format!("{{method: ec2tag, {tag}, {}}}", keys.replace("AKIDEXAMPLE", "a/b")),
+            port,
+            "aws_access_key_id",
+        ),
+    ] {
+        let wrong = of(&format!("services:\n  a: {{discovery: {discovery}{port}}}\n")).wrong;
+        assert!(wrong[0].message.contains(said) && !wrong[0].message.contains("s3cret"), "{wrong:?}");
     }
 }
 

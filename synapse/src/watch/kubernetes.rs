@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use nerve::document::{Reported, Section};
-use nerve::http::{Client, FilePath, Tls, Url};
+use nerve::http::{Client, FilePath, Tls, Url, encoded};
 use nerve::model::Zone;
 use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, timeout};
@@ -203,15 +203,6 @@ impl KubernetesPlace {
         }
         told.found(servers, refused).await;
     }
-}
-
-/// What may not stand in a query as it is.
-fn encoded(text: &str) -> String {
-    let octet = |byte: u8| match byte {
-        b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' => char::from(byte).to_string(),
-        other => format!("%{other:02X}"),
-    };
-    text.bytes().map(octet).collect()
 }
 
 #[derive(Debug, Deserialize)]

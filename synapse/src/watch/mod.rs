@@ -4,10 +4,12 @@
 //! (`kind`, a file each), which tells all its servers each time it has something new; `told` decides what counts of them, looks names
 //! up (`resolve`), says it in the watcher's layer of the catalog, below the store's, and has it remembered (`findings`).
 
+mod aws;
 mod consul;
 mod decode;
 mod dns;
 mod docker;
+mod ec2;
 mod etcd;
 mod file;
 mod findings;
@@ -38,9 +40,11 @@ use nerve::store::{Key, Revision};
 
 use crate::catalog::Change;
 
+pub use aws::{Access, Region, Secret};
 pub use consul::Consul;
 pub use dns::Question;
 pub use docker::Docker;
+pub use ec2::{Address, Ec2};
 pub use etcd::Etcd;
 pub use kind::{Kind, Multi, Part};
 pub use kubernetes::Kubernetes;
