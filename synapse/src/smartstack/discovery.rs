@@ -12,8 +12,8 @@ use nerve::smartstack::{Number, Seconds, Several, Word};
 
 use super::server::server;
 use crate::watch::{
-    Access, Condition, Decode, Docker, Ec2, Kind, LabelFilter, Marathon, Multi, Part, Region, Secret, Server,
-    Which, ZooKeeper,
+    Access, Condition, Decode, Docker, Ec2, Kind, LabelFilter, Marathon, Multi, Pace, Part, Region, Retry,
+    Secret, Server, Which, ZooKeeper,
 };
 
 /// The port of DNS.
@@ -22,6 +22,10 @@ const DNS: u16 = 53;
 const DOCKER: u16 = 4243;
 /// Where its client of AWS takes instances to be.
 const AWS_REGION: &str = "us-east-1";
+/// Synapse's retries of ZooKeeper.
+const BASE_INTERVAL: Duration = Duration::from_millis(500);
+const MAX_INTERVAL: Duration = Duration::from_secs(60);
+const MAX_JITTER: Duration = Duration::from_secs(120);
 /// AWS is asked no more often, whatever is said.
 const LEAST_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -39,6 +43,8 @@ pub(super) struct Discovery {
     pub(super) label_filters: Vec<LabelFilter>,
     /// Who is asked for the names of servers, if it is not this machine's resolver.
     pub(super) resolvers: Option<Vec<SocketAddr>>,
+    /// How soon the place is looked at again.
+    pub(super) pace: Pace,
 }
 
 /// Reads the section.
@@ -48,10 +54,12 @@ pub(super) fn read(section: &mut Section<'_>, beside: Beside<'_>) -> Result<Disc
     label_filters.extend(section.list("label_filter", label_filter));
     let Word(method) = method?;
     // Reads the section's other keys, so it comes before anything is given up.
+    let pace = pace(section);
     let kind = kind(section, &method, beside);
     let resolvers = resolvers(section, &method);
     let label_filters = label_filters.into_iter().collect::<Result<_, _>>();
-    Ok(Discovery { kind: kind?, label_filters: label_filters?, resolvers: resolvers? })
+    let (kind, of_parts) = kind?;
+    Ok(Discovery { kind, label_filters: label_filters?, resolvers: resolvers?, pace: pace?.or(of_parts) })
 }
 
 /// Where names are what is found, name servers are asked, as Synapse does: they say for how long an answer holds.
@@ -68,9 +76,30 @@ fn resolvers(section: &mut Section<'_>, method: &str) -> Result<Option<Vec<Socke
     servers.map(Some).map_err(|wrong| section.invalid("nameserver", wrong, "the address of a name server"))
 }
 
-/// What the method is here.
-fn kind(section: &mut Section<'_>, method: &str, beside: Beside<'_>) -> Result<Kind, Reported> {
-    match method {
+/// How soon it is looked at again. That a place is given up on is not done: it is tried for as long as the agent runs.
+fn pace(section: &mut Section<'_>) -> Result<Pace, Reported> {
+    let jitter = section.given::<Seconds>("discovery_jitter");
+    let retry = section.section("retry_policy", |policy| {
+        for key in ["max_attempts", "max_delay"] {
+            policy.allow(key);
+        }
+        let [base, longest] = [("base_interval", BASE_INTERVAL), ("max_interval", MAX_INTERVAL)]
+            .map(|(key, usual)| policy.or(key, Seconds(usual)))
+            .map(|Seconds(interval)| Period::new(interval.max(Period::MIN)));
+        let retry = base.and_then(|base| Ok((base, longest?))).map_err(|wrong| wrong.to_string());
+        retry
+            .and_then(|(base, longest)| Retry::new(base, longest))
+            .map_err(|wrong| policy.refuse(wrong, "a `base_interval` that is not longer than `max_interval`"))
+    });
+    // None of 0 s, and Synapse takes none that is longer than two minutes.
+    let jitter = jitter?.map(|Seconds(jitter)| jitter).filter(|jitter| *jitter <= MAX_JITTER);
+    let discovery_jitter = jitter.and_then(|jitter| Period::new(jitter).ok());
+    Ok(Pace { discovery_jitter, retry: retry.transpose()? })
+}
+
+/// What the method is here, and the pace of its parts.
+fn kind(section: &mut Section<'_>, method: &str, beside: Beside<'_>) -> Result<(Kind, Pace), Reported> {
+    let kind = match method {
         "base" | "stub" => Ok(Kind::Static(beside.default_servers.to_vec())),
         // Names of hosts are looked up whatever the place; nobody polls where changes are told.
         "zookeeper" | "zookeeper_poll" | "zookeeper_dns" | "zookeeper_dns_poll" => zookeeper(section),
@@ -83,23 +112,18 @@ fn kind(section: &mut Section<'_>, method: &str, beside: Beside<'_>) -> Result<K
         "marathon" => marathon(section),
         // Its documentation has the one, and its code the other.
         "ec2tag" | "awstag" => ec2tag(section, beside.port),
-        "multi" => multi(section, None, beside),
+        "multi" => return multi(section, None, beside),
         other => Err(section.invalid(
             "method",
             format_args!("discovery method {other:?} is not supported"),
             "base, zookeeper, zookeeper_poll, zookeeper_dns, zookeeper_dns_poll, dns, docker, ec2tag, marathon or multi",
         )),
-    }
+    };
+    Ok((kind?, Pace::default()))
 }
 
 fn zookeeper(section: &mut Section<'_>) -> Result<Kind, Reported> {
-    for key in [
-        "retry_policy",
-        "discovery_jitter",
-        "polling_interval_sec",
-        "generator_config_path",
-        "check_interval",
-    ] {
+    for key in ["polling_interval_sec", "generator_config_path", "check_interval"] {
         section.allow(key);
     }
     let hosts = section.required::<Several<Word>>("hosts");
@@ -185,16 +209,20 @@ pub(super) fn read_multi(
     primary: Discovery,
     beside: Beside<'_>,
 ) -> Result<Discovery, Reported> {
-    let Discovery { kind, label_filters, resolvers } = primary;
-    let kind = multi(section, Some(kind), beside)?;
-    Ok(Discovery { kind, label_filters, resolvers })
+    let Discovery { kind, label_filters, resolvers, pace } = primary;
+    let (kind, of_parts) = multi(section, Some(kind), beside)?;
+    Ok(Discovery { kind, label_filters, resolvers, pace: pace.or(of_parts) })
 }
 
 /// Several places, by what Synapse calls resolvers. Which servers count holds for all of them together.
-fn multi(section: &mut Section<'_>, primary: Option<Kind>, beside: Beside<'_>) -> Result<Kind, Reported> {
+fn multi(
+    section: &mut Section<'_>,
+    primary: Option<Kind>,
+    beside: Beside<'_>,
+) -> Result<(Kind, Pace), Reported> {
     section.allow("method");
     let parts = section.tables("watchers", |name, part| {
-        let Discovery { kind, label_filters, resolvers } = read(part, beside)?;
+        let Discovery { kind, label_filters, resolvers, pace } = read(part, beside)?;
         if !label_filters.is_empty() || resolvers.is_some_and(|servers| !servers.is_empty()) {
             return Err(part
                 .refuse("filters and name servers are those of the whole service here", "none of its own"));
@@ -202,7 +230,7 @@ fn multi(section: &mut Section<'_>, primary: Option<Kind>, beside: Beside<'_>) -
         if matches!(kind, Kind::Multi(_)) {
             return Err(part.invalid("method", "it is a part of several places itself", "one place"));
         }
-        Ok(Part { name: name.to_owned(), kind })
+        Ok((Part { name: name.to_owned(), kind }, pace))
     });
     let how = section.section("resolver", |resolver| {
         let method = resolver.required::<Word>("method");
@@ -219,8 +247,10 @@ fn multi(section: &mut Section<'_>, primary: Option<Kind>, beside: Beside<'_>) -
         }
     });
     let parts = parts.into_iter().collect::<Result<Vec<_>, _>>()?;
+    // Of several that say it the first.
+    let pace = parts.iter().fold(Pace::default(), |pace, (_, part)| pace.or(*part));
     let primary = primary.map(|kind| Part { name: "primary".to_owned(), kind });
-    let mut parts: Vec<Part> = primary.into_iter().chain(parts).collect();
+    let mut parts: Vec<Part> = primary.into_iter().chain(parts.into_iter().map(|(part, _)| part)).collect();
     let (which, order) =
         how.ok_or_else(|| section.invalid("resolver", "it is missing", "a table with a `method`"))??;
     if which == Which::Sequential {
@@ -238,7 +268,7 @@ fn multi(section: &mut Section<'_>, primary: Option<Kind>, beside: Beside<'_>) -
     if parts.is_empty() {
         return Err(section.invalid("watchers", "there is none", "a table for each place"));
     }
-    Ok(Kind::Multi(Multi { which, toggle_file: None, parts }))
+    Ok((Kind::Multi(Multi { which, toggle_file: None, parts }), pace))
 }
 
 /// Synapse asks for an image without its version.

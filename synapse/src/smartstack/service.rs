@@ -91,6 +91,7 @@ pub(super) fn read(section: &mut Section<'_>, name: &str, globals: &Globals) -> 
             leader_election,
             backend_port_override: port,
             label_filters: place.label_filters,
+            pace: place.pace,
             ..usual
         },
     };

@@ -1,11 +1,13 @@
 //! Configurations as operators have them, and what becomes of them.
 
 use std::fs;
+use std::time::Duration;
 
 use nerve::model::SettingKey;
+use nerve::period::Period;
 
 use super::*;
-use crate::watch::{Condition, Kind, Which};
+use crate::watch::{Condition, Kind, Pace, Retry, Which};
 
 /// A host's files.
 struct Host {
@@ -379,6 +381,41 @@ fn instances_of_ec2_have_the_port_that_stands_beside_their_tag_and_a_secret_is_n
         let wrong = of(&format!("services:\n  a: {{discovery: {discovery}{port}}}\n")).wrong;
         assert!(wrong[0].message.contains(said) && !wrong[0].message.contains("s3cret"), "{wrong:?}");
     }
+}
+
+#[test]
+fn the_pace_of_a_service_is_what_synapse_calls_jitter_and_retry_policy() {
+    let pace = |discovery: &str| {
+        let in_force = of(&format!(
+            "services:\n  a: {{discovery: {{method: zookeeper, hosts: [z], path: /a, {discovery}}}}}\n"
+        ));
+        let service = in_force.services.first().ok_or_else(|| in_force.wrong[0].message.clone())?;
+        Ok::<_, String>(service.watcher.options.pace)
+    };
+    let retry =
+        |base, longest| Some(Retry::new(Period::new(base).unwrap(), Period::new(longest).unwrap()).unwrap());
+    let (half, minute) = (Duration::from_millis(500), Duration::from_secs(60));
+    for (discovery, discovery_jitter, expected) in [
+        ("label_filters: []", None, None),
+        ("discovery_jitter: 5", Some(Period::seconds(5)), None),
+        ("discovery_jitter: 121", None, None),
+        ("discovery_jitter: 0", None, None),
+        ("retry_policy: {}", None, retry(half, minute)),
+        (
+            "retry_policy: {max_attempts: 3, base_interval: 0, max_interval: 2}",
+            None,
+            retry(Period::MIN, Duration::from_secs(2)),
+        ),
+    ] {
+        assert_eq!(pace(discovery), Ok(Pace { discovery_jitter, retry: expected }), "{discovery}");
+    }
+    let wrong = pace("retry_policy: {base_interval: 90}").unwrap_err();
+    assert!(wrong.contains("retry_policy") && wrong.contains("is longer than"), "{wrong}");
+    // Of parts it is the first one's that says it, for all of them.
+    let in_force = of(&service(
+        "discovery_multi: {watchers: {old: {method: zookeeper, hosts: [z], path: /o, discovery_jitter: 7}}, resolver: {method: union}}",
+    ));
+    assert_eq!(in_force.services[0].watcher.options.pace.discovery_jitter, Some(Period::seconds(7)));
 }
 
 #[test]

@@ -178,6 +178,7 @@ impl Place for Ec2Place {
                 }
             };
             tokio::time::sleep(pause - pause / 8 + random_part(pause / 4)).await;
+            told.pace().before_another_look().await;
         }
     }
 }

@@ -124,6 +124,7 @@ impl Place for KubernetesPlace {
                 }
                 tokio::time::sleep_until(began + PAUSE).await;
             }
+            told.pace().before_another_look().await;
         }
     }
 }

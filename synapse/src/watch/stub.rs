@@ -8,6 +8,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio::time::timeout;
 
+use super::pace::Pace;
 use super::place::{Refused, Tell};
 use super::server::Server;
 
@@ -30,6 +31,10 @@ impl Tell for Written {
 
     async fn failed(&self, error: String) {
         self.0.lock().unwrap().push(error);
+    }
+
+    fn pace(&self) -> Pace {
+        Pace::default()
     }
 }
 
