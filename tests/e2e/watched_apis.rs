@@ -189,3 +189,41 @@ fn instances_of_ec2_are_found_by_a_tag_with_the_credentials_of_a_role_that_end()
     let kept = std::fs::read_to_string(a.directory().join("state/watchers.json")).expect("a file");
     assert!(!(said + &kept).contains("s3cret/") && account.handed_out() > 0);
 }
+
+#[test]
+fn weights_in_s3_say_which_place_a_node_takes_and_hold_while_they_cannot_be_read() {
+    needs!("etcd", "etcdctl");
+    let cluster = Cluster::of(1).without_agents().start();
+    let [a] = cluster.nodes();
+    let aws = Api::start(a.namespace(), 4566, Aws::new(Duration::from_secs(3600)));
+    let account = aws.speaks();
+    let weights = |text: &str| account.put("/plexus-weights/web%20b.yaml", text);
+    weights("---\none: 0\ntwo: 1\n");
+    let more = format!(
+        "[[watch]]\nservice = \"web\"\nmulti = \"toggle\"\ntoggle_s3 = \"s3://plexus-weights/web b.yaml\"\ntoggle_region = \"{}\"\n\
+         toggle_interval = \"1s\"\nendpoint = \"{url}\"\nmetadata = \"{url}\"\n\
+         [[watch.part]]\nname = \"one\"\nstatic = [\"{FIRST}\"]\n[[watch.part]]\nname = \"two\"\nstatic = [\"{SECOND}\"]\n",
+        aws::REGION,
+        url = aws.url()
+    );
+    with_a_mesh_of_its_own(&cluster, a, &more);
+    becomes(a, "web", &[SECOND]);
+    weights("{\"one\": 1}");
+    becomes(a, "web", &[FIRST]);
+    // What cannot be read, or is refused, is said and changes nothing.
+    let said = |what: &str| drop(eventually!(SOON, a.agent_log(), |log| log.contains(what)));
+    weights("- two");
+    said("s3://plexus-weights/web b.yaml is no mapping");
+    weights("two: 1");
+    becomes(a, "web", &[SECOND]);
+    weights("one: 1");
+    account.refuse(Some((403, "AccessDenied")));
+    said("allow s3:GetObject to the credentials ASIAEXAMPLE");
+    assert_eq!(a.serving("web"), [SECOND]);
+    aws.stop();
+    account.refuse(None);
+    assert_eq!(a.serving("web"), [SECOND]);
+    aws.start_again();
+    becomes(a, "web", &[FIRST]);
+    assert!(!a.agent_log().contains("s3cret/"));
+}

@@ -12,8 +12,8 @@ use nerve::smartstack::{Number, Seconds, Several, Word};
 
 use super::server::server;
 use crate::watch::{
-    Access, Condition, Decode, Docker, Ec2, Kind, LabelFilter, Marathon, Multi, Pace, Part, Region, Retry,
-    Secret, Server, Which, ZooKeeper,
+    Access, Condition, Decode, Docker, Ec2, Kind, LabelFilter, Marathon, Multi, Object, ObjectName, Pace,
+    Part, Region, Retry, Secret, Server, Toggle, Which, ZooKeeper,
 };
 
 /// The port of DNS.
@@ -22,6 +22,10 @@ const DNS: u16 = 53;
 const DOCKER: u16 = 4243;
 /// Where its client of AWS takes instances to be.
 const AWS_REGION: &str = "us-east-1";
+/// Where its S3 is, if it is not AWS'.
+const ENDPOINT: &str = "AWS_ENDPOINT_URL";
+/// What `discovery` is called among others.
+const PRIMARY: &str = "primary";
 /// Synapse's retries of ZooKeeper.
 const BASE_INTERVAL: Duration = Duration::from_millis(500);
 const MAX_INTERVAL: Duration = Duration::from_secs(60);
@@ -179,9 +183,8 @@ fn ec2tag(section: &mut Section<'_>, port: Option<NonZeroU16>) -> Result<Kind, R
     // A template may have nothing to put there.
     let given = |word: Option<Word>| word.map(|Word(text)| text).filter(|text| !text.trim().is_empty());
     let (region, id, secret) = (given(region?), given(id?), given(secret?));
-    let region = region.or_else(|| std::env::var("AWS_REGION").ok()).unwrap_or_else(|| AWS_REGION.to_owned());
-    let region = region.parse::<Region>();
-    let region = region.map_err(|wrong| section.invalid("aws_region", wrong, Region::expected()))?;
+    let region =
+        aws_region(region).map_err(|wrong| section.invalid("aws_region", wrong, Region::expected()))?;
     let port = port.ok_or_else(|| {
         section
             .refuse("nobody says which port its servers have", "`backend_port_override` beside `discovery`")
@@ -239,17 +242,21 @@ fn multi(
         match method.as_str() {
             "union" => Ok((Which::Union, Vec::new())),
             "sequential" => Ok((Which::Sequential, order.0)),
+            // Which begins with `primary`, and so does what is made of it here: with the first.
+            "s3_toggle" => {
+                s3_toggle(resolver).map(|toggle| (Which::Toggle(toggle), vec![Word(PRIMARY.to_owned())]))
+            }
             other => Err(resolver.invalid(
                 "method",
                 format_args!("{other:?} is not supported"),
-                "union or sequential; a [[watch]] table has `toggle`, by a file of this machine",
+                "union, sequential or s3_toggle",
             )),
         }
     });
     let parts = parts.into_iter().collect::<Result<Vec<_>, _>>()?;
     // Of several that say it the first.
     let pace = parts.iter().fold(Pace::default(), |pace, (_, part)| pace.or(*part));
-    let primary = primary.map(|kind| Part { name: "primary".to_owned(), kind });
+    let primary = primary.map(|kind| Part { name: PRIMARY.to_owned(), kind });
     let mut parts: Vec<Part> = primary.into_iter().chain(parts.into_iter().map(|(part, _)| part)).collect();
     let (which, order) =
         how.ok_or_else(|| section.invalid("resolver", "it is missing", "a table with a `method`"))??;
@@ -264,11 +271,39 @@ fn multi(
         }
         // What it does not name counts for nobody, as there.
         parts = ordered;
+    } else {
+        parts.sort_by_key(|part| order.iter().all(|Word(name)| part.name != *name));
     }
     if parts.is_empty() {
         return Err(section.invalid("watchers", "there is none", "a table for each place"));
     }
-    Ok((Kind::Multi(Multi { which, toggle_file: None, parts }), pace))
+    Ok((Kind::Multi(Multi { which, parts }), pace))
+}
+
+/// Weights in an object of S3, which is asked for with what this machine has of AWS.
+fn s3_toggle(section: &mut Section<'_>) -> Result<Toggle, Reported> {
+    let url = section.required::<Word>("s3_url");
+    let interval = section.required::<Seconds>("s3_polling_interval_seconds");
+    let (Word(url), Seconds(interval)) = (url?, interval?);
+    let name = url.parse::<ObjectName>();
+    let name = name.map_err(|wrong| section.invalid("s3_url", wrong, ObjectName::expected()))?;
+    let interval = Period::new(interval.max(LEAST_INTERVAL));
+    let interval =
+        interval.map_err(|wrong| section.invalid("s3_polling_interval_seconds", wrong, "seconds"))?;
+    let access = match std::env::var(ENDPOINT) {
+        Ok(endpoint) => endpoint.parse().and_then(Access::at),
+        Err(_) => Ok(Access::default()),
+    };
+    let object = access.and_then(|access| Object::new(name, aws_region(None)?, interval, access));
+    let object = object.map_err(|wrong| {
+        section.refuse(wrong, "AWS_REGION and AWS_ENDPOINT_URL of the environment as AWS has them")
+    });
+    object.map(|object| Toggle::Object(Box::new(object)))
+}
+
+/// Where AWS is asked, unless it is said: where its client would.
+fn aws_region(given: Option<String>) -> Result<Region, String> {
+    given.or_else(|| std::env::var("AWS_REGION").ok()).unwrap_or_else(|| AWS_REGION.to_owned()).parse()
 }
 
 /// Synapse asks for an image without its version.

@@ -7,7 +7,7 @@ use nerve::model::SettingKey;
 use nerve::period::Period;
 
 use super::*;
-use crate::watch::{Condition, Kind, Pace, Retry, Which};
+use crate::watch::{Condition, Kind, Pace, Retry, Toggle, Which};
 
 /// A host's files.
 struct Host {
@@ -334,13 +334,35 @@ fn several_places_are_parts_in_the_order_that_is_said() {
         )));
         let Some(service) = in_force.services.first() else { return Err(in_force.wrong[0].message.clone()) };
         let Kind::Multi(multi) = &service.watcher.kind else { panic!("{service:?}") };
-        Ok((multi.which, multi.parts.iter().map(|part| part.name.clone()).collect::<Vec<_>>().join(" ")))
+        Ok((
+            multi.which.clone(),
+            multi.parts.iter().map(|part| part.name.clone()).collect::<Vec<_>>().join(" "),
+        ))
     };
     assert_eq!(parts("resolver: {method: union}"), Ok((Which::Union, "primary old two".to_owned())));
     let order = "resolver: {method: sequential, sequential_order: [two, primary]}";
     assert_eq!(parts(order), Ok((Which::Sequential, "two primary".to_owned())));
+    let toggle =
+        "resolver: {method: s3_toggle, s3_url: 's3://bucket/w.yaml', s3_polling_interval_seconds: 9}";
+    let Ok((Which::Toggle(Toggle::Object(object)), names)) = parts(toggle) else {
+        panic!("{:?}", parts(toggle))
+    };
+    assert_eq!(
+        (object.name.to_string().as_str(), object.interval),
+        ("s3://bucket/w.yaml", Period::seconds(9))
+    );
+    assert_eq!(names, "primary old two");
     for (more, said) in [
-        ("resolver: {method: s3_toggle}", "discovery_multi.resolver.method"),
+        ("resolver: {method: fallback}", "discovery_multi.resolver.method"),
+        ("resolver: {method: s3_toggle, s3_polling_interval_seconds: 9}", "s3_url"),
+        (
+            "resolver: {method: s3_toggle, s3_url: 's3://bucket/w', s3_polling_interval_seconds: x}",
+            "s3_polling_interval_seconds",
+        ),
+        (
+            "resolver: {method: s3_toggle, s3_url: 'https://bucket/w', s3_polling_interval_seconds: 9}",
+            "no s3://bucket/key",
+        ),
         ("resolver: {method: sequential, sequential_order: [two, two]}", "\"two\" is none of the watchers"),
     ] {
         let wrong = parts(more).unwrap_err();

@@ -80,18 +80,26 @@ impl Access {
                 "such as \"AKIAIOSFODNN7EXAMPLE\"",
             ));
         }
-        if let Some(endpoint) = &endpoint {
-            let is_plain = |c: char| c.is_ascii_alphanumeric() || "-._~/".contains(c);
-            if !endpoint.base().chars().all(is_plain) {
-                let why = "its path has characters that would have to be escaped";
-                return Err(section.invalid("endpoint", why, "a URL such as \"https://ec2.example.com\""));
-            }
-            if !tls.is_default() && !endpoint.is_secure() {
-                let why = "there are keys of TLS, and it is no https:// URL";
-                return Err(section.invalid("endpoint", why, "an https:// URL"));
-            }
+        let at = endpoint.map_or_else(|| Ok(Self::default()), Self::at);
+        let at =
+            at.map_err(|why| section.invalid("endpoint", why, "a URL such as \"https://ec2.example.com\""))?;
+        if !tls.is_default() && at.endpoint.as_ref().is_some_and(|endpoint| !endpoint.is_secure()) {
+            let why = "there are keys of TLS, and it is no https:// URL";
+            return Err(section.invalid("endpoint", why, "an https:// URL"));
         }
-        Ok(Self { endpoint, keys, metadata: metadata?, tls })
+        Ok(Self { keys, metadata: metadata?, tls, ..at })
+    }
+
+    /// With an API that is not where the region has it.
+    ///
+    /// # Errors
+    /// Nobody could sign what is asked there.
+    pub fn at(endpoint: Url) -> Result<Self, String> {
+        let is_plain = |c: char| c.is_ascii_alphanumeric() || "-._~/".contains(c);
+        if !endpoint.base().chars().all(is_plain) {
+            return Err(format!("the path of {endpoint} has characters that would have to be escaped"));
+        }
+        Ok(Self { endpoint: Some(endpoint), ..Self::default() })
     }
 
     /// Of keys that stand in a configuration of another program.

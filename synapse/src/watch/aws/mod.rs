@@ -28,12 +28,15 @@ const WITHIN: Duration = Duration::from_secs(30);
 pub(super) enum Service {
     /// Machines.
     Ec2,
+    /// Objects.
+    S3,
 }
 
 impl Service {
     fn as_str(self) -> &'static str {
         match self {
             Self::Ec2 => "ec2",
+            Self::S3 => "s3",
         }
     }
 
@@ -41,6 +44,7 @@ impl Service {
     fn permission(self) -> &'static str {
         match self {
             Self::Ec2 => "ec2:DescribeInstances",
+            Self::S3 => "s3:GetObject",
         }
     }
 
@@ -74,6 +78,12 @@ impl Aws {
     pub(super) async fn post(&self, form: String) -> Result<Answer, Trouble> {
         const FORM: (&str, &str) = ("content-type", "application/x-www-form-urlencoded; charset=utf-8");
         self.ask("/", FORM, Some(form)).await
+    }
+
+    /// Gets what is at `path`, which is escaped, with status 200.
+    pub(super) async fn get(&self, path: &str) -> Result<Answer, Trouble> {
+        let nothing = sign::sha256("");
+        self.ask(path, ("x-amz-content-sha256", &nothing), None).await
     }
 
     async fn ask(&self, path: &str, header: (&str, &str), form: Option<String>) -> Result<Answer, Trouble> {

@@ -21,7 +21,7 @@ use super::place::Place;
 use super::resolve::Resolver;
 use super::server::Server;
 use super::zookeeper::{Sessions, ZooKeeper, ZooKeeperPlace};
-pub use multi::{Multi, Part};
+pub use multi::{Multi, Part, Which};
 
 /// Which place, by its kind.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
