@@ -49,6 +49,7 @@ mod transparent;
 mod udp;
 mod unix;
 mod vip;
+mod watched_apis;
 mod watched_places;
 mod watchers;
 mod zookeeper;

@@ -83,7 +83,7 @@ fn whole(host: &str, hosts: &str, path: &str, services: &Path, output: &Path) ->
    "haproxy": {{"port": 3216, "frontend": ["mode tcp"], "backend": ["mode tcp"]}}
   }},
   "legacy": {{
-   "discovery": {{"method": "ec2tag", "tag_name": "role", "tag_value": "legacy"}},
+   "discovery": {{"method": "yarn", "app": "legacy"}},
    "haproxy": {{"port": 3215}}
   }}
  }},
@@ -129,7 +129,7 @@ fn a_configuration_of_synapse_serves_its_ports_unchanged_and_writes_its_files() 
     // What is wrong costs what it is said of, and what HAProxy would do is told.
     let status = b.plexus(["status"]).ok();
     assert!(
-        status.contains("services.legacy.discovery.method: discovery method \"ec2tag\" is not supported")
+        status.contains("services.legacy.discovery.method: discovery method \"yarn\" is not supported")
             && status.contains("synapse.conf.json:21:"),
         "{status}"
     );

@@ -11,37 +11,37 @@ use serde_json::Value;
 use crate::docker::needs_docker;
 use crate::{INSTANCE, PUBLISHED};
 
-const SOON: Duration = Duration::from_secs(20);
-const FIRST: &str = "10.77.0.1:9000";
-const SECOND: &str = "10.77.0.1:9001";
+pub(crate) const SOON: Duration = Duration::from_secs(20);
+pub(crate) const FIRST: &str = "10.77.0.1:9000";
+pub(crate) const SECOND: &str = "10.77.0.1:9001";
 
 /// How the watcher of this name stands.
-fn watcher(node: &Node, name: &str) -> Value {
+pub(crate) fn watcher(node: &Node, name: &str) -> Value {
     let all = node.plexus_json(["watchers"])["watchers"].clone();
     let all = all.as_array().expect("a list");
     all.iter().find(|watcher| watcher["name"] == name).cloned().unwrap_or_default()
 }
 
 #[track_caller]
-fn becomes(node: &Node, service: &str, expected: &[&str]) {
+pub(crate) fn becomes(node: &Node, service: &str, expected: &[&str]) {
     let _ = eventually!(SOON, node.serving(service), |ids| ids == expected);
 }
 
 #[track_caller]
-fn hears(node: &Node, name: &str, expected: bool) -> Value {
+pub(crate) fn hears(node: &Node, name: &str, expected: bool) -> Value {
     eventually!(Duration::from_secs(60), watcher(node, name), |stands| stands["connected"] == expected)
 }
 
 /// One that cannot be used is said, and costs itself alone.
 #[track_caller]
-fn refuses(node: &Node, name: &str, what: &str) {
+pub(crate) fn refuses(node: &Node, name: &str, what: &str) {
     let refused = |stands: &Value| stands["refused"].to_string().contains(what);
     let _ = eventually!(SOON, watcher(node, name), refused);
 }
 
 /// Without its place, and after a death, it serves what it knew: with this many answers from everywhere.
 #[track_caller]
-fn remembers(node: &Node, name: &str, service: &str, expected: &[&str]) {
+pub(crate) fn remembers(node: &Node, name: &str, service: &str, expected: &[&str]) {
     let _ = hears(node, name, false);
     assert_eq!(node.serving(service), expected);
     let file = node.directory().join("state/watchers.json");
@@ -54,7 +54,8 @@ fn remembers(node: &Node, name: &str, service: &str, expected: &[&str]) {
     let _ = hears(node, name, false);
 }
 
-fn with_a_mesh_of_its_own(cluster: &Cluster, node: &Node, more: &str) {
+/// Starts the agent with a store in itself and this further configuration.
+pub(crate) fn with_a_mesh_of_its_own(cluster: &Cluster, node: &Node, more: &str) {
     let mut settings = cluster.settings().clone();
     (settings.store, settings.more) = ("embedded".to_owned(), more.to_owned());
     node.configure(&settings);

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::{Bytes, Incoming};
-use hyper::header::{ACCEPT, HOST, HeaderMap, HeaderName, HeaderValue, USER_AGENT};
-use hyper::{Request, Response};
+use hyper::header::{ACCEPT, CONTENT_LENGTH, HOST, HeaderMap, HeaderName, HeaderValue, USER_AGENT};
+use hyper::{Method, Request, Response};
 use serde::de::DeserializeOwned;
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout;
@@ -71,8 +71,46 @@ impl Client {
         headers: &[(&str, &str)],
         within: Duration,
     ) -> Result<Answer, String> {
+        self.exchange(Method::GET, path, headers, Bytes::new(), within).await
+    }
+
+    /// Puts nothing to `path`; as [`Client::get`] otherwise.
+    ///
+    /// # Errors
+    /// As those of [`Client::get`].
+    pub async fn put(
+        &self,
+        path: &str,
+        headers: &[(&str, &str)],
+        within: Duration,
+    ) -> Result<Answer, String> {
+        self.exchange(Method::PUT, path, headers, Bytes::new(), within).await
+    }
+
+    /// Posts `body` to `path`; as [`Client::get`] otherwise.
+    ///
+    /// # Errors
+    /// As those of [`Client::get`].
+    pub async fn post(
+        &self,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: String,
+        within: Duration,
+    ) -> Result<Answer, String> {
+        self.exchange(Method::POST, path, headers, body.into(), within).await
+    }
+
+    async fn exchange(
+        &self,
+        method: Method,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: Bytes,
+        within: Duration,
+    ) -> Result<Answer, String> {
         let exchange = async {
-            let (mut connection, response) = self.ask(path, headers).await?;
+            let (mut connection, response) = self.ask(method, path, headers, body).await?;
             let (head, body) = response.into_parts();
             let read = connection.run(Limited::new(body, MOST).collect()).await;
             let body = read
@@ -94,7 +132,7 @@ impl Client {
         within: Duration,
     ) -> Result<Lines, String> {
         let open = async {
-            let (connection, response) = self.ask(path, headers).await?;
+            let (connection, response) = self.ask(Method::GET, path, headers, Bytes::new()).await?;
             match response.status().as_u16() {
                 200 => Ok(Lines { connection, body: response.into_body(), read: Vec::new(), searched: 0 }),
                 status => Err(format!("it answers {} with status {status}", shown(path))),
@@ -105,19 +143,29 @@ impl Client {
 
     async fn ask(
         &self,
+        method: Method,
         path: &str,
         headers: &[(&str, &str)],
+        body: Bytes,
     ) -> Result<(Connection, Response<Incoming>), String> {
-        let request = self.request(path, headers)?;
+        let request = self.request(method, path, headers, body)?;
         let stream = self.connect().await?;
         let mut connection = Connection::one(stream).await?;
         let response = connection.send(request).await?;
         Ok((connection, response))
     }
 
-    fn request(&self, path: &str, headers: &[(&str, &str)]) -> Result<Request<Full<Bytes>>, String> {
+    fn request(
+        &self,
+        method: Method,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: Bytes,
+    ) -> Result<Request<Full<Bytes>>, String> {
         let wrong = |what: &dyn fmt::Display| format!("{} cannot be asked for: {what}", shown(path));
-        let mut request = Request::get(format!("{}{path}", self.url.base));
+        // Of what has no body it would not be said, and some insist on it.
+        let length = (method != Method::GET).then_some(body.len());
+        let mut request = Request::builder().method(method).uri(format!("{}{path}", self.url.base));
         for (name, value) in headers {
             let name = HeaderName::try_from(*name).map_err(|error| wrong(&error))?;
             // Not even an error shows it: it may be what lets us in.
@@ -126,10 +174,13 @@ impl Client {
             request = request.header(name, value);
         }
         request = request.header(HOST, self.url.authority()).header(USER_AGENT, "plexus");
+        if let Some(length) = length {
+            request = request.header(CONTENT_LENGTH, length);
+        }
         if request.headers_ref().is_some_and(|headers| !headers.contains_key(ACCEPT)) {
             request = request.header(ACCEPT, "application/json");
         }
-        request.body(Full::default()).map_err(|error| wrong(&error))
+        request.body(Full::new(body)).map_err(|error| wrong(&error))
     }
 
     async fn connect(&self) -> Result<Box<dyn Duplex>, String> {
@@ -263,6 +314,16 @@ mod tests {
             asked.starts_with("GET /base/x?a=b HTTP/1.1\r\n") && asked.contains("x-token: t\r\n"),
             "{asked}"
         );
+    }
+
+    #[tokio::test]
+    async fn what_is_posted_has_its_length_and_nothing_is_put_as_nothing() {
+        let answer = "HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n";
+        let post = async |client: Client| client.post("/x", &[], "a=b".to_owned(), SOON).await;
+        let (_, asked) = against(answer, post).await;
+        assert!(asked.starts_with("POST /base/x ") && asked.contains("content-length: 3\r\n"), "{asked}");
+        let (_, asked) = against(answer, async |client| client.put("/x", &[], SOON).await).await;
+        assert!(asked.starts_with("PUT /base/x ") && asked.contains("content-length: 0\r\n"), "{asked}");
     }
 
     #[tokio::test]

@@ -27,6 +27,12 @@ pub struct FileError {
 }
 
 impl FilePath {
+    /// `None`: the path is not absolute.
+    #[must_use]
+    pub fn absolute(path: PathBuf) -> Option<Self> {
+        path.is_absolute().then_some(Self(path))
+    }
+
     /// The path.
     #[must_use]
     pub fn path(&self) -> &Path {
@@ -63,10 +69,7 @@ impl FromValue for FilePath {
 
     fn from_value(value: &Value) -> Result<Self, Vec<Mismatch>> {
         let path = PathBuf::from_value(value)?;
-        if path.is_absolute() {
-            Ok(Self(path))
-        } else {
-            Err(value.mismatch(format_args!("{} is not absolute", path.display()), Self::expected()))
-        }
+        let wrong = || value.mismatch(format_args!("{} is not absolute", path.display()), Self::expected());
+        Self::absolute(path.clone()).ok_or_else(wrong)
     }
 }

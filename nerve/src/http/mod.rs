@@ -14,7 +14,7 @@ pub use client::{Answer, Client, Lines};
 pub(crate) use connection::{Connection, chain};
 pub use file::{FileError, FilePath};
 pub use tls::{Tls, TlsError};
-pub use url::Url;
+pub use url::{Url, encoded};
 
 /// So much of what is not needed is read, and so long may the head of an answer be, in bytes.
 pub(crate) const MAX_READ: usize = 64 * 1024;

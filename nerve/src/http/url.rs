@@ -1,7 +1,7 @@
 //! Where an API is: `http://host:port`, `https://host:port`, `unix:///path`, with a path that stands before all others.
 
 use std::fmt;
-use std::net::Ipv6Addr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::num::NonZeroU16;
 use std::str::FromStr;
 
@@ -10,8 +10,8 @@ use serde::{Serialize, Serializer};
 use crate::document::{FromValue, Mismatch, Value};
 use crate::model::UnixPath;
 
-const HTTP: u16 = 80;
-const HTTPS: u16 = 443;
+const HTTP: NonZeroU16 = NonZeroU16::MIN.saturating_add(79);
+const HTTPS: NonZeroU16 = NonZeroU16::MIN.saturating_add(442);
 
 /// Where an API is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,14 +39,27 @@ impl Url {
         Self { at: At::Unix(path), base: String::new() }
     }
 
+    /// HTTP at an address, by its usual port.
+    #[must_use]
+    pub fn http(address: IpAddr) -> Self {
+        Self { at: At::Host { host: address.to_string(), port: HTTP, tls: false }, base: String::new() }
+    }
+
+    /// What stands before the path of every request: empty, or with a slash before it and none behind.
+    #[must_use]
+    pub fn base(&self) -> &str {
+        &self.base
+    }
+
     /// What it is asked as: the `Host` header.
-    pub(super) fn authority(&self) -> String {
+    #[must_use]
+    pub fn authority(&self) -> String {
         match &self.at {
             At::Unix(_) => "localhost".to_owned(),
             At::Host { host, port, tls } => {
                 let host = Bracketed(host);
                 let usual = if *tls { HTTPS } else { HTTP };
-                if port.get() == usual { host.to_string() } else { format!("{host}:{port}") }
+                if *port == usual { host.to_string() } else { format!("{host}:{port}") }
             }
         }
     }
@@ -65,6 +78,16 @@ impl Url {
     pub fn is_secure(&self) -> bool {
         matches!(self.at, At::Host { tls: true, .. })
     }
+}
+
+/// A text as it may stand in a path or a query (RFC 3986): what is not unreserved there is escaped.
+#[must_use]
+pub fn encoded(text: &str) -> String {
+    let octet = |byte: u8| match byte {
+        b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' => char::from(byte).to_string(),
+        other => format!("%{other:02X}"),
+    };
+    text.bytes().map(octet).collect()
 }
 
 struct Bracketed<'a>(&'a str);
@@ -109,8 +132,8 @@ impl FromStr for Url {
             return Err(wrong("names no host"));
         }
         let usual = if tls { HTTPS } else { HTTP };
-        let port = port.map_or(Ok(usual), str::parse).ok().and_then(NonZeroU16::new);
-        let port = port.ok_or_else(|| wrong("has no port from 1 to 65535"))?;
+        let port = port.map_or(Ok(usual), str::parse);
+        let port = port.map_err(|_| wrong("has no port from 1 to 65535"))?;
         if base.contains(|c: char| c.is_ascii_control() || c.is_whitespace() || "?#".contains(c)) {
             return Err(wrong("has more than a path"));
         }
@@ -150,6 +173,13 @@ impl FromValue for Url {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_not_unreserved_is_escaped() {
+        assert_eq!(encoded("a-b_c.d~9"), "a-b_c.d~9");
+        assert_eq!(encoded("tag:a b/ä&="), "tag%3Aa%20b%2F%C3%A4%26%3D");
+        assert_eq!(Url::http([192, 0, 2, 1].into()), "http://192.0.2.1".parse().unwrap());
+    }
 
     #[test]
     fn a_url_is_a_socket_or_a_host_with_a_port_and_a_path_before_all_others() {

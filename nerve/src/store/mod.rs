@@ -36,7 +36,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use tokio::sync::mpsc;
 
-pub use backoff::Backoff;
+pub use backoff::{Backoff, random_part};
 pub use config::{DEFAULT_PREFIX, DEFAULT_REQUEST_TIMEOUT, OpenError, StoreConfig};
 pub use embedded::EmbeddedStore;
 pub use etcd::EtcdStore;

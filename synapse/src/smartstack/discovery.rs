@@ -3,20 +3,43 @@
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU16;
+use std::time::Duration;
 
-use nerve::document::{Reported, Section};
+use nerve::document::{FromValue, Reported, Section};
 use nerve::http::{Tls, Url};
-use nerve::smartstack::{Number, Several, Word};
+use nerve::period::Period;
+use nerve::smartstack::{Number, Seconds, Several, Word};
 
 use super::server::server;
 use crate::watch::{
-    Condition, Decode, Docker, Kind, LabelFilter, Marathon, Multi, Part, Server, Which, ZooKeeper,
+    Access, Condition, Decode, Docker, Ec2, Kind, LabelFilter, Marathon, Multi, Object, ObjectName, Pace,
+    Part, Region, Retry, Secret, Server, Toggle, Which, ZooKeeper,
 };
 
 /// The port of DNS.
 const DNS: u16 = 53;
 /// Where Synapse takes Docker to be.
 const DOCKER: u16 = 4243;
+/// Where its client of AWS takes instances to be.
+const AWS_REGION: &str = "us-east-1";
+/// Where its S3 is, if it is not AWS'.
+const ENDPOINT: &str = "AWS_ENDPOINT_URL";
+/// What `discovery` is called among others.
+const PRIMARY: &str = "primary";
+/// Synapse's retries of ZooKeeper.
+const BASE_INTERVAL: Duration = Duration::from_millis(500);
+const MAX_INTERVAL: Duration = Duration::from_secs(60);
+const MAX_JITTER: Duration = Duration::from_secs(120);
+/// AWS is asked no more often, whatever is said.
+const LEAST_INTERVAL: Duration = Duration::from_secs(1);
+
+/// What the service says beside its place.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Beside<'a> {
+    pub(super) default_servers: &'a [Server],
+    /// Of all servers, whatever the place says.
+    pub(super) port: Option<NonZeroU16>,
+}
 
 /// The place, and which of the servers there count.
 pub(super) struct Discovery {
@@ -24,19 +47,23 @@ pub(super) struct Discovery {
     pub(super) label_filters: Vec<LabelFilter>,
     /// Who is asked for the names of servers, if it is not this machine's resolver.
     pub(super) resolvers: Option<Vec<SocketAddr>>,
+    /// How soon the place is looked at again.
+    pub(super) pace: Pace,
 }
 
 /// Reads the section.
-pub(super) fn read(section: &mut Section<'_>, default_servers: &[Server]) -> Result<Discovery, Reported> {
+pub(super) fn read(section: &mut Section<'_>, beside: Beside<'_>) -> Result<Discovery, Reported> {
     let method = section.required::<Word>("method");
     let mut label_filters = section.list("label_filters", label_filter);
     label_filters.extend(section.list("label_filter", label_filter));
     let Word(method) = method?;
     // Reads the section's other keys, so it comes before anything is given up.
-    let kind = kind(section, &method, default_servers);
+    let pace = pace(section);
+    let kind = kind(section, &method, beside);
     let resolvers = resolvers(section, &method);
     let label_filters = label_filters.into_iter().collect::<Result<_, _>>();
-    Ok(Discovery { kind: kind?, label_filters: label_filters?, resolvers: resolvers? })
+    let (kind, of_parts) = kind?;
+    Ok(Discovery { kind, label_filters: label_filters?, resolvers: resolvers?, pace: pace?.or(of_parts) })
 }
 
 /// Where names are what is found, name servers are asked, as Synapse does: they say for how long an answer holds.
@@ -53,10 +80,31 @@ fn resolvers(section: &mut Section<'_>, method: &str) -> Result<Option<Vec<Socke
     servers.map(Some).map_err(|wrong| section.invalid("nameserver", wrong, "the address of a name server"))
 }
 
-/// What the method is here.
-fn kind(section: &mut Section<'_>, method: &str, default_servers: &[Server]) -> Result<Kind, Reported> {
-    match method {
-        "base" | "stub" => Ok(Kind::Static(default_servers.to_vec())),
+/// How soon it is looked at again. That a place is given up on is not done: it is tried for as long as the agent runs.
+fn pace(section: &mut Section<'_>) -> Result<Pace, Reported> {
+    let jitter = section.given::<Seconds>("discovery_jitter");
+    let retry = section.section("retry_policy", |policy| {
+        for key in ["max_attempts", "max_delay"] {
+            policy.allow(key);
+        }
+        let [base, longest] = [("base_interval", BASE_INTERVAL), ("max_interval", MAX_INTERVAL)]
+            .map(|(key, usual)| policy.or(key, Seconds(usual)))
+            .map(|Seconds(interval)| Period::new(interval.max(Period::MIN)));
+        let retry = base.and_then(|base| Ok((base, longest?))).map_err(|wrong| wrong.to_string());
+        retry
+            .and_then(|(base, longest)| Retry::new(base, longest))
+            .map_err(|wrong| policy.refuse(wrong, "a `base_interval` that is not longer than `max_interval`"))
+    });
+    // None of 0 s, and Synapse takes none that is longer than two minutes.
+    let jitter = jitter?.map(|Seconds(jitter)| jitter).filter(|jitter| *jitter <= MAX_JITTER);
+    let discovery_jitter = jitter.and_then(|jitter| Period::new(jitter).ok());
+    Ok(Pace { discovery_jitter, retry: retry.transpose()? })
+}
+
+/// What the method is here, and the pace of its parts.
+fn kind(section: &mut Section<'_>, method: &str, beside: Beside<'_>) -> Result<(Kind, Pace), Reported> {
+    let kind = match method {
+        "base" | "stub" => Ok(Kind::Static(beside.default_servers.to_vec())),
         // Names of hosts are looked up whatever the place; nobody polls where changes are told.
         "zookeeper" | "zookeeper_poll" | "zookeeper_dns" | "zookeeper_dns_poll" => zookeeper(section),
         "dns" => {
@@ -66,23 +114,20 @@ fn kind(section: &mut Section<'_>, method: &str, default_servers: &[Server]) -> 
         }
         "docker" => docker(section),
         "marathon" => marathon(section),
-        "multi" => multi(section, None, default_servers),
+        // Its documentation has the one, and its code the other.
+        "ec2tag" | "awstag" => ec2tag(section, beside.port),
+        "multi" => return multi(section, None, beside),
         other => Err(section.invalid(
             "method",
             format_args!("discovery method {other:?} is not supported"),
-            "base, zookeeper, zookeeper_poll, zookeeper_dns, zookeeper_dns_poll, dns, docker, marathon or multi",
+            "base, zookeeper, zookeeper_poll, zookeeper_dns, zookeeper_dns_poll, dns, docker, ec2tag, marathon or multi",
         )),
-    }
+    };
+    Ok((kind?, Pace::default()))
 }
 
 fn zookeeper(section: &mut Section<'_>) -> Result<Kind, Reported> {
-    for key in [
-        "retry_policy",
-        "discovery_jitter",
-        "polling_interval_sec",
-        "generator_config_path",
-        "check_interval",
-    ] {
+    for key in ["polling_interval_sec", "generator_config_path", "check_interval"] {
         section.allow(key);
     }
     let hosts = section.required::<Several<Word>>("hosts");
@@ -127,26 +172,60 @@ fn marathon(section: &mut Section<'_>) -> Result<Kind, Reported> {
         .map_err(|(_, why)| section.invalid("application_name", why, "an app of Marathon"))
 }
 
+/// Instances by a tag; which port they listen on stands elsewhere.
+fn ec2tag(section: &mut Section<'_>, port: Option<NonZeroU16>) -> Result<Kind, Reported> {
+    let tag_name = section.required::<Word>("tag_name");
+    let tag_value = section.required::<Word>("tag_value");
+    let [region, id, secret] =
+        ["aws_region", "aws_access_key_id", "aws_secret_access_key"].map(|key| section.given::<Word>(key));
+    let interval = section.given::<Seconds>("check_interval");
+    let (Word(tag_name), Word(tag_value), interval) = (tag_name?, tag_value?, interval?);
+    // A template may have nothing to put there.
+    let given = |word: Option<Word>| word.map(|Word(text)| text).filter(|text| !text.trim().is_empty());
+    let (region, id, secret) = (given(region?), given(id?), given(secret?));
+    let region =
+        aws_region(region).map_err(|wrong| section.invalid("aws_region", wrong, Region::expected()))?;
+    let port = port.ok_or_else(|| {
+        section
+            .refuse("nobody says which port its servers have", "`backend_port_override` beside `discovery`")
+    })?;
+    let access = match id.zip(secret) {
+        Some((id, secret)) => Access::of_keys(id, Secret::new(secret))
+            .map_err(|wrong| section.invalid("aws_access_key_id", wrong, "the id of a key"))?,
+        None => Access::default(),
+    };
+    let ec2 = Ec2::new(region, tag_name, tag_value, port, access)
+        .map_err(|(key, why)| section.invalid(key, why, "as EC2 has it"))?;
+    let interval = interval.map(|Seconds(interval)| Period::new(interval.max(LEAST_INTERVAL)));
+    let interval =
+        interval.transpose().map_err(|wrong| section.invalid("check_interval", wrong, "seconds"))?;
+    let ec2 = match interval {
+        Some(interval) => ec2.every(interval),
+        None => ec2,
+    };
+    Ok(Kind::Ec2(Box::new(ec2)))
+}
+
 /// Reads `discovery_multi`, of which `discovery` is the part that is called `primary`.
 pub(super) fn read_multi(
     section: &mut Section<'_>,
     primary: Discovery,
-    default_servers: &[Server],
+    beside: Beside<'_>,
 ) -> Result<Discovery, Reported> {
-    let Discovery { kind, label_filters, resolvers } = primary;
-    let kind = multi(section, Some(kind), default_servers)?;
-    Ok(Discovery { kind, label_filters, resolvers })
+    let Discovery { kind, label_filters, resolvers, pace } = primary;
+    let (kind, of_parts) = multi(section, Some(kind), beside)?;
+    Ok(Discovery { kind, label_filters, resolvers, pace: pace.or(of_parts) })
 }
 
 /// Several places, by what Synapse calls resolvers. Which servers count holds for all of them together.
 fn multi(
     section: &mut Section<'_>,
     primary: Option<Kind>,
-    default_servers: &[Server],
-) -> Result<Kind, Reported> {
+    beside: Beside<'_>,
+) -> Result<(Kind, Pace), Reported> {
     section.allow("method");
     let parts = section.tables("watchers", |name, part| {
-        let Discovery { kind, label_filters, resolvers } = read(part, default_servers)?;
+        let Discovery { kind, label_filters, resolvers, pace } = read(part, beside)?;
         if !label_filters.is_empty() || resolvers.is_some_and(|servers| !servers.is_empty()) {
             return Err(part
                 .refuse("filters and name servers are those of the whole service here", "none of its own"));
@@ -154,7 +233,7 @@ fn multi(
         if matches!(kind, Kind::Multi(_)) {
             return Err(part.invalid("method", "it is a part of several places itself", "one place"));
         }
-        Ok(Part { name: name.to_owned(), kind })
+        Ok((Part { name: name.to_owned(), kind }, pace))
     });
     let how = section.section("resolver", |resolver| {
         let method = resolver.required::<Word>("method");
@@ -163,16 +242,22 @@ fn multi(
         match method.as_str() {
             "union" => Ok((Which::Union, Vec::new())),
             "sequential" => Ok((Which::Sequential, order.0)),
+            // Which begins with `primary`, and so does what is made of it here: with the first.
+            "s3_toggle" => {
+                s3_toggle(resolver).map(|toggle| (Which::Toggle(toggle), vec![Word(PRIMARY.to_owned())]))
+            }
             other => Err(resolver.invalid(
                 "method",
                 format_args!("{other:?} is not supported"),
-                "union or sequential; a [[watch]] table has `toggle`, by a file of this machine",
+                "union, sequential or s3_toggle",
             )),
         }
     });
     let parts = parts.into_iter().collect::<Result<Vec<_>, _>>()?;
-    let primary = primary.map(|kind| Part { name: "primary".to_owned(), kind });
-    let mut parts: Vec<Part> = primary.into_iter().chain(parts).collect();
+    // Of several that say it the first.
+    let pace = parts.iter().fold(Pace::default(), |pace, (_, part)| pace.or(*part));
+    let primary = primary.map(|kind| Part { name: PRIMARY.to_owned(), kind });
+    let mut parts: Vec<Part> = primary.into_iter().chain(parts.into_iter().map(|(part, _)| part)).collect();
     let (which, order) =
         how.ok_or_else(|| section.invalid("resolver", "it is missing", "a table with a `method`"))??;
     if which == Which::Sequential {
@@ -186,11 +271,39 @@ fn multi(
         }
         // What it does not name counts for nobody, as there.
         parts = ordered;
+    } else {
+        parts.sort_by_key(|part| order.iter().all(|Word(name)| part.name != *name));
     }
     if parts.is_empty() {
         return Err(section.invalid("watchers", "there is none", "a table for each place"));
     }
-    Ok(Kind::Multi(Multi { which, toggle_file: None, parts }))
+    Ok((Kind::Multi(Multi { which, parts }), pace))
+}
+
+/// Weights in an object of S3, which is asked for with what this machine has of AWS.
+fn s3_toggle(section: &mut Section<'_>) -> Result<Toggle, Reported> {
+    let url = section.required::<Word>("s3_url");
+    let interval = section.required::<Seconds>("s3_polling_interval_seconds");
+    let (Word(url), Seconds(interval)) = (url?, interval?);
+    let name = url.parse::<ObjectName>();
+    let name = name.map_err(|wrong| section.invalid("s3_url", wrong, ObjectName::expected()))?;
+    let interval = Period::new(interval.max(LEAST_INTERVAL));
+    let interval =
+        interval.map_err(|wrong| section.invalid("s3_polling_interval_seconds", wrong, "seconds"))?;
+    let access = match std::env::var(ENDPOINT) {
+        Ok(endpoint) => endpoint.parse().and_then(Access::at),
+        Err(_) => Ok(Access::default()),
+    };
+    let object = access.and_then(|access| Object::new(name, aws_region(None)?, interval, access));
+    let object = object.map_err(|wrong| {
+        section.refuse(wrong, "AWS_REGION and AWS_ENDPOINT_URL of the environment as AWS has them")
+    });
+    object.map(|object| Toggle::Object(Box::new(object)))
+}
+
+/// Where AWS is asked, unless it is said: where its client would.
+fn aws_region(given: Option<String>) -> Result<Region, String> {
+    given.or_else(|| std::env::var("AWS_REGION").ok()).unwrap_or_else(|| AWS_REGION.to_owned()).parse()
 }
 
 /// Synapse asks for an image without its version.

@@ -8,7 +8,7 @@ use nerve::model::{Address, ServiceName, ServiceSettings, UnixPath};
 use nerve::smartstack::{Number, Several, Word, resolve, service_name};
 
 use super::Globals;
-use super::discovery;
+use super::discovery::{self, Beside};
 use super::server::server;
 use crate::watch::{self, Kind, Options, Server};
 
@@ -58,22 +58,26 @@ pub(super) fn read(section: &mut Section<'_>, name: &str, globals: &Globals) -> 
     let as_it_stands = super::as_it_stands(section);
     let haproxy = section.section_or_empty("haproxy", |haproxy| Haproxy::read(haproxy, globals));
     let default_servers: Result<Vec<Server>, Reported> = default_servers.into_iter().collect();
-    let place = section.section("discovery", |discovery| {
-        discovery::read(discovery, default_servers.as_deref().unwrap_or_default())
-    });
-    let (default_servers, port, haproxy) = (default_servers?, port?, haproxy?);
+    let port = port.map(|port| port.map(|Number(port)| port));
+    let overriding = port.as_ref().ok().copied().flatten();
+    let beside = Beside {
+        default_servers: default_servers.as_deref().unwrap_or_default(),
+        port: overriding.or_else(|| haproxy.as_ref().ok()?.port_override),
+    };
+    let place = section.section("discovery", |discovery| discovery::read(discovery, beside));
     let place =
         place.ok_or_else(|| section.invalid("discovery", "it is missing", "a table with a `method`"))??;
     let place = if section.has("discovery_multi") {
-        let several = section
-            .section("discovery_multi", |several| discovery::read_multi(several, place, &default_servers));
+        let several =
+            section.section("discovery_multi", |several| discovery::read_multi(several, place, beside));
         several.ok_or_else(|| {
             section.invalid("discovery_multi", "it is no table", "a table with `watchers`")
         })??
     } else {
         place
     };
-    let port = port.map(|Number(port)| port).or(haproxy.port_override);
+    let (default_servers, port, haproxy) = (default_servers?, port?, haproxy?);
+    let port = port.or(haproxy.port_override);
     let options = match place.kind {
         // They are what the place names.
         Kind::Static(_) if place.resolvers.is_none() => {
@@ -87,6 +91,7 @@ pub(super) fn read(section: &mut Section<'_>, name: &str, globals: &Globals) -> 
             leader_election,
             backend_port_override: port,
             label_filters: place.label_filters,
+            pace: place.pace,
             ..usual
         },
     };

@@ -1,11 +1,13 @@
 //! Configurations as operators have them, and what becomes of them.
 
 use std::fs;
+use std::time::Duration;
 
 use nerve::model::SettingKey;
+use nerve::period::Period;
 
 use super::*;
-use crate::watch::{Condition, Kind, Which};
+use crate::watch::{Condition, Kind, Pace, Retry, Toggle, Which};
 
 /// A host's files.
 struct Host {
@@ -89,7 +91,7 @@ const WHOLE: &str = r#"{
    "haproxy": {"disabled": true, "port": 9999, "backend": ["cookie SRV insert"]}
   },
   "legacy": {
-   "discovery": {"method": "ec2tag", "tag_name": "role", "tag_value": "legacy"},
+   "discovery": {"method": "yarn", "app": "legacy"},
    "haproxy": {"port": 3215, "listen": ["mode tcp"]}
   }
  },
@@ -163,7 +165,7 @@ fn a_configuration_of_the_documentation_s_form_is_taken_whole() {
         wrong.place.ends_with("synapse.conf.json")
             && wrong
                 .message
-                .contains("services.legacy.discovery.method: discovery method \"ec2tag\" is not supported")
+                .contains("services.legacy.discovery.method: discovery method \"yarn\" is not supported")
             && wrong.message.ends_with("nothing of it is in force"),
         "{wrong:?}"
     );
@@ -332,18 +334,110 @@ fn several_places_are_parts_in_the_order_that_is_said() {
         )));
         let Some(service) = in_force.services.first() else { return Err(in_force.wrong[0].message.clone()) };
         let Kind::Multi(multi) = &service.watcher.kind else { panic!("{service:?}") };
-        Ok((multi.which, multi.parts.iter().map(|part| part.name.clone()).collect::<Vec<_>>().join(" ")))
+        Ok((
+            multi.which.clone(),
+            multi.parts.iter().map(|part| part.name.clone()).collect::<Vec<_>>().join(" "),
+        ))
     };
     assert_eq!(parts("resolver: {method: union}"), Ok((Which::Union, "primary old two".to_owned())));
     let order = "resolver: {method: sequential, sequential_order: [two, primary]}";
     assert_eq!(parts(order), Ok((Which::Sequential, "two primary".to_owned())));
+    let toggle =
+        "resolver: {method: s3_toggle, s3_url: 's3://bucket/w.yaml', s3_polling_interval_seconds: 9}";
+    let Ok((Which::Toggle(Toggle::Object(object)), names)) = parts(toggle) else {
+        panic!("{:?}", parts(toggle))
+    };
+    assert_eq!(
+        (object.name.to_string().as_str(), object.interval),
+        ("s3://bucket/w.yaml", Period::seconds(9))
+    );
+    assert_eq!(names, "primary old two");
     for (more, said) in [
-        ("resolver: {method: s3_toggle}", "discovery_multi.resolver.method"),
+        ("resolver: {method: fallback}", "discovery_multi.resolver.method"),
+        ("resolver: {method: s3_toggle, s3_polling_interval_seconds: 9}", "s3_url"),
+        (
+            "resolver: {method: s3_toggle, s3_url: 's3://bucket/w', s3_polling_interval_seconds: x}",
+            "s3_polling_interval_seconds",
+        ),
+        (
+            "resolver: {method: s3_toggle, s3_url: 'https://bucket/w', s3_polling_interval_seconds: 9}",
+            "no s3://bucket/key",
+        ),
         ("resolver: {method: sequential, sequential_order: [two, two]}", "\"two\" is none of the watchers"),
     ] {
         let wrong = parts(more).unwrap_err();
         assert!(wrong.contains(said), "{wrong}");
     }
+}
+
+#[test]
+fn instances_of_ec2_have_the_port_that_stands_beside_their_tag_and_a_secret_is_nowhere_shown() {
+    let tag = "tag_name: role, tag_value: web, aws_region: eu-west-1";
+    let keys = "aws_access_key_id: AKIDEXAMPLE, aws_secret_access_key: s3cret, check_interval: 20";
+    for (discovery, more, interval) in [
+        (format!("{{method: ec2tag, {tag}, {keys}}}"), "backend_port_override: '8080'", "20s"),
+        (
+            format!("{{method: awstag, {tag}, aws_access_key_id: ''}}"),
+            "haproxy: {server_port_override: 8080}",
+            "15s",
+        ),
+    ] {
+        let in_force = of(&format!("services:\n  a: {{discovery: {discovery}, {more}}}\n"));
+        assert_eq!(in_force.wrong, [], "{discovery}");
+        let Kind::Ec2(ec2) = &in_force.services[0].watcher.kind else { panic!("{in_force:?}") };
+        assert_eq!((ec2.port.get(), ec2.interval.to_string().as_str()), (8080, interval));
+        assert_eq!(in_force.services[0].watcher.kind.place(), "ec2://eu-west-1/role=web");
+        assert!(!format!("{in_force:?}").contains("s3cret"));
+    }
+    let port = ", backend_port_override: 80";
+    for (discovery, port, said) in [
+        (format!("{{method: ec2tag, {tag}}}"), "", "`backend_port_override`"),
+        (format!("{{method: ec2tag, {}}}", tag.replace("eu-west-1", "EU")), port, "aws_region"),
+        ("{method: ec2tag, tag_name: a}".to_owned(), port, "tag_value"),
+        (
+            format!("{{method: ec2tag, {tag}, {}}}", keys.replace("AKIDEXAMPLE", "a/b")),
+            port,
+            "aws_access_key_id",
+        ),
+    ] {
+        let wrong = of(&format!("services:\n  a: {{discovery: {discovery}{port}}}\n")).wrong;
+        assert!(wrong[0].message.contains(said) && !wrong[0].message.contains("s3cret"), "{wrong:?}");
+    }
+}
+
+#[test]
+fn the_pace_of_a_service_is_what_synapse_calls_jitter_and_retry_policy() {
+    let pace = |discovery: &str| {
+        let in_force = of(&format!(
+            "services:\n  a: {{discovery: {{method: zookeeper, hosts: [z], path: /a, {discovery}}}}}\n"
+        ));
+        let service = in_force.services.first().ok_or_else(|| in_force.wrong[0].message.clone())?;
+        Ok::<_, String>(service.watcher.options.pace)
+    };
+    let retry =
+        |base, longest| Some(Retry::new(Period::new(base).unwrap(), Period::new(longest).unwrap()).unwrap());
+    let (half, minute) = (Duration::from_millis(500), Duration::from_secs(60));
+    for (discovery, discovery_jitter, expected) in [
+        ("label_filters: []", None, None),
+        ("discovery_jitter: 5", Some(Period::seconds(5)), None),
+        ("discovery_jitter: 121", None, None),
+        ("discovery_jitter: 0", None, None),
+        ("retry_policy: {}", None, retry(half, minute)),
+        (
+            "retry_policy: {max_attempts: 3, base_interval: 0, max_interval: 2}",
+            None,
+            retry(Period::MIN, Duration::from_secs(2)),
+        ),
+    ] {
+        assert_eq!(pace(discovery), Ok(Pace { discovery_jitter, retry: expected }), "{discovery}");
+    }
+    let wrong = pace("retry_policy: {base_interval: 90}").unwrap_err();
+    assert!(wrong.contains("retry_policy") && wrong.contains("is longer than"), "{wrong}");
+    // Of parts it is the first one's that says it, for all of them.
+    let in_force = of(&service(
+        "discovery_multi: {watchers: {old: {method: zookeeper, hosts: [z], path: /o, discovery_jitter: 7}}, resolver: {method: union}}",
+    ));
+    assert_eq!(in_force.services[0].watcher.options.pace.discovery_jitter, Some(Period::seconds(7)));
 }
 
 #[test]

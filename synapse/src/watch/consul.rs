@@ -139,6 +139,7 @@ impl Place for ConsulPlace {
             index = if now < index { BEGINNING } else { now };
             let pause = if now == BEGINNING { POLL } else { PAUSE };
             tokio::time::sleep_until(asked + pause).await;
+            told.pace().before_another_look().await;
         }
     }
 }

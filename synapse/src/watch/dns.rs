@@ -77,6 +77,7 @@ impl Place for DnsPlace {
                 _ => told.found(known.values().flatten().cloned().collect(), refused).await,
             }
             tokio::time::sleep(holds.max(resolve::LEAST)).await;
+            told.pace().before_another_look().await;
         }
     }
 }

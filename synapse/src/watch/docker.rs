@@ -147,6 +147,7 @@ impl Place for Engine {
                 while let Ok(Ok(event)) = timeout_at(latest, timeout(DEBOUNCE, events.next())).await {
                     event?;
                 }
+                told.pace().before_another_look().await;
             }
         }
     }

@@ -54,6 +54,7 @@ impl Place for FilePlace {
             }
             if timeout(TICK, changed.recv()).await.is_ok() {
                 tokio::time::sleep(DEBOUNCE).await;
+                told.pace().before_another_look().await;
                 while changed.try_recv().is_ok() {}
             }
         }

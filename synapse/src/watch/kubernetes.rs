@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use nerve::document::{Reported, Section};
-use nerve::http::{Client, FilePath, Tls, Url};
+use nerve::http::{Client, FilePath, Tls, Url, encoded};
 use nerve::model::Zone;
 use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, timeout};
@@ -124,6 +124,7 @@ impl Place for KubernetesPlace {
                 }
                 tokio::time::sleep_until(began + PAUSE).await;
             }
+            told.pace().before_another_look().await;
         }
     }
 }
@@ -203,15 +204,6 @@ impl KubernetesPlace {
         }
         told.found(servers, refused).await;
     }
-}
-
-/// What may not stand in a query as it is.
-fn encoded(text: &str) -> String {
-    let octet = |byte: u8| match byte {
-        b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' => char::from(byte).to_string(),
-        other => format!("%{other:02X}"),
-    };
-    text.bytes().map(octet).collect()
 }
 
 #[derive(Debug, Deserialize)]

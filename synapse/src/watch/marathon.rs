@@ -122,7 +122,10 @@ impl MarathonPlace {
                 Some(lines) => {
                     if let Ok(heard) = timeout_at(begun + TICK, next_event(lines)).await {
                         match heard {
-                            Ok(()) => tokio::time::sleep(DEBOUNCE).await,
+                            Ok(()) => {
+                                tokio::time::sleep(DEBOUNCE).await;
+                                told.pace().before_another_look().await;
+                            }
                             Err(_) => events = None,
                         }
                     }

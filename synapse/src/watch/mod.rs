@@ -4,10 +4,12 @@
 //! (`kind`, a file each), which tells all its servers each time it has something new; `told` decides what counts of them, looks names
 //! up (`resolve`), says it in the watcher's layer of the catalog, below the store's, and has it remembered (`findings`).
 
+mod aws;
 mod consul;
 mod decode;
 mod dns;
 mod docker;
+mod ec2;
 mod etcd;
 mod file;
 mod findings;
@@ -18,6 +20,7 @@ mod lock;
 mod marathon;
 mod multi;
 mod options;
+mod pace;
 mod parts;
 mod place;
 mod record;
@@ -26,6 +29,7 @@ mod server;
 pub mod store;
 #[cfg(test)]
 mod stub;
+mod toggle;
 mod told;
 mod watcher;
 mod zookeeper;
@@ -38,17 +42,20 @@ use nerve::store::{Key, Revision};
 
 use crate::catalog::Change;
 
+pub use aws::{Access, Region, Secret};
 pub use consul::Consul;
 pub use dns::Question;
 pub use docker::Docker;
+pub use ec2::{Address, Ec2};
 pub use etcd::Etcd;
-pub use kind::{Kind, Multi, Part};
+pub use kind::{Kind, Multi, Part, Which};
 pub use kubernetes::Kubernetes;
 pub use marathon::Marathon;
-pub use multi::Which;
 pub use options::{Condition, Instead, LabelFilter, Options};
+pub use pace::{Pace, Retry};
 pub use place::Refused;
 pub use server::{Host, Server};
+pub use toggle::{Object, ObjectName, Toggle};
 pub use told::Status;
 pub use watcher::{Config, Watchers};
 pub use zookeeper::{Decode, Wrong, ZooKeeper};

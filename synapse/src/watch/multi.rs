@@ -1,51 +1,26 @@
-//! The place that is several places: all of them, the first that names a server, or the one that a file tells.
+//! The place that is several places: all of them, the first that names a server, or the one that weights give this node.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
-use std::path::{Path, PathBuf};
 use std::sync::Mutex;
-use std::time::Duration;
 
 use async_trait::async_trait;
-use nerve::document::{Document, FromValue, Mismatch, Value};
 use nerve::hash;
-use serde::Serialize;
 
 use super::lock::lock;
 use super::parts::{Choose, Parts, Said, Union};
 use super::place::{Place, Tell};
 use super::server::Server;
+use super::toggle::Weights;
 
-/// The file of weights is read so often.
-const TICK: Duration = Duration::from_secs(5);
 /// What this host is called: nodes are shared out by it.
 const HOSTNAME: &str = "/proc/sys/kernel/hostname";
 
-/// Which of several places count.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Which {
-    /// All of them.
+/// Which of them count, for whoever follows them.
+pub(super) enum How {
     Union,
-    /// The first that names a server.
     Sequential,
-    /// One for each node, so that each has its share of the nodes.
-    Toggle,
-}
-
-impl FromValue for Which {
-    fn expected() -> String {
-        "\"union\", \"sequential\" or \"toggle\"".to_owned()
-    }
-
-    fn from_value(value: &Value) -> Result<Self, Vec<Mismatch>> {
-        match value.as_text() {
-            Some("union") => Ok(Self::Union),
-            Some("sequential") => Ok(Self::Sequential),
-            Some("toggle") => Ok(Self::Toggle),
-            _ => Err(value.wrong_kind(Self::expected())),
-        }
-    }
+    Toggle(Weights),
 }
 
 /// The places.
@@ -54,23 +29,21 @@ pub(super) struct MultiPlace {
     pub(super) names: Vec<String>,
     /// In the order of the names.
     pub(super) places: Vec<Box<dyn Place>>,
-    pub(super) which: Which,
-    /// The weights of [`Which::Toggle`].
-    pub(super) toggle_file: Option<PathBuf>,
+    pub(super) how: How,
 }
 
 impl MultiPlace {
     /// Reads the weights again and again; what cannot be read changes nothing. Returns when others count.
-    async fn toggled(&self, file: &Path, share: f64, chosen: &Chosen, told: &dyn Tell) -> Infallible {
+    async fn toggled(&self, weights: &Weights, share: f64, chosen: &Chosen, told: &dyn Tell) -> Infallible {
         let parts = Parts::new(self.names.clone(), chosen, told);
         let follow = parts.follow(&self.places);
         let toggle = async {
             let mut failing = false;
             loop {
-                match weights(file).await {
-                    Ok(weights) => {
+                match weights.read().await {
+                    Ok(read) => {
                         failing = false;
-                        let now = pick(&self.names, &weights, share);
+                        let now = pick(&self.names, &read, share);
                         let before = now.map(|now| std::mem::replace(&mut *lock(&chosen.0), now));
                         if before.is_some() && before != now {
                             parts.tell().await;
@@ -78,11 +51,11 @@ impl MultiPlace {
                     }
                     Err(error) if !failing => {
                         failing = true;
-                        tracing::warn!(file = %file.display(), error, "the weights of places cannot be read; what they were is used");
+                        tracing::warn!(place = %weights, error, "the weights of places cannot be read; what they were is used");
                     }
                     Err(_) => {}
                 }
-                tokio::time::sleep(TICK).await;
+                tokio::time::sleep(weights.pause()).await;
             }
         };
         tokio::select! {
@@ -96,16 +69,16 @@ impl MultiPlace {
 impl Place for MultiPlace {
     async fn follow(&self, told: &dyn Tell) -> Result<Infallible, String> {
         let all = |choose| Parts::new(self.names.clone(), choose, told);
-        let never = match (self.which, &self.toggle_file) {
-            (Which::Sequential, _) => all(&First).follow(&self.places).await,
-            (Which::Toggle, Some(file)) => {
+        let never = match &self.how {
+            How::Sequential => all(&First).follow(&self.places).await,
+            How::Toggle(weights) => {
                 let host = tokio::fs::read_to_string(HOSTNAME).await.unwrap_or_default();
                 // The same for this host each time, so that a restart moves nobody.
                 let share = f64::from(u32::try_from(hash::of(host.trim()) >> 32).unwrap_or(0))
                     / (f64::from(u32::MAX) + 1.0);
-                self.toggled(file, share, &Chosen(Mutex::new(0)), told).await
+                self.toggled(weights, share, &Chosen(Mutex::new(0)), told).await
             }
-            (Which::Union | Which::Toggle, _) => all(&Union).follow(&self.places).await,
+            How::Union => all(&Union).follow(&self.places).await,
         };
         match never {}
     }
@@ -128,16 +101,6 @@ impl Choose for Chosen {
     fn choose(&self, said: &[Said]) -> Vec<Server> {
         said.get(*lock(&self.0)).and_then(|said| said.servers.clone()).unwrap_or_default()
     }
-}
-
-async fn weights(file: &Path) -> Result<BTreeMap<String, u32>, String> {
-    let path = file.to_owned();
-    let read = tokio::task::spawn_blocking(move || nerve::document::read_text(&path));
-    let text = read.await.map_err(|error| error.to_string())?.map_err(|errors| errors.to_string())?;
-    let value = Document::parse_yaml_value(&file.display().to_string(), &text)
-        .map_err(|errors| errors.to_string())?;
-    let value = serde_json::to_value(value).map_err(|error| error.to_string())?;
-    serde_json::from_value(value).map_err(|_| "it is no mapping of names to whole numbers".to_owned())
 }
 
 /// The part in whose range a node stands that is at `share` of the way from the first to the last; `None`: none has a weight.
@@ -177,19 +140,6 @@ mod tests {
             let weights = |a| BTreeMap::from([("a".to_owned(), a), ("b".to_owned(), 50)]);
             let (before, after) = (pick(&names, &weights(one), share), pick(&names, &weights(one + more), share));
             prop_assert!(before == after || after == Some(0));
-        }
-    }
-
-    #[tokio::test]
-    async fn weights_are_a_mapping_of_yaml() {
-        let directory = tempfile::tempdir().unwrap();
-        let file = directory.path().join("w.yaml");
-        assert!(weights(&file).await.is_err());
-        std::fs::write(&file, "a: 3\nb: 1\n").unwrap();
-        assert_eq!(weights(&file).await.unwrap()["a"], 3);
-        for bad in ["a: x", "- a", ""] {
-            std::fs::write(&file, bad).unwrap();
-            assert!(weights(&file).await.is_err(), "{bad}");
         }
     }
 }

@@ -9,6 +9,7 @@ use nerve::document::{FromValue, Mismatch, Reported, Section, Value};
 use nerve::model::{Tag, Zone};
 use serde::{Serialize, Serializer};
 
+use super::pace::Pace;
 use super::server::Server;
 
 /// The options.
@@ -38,6 +39,9 @@ pub struct Options {
     /// Who is asked for the names of servers; nobody named: whom resolv.conf names. Not given: this machine's resolver.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub resolvers: Option<Vec<SocketAddr>>,
+    /// How soon the place is looked at again.
+    #[serde(flatten)]
+    pub pace: Pace,
 }
 
 impl Default for Options {
@@ -52,6 +56,7 @@ impl Default for Options {
             tags: BTreeSet::new(),
             zone: None,
             resolvers: None,
+            pace: Pace::default(),
         }
     }
 }
@@ -116,6 +121,7 @@ impl Options {
         let label_filters = section.list("label_filters", LabelFilter::read);
         let tags = section.or("tags", BTreeSet::new());
         let zone = section.optional("zone");
+        let pace = Pace::read(section);
         let resolvers = section.given::<Vec<NameServer>>("resolvers")?;
         let resolvers =
             resolvers.map(|servers| servers.into_iter().map(|NameServer(server)| server).collect());
@@ -129,6 +135,7 @@ impl Options {
             tags,
             zone,
             resolvers,
+            pace: pace?,
         })
     }
 

@@ -6,6 +6,7 @@ use async_trait::async_trait;
 use futures_util::future::select_all;
 use tokio::sync::Mutex;
 
+use super::pace::Pace;
 use super::place::{Place, Refused, Tell, follow_always};
 use super::server::Server;
 
@@ -101,6 +102,10 @@ impl Tell for Part<'_> {
         let mut said = self.parts.said.lock().await;
         said[self.index].error = Some(error);
         self.parts.tell_of(&said).await;
+    }
+
+    fn pace(&self) -> Pace {
+        self.parts.told.pace()
     }
 }
 

@@ -14,6 +14,7 @@ use tokio::time::Instant;
 use super::findings::Findings;
 use super::lock::lock;
 use super::options::{Instead, Options};
+use super::pace::Pace;
 use super::place::{Refused, Tell};
 use super::resolve::{LEAST, Resolver};
 use super::server::{Host, Server};
@@ -276,5 +277,9 @@ impl Tell for Told {
         self.metrics.watchers.failed(&status.watcher);
         status.last_error = Some(error);
         self.spoke.send_replace(true);
+    }
+
+    fn pace(&self) -> Pace {
+        self.options.pace
     }
 }

@@ -1,8 +1,13 @@
-//! What answers: the store that the fleet needs, the services that it serves, and the containers that they run in.
+//! What answers: the store that the fleet needs, the services that it serves, the containers that they run in, and APIs
+//! of other systems that know services.
 
+pub mod api;
+pub mod aws;
 pub mod backend;
 pub mod docker;
 pub mod etcd;
+pub mod kubernetes;
+pub mod marathon;
 pub mod real;
 pub mod store;
 pub mod zookeeper;

@@ -10,6 +10,7 @@ use serde::Serialize;
 use super::consul::{Consul, ConsulPlace};
 use super::dns::{DnsPlace, Question};
 use super::docker::{Docker, DockerPlace};
+use super::ec2::{Ec2, Ec2Place};
 use super::etcd::{Etcd, EtcdPlace};
 use super::file::FilePlace;
 use super::fixed::FixedPlace;
@@ -20,7 +21,7 @@ use super::place::Place;
 use super::resolve::Resolver;
 use super::server::Server;
 use super::zookeeper::{Sessions, ZooKeeper, ZooKeeperPlace};
-pub use multi::{Multi, Part};
+pub use multi::{Multi, Part, Which};
 
 /// Which place, by its kind.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -50,6 +51,9 @@ pub enum Kind {
     /// Tasks of Marathon.
     #[serde(untagged)]
     Marathon(Marathon),
+    /// Instances of EC2.
+    #[serde(untagged)]
+    Ec2(Box<Ec2>),
     /// Several places, of which one counts or all do.
     #[serde(untagged)]
     Multi(Multi),
@@ -62,8 +66,19 @@ pub(super) struct Means {
 }
 
 /// The keys that name a kind.
-const WORDS: [&str; 10] =
-    ["static", "file", "dns", "zookeeper", "etcd", "consul", "docker", "kubernetes", "marathon", "multi"];
+const WORDS: [&str; 11] = [
+    "static",
+    "file",
+    "dns",
+    "zookeeper",
+    "etcd",
+    "consul",
+    "docker",
+    "kubernetes",
+    "marathon",
+    "ec2",
+    "multi",
+];
 
 impl Kind {
     /// Reads the key that names the kind, and those that belong to it. Paths begin at `base`; `service` is what is called so elsewhere,
@@ -97,6 +112,7 @@ impl Kind {
             Some("docker") => Docker::read(section).map(Self::Docker),
             Some("kubernetes") => Kubernetes::read(section, service).map(Box::new).map(Self::Kubernetes),
             Some("marathon") => Marathon::read(section, service).map(Self::Marathon),
+            Some("ec2") => Ec2::read(section).map(Box::new).map(Self::Ec2),
             Some("multi") => Multi::read(section, base, service).map(Self::Multi),
             _ => {
                 let expected = format!("one of `{}`", WORDS.join("`, `"));
@@ -118,6 +134,7 @@ impl Kind {
             Self::Docker(_) => "docker",
             Self::Kubernetes(_) => "kubernetes",
             Self::Marathon(_) => "marathon",
+            Self::Ec2(_) => "ec2",
             Self::Multi(_) => "multi",
         }
     }
@@ -135,6 +152,7 @@ impl Kind {
             Self::Docker(docker) => docker.place(),
             Self::Kubernetes(kubernetes) => kubernetes.place(),
             Self::Marathon(marathon) => marathon.place(),
+            Self::Ec2(ec2) => ec2.place(),
             Self::Multi(multi) => multi.place(),
         }
     }
@@ -160,6 +178,7 @@ impl Kind {
             Self::Docker(config) => Box::new(DockerPlace::new(config.clone())),
             Self::Kubernetes(config) => Box::new(KubernetesPlace::new((**config).clone())),
             Self::Marathon(config) => Box::new(MarathonPlace::new(config.clone())),
+            Self::Ec2(config) => Box::new(Ec2Place::new((**config).clone())),
             Self::Multi(config) => config.open(options, means),
         }
     }

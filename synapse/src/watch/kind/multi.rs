@@ -1,27 +1,37 @@
 //! How several places are configured: a part each, which is of another kind.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use nerve::document::{Reported, Section};
 use serde::Serialize;
 
 use super::{Kind, Means};
-use crate::watch::multi::{MultiPlace, Which};
+use crate::watch::multi::{How, MultiPlace};
 use crate::watch::options::Options;
 use crate::watch::place::Place;
+use crate::watch::toggle::Toggle;
 
 /// Several places.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Multi {
     /// Which of them count.
-    #[serde(rename = "multi")]
+    #[serde(flatten)]
     pub which: Which,
-    /// Of those that a file tells, that file.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub toggle_file: Option<PathBuf>,
     /// In their order.
     #[serde(rename = "part")]
     pub parts: Vec<Part>,
+}
+
+/// Which of several places count.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(tag = "multi", rename_all = "lowercase")]
+pub enum Which {
+    /// All of them.
+    Union,
+    /// The first that names a server.
+    Sequential,
+    /// One for each node, so that each has its share of the nodes, by the weights that stand there.
+    Toggle(Toggle),
 }
 
 /// One of several places.
@@ -34,6 +44,22 @@ pub struct Part {
     pub kind: Kind,
 }
 
+impl Which {
+    /// By its word; where it is wrong, the key, why, and what is expected.
+    fn of(word: &str, toggle: Option<Toggle>) -> Result<Self, (&'static str, String, &'static str)> {
+        match (word, toggle) {
+            ("union", None) => Ok(Self::Union),
+            ("sequential", None) => Ok(Self::Sequential),
+            ("toggle", Some(toggle)) => Ok(Self::Toggle(toggle)),
+            ("union" | "sequential" | "toggle", _) => {
+                let expected = "`toggle_file` or `toggle_s3`, which have a weight for each part, with `multi = \"toggle\"`";
+                Err(("toggle_file", "one is without the other".to_owned(), expected))
+            }
+            _ => Err(("multi", format!("{word:?} is none"), "\"union\", \"sequential\" or \"toggle\"")),
+        }
+    }
+}
+
 impl Multi {
     /// Reads the keys of this kind.
     pub(in crate::watch) fn read(
@@ -41,8 +67,8 @@ impl Multi {
         base: &Path,
         service: &str,
     ) -> Result<Self, Reported> {
-        let which = section.required::<Which>("multi");
-        let toggle_file = section.given::<PathBuf>("toggle_file");
+        let which = section.required::<String>("multi");
+        let toggle = Toggle::read(section, base);
         let parts = section.list("part", |section| {
             let name = section.required::<String>("name");
             let kind = Kind::read(section, base, service);
@@ -53,7 +79,8 @@ impl Multi {
             Ok(part)
         });
         let parts = parts.into_iter().collect::<Result<Vec<_>, _>>()?;
-        let (which, toggle_file) = (which?, toggle_file?.map(|file| base.join(file)));
+        let which = Which::of(&which?, toggle?)
+            .map_err(|(key, why, expected)| section.invalid(key, why, expected))?;
         let is_twice =
             |(index, part): (usize, &Part)| parts[..index].iter().any(|other| other.name == part.name);
         if parts.is_empty() || parts.iter().enumerate().any(is_twice) {
@@ -63,11 +90,7 @@ impl Multi {
                 "a table for each place, with a `name`",
             ));
         }
-        if (which == Which::Toggle) != toggle_file.is_some() {
-            let expected = "the file that has a weight for each part, with `multi = \"toggle\"`";
-            return Err(section.invalid("toggle_file", "one is without the other", expected));
-        }
-        Ok(Self { which, toggle_file, parts })
+        Ok(Self { which, parts })
     }
 
     pub(in crate::watch) fn place(&self) -> String {
@@ -79,8 +102,11 @@ impl Multi {
         Box::new(MultiPlace {
             names: self.parts.iter().map(|part| part.name.clone()).collect(),
             places: self.parts.iter().map(|part| part.kind.open(options, means)).collect(),
-            which: self.which,
-            toggle_file: self.toggle_file.clone(),
+            how: match &self.which {
+                Which::Union => How::Union,
+                Which::Sequential => How::Sequential,
+                Which::Toggle(toggle) => How::Toggle(toggle.open()),
+            },
         })
     }
 }

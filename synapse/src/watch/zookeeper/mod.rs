@@ -169,7 +169,7 @@ impl Place for ZooKeeperPlace {
                 }
             };
             tokio::select! {
-                () = event => {}
+                () = event => told.pace().before_another_look().await,
                 now = state.changed() => match now {
                     SessionState::SyncConnected | SessionState::ConnectedReadOnly => {}
                     now if now.is_terminated() => return Err(format!("the session is over: {now}")),
