@@ -49,6 +49,7 @@ mod udp;
 mod unix;
 mod vip;
 mod watched_places;
+mod watched_swarm;
 mod watchers;
 mod zookeeper;
 

@@ -11,12 +11,12 @@ use serde_json::Value;
 use crate::docker::needs_docker;
 use crate::{INSTANCE, PUBLISHED};
 
-const SOON: Duration = Duration::from_secs(20);
+pub(crate) const SOON: Duration = Duration::from_secs(20);
 const FIRST: &str = "10.77.0.1:9000";
 const SECOND: &str = "10.77.0.1:9001";
 
 /// How the watcher of this name stands.
-fn watcher(node: &Node, name: &str) -> Value {
+pub(crate) fn watcher(node: &Node, name: &str) -> Value {
     let all = node.plexus_json(["watchers"])["watchers"].clone();
     let all = all.as_array().expect("a list");
     all.iter().find(|watcher| watcher["name"] == name).cloned().unwrap_or_default()
@@ -28,7 +28,7 @@ fn becomes(node: &Node, service: &str, expected: &[&str]) {
 }
 
 #[track_caller]
-fn hears(node: &Node, name: &str, expected: bool) -> Value {
+pub(crate) fn hears(node: &Node, name: &str, expected: bool) -> Value {
     eventually!(Duration::from_secs(60), watcher(node, name), |stands| stands["connected"] == expected)
 }
 
@@ -41,7 +41,7 @@ fn refuses(node: &Node, name: &str, what: &str) {
 
 /// Without its place, and after a death, it serves what it knew: with this many answers from everywhere.
 #[track_caller]
-fn remembers(node: &Node, name: &str, service: &str, expected: &[&str]) {
+pub(crate) fn remembers(node: &Node, name: &str, service: &str, expected: &[&str]) {
     let _ = hears(node, name, false);
     assert_eq!(node.serving(service), expected);
     let file = node.directory().join("state/watchers.json");
