@@ -51,6 +51,7 @@ mod unix;
 mod vip;
 mod watched_apis;
 mod watched_places;
+mod watched_swarm;
 mod watchers;
 mod zookeeper;
 

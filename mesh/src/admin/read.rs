@@ -50,7 +50,7 @@ pub(super) async fn service(State(handles): Shared, Path(name): Path<String>) ->
         stale: stale(&handles),
         service: service.name.clone(),
         vips: (handles.virtual_addresses)(&service),
-        published: service.settings.published.clone(),
+        published: service.published().map(|(port, _)| port.clone()).collect(),
         endpoints: service.endpoints.iter().map(endpoint).collect(),
     }))
 }
@@ -221,7 +221,7 @@ fn summary(handles: &Handles, service: &Service) -> ServiceSummary {
         endpoints: service.endpoints.len(),
         unconfirmed: service.endpoints.iter().filter(|e| e.unconfirmed).count(),
         vips: (handles.virtual_addresses)(service),
-        published: service.settings.published.clone(),
+        published: service.published().map(|(port, _)| port.clone()).collect(),
     }
 }
 

@@ -61,9 +61,11 @@ impl Traffic for ingress::Handle {
             },
             target: listener.target,
             this_node_only: listener.local,
-            listening: !matches!(listener.state, ingress::ListenerState::Failed { .. }),
+            listening: matches!(listener.state, ingress::ListenerState::Open { .. }),
+            held: matches!(listener.state, ingress::ListenerState::Held { .. }),
             problem: match listener.state {
                 ingress::ListenerState::Open { .. } => None,
+                ingress::ListenerState::Held { by } => Some(by),
                 ingress::ListenerState::Failed { error } => Some(error),
             },
         })
@@ -202,7 +204,7 @@ pub(super) fn watchers(store: Watcher, others: Watchers) -> admin::WatcherStates
         let other = |stands: watch::Status| WatcherInfo {
             name: stands.watcher.to_string(),
             kind: stands.kind.to_owned(),
-            service: Some(stands.service),
+            service: stands.service,
             place: stands.place,
             connected: stands.connected,
             for_seconds: since(stands.since),
@@ -253,7 +255,7 @@ impl Problems {
             ingress::ListenerState::Failed { error } => {
                 Some(problem("ingress", format!("{}: {error}", listener.service)))
             }
-            ingress::ListenerState::Open { .. } => None,
+            ingress::ListenerState::Open { .. } | ingress::ListenerState::Held { .. } => None,
         });
         let virtuals = self.vip.problems().into_iter().map(|message| problem("vip", message));
         let steering = self.steer.problem().map(|message| problem("steering", message));

@@ -289,6 +289,9 @@ pub struct WhyListener {
     pub this_node_only: bool,
     /// Is it open?
     pub listening: bool,
+    /// Somebody else serves it on this node, who is to: no fault.
+    #[serde(default)]
+    pub held: bool,
     /// Why it is not, and what to do.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub problem: Option<String>,

@@ -17,7 +17,7 @@ pub struct WatcherInfo {
     pub name: String,
     /// `store`, `file`, …
     pub kind: String,
-    /// The service that it fills; none for the store's, which fills all.
+    /// The service that it fills; none for the store's, which fills all, and for a place that names services itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub service: Option<ServiceName>,
     /// Where it looks.

@@ -193,8 +193,11 @@ fn plain_for(shown: &WhyPlain) -> Option<String> {
 }
 
 fn listener_row(listener: &WhyListener) -> [Cell; 5] {
-    let state =
-        if listener.listening { Cell::new("listening", Tone::Good) } else { Cell::new("closed", Tone::Bad) };
+    let state = match (listener.listening, listener.held) {
+        (true, _) => Cell::new("listening", Tone::Good),
+        (false, true) => Cell::new("held", Tone::Warning),
+        (false, false) => Cell::new("closed", Tone::Bad),
+    };
     let port = listener.target.as_ref().map_or_else(|| "main port".to_owned(), |port| format!("port {port}"));
     // `unix:/run/web.sock` says it already.
     let address = match listener.protocol.as_str() {

@@ -9,23 +9,22 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::OwnedFd;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use nerve::model::{Address, NodeName, Prefix, Protocol, ServiceName, UnixPath, VirtualIp};
 use nerve::tasks::Tasks;
 use synapse::catalog::{Catalog, Service, Subscription};
 use tokio::sync::watch;
 
-use super::desired::{Addresses, Claims, Holder, Port, Wants, seen, virtual_ports};
-use super::handover::Handover;
-use super::slots::{Slot, SlotKey, Slots, State};
+use super::desired::{Addresses, Claims, Holder, Port, Wants, seen, virtual_ports, watched_here};
+use super::handle::Handle;
+use super::slots::{Slot, SlotKey, State};
 use super::status::conflict;
-use super::{Config, ListenerKind, ListenerStatus, LocalListen, LocalPort, Metrics, addresses, occupant};
+use super::{Config, ListenerKind, LocalListen, LocalPort, Metrics, addresses, occupant};
 use crate::balance::{Balancer, Surroundings};
 use crate::inherited::{Inherited, Transport};
-use crate::proxy::{DataPlane, Listener, ListenerSpec, Sharing, UnixListenError, UnixListenerSpec};
+use crate::proxy::{DataPlane, ListenerSpec, Sharing, UnixListenError, UnixListenerSpec};
 
 /// How often ports that could not be opened are tried again, and the node's addresses are read.
 const RETRY: Duration = Duration::from_secs(5);
@@ -35,25 +34,14 @@ const TICK: Duration = Duration::from_secs(1);
 /// later, and whoever gets the port next should not wait for longer.
 const RETRY_SOON: Duration = Duration::from_millis(10);
 const SOON: u32 = 100;
+/// A port that an instance of this node had is taken so long after it is gone: one that is replaced is followed by another within a moment,
+/// whose need of the port is greater than ours.
+const HOLD_OFF: Duration = Duration::from_secs(2);
 /// So many services are taken at a stretch; then the rest of the control plane gets its turn.
 const STRETCH: usize = 64;
 
 /// The ranges of virtual addresses that are local on this node.
 pub type VirtualRanges = watch::Receiver<Arc<[Prefix]>>;
-
-/// What ingress is up to, for readers and for a reload. Clones are the same.
-#[derive(Debug, Clone)]
-pub struct Handle {
-    shared: Arc<Mutex<Shared>>,
-    config: Arc<watch::Sender<Config>>,
-    handover: Handover,
-}
-
-#[derive(Debug, Default)]
-struct Shared {
-    slots: Slots,
-    conflicts: Vec<ListenerStatus>,
-}
 
 /// What ingress works with.
 pub struct Means {
@@ -72,8 +60,7 @@ pub struct Means {
 pub fn start(config: Config, catalog: Catalog, ranges: VirtualRanges, means: Means, tasks: &Tasks) -> Handle {
     let Means { plane, surroundings, inherited, metrics } = means;
     let node = config.node.clone();
-    let config = Arc::new(watch::Sender::new(config));
-    let handle = Handle { shared: Arc::default(), config, handover: Handover::default() };
+    let handle = Handle::of(config);
     let run = handle.clone();
     let owner = tasks.clone();
     // Once stopped, it opens nothing that a drain has just closed.
@@ -94,112 +81,11 @@ pub fn start(config: Config, catalog: Catalog, ranges: VirtualRanges, means: Mea
             local: Vec::new(),
             virtuals: HashMap::new(),
             soon: 0,
+            due: None,
         };
         controller.run()
     });
     handle
-}
-
-impl Handle {
-    fn lock(&self) -> MutexGuard<'_, Shared> {
-        // A panic while it was held left a slot out at worst; the restarted task makes it anew.
-        self.shared.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn some_listeners(&self, of: impl Fn(&ServiceName) -> bool) -> Vec<ListenerStatus> {
-        let shared = self.lock();
-        let mut listed = shared.slots.statuses(|slot| of(&slot.holder.service));
-        listed.extend(shared.conflicts.iter().filter(|conflict| of(&conflict.service)).cloned());
-        listed
-    }
-
-    /// Every listener that is wanted here, in the order of kind, transport and address; at the end what another service
-    /// stands in the way of.
-    #[must_use]
-    pub fn listeners(&self) -> Vec<ListenerStatus> {
-        self.some_listeners(|_| true)
-    }
-
-    /// Those of one service.
-    #[must_use]
-    pub fn listeners_of(&self, service: &ServiceName) -> Vec<ListenerStatus> {
-        self.some_listeners(|of| of == service)
-    }
-
-    /// Those that do not listen.
-    #[must_use]
-    pub fn failures(&self) -> Vec<ListenerStatus> {
-        let shared = self.lock();
-        let mut failed = shared.slots.statuses(|slot| matches!(slot.state, State::Failed(_)));
-        failed.extend(shared.conflicts.iter().cloned());
-        failed
-    }
-
-    /// How many ports this node listens on.
-    #[must_use]
-    pub fn open(&self) -> usize {
-        self.lock().slots.counts().0
-    }
-
-    /// The balancers of a service: one for each port of the instances that something here leads to.
-    #[must_use]
-    pub fn balancers(&self, service: &ServiceName) -> Vec<Arc<Balancer>> {
-        self.lock().slots.balancers(service).into_iter().map(|(balancer, _)| balancer).collect()
-    }
-
-    fn all_balancers(&self) -> Vec<Arc<Balancer>> {
-        self.lock().slots.all_balancers()
-    }
-
-    /// Takes over what a reload of the configuration may change: localhost ports and the drain's deadline.
-    pub fn reload(&self, config: &Config) {
-        self.config.send_if_modified(|current| {
-            let Config { localhost, drain, .. } = config;
-            let changed = current.localhost != *localhost || current.drain != *drain;
-            current.localhost.clone_from(localhost);
-            current.drain = *drain;
-            changed
-        });
-    }
-
-    fn drain_deadline(&self) -> Duration {
-        self.config.borrow().drain
-    }
-
-    /// Opens and closes no port while `frozen`; what changes meanwhile is done afterwards. Endpoints are followed all the same:
-    /// connections that are open may need another one, or to hear that theirs is dead.
-    pub fn freeze(&self, frozen: bool) {
-        self.handover.freeze(frozen);
-    }
-
-    /// Completes when every port that was wanted at the start is open, or has failed. Cancel-safe.
-    pub async fn settled(&self) {
-        self.handover.settled().await;
-    }
-
-    /// Every socket that is listened on.
-    #[must_use]
-    pub fn sockets(&self) -> Vec<Arc<OwnedFd>> {
-        self.lock().slots.listeners().flat_map(Listener::sockets).collect()
-    }
-
-    /// Closes every listener and waits for their connections, at most for `deadline`. Call it after the task was stopped or
-    /// frozen. Tells how many connections were reset.
-    pub async fn drain(&self, deadline: Duration) -> u32 {
-        self.drain_after(Listener::stop_accepting, deadline).await
-    }
-
-    /// The same where another process goes on with the sockets.
-    pub async fn hand_over(&self, deadline: Duration) -> u32 {
-        self.drain_after(Listener::hand_over, deadline).await
-    }
-
-    async fn drain_after(&self, stop: fn(&Listener), deadline: Duration) -> u32 {
-        let listeners: Vec<Listener> = self.lock().slots.take_listeners();
-        listeners.iter().for_each(stop);
-        let drains = listeners.into_iter().map(|listener| listener.drain(deadline));
-        futures_util::future::join_all(drains).await.into_iter().sum()
-    }
 }
 
 struct Controller {
@@ -221,12 +107,17 @@ struct Controller {
     virtuals: HashMap<ServiceName, BTreeMap<SlotKey, Holder>>,
     /// So many times more what failed is tried again soon.
     soon: u32,
+    /// When the first port is due that was an instance's.
+    due: Option<Instant>,
 }
 
 /// Why a slot was not open.
-struct Failure {
-    error: String,
+struct Closed {
+    why: String,
     said: bool,
+    /// An instance of this node had it.
+    was_occupied: bool,
+    not_before: Option<Instant>,
 }
 
 /// What slots are to become: closed, or open for someone.
@@ -267,6 +158,10 @@ impl Controller {
                     self.soon -= 1;
                     // Files of sockets are gone at once: there is nothing to wait for.
                     self.retry_failed(|key| key.ip().is_some());
+                }
+                () = until(self.due), if !self.is_frozen() => {
+                    self.retry_failed(|_| true);
+                    self.due = self.handle.lock().slots.next_due();
                 }
                 _ = retry.tick(), if !self.is_frozen() => {
                     self.addresses_changed().await;
@@ -356,7 +251,7 @@ impl Controller {
         let Some(service) = wants.filter(|service| service.vips.iter().any(|ip| usable(&ip))) else {
             return BTreeMap::new();
         };
-        let ports = virtual_ports(service);
+        let (ports, watched) = (virtual_ports(service), &watched_here(service, &self.addresses));
         // All that are claimed, not the first alone: a client may know another, for as long as it is claimed.
         let addresses = service.vips.iter().filter(usable);
         addresses
@@ -364,7 +259,9 @@ impl Controller {
                 ports.iter().map(move |(Port { protocol, port }, target)| {
                     let address = SocketAddr::new(*ip, port.get()).into();
                     let key = SlotKey { kind: ListenerKind::Virtual, protocol: *protocol, address };
-                    (key, Holder { service: name.clone(), target: target.clone(), local: false })
+                    // Who has the port on all addresses has it on this one, too, and leads to the same service.
+                    let watcher = watched.get(port).cloned();
+                    (key, Holder { watcher, ..Holder::of(name.clone(), target.clone(), false) })
                 })
             })
             .collect()
@@ -399,10 +296,11 @@ impl Controller {
         }
         let mut changes: Changes =
             gone.iter().map(key).filter(|key| !kept.contains(key)).map(|key| (key, None)).collect();
-        changes.extend(wanted.iter().map(|port| {
-            let holder = Holder { service: port.service.clone(), target: port.target.clone(), local: false };
-            (key(port), Some(holder))
-        }));
+        changes.extend(
+            wanted
+                .iter()
+                .map(|port| (key(port), Some(Holder::of(port.service.clone(), port.target.clone(), false)))),
+        );
         self.reconcile(changes);
     }
 
@@ -417,7 +315,7 @@ impl Controller {
     }
 
     fn retry_failed(&mut self, which: impl Fn(&SlotKey) -> bool) {
-        let failed = self.handle.lock().slots.failed();
+        let failed = self.handle.lock().slots.closed();
         if failed.is_empty() {
             self.soon = 0;
         }
@@ -429,25 +327,33 @@ impl Controller {
     /// Makes slots what they are to be: first what goes, then what comes.
     fn reconcile(&mut self, changes: Changes) {
         let differs = |(key, wanted): &(SlotKey, Option<Holder>)| {
-            let shared = self.handle.lock();
+            let mut shared = self.handle.lock();
             let slot = shared.slots.get(key);
             let listens = slot.is_some_and(|slot| matches!(slot.state, State::Open(_)));
-            slot.map(|slot| &slot.holder) != wanted.as_ref() || !listens
+            let (Some(before), Some(wanted)) = (slot.map(|slot| &slot.holder), wanted) else { return true };
+            if !listens || !before.leads_like(wanted) {
+                return true;
+            }
+            if before != wanted {
+                shared.slots.rename(key, wanted);
+            }
+            false
         };
         let changes: Changes = changes.into_iter().filter(differs).collect();
-        let before: Vec<Option<Failure>> = changes.iter().map(|(key, _)| self.close(key)).collect();
-        for ((key, wanted), failure) in changes.into_iter().zip(before) {
+        let before: Vec<Option<Closed>> = changes.iter().map(|(key, _)| self.close(key)).collect();
+        for ((key, wanted), before) in changes.into_iter().zip(before) {
             if let Some(holder) = wanted {
-                self.open(key, holder, failure);
+                self.open(key, holder, before);
             }
         }
     }
 
     /// Takes a slot out and lets its connections finish; tells why it was not open if it was not.
-    fn close(&mut self, key: &SlotKey) -> Option<Failure> {
-        let Slot { holder, state, said } = self.handle.lock().slots.remove(key)?;
+    fn close(&mut self, key: &SlotKey) -> Option<Closed> {
+        let Slot { holder, state, said, not_before } = self.handle.lock().slots.remove(key)?;
+        let was_occupied = holder.occupied.is_some();
         match state {
-            State::Failed(error) => Some(Failure { error, said }),
+            State::Held(why) | State::Failed(why) => Some(Closed { why, said, was_occupied, not_before }),
             State::Open(listener) => {
                 let drain = self.handle.drain_deadline();
                 tracing::debug!(service = %holder.service, address = %key.address, protocol = %key.protocol, kind = %key.kind, "no longer listening; its connections may go on for {} s", drain.as_secs());
@@ -463,8 +369,23 @@ impl Controller {
         }
     }
 
-    fn open(&mut self, key: SlotKey, holder: Holder, before: Option<Failure>) {
-        let state = self.try_open(&key, &holder, before.as_ref().map(|before| before.error.as_str()));
+    fn open(&mut self, key: SlotKey, holder: Holder, before: Option<Closed>) {
+        let now = Instant::now();
+        let waits = before.as_ref().and_then(|before| match before.was_occupied {
+            true => Some(now + HOLD_OFF),
+            false => before.not_before.filter(|then| *then > now),
+        });
+        let not_before = waits.filter(|_| holder.occupied.is_none());
+        self.due = self.due.into_iter().chain(not_before).min();
+        let state = match (&holder.occupied, not_before) {
+            (Some(instance), _) => State::Held(format!(
+                "the instance {instance} has this port of this node itself; it is listened on when that one is gone"
+            )),
+            (None, Some(_)) => {
+                State::Held("an instance had this port of this node until a moment ago".to_owned())
+            }
+            (None, None) => self.try_open(&key, &holder, before.as_ref().map(|before| before.why.as_str())),
+        };
         let mut said = false;
         match &state {
             // Ten thousand virtual addresses are no ten thousand lines.
@@ -474,16 +395,22 @@ impl Controller {
             State::Open(_) => {
                 tracing::info!(service = %holder.service, address = %key.address, protocol = %key.protocol, "listening")
             }
+            State::Held(by) => {
+                said = true;
+                if before.is_none_or(|before| !before.said || before.why != *by) {
+                    tracing::debug!(service = %holder.service, address = %key.address, protocol = %key.protocol, by, "not listened on here");
+                }
+            }
             // It is said when it lasts.
             State::Failed(_) if self.soon > 0 => {}
             State::Failed(error) => {
                 said = true;
-                if before.is_none_or(|before| !before.said || before.error != *error) {
+                if before.is_none_or(|before| !before.said || before.why != *error) {
                     tracing::error!(service = %holder.service, %error, "a port is not open; it is tried again every {} s", RETRY.as_secs());
                 }
             }
         }
-        self.handle.lock().slots.insert(key, Slot { holder, state, said });
+        self.handle.lock().slots.insert(key, Slot { holder, state, said, not_before });
     }
 
     fn try_open(&mut self, key: &SlotKey, holder: &Holder, last_error: Option<&str>) -> State {
@@ -511,7 +438,12 @@ impl Controller {
             Err(error) => {
                 let taken = error.source.kind() == io::ErrorKind::AddrInUse;
                 let who = || taken.then(|| occupant::of(protocol, address)).flatten();
-                State::Failed(occupant::named(error.to_string(), last_error, who))
+                let why = occupant::named(error.to_string(), last_error, who);
+                // What a watcher found published somewhere is published there by somebody.
+                match taken && holder.watcher.is_some() && occupant::may_be_docker(&why) {
+                    true => State::Held(why),
+                    false => State::Failed(why),
+                }
             }
         }
     }
@@ -555,8 +487,17 @@ impl Controller {
     fn note_state(&self) {
         let mut shared = self.handle.lock();
         shared.conflicts = self.claims.refused().map(|(port, refused)| conflict(port, refused)).collect();
-        let (open, failed) = shared.slots.counts();
+        let (open, held, failed) = shared.slots.counts();
+        self.metrics.held.set(i64::try_from(held).unwrap_or(i64::MAX));
         self.metrics.open.set(i64::try_from(open).unwrap_or(i64::MAX));
         self.metrics.failed.set(i64::try_from(failed + shared.conflicts.len()).unwrap_or(i64::MAX));
+    }
+}
+
+/// Never, where there is no time.
+async fn until(time: Option<Instant>) {
+    match time {
+        Some(time) => tokio::time::sleep_until(time.into()).await,
+        None => std::future::pending().await,
     }
 }

@@ -4,8 +4,11 @@ use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::num::NonZeroU16;
+use std::sync::Arc;
 
-use nerve::model::{NodeName, PortName, Prefix, Protocol, PublishMode, PublishedPort, ServiceName};
+use nerve::model::{
+    InstanceId, NodeName, PortName, Prefix, Protocol, PublishMode, PublishedPort, ServiceName,
+};
 use synapse::catalog::Service;
 
 /// A port over a transport, on whatever address.
@@ -23,6 +26,24 @@ pub(super) struct Holder {
     pub(super) target: Option<PortName>,
     /// Only instances of this node.
     pub(super) local: bool,
+    /// The watcher that publishes it; `None`: the store does, or the configuration.
+    pub(super) watcher: Option<Arc<str>>,
+    /// An instance of the service that has this port at this address of the node. Nothing may listen there beside it: what would
+    /// lead to the instance would lead to itself.
+    pub(super) occupied: Option<InstanceId>,
+}
+
+impl Holder {
+    /// What is published for everybody leads there.
+    pub(super) fn of(service: ServiceName, target: Option<PortName>, local: bool) -> Self {
+        Self { service, target, local, watcher: None, occupied: None }
+    }
+
+    /// Is a listener of the one as good as a listener of the other?
+    pub(super) fn leads_like(&self, other: &Self) -> bool {
+        let route = |holder: &Self| (holder.service.clone(), holder.target.clone(), holder.local);
+        route(self) == route(other) && self.occupied.is_some() == other.occupied.is_some()
+    }
 }
 
 /// What one service wants of a port.
@@ -31,6 +52,19 @@ struct Want {
     addresses: BTreeSet<IpAddr>,
     target: Option<PortName>,
     local: bool,
+    watcher: Option<Arc<str>>,
+    /// The addresses where an instance has the port itself.
+    occupied: BTreeMap<IpAddr, InstanceId>,
+}
+
+impl Want {
+    fn holder(&self, service: &ServiceName, address: IpAddr) -> Holder {
+        Holder {
+            watcher: self.watcher.clone(),
+            occupied: self.occupied.get(&address).cloned(),
+            ..Holder::of(service.clone(), self.target.clone(), self.local)
+        }
+    }
 }
 
 /// What one service wants on this node.
@@ -60,7 +94,7 @@ pub(super) struct Claims {
 pub(super) struct Refused {
     pub(super) address: IpAddr,
     pub(super) wanted: Holder,
-    pub(super) holder: ServiceName,
+    pub(super) holder: Holder,
 }
 
 /// Does a socket on `a` take what is for `b`? The wildcard of IPv6 takes both families.
@@ -83,25 +117,61 @@ impl Addresses {
 }
 
 impl Wants {
-    /// What a service publishes on `node`: nothing where it is gone, and what is of mode `host` only where an instance is.
+    /// What a service publishes on `node`, or a watcher for it: nothing where it is gone, and what is of mode `host` only where an instance is.
     pub(super) fn of(service: Option<&Service>, node: &NodeName, addresses: &Addresses) -> Self {
         let Some(service) = service else { return Self::default() };
         let is_here = service.endpoints.iter().any(|endpoint| endpoint.instance.node == *node);
-        let opens = |published: &&PublishedPort| published.mode == PublishMode::Ingress || is_here;
+        let opens = |published: &PublishedPort| published.mode == PublishMode::Ingress || is_here;
         let mut wants = BTreeMap::new();
-        for published in service.settings.published.iter().filter(opens) {
+        if service.published().next().is_none() {
+            return Self(wants);
+        }
+        let own = own_ports(service, addresses);
+        for (published, watcher) in service.published().filter(|(published, _)| opens(published)) {
             let on = addresses.within(&published.addresses);
             for port in published.range().ports().filter(|_| !on.is_empty()) {
                 let want = Want {
                     addresses: on.clone(),
                     target: published.target_of(port),
                     local: published.mode == PublishMode::Host,
+                    watcher: watcher.cloned(),
+                    occupied: occupied(&on, own.get(&port).map(Vec::as_slice).unwrap_or_default()),
                 };
                 wants.insert(Port { protocol: published.protocol, port }, want);
             }
         }
         Self(wants)
     }
+}
+
+/// The ports that instances of a service have at addresses of this node.
+fn own_ports<'a>(
+    service: &'a Service,
+    addresses: &Addresses,
+) -> HashMap<NonZeroU16, Vec<(IpAddr, &'a InstanceId)>> {
+    let mut own: HashMap<NonZeroU16, Vec<_>> = HashMap::new();
+    let here = service.endpoints.iter().map(|endpoint| &*endpoint.instance);
+    for instance in here.filter(|instance| addresses.own.binary_search(&instance.address).is_ok()) {
+        for port in instance.port.iter().chain(instance.ports.values()) {
+            own.entry(*port).or_default().push((instance.address, &instance.id));
+        }
+    }
+    own
+}
+
+/// The ports that watchers have found instances of a service to have at addresses of this node, each with who has.
+pub(super) fn watched_here(service: &Service, addresses: &Addresses) -> HashMap<NonZeroU16, Arc<str>> {
+    let watched = service.endpoints.iter().filter_map(|endpoint| {
+        let (port, watcher) = (endpoint.instance.port?, endpoint.watcher.clone()?);
+        addresses.own.binary_search(&endpoint.instance.address).is_ok().then_some((port, watcher))
+    });
+    watched.collect()
+}
+
+/// Of `addresses`, those where one of these instances is met.
+fn occupied(addresses: &BTreeSet<IpAddr>, own: &[(IpAddr, &InstanceId)]) -> BTreeMap<IpAddr, InstanceId> {
+    let by = |address: &IpAddr| own.iter().find(|(at, _)| covers(*address, *at)).map(|(_, id)| (*id).clone());
+    addresses.iter().filter_map(|address| Some((*address, by(address)?))).collect()
 }
 
 impl Claims {
@@ -133,7 +203,7 @@ impl Claims {
         touched
     }
 
-    /// Whoever has an address keeps it while it wants it; what is left goes to the first by name.
+    /// The store goes before watchers. Whoever has an address keeps it while it wants it; what is left goes to the first by name.
     fn elect(&mut self, port: Port) {
         let before = self.granted.remove(&port).unwrap_or_default();
         self.refused.remove(&port);
@@ -142,18 +212,17 @@ impl Claims {
             return;
         };
         let (mut granted, mut refused) = (BTreeMap::<IpAddr, Holder>::new(), Vec::new());
-        for keepers in [true, false] {
-            for (service, want) in claims {
+        for (of_watchers, keepers) in [(false, true), (false, false), (true, true), (true, false)] {
+            for (service, want) in claims.iter().filter(|(_, want)| want.watcher.is_some() == of_watchers) {
                 let had =
                     |address: &IpAddr| before.get(address).is_some_and(|holder| holder.service == *service);
                 for &address in want.addresses.iter().filter(|address| had(address) == keepers) {
-                    let wanted =
-                        Holder { service: service.clone(), target: want.target.clone(), local: want.local };
+                    let wanted = want.holder(service, address);
                     let other = granted.iter().find(|(taken, _)| overlap(**taken, address));
-                    match other.map(|(_, holder)| &holder.service) {
+                    match other.map(|(_, holder)| holder) {
                         None => drop(granted.insert(address, wanted)),
                         // Its own wildcard covers it.
-                        Some(holder) if holder == service => {}
+                        Some(holder) if holder.service == *service => {}
                         Some(holder) => refused.push(Refused { address, wanted, holder: holder.clone() }),
                     }
                 }
@@ -192,7 +261,7 @@ pub(super) fn virtual_ports(service: &Service) -> BTreeMap<Port, Option<PortName
     for (name, port) in named {
         ports.entry(tcp(port)).or_insert_with(|| Some(name.clone()));
     }
-    for published in service.settings.published.iter().filter(|p| p.mode == PublishMode::Ingress) {
+    for (published, _) in service.published().filter(|(port, _)| port.mode == PublishMode::Ingress) {
         for port in published.range().ports() {
             ports
                 .entry(Port { protocol: published.protocol, port })
@@ -288,7 +357,7 @@ mod tests {
         let refused: Vec<_> = claims.refused().collect();
         assert!(
             refused.len() == 1
-                && refused[0].1.holder == name("web")
+                && refused[0].1.holder.service == name("web")
                 && refused[0].1.wanted.service == name("api")
         );
         assert_eq!(claims.set(&name("web"), Wants::default()), BTreeSet::from([at("8080")]));
@@ -382,7 +451,7 @@ mod tests {
                     for (service, wants) in &latest {
                         for address in wants.get(&port).map(|want| &want.addresses).into_iter().flatten() {
                             let has = granted.iter().any(|(at, holder)| holder.service == *service && covers(*at, *address));
-                            let refused = claims.refused().any(|(p, r)| p == port && r.address == *address && r.wanted.service == *service && r.holder != *service);
+                            let refused = claims.refused().any(|(p, r)| p == port && r.address == *address && r.wanted.service == *service && r.holder.service != *service);
                             prop_assert!(has != refused, "{service} {address} {number}");
                         }
                     }

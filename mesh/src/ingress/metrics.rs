@@ -7,6 +7,8 @@ use prometheus::{IntCounter, IntGauge, Registry};
 pub struct Metrics {
     /// Open listeners.
     pub(super) open: IntGauge,
+    /// Wanted listeners that somebody else serves here.
+    pub(super) held: IntGauge,
     /// Wanted listeners that could not be opened.
     pub(super) failed: IntGauge,
     /// Connections reset because a drain's deadline passed.
@@ -20,6 +22,10 @@ impl Metrics {
             open: IntGauge::new(
                 "plexus_listeners_open",
                 "Published and localhost ports that this node listens on.",
+            )?,
+            held: IntGauge::new(
+                "plexus_listeners_held",
+                "Published ports that an instance of this node has itself, or Docker for one: they are not listened on while that is so.",
             )?,
             failed: IntGauge::new(
                 "plexus_listeners_failed",
@@ -35,6 +41,7 @@ impl Metrics {
     /// Makes them visible.
     pub fn register(&self, registry: &Registry) -> prometheus::Result<()> {
         registry.register(Box::new(self.open.clone()))?;
+        registry.register(Box::new(self.held.clone()))?;
         registry.register(Box::new(self.failed.clone()))?;
         registry.register(Box::new(self.forced.clone()))
     }

@@ -8,6 +8,7 @@
 mod addresses;
 mod controller;
 mod desired;
+mod handle;
 mod handover;
 mod metrics;
 mod occupant;
@@ -22,7 +23,8 @@ use std::time::Duration;
 use nerve::model::{Address, NodeName, PortName, ServiceName, UnixPath};
 
 use crate::proxy::Access;
-pub use controller::{Handle, Means, VirtualRanges, start};
+pub use controller::{Means, VirtualRanges, start};
+pub use handle::Handle;
 pub use metrics::Metrics;
 pub use status::{ListenerKind, ListenerState, ListenerStatus};
 

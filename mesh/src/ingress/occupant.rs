@@ -94,12 +94,20 @@ fn socket_address(text: &str) -> Option<SocketAddr> {
     Some(SocketAddr::new(ip.to_canonical(), u16::from_str_radix(port, 16).ok()?))
 }
 
+/// What stands before whoever is in the way.
+const NOW: &str = "; now it is ";
+
+/// May it be Docker that is in the way, by what [`named`] says? Whoever cannot be seen may be.
+pub(super) fn may_be_docker(why: &str) -> bool {
+    why.rsplit_once(NOW).is_none_or(|(_, program)| program.starts_with("docker"))
+}
+
 /// Why a listener is not open, and who is in its way. Who it is was said when it began to fail; asking again each time would cost
 /// a look at every process.
 pub(super) fn named(text: String, last_error: Option<&str>, who: impl FnOnce() -> Option<String>) -> String {
     let known = last_error.filter(|known| known.starts_with(&text)).map(str::to_owned);
     known.unwrap_or_else(|| match who() {
-        Some(program) => format!("{text}; now it is {program}"),
+        Some(program) => format!("{text}{NOW}{program}"),
         None => text,
     })
 }

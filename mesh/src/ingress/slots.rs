@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::num::NonZeroU16;
 use std::sync::Arc;
+use std::time::Instant;
 
 use nerve::model::{Address, PortName, Protocol, ServiceName};
 
@@ -38,6 +39,7 @@ impl SlotKey {
 #[derive(Debug)]
 pub(super) enum State {
     Open(Listener),
+    Held(String),
     Failed(String),
 }
 
@@ -47,6 +49,8 @@ pub(super) struct Slot {
     pub(super) state: State,
     /// Its failure is in the log.
     pub(super) said: bool,
+    /// It is not tried before: who had it may be followed by another one.
+    pub(super) not_before: Option<Instant>,
 }
 
 /// Every slot, and every balancer that one leads to.
@@ -57,6 +61,7 @@ pub(super) struct Slots {
     /// The addresses on which a port is open.
     listening: HashMap<(Protocol, NonZeroU16), HashSet<IpAddr>>,
     open: usize,
+    held: usize,
     failed: usize,
     balancers: HashMap<ServiceName, BTreeMap<Route, InUse>>,
 }
@@ -84,6 +89,7 @@ impl Slots {
                     self.listening.entry((key.protocol, port)).or_default().insert(ip);
                 }
             }
+            State::Held(_) => self.held += 1,
             State::Failed(_) => self.failed += 1,
         }
         let route = (slot.holder.target.clone(), slot.holder.local);
@@ -106,6 +112,7 @@ impl Slots {
                 self.open -= 1;
                 self.no_longer_listens(key);
             }
+            State::Held(_) => self.held -= 1,
             State::Failed(_) => self.failed -= 1,
         }
         let port = key.port().map(|port| (key.protocol, port));
@@ -118,7 +125,7 @@ impl Slots {
                 self.published.remove(&port);
             }
         }
-        let Holder { service, target, local } = &slot.holder;
+        let Holder { service, target, local, .. } = &slot.holder;
         let left = self.balancers.get_mut(service).is_some_and(|of_service| {
             let route = (target.clone(), *local);
             if let Some(used) = of_service.get_mut(&route) {
@@ -183,13 +190,31 @@ impl Slots {
         self.published.get(&(protocol, port)).into_iter().flatten().cloned().collect()
     }
 
-    /// The slots that could not be opened, each with who is to have it.
-    pub(super) fn failed(&self) -> Vec<(SlotKey, Holder)> {
-        if self.failed == 0 {
-            return Vec::new();
+    /// The slots that could not be opened and may be tried again, each with who is to have it.
+    pub(super) fn closed(&self) -> Vec<(SlotKey, Holder)> {
+        let now = Instant::now();
+        let is_due = |slot: &Slot| slot.not_before.is_none_or(|then| then <= now);
+        let closed = self.waiting().filter(|(_, slot)| is_due(slot));
+        closed.map(|(key, slot)| (key.clone(), slot.holder.clone())).collect()
+    }
+
+    /// The slots that are not open and that no instance has.
+    fn waiting(&self) -> impl Iterator<Item = (&SlotKey, &Slot)> {
+        let any = (self.failed + self.held > 0).then_some(&self.slots);
+        let is_open = |slot: &Slot| matches!(slot.state, State::Open(_));
+        any.into_iter().flatten().filter(move |(_, slot)| !is_open(slot) && slot.holder.occupied.is_none())
+    }
+
+    /// When the first of those that are not to be tried yet may be.
+    pub(super) fn next_due(&self) -> Option<Instant> {
+        self.waiting().filter_map(|(_, slot)| slot.not_before).min()
+    }
+
+    /// Somebody else says from now on why the slot is there; it leads where it did.
+    pub(super) fn rename(&mut self, key: &SlotKey, holder: &Holder) {
+        if let Some(slot) = self.slots.get_mut(key) {
+            slot.holder = holder.clone();
         }
-        let failed = self.slots.iter().filter(|(_, slot)| matches!(slot.state, State::Failed(_)));
-        failed.map(|(key, slot)| (key.clone(), slot.holder.clone())).collect()
     }
 
     /// The open slots that no client finds any more, each with who has it.
@@ -197,14 +222,14 @@ impl Slots {
         let lost = self.slots.iter().filter(|(key, slot)| match &slot.state {
             // Only files can be taken away: of ten thousand ports none is looked at.
             State::Open(listener) => matches!(key.address, Address::Unix(_)) && !listener.can_be_found(),
-            State::Failed(_) => false,
+            State::Held(_) | State::Failed(_) => false,
         });
         lost.map(|(key, slot)| (key.clone(), slot.holder.clone())).collect()
     }
 
-    /// How many listen, and how many are to and cannot.
-    pub(super) fn counts(&self) -> (usize, usize) {
-        (self.open, self.failed)
+    /// How many listen, how many somebody else serves, and how many are to listen and cannot.
+    pub(super) fn counts(&self) -> (usize, usize, usize) {
+        (self.open, self.held, self.failed)
     }
 
     /// What each slot is up to, in the order of kind, transport and address.
@@ -216,19 +241,19 @@ impl Slots {
     pub(super) fn listeners(&self) -> impl Iterator<Item = &Listener> {
         self.slots.values().filter_map(|slot| match &slot.state {
             State::Open(listener) => Some(listener),
-            State::Failed(_) => None,
+            State::Held(_) | State::Failed(_) => None,
         })
     }
 
     /// Takes every listener out. The balancers stay: connections that are open may need them still.
     pub(super) fn take_listeners(&mut self) -> Vec<Listener> {
-        (self.open, self.failed) = (0, 0);
+        (self.open, self.held, self.failed) = (0, 0, 0);
         self.published.clear();
         self.listening.clear();
         let slots = std::mem::take(&mut self.slots);
         let open = slots.into_values().filter_map(|slot| match slot.state {
             State::Open(listener) => Some(listener),
-            State::Failed(_) => None,
+            State::Held(_) | State::Failed(_) => None,
         });
         open.collect()
     }
@@ -244,6 +269,7 @@ fn status(key: &SlotKey, slot: &Slot) -> ListenerStatus {
         kind: key.kind,
         state: match &slot.state {
             State::Open(listener) => ListenerState::Open { connections: listener.connections() },
+            State::Held(by) => ListenerState::Held { by: by.clone() },
             State::Failed(error) => ListenerState::Failed { error: error.clone() },
         },
     }

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 
 use nerve::model::{Address, PortName, Protocol, ServiceName};
 
-use super::desired::{Port, Refused};
+use super::desired::{Holder, Port, Refused};
 
 /// Why there is a listener.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -35,6 +35,12 @@ pub enum ListenerState {
     Open {
         /// Client connections.
         connections: u32,
+    },
+    /// Somebody else serves it here, who is to: an instance of the service itself, or Docker for one. It is opened when that one lets
+    /// it go.
+    Held {
+        /// Who, and how that is known.
+        by: String,
     },
     /// It could not be opened; it is tried again.
     Failed {
@@ -66,9 +72,13 @@ pub struct ListenerStatus {
 pub(super) fn conflict(port: Port, refused: &Refused) -> ListenerStatus {
     let Port { protocol, port } = port;
     let Refused { address, wanted, holder } = refused;
-    let service = &wanted.service;
+    let withdraw = |of: &Holder| match &of.watcher {
+        None => format!("`plexus unpublish {} {port}/{protocol}`", of.service),
+        Some(watcher) => format!("another port of {} at the place of the watcher {watcher}", of.service),
+    };
+    let (ours, theirs) = (withdraw(wanted), withdraw(holder));
     ListenerStatus {
-        service: service.clone(),
+        service: wanted.service.clone(),
         target: wanted.target.clone(),
         local: wanted.local,
         address: SocketAddr::new(*address, port.get()).into(),
@@ -76,8 +86,8 @@ pub(super) fn conflict(port: Port, refused: &Refused) -> ListenerStatus {
         kind: ListenerKind::Published,
         state: ListenerState::Failed {
             error: format!(
-                "port {port}/{protocol} is published by {holder} too, which has it; \
-                 `plexus unpublish {holder} {port}/{protocol}` or `plexus unpublish {service} {port}/{protocol}`"
+                "port {port}/{protocol} is published by {} too, which has it; {theirs} or {ours}",
+                holder.service
             ),
         },
     }

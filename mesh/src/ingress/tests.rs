@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use nerve::model::{Instance, NodeName, Prefix, ServiceName, ServiceSettings, VirtualIp};
 use nerve::tasks::Tasks;
-use synapse::catalog::{Catalog, Change, Writer};
+use synapse::catalog::{Catalog, Change, Rank, Writer};
 use tokio::sync::watch;
 
 use super::*;
@@ -234,5 +234,83 @@ async fn of_two_services_on_one_port_the_loser_is_told() {
     assert!(
         matches!(&loser.state, ListenerState::Failed { error } if error.contains("is published by web too"))
     );
+    world.tasks.shutdown().await;
+}
+
+/// Where a service runs, as a watcher says.
+fn watched(service: &str, address: SocketAddr) -> Arc<Instance> {
+    let json = serde_json::json!({"service": service, "id": address.to_string(), "node": "n", "address": address.ip(), "port": address.port()});
+    Arc::new(serde_json::from_value(json).unwrap())
+}
+
+fn state_of(world: &World, service: &str) -> Option<ListenerState> {
+    let listeners = world.handle.listeners_of(&ServiceName::new(service).unwrap());
+    listeners.into_iter().map(|listener| listener.state).next()
+}
+
+#[tokio::test]
+async fn a_port_that_an_instance_of_this_node_has_is_its_own_until_it_is_gone() {
+    let world = world(Vec::new());
+    let (web, port) = (ServiceName::new("web").unwrap(), free_port());
+    let here = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), port.get());
+    let layer = world.writer.layers().layer(Rank { place: 0, life: 0 }, "swarm");
+    let says = |instances: Vec<Arc<Instance>>| {
+        layer.say(&web, instances, vec![port.to_string().parse().unwrap()]);
+    };
+    let elsewhere = watched("web", greeter("elsewhere"));
+    // Nobody listens there: a listener of ours would lead to itself.
+    says(vec![watched("web", here), Arc::clone(&elsewhere)]);
+    let is_held = |state: Option<ListenerState>| matches!(state, Some(ListenerState::Held { by }) if by.contains("itself"));
+    until("held", || is_held(state_of(&world, "web"))).await;
+    assert!(TcpStream::connect(here).is_err() && world.handle.failures().is_empty());
+    let gone = std::time::Instant::now();
+    says(vec![Arc::clone(&elsewhere)]);
+    until("taken", || ask(port).is_ok_and(|text| text == "elsewhere")).await;
+    assert!(gone.elapsed() > Duration::from_secs(1), "another one may come within a moment");
+    // It comes back, and is to find the port free.
+    says(vec![watched("web", here), Arc::clone(&elsewhere)]);
+    until("given up", || std::net::TcpListener::bind(here).is_ok()).await;
+    assert!(is_held(state_of(&world, "web")));
+    world.tasks.shutdown().await;
+}
+
+#[tokio::test]
+async fn the_store_s_word_on_a_port_goes_before_that_of_a_watcher() {
+    let mut world = world(Vec::new());
+    let (web, port) = (ServiceName::new("web").unwrap(), free_port());
+    let layer = world.writer.layers().layer(Rank { place: 0, life: 0 }, "swarm");
+    layer.say(&web, vec![watched("web", greeter("web"))], vec![port.to_string().parse().unwrap()]);
+    until("a watcher's", || ask(port).is_ok_and(|text| text == "web")).await;
+    // The same port of the same service: by the store's word from now on, and the listener stays.
+    let held = TcpStream::connect((Ipv4Addr::LOCALHOST, port.get())).unwrap();
+    world.writer.apply([publish("web", &[port])]);
+    until("open", || matches!(state_of(&world, "web"), Some(ListenerState::Open { .. }))).await;
+    drop(held);
+    world.writer.apply([publish("web", &[]), instance("api", greeter("api")), publish("api", &[port])]);
+    until("the store's", || ask(port).is_ok_and(|text| text == "api")).await;
+    let told = |error: &str| error.contains("is published by api too") && error.contains("the watcher swarm");
+    let refused = state_of(&world, "web");
+    assert!(matches!(&refused, Some(ListenerState::Failed { error }) if told(error)), "{refused:?}");
+    assert_eq!(world.handle.failures().len(), 1);
+    world.writer.apply([publish("api", &[])]);
+    until("a watcher's again", || ask(port).is_ok_and(|text| text == "web")).await;
+    world.tasks.shutdown().await;
+}
+
+#[tokio::test]
+async fn what_a_watcher_publishes_and_another_program_has_is_a_problem_unless_that_is_docker() {
+    let world = world(Vec::new());
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = NonZeroU16::new(taken.local_addr().unwrap().port()).unwrap();
+    let layer = world.writer.layers().layer(Rank { place: 0, life: 0 }, "swarm");
+    let web = ServiceName::new("web").unwrap();
+    layer.say(&web, vec![watched("web", greeter("web"))], vec![port.to_string().parse().unwrap()]);
+    until("said", || matches!(state_of(&world, "web"), Some(ListenerState::Failed { .. }))).await;
+    assert!(occupant::may_be_docker("in use; now it is docker-proxy (process 7)"));
+    assert!(
+        occupant::may_be_docker("in use") && !occupant::may_be_docker("in use; now it is nginx (process 7)")
+    );
+    drop(taken);
+    until("taken", || ask(port).is_ok_and(|text| text == "web")).await;
     world.tasks.shutdown().await;
 }

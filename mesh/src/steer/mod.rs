@@ -176,6 +176,7 @@ mod tests {
             name: "web".parse().unwrap(),
             settings: Arc::new(ServiceSettings { client_address, ..ServiceSettings::default() }),
             stored: None,
+            watched_ports: Vec::new(),
             endpoints: Vec::new(),
             vips: Vec::new(),
             generation: 0,

@@ -142,6 +142,16 @@ name!(
     /// What clients ask for: a DNS label, since it becomes one.
     ServiceName, "service name", dns_label
 );
+impl ServiceName {
+    /// What a service of a Docker swarm is called: one of a stack, such as `shop_web`, has a name that nobody could ask for.
+    ///
+    /// # Errors
+    /// It is no service name even so.
+    pub fn of_swarm(service: &str) -> Result<Self, NameError> {
+        Self::new(&service.replace('_', "-"))
+    }
+}
+
 name!(
     /// One running copy of a service, unique in its service across the fleet.
     InstanceId, "instance id", token

@@ -25,7 +25,7 @@ use nerve::model::{NetworkName, Node, NodeName, ServiceName};
 
 pub use endpoint::{Endpoint, Reason};
 pub use freshness::Freshness;
-pub use layers::Rank;
+pub use layers::{Rank, WatchedPort};
 pub(crate) use names::Names;
 pub use network::{NetworkChange, NetworkChanges, NetworkUpdate, NetworkView, Subnets};
 pub use service::Service;

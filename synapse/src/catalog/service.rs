@@ -3,9 +3,10 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use nerve::model::{InstanceId, ServiceName, ServiceSettings};
+use nerve::model::{InstanceId, PublishedPort, ServiceName, ServiceSettings};
 
 use super::Endpoint;
+use super::layers::WatchedPort;
 
 /// A snapshot of one service.
 #[derive(Debug, Clone)]
@@ -16,6 +17,8 @@ pub struct Service {
     pub settings: Arc<ServiceSettings>,
     /// What the store says, where that is not what holds.
     pub stored: Option<Arc<ServiceSettings>>,
+    /// The ports that watchers publish on this node, besides those of the settings.
+    pub watched_ports: Vec<WatchedPort>,
     /// Its endpoints in the order of their ids, those without traffic included.
     pub endpoints: Vec<Endpoint>,
     /// The virtual addresses that are claimed for it, in ascending order: of one family usually one, after a race or a
@@ -32,6 +35,7 @@ impl Service {
             name,
             settings: Arc::default(),
             stored: None,
+            watched_ports: Vec::new(),
             endpoints: Vec::new(),
             vips: Vec::new(),
             generation: 0,
@@ -41,6 +45,17 @@ impl Service {
     /// The endpoints that get traffic.
     pub fn serving(&self) -> impl Iterator<Item = &Endpoint> {
         self.endpoints.iter().filter(|e| e.is_serving())
+    }
+
+    /// Every port that this node publishes for it: what the settings say, then what watchers do.
+    pub fn published(&self) -> impl Iterator<Item = (&PublishedPort, Option<&Arc<str>>)> {
+        let stored = self.settings.published.iter().map(|port| (port, None));
+        stored.chain(self.watched_ports.iter().map(|watched| (&watched.port, Some(&watched.watcher))))
+    }
+
+    /// Do watchers say anything of it?
+    pub(super) fn has_watched(&self) -> bool {
+        !self.watched_ports.is_empty() || self.endpoints.iter().any(|endpoint| endpoint.watcher.is_some())
     }
 
     /// The endpoint of this id.
@@ -78,6 +93,6 @@ impl Service {
 
     /// Is there nothing to say about it? An address that is still claimed for it does not make a service.
     pub(super) fn is_void(&self) -> bool {
-        self.endpoints.is_empty() && self.has_default_settings()
+        self.endpoints.is_empty() && self.watched_ports.is_empty() && self.has_default_settings()
     }
 }

@@ -6,7 +6,9 @@ use std::net::IpAddr;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use nerve::model::{Instance, InstanceId, NetworkName, Node, NodeName, ServiceName, ServiceSettings};
+use nerve::model::{
+    Instance, InstanceId, NetworkName, Node, NodeName, PublishedPort, ServiceName, ServiceSettings,
+};
 use papaya::Guard;
 
 use super::layers::{NodeSettings, Rank, Said};
@@ -185,11 +187,16 @@ impl Layer {
         Catalog(Arc::clone(&self.shared.inner))
     }
 
-    /// What the watcher says of a service from now on, instead of what it said before; nothing: it says nothing more of it.
-    /// Tells whether the catalog is different afterwards.
-    pub fn say(&self, service: &ServiceName, instances: Vec<Arc<Instance>>) -> bool {
+    /// What the watcher says of a service from now on, and which ports of it are published on this node, instead of what it said before;
+    /// nothing: it says nothing more of it. Tells whether the catalog is different afterwards.
+    pub fn say(
+        &self,
+        service: &ServiceName,
+        instances: Vec<Arc<Instance>>,
+        published: Vec<PublishedPort>,
+    ) -> bool {
         let mut state = self.shared.state();
-        state.layers.put(self.rank, &self.watcher, service, instances);
+        state.layers.put(self.rank, &self.watcher, service, instances, published);
         let different = state.apply_to_service(&self.shared.inner, service, &[]);
         self.shared.inner.services.guard().flush();
         different
@@ -227,7 +234,7 @@ impl State {
         let services = inner.services.pin();
         let old = services.get(name).cloned();
         let mut new = old.as_deref().cloned().unwrap_or_else(|| Service::empty(name.clone()));
-        let is_layered = self.layers.speak_of(name) || new.endpoints.iter().any(|e| e.watcher.is_some());
+        let is_layered = self.layers.speak_of(name) || new.has_watched();
         if is_layered {
             new.endpoints.retain(|endpoint| endpoint.watcher.is_none());
         }
@@ -247,10 +254,12 @@ impl State {
         }
         if is_layered {
             new.endpoints = self.layers.under(name, std::mem::take(&mut new.endpoints));
+            new.watched_ports = self.layers.published(name, &new.settings.published);
         }
         if is_layered || new.stored.is_some() || old.as_ref().is_some_and(|old| old.stored.is_some()) {
             let same = |old: &Arc<Service>| {
                 (&old.endpoints, &old.settings, &old.stored) == (&new.endpoints, &new.settings, &new.stored)
+                    && old.watched_ports == new.watched_ports
             };
             changed = match &old {
                 Some(old) => !same(old),

@@ -10,7 +10,7 @@ use nerve::smartstack::{Number, Several, Word, resolve, service_name};
 use super::Globals;
 use super::discovery::{self, Beside};
 use super::server::server;
-use crate::watch::{self, Kind, Options, Server};
+use crate::watch::{self, Kind, Looks, Options, Server};
 
 /// A service as it is taken from Synapse's configuration.
 #[derive(Debug, Clone, PartialEq)]
@@ -99,8 +99,7 @@ pub(super) fn read(section: &mut Section<'_>, name: &str, globals: &Globals) -> 
     let watcher = watch::Config {
         // No watcher of our own configuration can be called so.
         name: format!("synapse:{service}"),
-        service: service.clone(),
-        kind: place.kind,
+        looks: Looks::One { service: service.clone(), kind: place.kind },
         options,
     };
     let Haproxy { listen, settings, mut lacks, probes, .. } = haproxy;

@@ -7,7 +7,7 @@ use nerve::model::SettingKey;
 use nerve::period::Period;
 
 use super::*;
-use crate::watch::{Condition, Kind, Pace, Retry, Toggle, Which};
+use crate::watch::{Condition, Kind, Looks, Pace, Retry, Toggle, Which};
 
 /// A host's files.
 struct Host {
@@ -109,6 +109,11 @@ const WHOLE: &str = r#"{
  "statsd": {"host": "127.0.0.1", "port": 8125}
 }"#;
 
+fn kind(service: &Service) -> &Kind {
+    let Looks::One { kind, .. } = &service.watcher.looks else { panic!("{service:?}") };
+    kind
+}
+
 #[test]
 fn a_configuration_of_the_documentation_s_form_is_taken_whole() {
     let directory = tempfile::tempdir().unwrap();
@@ -120,7 +125,7 @@ fn a_configuration_of_the_documentation_s_form_is_taken_whole() {
     let [db, peers, search, web] = &in_force.services[..] else { panic!("{in_force:?}") };
 
     // Where they are found.
-    let Kind::ZooKeeper(place) = &web.watcher.kind else { panic!("{web:?}") };
+    let Kind::ZooKeeper(place) = kind(web) else { panic!("{web:?}") };
     assert_eq!((place.hosts.len(), place.path.as_str()), (2, "/nerve/services/web/services"));
     let options = &web.watcher.options;
     assert_eq!(options.default_servers[0].to_string(), "10.0.9.9:8080");
@@ -130,18 +135,14 @@ fn a_configuration_of_the_documentation_s_form_is_taken_whole() {
     let options = &db.watcher.options;
     assert!(!options.use_previous_backends && options.keep_default_servers && options.leader_election);
     assert_eq!(options.backend_port_override.map(|port| port.get()), Some(3307));
-    assert!(
-        matches!(&db.watcher.kind, Kind::ZooKeeper(place) if place.path == "/nerve/services/db/services")
-    );
-    let Kind::Static(servers) = &peers.watcher.kind else { panic!("{peers:?}") };
+    assert!(matches!(kind(db), Kind::ZooKeeper(place) if place.path == "/nerve/services/db/services"));
+    let Kind::Static(servers) = kind(peers) else { panic!("{peers:?}") };
     assert_eq!(
         (servers[0].to_string(), servers[0].labels["shard"].as_str()),
         ("10.0.2.1:7000".to_owned(), "1")
     );
     assert!(peers.watcher.options.default_servers.is_empty());
-    assert!(
-        matches!(&search.watcher.kind, Kind::ZooKeeper(place) if place.endpoint_name.as_deref() == Some("http"))
-    );
+    assert!(matches!(kind(search), Kind::ZooKeeper(place) if place.endpoint_name.as_deref() == Some("http")));
 
     // Where they are served, and how.
     let listen = |service: &Service| service.listen.as_ref().map(ToString::to_string);
@@ -333,7 +334,7 @@ fn several_places_are_parts_in_the_order_that_is_said() {
             "discovery_multi: {{watchers: {{old: {{method: base}}, two: {{method: zookeeper, hosts: [z], path: /two}}}}, {more}}}"
         )));
         let Some(service) = in_force.services.first() else { return Err(in_force.wrong[0].message.clone()) };
-        let Kind::Multi(multi) = &service.watcher.kind else { panic!("{service:?}") };
+        let Kind::Multi(multi) = kind(service) else { panic!("{service:?}") };
         Ok((
             multi.which.clone(),
             multi.parts.iter().map(|part| part.name.clone()).collect::<Vec<_>>().join(" "),
@@ -384,9 +385,9 @@ fn instances_of_ec2_have_the_port_that_stands_beside_their_tag_and_a_secret_is_n
     ] {
         let in_force = of(&format!("services:\n  a: {{discovery: {discovery}, {more}}}\n"));
         assert_eq!(in_force.wrong, [], "{discovery}");
-        let Kind::Ec2(ec2) = &in_force.services[0].watcher.kind else { panic!("{in_force:?}") };
+        let Kind::Ec2(ec2) = kind(&in_force.services[0]) else { panic!("{in_force:?}") };
         assert_eq!((ec2.port.get(), ec2.interval.to_string().as_str()), (8080, interval));
-        assert_eq!(in_force.services[0].watcher.kind.place(), "ec2://eu-west-1/role=web");
+        assert_eq!(kind(&in_force.services[0]).place(), "ec2://eu-west-1/role=web");
         assert!(!format!("{in_force:?}").contains("s3cret"));
     }
     let port = ", backend_port_override: 80";
@@ -459,7 +460,7 @@ fn methods_of_other_systems_are_watchers_of_theirs() {
         let in_force = of(&format!("services:\n  a: {{discovery: {discovery}}}\n"));
         assert_eq!(in_force.wrong, [], "{discovery}");
         let watcher = &in_force.services[0].watcher;
-        assert_eq!(watcher.kind.place(), place);
+        assert_eq!(watcher.looks.place(), place);
         let asks = discovery.contains("dns").then(|| vec!["192.0.2.53:53".parse().unwrap()]);
         assert_eq!(watcher.options.resolvers, asks);
     }

@@ -224,7 +224,11 @@ impl Ec2Place {
                 Address::Public => ("public", &instance.public_address),
             };
             match address.as_deref().filter(|address| !address.is_empty()).map(str::parse) {
-                Some(Ok(address)) => servers.push(instance.server(Host::Address(address), self.config.port)),
+                Some(Ok(address)) => {
+                    let server = instance.server(Host::Address(address), self.config.port);
+                    let region = nerve::model::Region::new(&self.config.region.to_string()).ok();
+                    servers.push(Server { region, ..server });
+                }
                 Some(Err(_)) => refused.push((instance.id, format!("its {which} address is none"))),
                 None => refused.push((instance.id, format!("it has no {which} address"))),
             }

@@ -2,6 +2,7 @@
 //!
 //! One JSON file for all of them, replaced whole a moment after a change. What is kept is of a place: a watcher that is sent elsewhere
 //! does not begin with the servers of where it was.
+//! Files of format 1, in which a watcher had one service and did not say which, are read as well.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -9,16 +10,20 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use nerve::model::ServiceName;
 use nerve::tasks::Tasks;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::lock::lock;
+use super::place::{Copies, Services};
 use super::server::Server;
 use crate::whole_file;
 
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
+/// What earlier versions wrote.
+const OF_ONE_SERVICE: u32 = 1;
 /// After a change it is waited so long for others.
 const PAUSE: Duration = Duration::from_secs(1);
 /// The largest file that is read or written.
@@ -42,11 +47,17 @@ pub(super) struct Findings {
     memory: Memory,
     watcher: Arc<str>,
     place: String,
+    /// Of the one service that it fills, if it is one.
+    service: Option<ServiceName>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Found {
     place: String,
+    #[serde(default)]
+    services: Services,
+    /// Of format 1: those of the one service of the watcher.
+    #[serde(default, skip_serializing)]
     servers: Vec<Server>,
 }
 
@@ -81,9 +92,9 @@ impl Memory {
         tasks.spawn_restarted("watchers' memory", move || memory.clone().keep(file.clone(), stop.clone()));
     }
 
-    /// The part of a watcher of a place.
-    pub(super) fn of(&self, watcher: &str, place: String) -> Findings {
-        Findings { memory: self.clone(), watcher: watcher.into(), place }
+    /// The part of a watcher of a place, and of the one service that it fills, if it is one.
+    pub(super) fn of(&self, watcher: &str, place: String, service: Option<&ServiceName>) -> Findings {
+        Findings { memory: self.clone(), watcher: watcher.into(), place, service: service.cloned() }
     }
 
     async fn keep(self, file: PathBuf, stop: CancellationToken) {
@@ -125,15 +136,22 @@ impl Shared {
 
 impl Findings {
     /// What an earlier run found there.
-    pub(super) fn recalled(&self) -> Vec<Server> {
+    pub(super) fn recalled(&self) -> Services {
         let found = lock(&self.memory.0.found);
         let of_place = found.get(&*self.watcher).filter(|found| found.place == self.place);
-        of_place.map(|found| found.servers.clone()).unwrap_or_default()
+        let Some(Found { services, servers, .. }) = of_place.cloned() else { return Services::new() };
+        let Some(service) = &self.service else { return services };
+        // The place is what counts, whatever it filled before.
+        let copies = services.into_values().next().unwrap_or(Copies { servers, published: Vec::new() });
+        if copies == Copies::default() {
+            return Services::new();
+        }
+        Services::from([(service.clone(), copies)])
     }
 
     /// It found these.
-    pub(super) fn keep(&self, servers: &[Server]) {
-        let now = Found { place: self.place.clone(), servers: servers.to_vec() };
+    pub(super) fn keep(&self, services: Services) {
+        let now = Found { place: self.place.clone(), services, servers: Vec::new() };
         let mut found = lock(&self.memory.0.found);
         if found.get(&*self.watcher) != Some(&now) {
             found.insert((*self.watcher).to_owned(), now);
@@ -159,7 +177,7 @@ fn read(file: &Path) -> Result<BTreeMap<String, Found>, String> {
         Err(error) => return Err(error.to_string()),
     };
     match serde_json::from_slice(&text) {
-        Ok(Saved { format: FORMAT, watchers }) => Ok(watchers),
+        Ok(Saved { format: FORMAT | OF_ONE_SERVICE, watchers }) => Ok(watchers),
         Ok(Saved { format, .. }) => Err(format!("it is of format {format}, this version reads {FORMAT}")),
         Err(error) => Err(error.to_string()),
     }
@@ -169,37 +187,62 @@ fn read(file: &Path) -> Result<BTreeMap<String, Found>, String> {
 mod tests {
     use super::*;
 
+    fn found() -> Services {
+        let server = |text: &str| -> Server { text.parse().unwrap() };
+        let servers =
+            vec![server("192.0.2.1:80"), Server { name: Some("a".to_owned()), ..server("a.example:80") }];
+        let published = vec!["8080".parse().unwrap()];
+        Services::from([("web".parse().unwrap(), Copies { servers, published })])
+    }
+
     #[tokio::test]
     async fn what_was_found_at_a_place_is_recalled_for_that_place() {
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("deep/watchers.json");
-        let server = |text: &str| -> Server { text.parse().unwrap() };
-        let found =
-            vec![server("192.0.2.1:80"), Server { name: Some("a".to_owned()), ..server("a.example:80") }];
+        let of = |memory: &Memory, watcher: &str, place: &str| memory.of(watcher, place.to_owned(), None);
         let tasks = Tasks::new();
         let memory = Memory::recalled_from(&file);
         memory.keep_in(file.clone(), &tasks);
         // It has begun.
         tokio::task::yield_now().await;
-        assert_eq!(memory.of("one", "x".to_owned()).recalled(), []);
-        memory.of("one", "x".to_owned()).keep(&found);
-        memory.of("two", "y".to_owned()).keep(&found);
-        memory.of("two", "z".to_owned()).forget();
+        assert_eq!(of(&memory, "one", "x").recalled(), Services::new());
+        of(&memory, "one", "x").keep(found());
+        of(&memory, "two", "y").keep(found());
+        of(&memory, "two", "z").forget();
         tasks.shutdown().await;
         let tasks = Tasks::new();
         let memory = Memory::recalled_from(&file);
         memory.keep_in(file.clone(), &tasks);
         // It has begun.
         tokio::task::yield_now().await;
-        assert_eq!(memory.of("one", "x".to_owned()).recalled(), found);
-        assert_eq!(memory.of("one", "elsewhere".to_owned()).recalled(), []);
-        assert_eq!(memory.of("two", "y".to_owned()).recalled(), found);
-        memory.of("two", "y".to_owned()).forget();
+        assert_eq!(of(&memory, "one", "x").recalled(), found());
+        assert_eq!(of(&memory, "one", "elsewhere").recalled(), Services::new());
+        assert_eq!(of(&memory, "two", "y").recalled(), found());
+        of(&memory, "two", "y").forget();
         tasks.shutdown().await;
         assert_eq!(read(&file).unwrap().len(), 1);
         for bad in ["{", "{\"format\": 9, \"watchers\": {}}"] {
             std::fs::write(&file, bad).unwrap();
             assert!(read(&file).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn what_an_earlier_version_kept_is_of_the_one_service_of_its_watcher() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("watchers.json");
+        let servers = serde_json::to_value(&found().values().next().unwrap().servers).unwrap();
+        let text = serde_json::json!({"format": 1, "watchers": {"one": {"place": "x", "servers": servers}}});
+        std::fs::write(&file, text.to_string()).unwrap();
+        let memory = Memory::recalled_from(&file);
+        let of = |service: &str| memory.of("one", "x".to_owned(), Some(&service.parse().unwrap())).recalled();
+        let [(service, copies)] = of("web").into_iter().collect::<Vec<_>>().try_into().unwrap();
+        assert_eq!((service.as_str(), copies.servers.len()), ("web", 2));
+        memory.of("one", "x".to_owned(), None).keep(found());
+        assert_eq!(of("web"), found());
+        // It fills another service since.
+        assert_eq!(of("api").into_keys().next().unwrap().as_str(), "api");
+        memory.of("one", "x".to_owned(), None).keep(Services::new());
+        assert_eq!(of("web"), Services::new());
     }
 }

@@ -1,8 +1,9 @@
 //! Watchers: what turns a place where services are known into the catalog.
 //!
 //! [`store`] is the mesh's own: records of instances with their health, nodes, settings. Any other place is a [`Config`] of a kind
-//! (`kind`, a file each), which tells all its servers each time it has something new; `told` decides what counts of them, looks names
-//! up (`resolve`), says it in the watcher's layer of the catalog, below the store's, and has it remembered (`findings`).
+//! (`kind`, a file each), which tells all its servers each time it has something new, of one service or, as a directory, of all that it
+//! has names for; `told` decides what counts of them, looks names up (`resolve`), says it in the watcher's layer of the catalog, below the
+//! store's, and has it remembered (`findings`).
 
 mod aws;
 mod consul;
@@ -29,6 +30,7 @@ mod server;
 pub mod store;
 #[cfg(test)]
 mod stub;
+mod swarm;
 mod toggle;
 mod told;
 mod watcher;
@@ -48,16 +50,17 @@ pub use dns::Question;
 pub use docker::Docker;
 pub use ec2::{Address, Ec2};
 pub use etcd::Etcd;
-pub use kind::{Kind, Multi, Part, Which};
+pub use kind::{Kind, Looks, Multi, Part, Which};
 pub use kubernetes::Kubernetes;
 pub use marathon::Marathon;
 pub use options::{Condition, Instead, LabelFilter, Options};
 pub use pace::{Pace, Retry};
 pub use place::Refused;
 pub use server::{Host, Server};
+pub use swarm::Swarm;
 pub use toggle::{Object, ObjectName, Toggle};
 pub use told::Status;
-pub use watcher::{Config, Watchers};
+pub use watcher::{Config, Unheard, Watchers};
 pub use zookeeper::{Decode, Wrong, ZooKeeper};
 
 /// A catalog as it was saved.

@@ -7,7 +7,9 @@ use std::num::NonZeroU16;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use nerve::model::{Health, Instance, InstanceId, NodeName, Region, ServiceName, Tag, Weight, Zone};
+use nerve::model::{
+    Health, Instance, InstanceId, NodeName, PortName, Region, ServiceName, Tag, Weight, Zone,
+};
 use serde::{Deserialize, Serialize};
 
 /// Where it is.
@@ -37,6 +39,9 @@ pub struct Server {
     pub host: Host,
     /// Its port.
     pub port: NonZeroU16,
+    /// Further ports by name.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub ports: BTreeMap<PortName, NonZeroU16>,
     /// What it is called there.
     pub name: Option<String>,
     /// Its number among those of its place, where the place counts them: the first to come has the lowest.
@@ -64,6 +69,7 @@ impl Server {
         Self {
             host,
             port,
+            ports: BTreeMap::new(),
             name: None,
             number: None,
             weight: Weight::default(),
@@ -98,7 +104,7 @@ impl Server {
             address,
             port: Some(self.port),
             socket: None,
-            ports: BTreeMap::new(),
+            ports: self.ports.clone(),
             tags: self.tags.clone(),
             labels,
             weight: self.weight,

@@ -42,12 +42,12 @@ impl Tell for Written {
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Where a server is that answers a request after the other with these: a status line and headers, each with its end, and a body. What was
-/// asked for is returned with the last of them, each with its body.
+/// asked for is returned with the last of them, each with its body. An answer whose headers say another length goes on until then.
 pub(super) async fn api(answers: Vec<(String, String)>) -> (String, impl Future<Output = Vec<String>>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
     let serve = async move {
-        let mut asked = Vec::new();
+        let (mut asked, mut open) = (Vec::new(), Vec::new());
         for (head, body) in answers {
             let accepted = timeout(PATIENCE, listener.accept()).await.expect("another request");
             let (mut stream, _) = accepted.unwrap();
@@ -61,8 +61,12 @@ pub(super) async fn api(answers: Vec<(String, String)>) -> (String, impl Future<
             stream.read_exact(&mut sent).await.unwrap();
             request.extend(sent);
             asked.push(String::from_utf8(request).unwrap());
-            let answer = format!("HTTP/1.1 {head}content-length: {}\r\n\r\n{body}", body.len());
-            stream.write_all(answer.as_bytes()).await.unwrap();
+            let length = match head.contains("content-length") {
+                true => String::new(),
+                false => format!("content-length: {}\r\n", body.len()),
+            };
+            stream.write_all(format!("HTTP/1.1 {head}{length}\r\n{body}").as_bytes()).await.unwrap();
+            open.push(stream);
         }
         asked
     };

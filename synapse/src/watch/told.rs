@@ -7,7 +7,7 @@ use std::time::SystemTime;
 
 use async_trait::async_trait;
 use futures_util::{StreamExt, stream};
-use nerve::model::ServiceName;
+use nerve::model::{PublishedPort, ServiceName};
 use tokio::sync::watch as signal;
 use tokio::time::Instant;
 
@@ -15,7 +15,7 @@ use super::findings::Findings;
 use super::lock::lock;
 use super::options::{Instead, Options};
 use super::pace::Pace;
-use super::place::{Refused, Tell};
+use super::place::{Copies, Refused, Services, TellAll};
 use super::resolve::{LEAST, Resolver};
 use super::server::{Host, Server};
 use crate::Metrics;
@@ -31,8 +31,8 @@ const MAX_REFUSED: usize = 100;
 pub struct Status {
     /// What it is called.
     pub watcher: Arc<str>,
-    /// The service that it fills.
-    pub service: ServiceName,
+    /// The service that it fills; none: those that the place names.
+    pub service: Option<ServiceName>,
     /// `file`, `static`, …
     pub kind: &'static str,
     /// Where it looks.
@@ -45,9 +45,9 @@ pub struct Status {
     pub since: SystemTime,
     /// When it last told something new.
     pub last_change: Option<SystemTime>,
-    /// How many instances it says the service has.
+    /// How many instances it says that there are.
     pub entries: usize,
-    /// The place names no server; this is used instead.
+    /// The place names no server of a service; this is used instead.
     pub instead: Option<Instead>,
     /// What stands there and cannot be used, with the reason.
     pub refused: Vec<Refused>,
@@ -72,9 +72,29 @@ pub(super) struct Told {
 #[derive(Debug, Default)]
 struct Last {
     /// What counted.
-    servers: Vec<Server>,
+    services: BTreeMap<ServiceName, Counts>,
     /// Of names, as they were looked up last.
     addresses: BTreeMap<Arc<str>, LookedUp>,
+}
+
+/// What counts of a service.
+#[derive(Debug, Default)]
+struct Counts {
+    servers: Vec<Server>,
+    published: Vec<PublishedPort>,
+    instead: Option<Instead>,
+    /// How many instances were said of it; `None`: it is to be said yet.
+    entries: Option<usize>,
+}
+
+impl Counts {
+    fn of(Copies { servers, published }: Copies) -> Self {
+        Self { servers, published, ..Self::default() }
+    }
+
+    fn has_names(&self) -> bool {
+        self.servers.iter().any(|server| server.host.name().is_some())
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -113,19 +133,57 @@ impl Told {
         let mut last = self.last.lock().await;
         let recalled = self.findings.as_ref().map(Findings::recalled).unwrap_or_default();
         if recalled.is_empty() {
-            if !self.options.default_servers.is_empty() {
-                (last.servers, _) = self.options.judge(Vec::new(), &[]);
+            let service = self.status().service.clone();
+            if let Some(service) = service.filter(|_| !self.options.default_servers.is_empty()) {
+                let (servers, _) = self.options.judge(Vec::new(), &[]);
+                last.services.insert(service, Counts { servers, ..Counts::default() });
                 self.look_up(&mut last).await;
-                self.say(&last);
+                self.say(&mut last);
             }
             return;
         }
-        tracing::info!(watcher = %self.status().watcher, servers = recalled.len(), "what an earlier run found is used until the place is heard");
-        last.servers = recalled;
+        let servers: usize = recalled.values().map(|copies| copies.servers.len()).sum();
+        tracing::info!(watcher = %self.status().watcher, servers, "what an earlier run found is used until the place is heard");
+        last.services = recalled.into_iter().map(|(service, copies)| (service, Counts::of(copies))).collect();
         self.look_up(&mut last).await;
-        self.say(&last);
+        self.say(&mut last);
         self.status().heard = true;
         self.spoke.send_replace(true);
+    }
+
+    /// Takes over what stands there now.
+    fn judge(&self, found: Services, last: &mut Last) {
+        let mut before = std::mem::take(&mut last.services);
+        for (service, Copies { servers, published }) in found {
+            let known = before.remove(&service).unwrap_or_default();
+            let (servers, instead) = self.options.judge(servers, &known.servers);
+            self.note_instead(&service, known.instead, instead);
+            let same = servers == known.servers && published == known.published;
+            let entries = known.entries.filter(|_| same);
+            last.services.insert(service, Counts { servers, published, instead, entries });
+        }
+        for service in before.into_keys() {
+            let status = self.status();
+            tracing::info!(watcher = %status.watcher, place = status.place, %service, "the place has this service no more");
+            self.layer.say(&service, Vec::new(), Vec::new());
+        }
+    }
+
+    fn note_instead(&self, service: &ServiceName, before: Option<Instead>, now: Option<Instead>) {
+        let status = self.status();
+        match now {
+            Some(instead) if before != now => {
+                self.metrics.watchers.emptied(&status.watcher);
+                tracing::warn!(
+                    watcher = %status.watcher, place = status.place, %service, %instead,
+                    "the place names no server; others are used instead"
+                );
+            }
+            None if before.is_some() => {
+                tracing::info!(watcher = %status.watcher, %service, "the place names servers again");
+            }
+            _ => {}
+        }
     }
 
     fn note(&self, named: usize, instead: Option<Instead>, refused: Vec<Refused>) {
@@ -137,19 +195,6 @@ impl Told {
         for (what, why) in refused.iter().filter(|one| !status.refused.contains(one)) {
             tracing::warn!(watcher = %status.watcher, what, why, "a server cannot be used");
         }
-        match instead {
-            Some(instead) if status.instead != Some(instead) => {
-                self.metrics.watchers.emptied(&status.watcher);
-                tracing::warn!(
-                    watcher = %status.watcher, place = status.place, service = %status.service, %instead,
-                    "the place names no server; others are used instead"
-                );
-            }
-            None if status.instead.is_some() => {
-                tracing::info!(watcher = %status.watcher, "the place names servers again");
-            }
-            _ => {}
-        }
         status.instead = instead;
         status.refused = refused;
         status.refused.truncate(MAX_REFUSED);
@@ -158,9 +203,9 @@ impl Told {
     /// Looks up the names of the servers that are not known, or no longer. One that cannot be looked up keeps its addresses.
     async fn look_up(&self, last: &mut Last) {
         let now = Instant::now();
-        let Last { servers, addresses } = last;
-        let names: BTreeSet<Arc<str>> =
-            servers.iter().filter_map(|server| server.host.name().cloned()).collect();
+        let Last { services, addresses } = last;
+        let servers = services.values().flat_map(|counts| &counts.servers);
+        let names: BTreeSet<Arc<str>> = servers.filter_map(|server| server.host.name().cloned()).collect();
         addresses.retain(|name, _| names.contains(name));
         let due: Vec<Arc<str>> = names
             .into_iter()
@@ -200,9 +245,11 @@ impl Told {
     }
 
     /// It says nothing any more.
-    pub(super) fn withdraw(&self) {
+    pub(super) async fn withdraw(&self) {
+        for service in std::mem::take(&mut self.last.lock().await.services).into_keys() {
+            self.layer.say(&service, Vec::new(), Vec::new());
+        }
         let status = self.status();
-        self.layer.say(&status.service, Vec::new());
         self.metrics.watchers.forget(&status.watcher);
         self.metrics.note_size(&self.layer.catalog());
     }
@@ -215,24 +262,34 @@ impl Told {
             let now = Instant::now();
             if last.addresses.values().any(|known| known.until <= now) {
                 self.look_up(&mut last).await;
-                self.say(&last);
+                self.say(&mut last);
             }
         }
     }
 
-    fn say(&self, last: &Last) {
-        let service = self.status().service.clone();
-        let mut instances = Vec::new();
-        for server in &last.servers {
-            let addresses = match &server.host {
-                Host::Address(address) => std::slice::from_ref(address),
-                Host::Name(name) => last.addresses.get(name).map_or(&[][..], |known| &known.addresses),
-            };
-            let at = addresses.iter().filter_map(|address| server.instance(&service, *address));
-            instances.extend(at.map(Arc::new));
+    /// Says what is new, or may be by the addresses of its names.
+    fn say(&self, last: &mut Last) {
+        let (mut entries, mut is_new) = (0, false);
+        for (service, counts) in &mut last.services {
+            if let Some(said) = counts.entries.filter(|_| !counts.has_names()) {
+                entries += said;
+                continue;
+            }
+            let Counts { servers, published, .. } = &*counts;
+            let mut instances = Vec::new();
+            for server in servers {
+                let addresses = match &server.host {
+                    Host::Address(address) => std::slice::from_ref(address),
+                    Host::Name(name) => last.addresses.get(name).map_or(&[][..], |known| &known.addresses),
+                };
+                let at = addresses.iter().filter_map(|address| server.instance(service, *address));
+                instances.extend(at.map(Arc::new));
+            }
+            let said = instances.len();
+            is_new |= self.layer.say(service, instances, published.clone());
+            counts.entries = Some(said);
+            entries += said;
         }
-        let entries = instances.len();
-        let is_new = self.layer.say(&service, instances);
         let mut status = self.status();
         if is_new {
             status.last_change = Some(SystemTime::now());
@@ -245,19 +302,18 @@ impl Told {
 }
 
 #[async_trait]
-impl Tell for Told {
-    async fn found(&self, found: Vec<Server>, refused: Vec<Refused>) {
+impl TellAll for Told {
+    async fn found(&self, found: Services, refused: Vec<Refused>) {
         let mut last = self.last.lock().await;
-        let named = found.len();
-        let (servers, instead) = self.options.judge(found, &last.servers);
-        last.servers = servers;
+        let named = found.values().map(|copies| copies.servers.len()).sum();
+        self.judge(found, &mut last);
+        let instead = last.services.values().find_map(|counts| counts.instead);
         self.note(named, instead, refused);
-        // What stands in for nothing stands in the configuration, and need not be remembered.
-        if let Some(findings) = self.findings.as_ref().filter(|_| instead.is_none()) {
-            findings.keep(&last.servers);
+        if let Some(findings) = &self.findings {
+            findings.keep(remembered(&last.services, &findings.recalled()));
         }
         self.look_up(&mut last).await;
-        self.say(&last);
+        self.say(&mut last);
         self.status().heard = true;
         self.spoke.send_replace(true);
     }
@@ -282,4 +338,18 @@ impl Tell for Told {
     fn pace(&self) -> Pace {
         self.options.pace
     }
+}
+
+/// What is to be remembered. What stands in for nothing stands in the configuration: what was found `before` stays instead.
+fn remembered(services: &BTreeMap<ServiceName, Counts>, before: &Services) -> Services {
+    let copies = |(service, counts): (&ServiceName, &Counts)| {
+        let Counts { servers, published, instead, .. } = counts;
+        let servers = match instead {
+            Some(Instead::Defaults) => before.get(service).map(|copies| copies.servers.clone()),
+            Some(Instead::Previous) | None => Some(servers.clone()),
+        };
+        let copies = Copies { servers: servers.unwrap_or_default(), published: published.clone() };
+        (service.clone(), copies)
+    };
+    services.iter().map(copies).collect()
 }

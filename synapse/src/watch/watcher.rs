@@ -1,4 +1,4 @@
-//! A watcher: one place of one service, followed for as long as the agent runs.
+//! A watcher: one place, of one service or of those that it names itself, followed for as long as the agent runs.
 
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
@@ -13,10 +13,10 @@ use tokio::sync::watch as signal;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::findings::{Findings, Memory};
-use super::kind::{Kind, Means};
+use super::kind::{Looks, Means};
 use super::lock::lock;
 use super::options::Options;
-use super::place::follow_always;
+use super::place::follow_directory;
 use super::told::{Status, Told};
 use crate::Metrics;
 use crate::catalog::{Layers, Rank};
@@ -29,11 +29,9 @@ const MAX_NAME: usize = 64;
 pub struct Config {
     /// What it is called, among the watchers of this node.
     pub name: String,
-    /// The service that it fills.
-    pub service: ServiceName,
-    /// Where it looks.
+    /// Where it looks, and for what.
     #[serde(flatten)]
-    pub kind: Kind,
+    pub looks: Looks,
     /// What counts of what it finds.
     #[serde(flatten)]
     pub options: Options,
@@ -45,19 +43,24 @@ impl Config {
     /// # Errors
     /// What is wrong was reported.
     pub fn read(section: &mut Section<'_>, base: &Path) -> Result<Self, Reported> {
-        let service = section.required::<ServiceName>("service");
         let name = section.given::<String>("name");
-        let usual = service.as_ref().map_or("", ServiceName::as_str);
-        let kind = Kind::read(section, base, usual);
+        let looks = Looks::read(section, base);
         let options = Options::read(section);
-        let (service, name, kind) = (service?, name?, kind?);
-        let name = name.unwrap_or_else(|| format!("{service}-{}", kind.as_str()));
+        let (name, looks, options) = (name?, looks?, options?);
+        let name = name.unwrap_or_else(|| match looks.service() {
+            Some(service) => format!("{service}-{}", looks.kind()),
+            None => looks.kind().to_owned(),
+        });
         let is_good = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
         if name.is_empty() || name.len() > MAX_NAME || !name.chars().all(is_good) {
             let expected = format!("1 to {MAX_NAME} letters, digits, \"-\", \"_\" and \".\"");
             return Err(section.invalid("name", format!("{name:?} is no name of a watcher"), expected));
         }
-        Ok(Self { name, service, kind, options: options? })
+        if looks.service().is_none() && !options.default_servers.is_empty() {
+            let why = "it fills several services, each of which has servers of its own";
+            return Err(section.invalid("default_servers", why, "a `service`, or none of them"));
+        }
+        Ok(Self { name, looks, options })
     }
 }
 
@@ -85,8 +88,8 @@ struct Running {
 #[derive(Debug)]
 struct Watcher {
     config: Config,
-    /// Among the watchers of its service.
-    place: u16,
+    /// Among the watchers that may say something of its service.
+    place: u32,
     status: Arc<Mutex<Status>>,
     spoke: signal::Receiver<bool>,
     /// Nothing is kept of what stands in the configuration.
@@ -122,10 +125,9 @@ impl Watchers {
             .into_iter()
             .map(|watcher| (watcher.config.name.clone(), watcher))
             .collect();
-        let mut places: HashMap<&ServiceName, u16> = HashMap::new();
+        let mut places = Places::default();
         for config in configs {
-            let next = places.entry(&config.service).or_default();
-            let place = std::mem::replace(next, next.saturating_add(1));
+            let place = places.next(config.looks.service());
             let stays = |known: &Watcher| known.place == place && known.config == *config;
             let watcher = match before.remove(&config.name) {
                 Some(known) if stays(&known) => known,
@@ -152,12 +154,13 @@ impl Watchers {
         &self.0.writer
     }
 
-    /// Services of which not everything is known, since one of their places was never heard.
+    /// The services of which not everything is known, since one of their places was never heard.
     #[must_use]
-    pub fn unheard(&self) -> HashSet<ServiceName> {
+    pub fn unheard(&self) -> Unheard {
         let running = lock(&self.0.running);
         let unheard = running.watchers.iter().filter(|watcher| !lock(&watcher.status).heard);
-        unheard.map(|watcher| watcher.config.service.clone()).collect()
+        let services = unheard.map(|watcher| watcher.config.looks.service().cloned());
+        services.collect::<Option<_>>().map_or(Unheard::Any, Unheard::These)
     }
 
     /// Waits until each has told what stands at its place, or that it cannot be heard; for at most so long.
@@ -183,9 +186,9 @@ impl Watchers {
         let Shared { writer, metrics, tasks, means, memory, .. } = &*self.0;
         let status = Arc::new(Mutex::new(Status {
             watcher: config.name.as_str().into(),
-            service: config.service.clone(),
-            kind: config.kind.as_str(),
-            place: config.kind.place(),
+            service: config.looks.service().cloned(),
+            kind: config.looks.kind(),
+            place: config.looks.place(),
             connected: false,
             heard: false,
             since: SystemTime::now(),
@@ -196,7 +199,8 @@ impl Watchers {
             last_error: None,
         }));
         let layer = writer.layer(rank, &config.name);
-        let findings = (!config.kind.is_here()).then(|| memory.of(&config.name, config.kind.place()));
+        let of_place = || memory.of(&config.name, config.looks.place(), config.looks.service());
+        let findings = (!config.looks.is_here()).then(of_place);
         let told =
             Told::new(config.options.clone(), layer, metrics.clone(), Arc::clone(&status), findings.clone());
         let (spoke, told) = (told.spoke(), Arc::new(told));
@@ -207,7 +211,7 @@ impl Watchers {
                 (Arc::clone(&told), Arc::clone(&watched), is_wanted.clone(), means.clone());
             async move {
                 let _ = wanted.run_until_cancelled(run(&config, &means, &told)).await;
-                told.withdraw();
+                told.withdraw().await;
             }
         });
         Watcher {
@@ -221,12 +225,57 @@ impl Watchers {
     }
 }
 
+/// Numbers watchers so that those of a service are in their order, and one of all services is where it stands among those of any; what
+/// comes before a watcher and is of another service does not count.
+#[derive(Debug, Default)]
+struct Places<'a> {
+    /// So many watchers of all services came before.
+    of_all: u16,
+    of_one: HashMap<&'a ServiceName, u16>,
+}
+
+impl<'a> Places<'a> {
+    fn next(&mut self, service: Option<&'a ServiceName>) -> u32 {
+        let (first, second) = match service {
+            Some(service) => {
+                let next = self.of_one.entry(service).or_default();
+                (self.of_all, std::mem::replace(next, next.saturating_add(1).min(u16::MAX - 1)))
+            }
+            None => {
+                let next = self.of_all.saturating_add(1);
+                (std::mem::replace(&mut self.of_all, next), u16::MAX)
+            }
+        };
+        u32::from(first) << 16 | u32::from(second)
+    }
+}
+
+/// Services of which not everything is known.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Unheard {
+    /// These.
+    These(HashSet<ServiceName>),
+    /// It may be any: a place that names services itself was never heard.
+    Any,
+}
+
+impl Unheard {
+    /// Is this one of them?
+    #[must_use]
+    pub fn contains(&self, service: &ServiceName) -> bool {
+        match self {
+            Self::These(services) => services.contains(service),
+            Self::Any => true,
+        }
+    }
+}
+
 /// Never returns.
 async fn run(config: &Config, means: &Means, told: &Told) {
-    let place = config.kind.open(&config.options, means);
+    let place = config.looks.open(&config.options, means);
     told.begin().await;
     tokio::select! {
-        never = follow_always(&*place, told) => match never {},
+        never = follow_directory(&*place, told) => match never {},
         () = told.keep_looking_up() => {}
     }
 }
@@ -317,11 +366,46 @@ mod tests {
         );
         watchers.follow(&configs(&text).unwrap());
         becomes(&catalog, &["192.0.2.9:80 web-file"]).await;
-        assert_eq!(watchers.unheard(), HashSet::from(["web".parse().unwrap()]));
+        assert_eq!(watchers.unheard(), Unheard::These(HashSet::from(["web".parse().unwrap()])));
         std::fs::write(&file, "[\"192.0.2.1:80\"]").unwrap();
         becomes(&catalog, &["192.0.2.1:80 web-file"]).await;
-        assert_eq!(watchers.unheard(), HashSet::new());
+        assert_eq!(watchers.unheard(), Unheard::These(HashSet::new()));
         tasks.shutdown().await;
+    }
+
+    #[test]
+    fn watchers_of_all_services_stand_in_their_order_among_those_of_each() {
+        let (web, api): (ServiceName, ServiceName) = ("web".parse().unwrap(), "api".parse().unwrap());
+        let order = |of: &[Option<&ServiceName>]| {
+            let of = of.to_vec();
+            let mut places = Places::default();
+            of.iter().map(|service| places.next(*service)).collect::<Vec<u32>>()
+        };
+        let all = order(&[Some(&web), None, Some(&web), Some(&api), None, Some(&api)]);
+        assert!(all.iter().zip(&all[1..3]).all(|(before, after)| before < after), "{all:?}");
+        assert!(all[1] < all[3] && all[3] < all[4] && all[4] < all[5], "{all:?}");
+        // One of another service, before or between them, moves none of them.
+        let more = order(&[Some(&api), Some(&web), None, Some(&web)]);
+        assert_eq!(more[1..], all[..3]);
+    }
+
+    #[test]
+    fn a_swarm_fills_all_its_services_or_one() {
+        let swarm = "[[watch]]\nswarm = [\"unix:///d\"]\n";
+        let all = configs(swarm).unwrap().remove(0);
+        assert_eq!((all.name.as_str(), all.looks.service(), all.looks.kind()), ("swarm", None, "swarm"));
+        let one = configs(&format!("{swarm}service = \"web\"\nname = \"x\"")).unwrap().remove(0);
+        assert_eq!((one.name.as_str(), one.looks.service().unwrap().as_str()), ("x", "web"));
+        let part = "[[watch]]\nservice = \"web\"\nmulti = \"union\"\n[[watch.part]]\nname = \"a\"\nswarm = [\"unix:///d\"]\n";
+        for (text, said) in [
+            (format!("{swarm}default_servers = [\"192.0.2.1:80\"]"), "it fills several services"),
+            (format!("{swarm}service = \"web\"\nstatic = []"), "it names two places"),
+            (part.to_owned(), "no part of several places"),
+            ("[[watch]]\nswarm = []".to_owned(), "it names no manager"),
+        ] {
+            let told = configs(&text).unwrap_err();
+            assert!(told.contains(said), "{text}: {told}");
+        }
     }
 
     #[test]
@@ -337,6 +421,6 @@ mod tests {
             assert!(told.contains(said), "{told}");
         }
         let file = configs("[[watch]]\nservice = \"web\"\nfile = \"x.json\"").unwrap().remove(0);
-        assert_eq!((file.name.as_str(), file.kind.place()), ("web-file", "/etc/x.json".to_owned()));
+        assert_eq!((file.name.as_str(), file.looks.place()), ("web-file", "/etc/x.json".to_owned()));
     }
 }

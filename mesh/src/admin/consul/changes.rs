@@ -386,7 +386,7 @@ mod tests {
         let (changes, writer) = world();
         let layer = writer.layers().layer(Rank { place: 0, life: 0 }, "old");
         let (nodes, web) = (changes.index(&Topic::Nodes), changes.index(&service("web")));
-        layer.say(&ServiceName::new("old").unwrap(), vec![instance("old", "x", "c", "")]);
+        layer.say(&ServiceName::new("old").unwrap(), vec![instance("old", "x", "c", "")], Vec::new());
         assert!(changes.index(&Topic::Nodes) > nodes);
         assert_eq!(changes.index(&service("web")), web);
     }

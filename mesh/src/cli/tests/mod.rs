@@ -88,10 +88,15 @@ impl Traffic for Busy {
             target: None,
             this_node_only: port == 80,
             listening: problem.is_none(),
+            held: port == 81,
             problem: problem.map(str::to_owned),
         };
         match service.as_str() {
-            "web" => vec![listener(8080, None), listener(80, Some("address in use"))],
+            "web" => vec![
+                listener(8080, None),
+                listener(80, Some("address in use")),
+                listener(81, Some("an instance has it")),
+            ],
             _ => Vec::new(),
         }
     }
@@ -304,6 +309,7 @@ its virtual address: 10.96.0.1
 LISTENER   ADDRESS           LEADS TO              STATE      PROBLEM
 published  0.0.0.0:8080/tcp  main port             listening  -
 published  0.0.0.0:80/tcp    main port, this node  closed     address in use
+published  0.0.0.0:81/tcp    main port             held       an instance has it
 ";
     assert_eq!(world.prints("why web").await, expected);
 }

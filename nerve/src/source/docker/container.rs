@@ -105,9 +105,8 @@ impl Container {
     /// What it is called on its networks, at the address of the first one, by their names, that it is called so on.
     fn called(&self, reach: &Reach<'_>) -> BTreeMap<ServiceName, IpAddr> {
         let own = [self.short(), self.name()];
-        // A stack's service is called `shop_web`, which is no name that anybody can ask for.
-        let swarm = self.label(SWARM).map(|service| service.replace('_', "-"));
-        let services = || self.label(COMPOSE).into_iter().chain(swarm.as_deref());
+        let swarm = self.label(SWARM).and_then(|service| ServiceName::of_swarm(service).ok());
+        let services = || self.label(COMPOSE).into_iter().chain(swarm.as_ref().map(ServiceName::as_str));
         let mut named: Vec<(&str, IpAddr)> = Vec::new();
         for place in reach.places.values() {
             let aliases = place.aliases.iter().map(String::as_str).filter(|alias| !own.contains(alias));

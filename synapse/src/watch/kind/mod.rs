@@ -1,5 +1,6 @@
 //! Which place a watcher follows, as it is configured.
 
+mod looks;
 mod multi;
 
 use std::path::{Path, PathBuf};
@@ -21,6 +22,8 @@ use super::place::Place;
 use super::resolve::Resolver;
 use super::server::Server;
 use super::zookeeper::{Sessions, ZooKeeper, ZooKeeperPlace};
+pub use looks::Looks;
+use looks::SWARM;
 pub use multi::{Multi, Part, Which};
 
 /// Which place, by its kind.
@@ -81,13 +84,17 @@ const WORDS: [&str; 11] = [
 ];
 
 impl Kind {
+    /// Does a key name one?
+    fn is_named(section: &Section<'_>) -> bool {
+        WORDS.into_iter().any(|word| section.has(word))
+    }
+
     /// Reads the key that names the kind, and those that belong to it. Paths begin at `base`; `service` is what is called so elsewhere,
     /// too, unless it is said.
     pub(super) fn read(section: &mut Section<'_>, base: &Path, service: &str) -> Result<Self, Reported> {
-        for word in WORDS {
-            section.allow(word);
-        }
-        let mut named = WORDS.into_iter().filter(|word| section.has(word));
+        let words = WORDS.into_iter().chain([SWARM]);
+        words.clone().for_each(|word| section.allow(word));
+        let mut named = words.clone().filter(|word| section.has(word));
         let (first, second) = (named.next(), named.next());
         if second.is_some() {
             return Err(section.refuse("it names two places", "a watcher for each"));
@@ -114,8 +121,12 @@ impl Kind {
             Some("marathon") => Marathon::read(section, service).map(Self::Marathon),
             Some("ec2") => Ec2::read(section).map(Box::new).map(Self::Ec2),
             Some("multi") => Multi::read(section, base, service).map(Self::Multi),
+            Some(SWARM) => {
+                Err(section.invalid(SWARM, "a swarm is no part of several places", "a watcher of its own"))
+            }
             _ => {
-                let expected = format!("one of `{}`", WORDS.join("`, `"));
+                let words: Vec<&str> = words.collect();
+                let expected = format!("one of `{}`", words.join("`, `"));
                 Err(section.refuse("it names no place", expected))
             }
         }
