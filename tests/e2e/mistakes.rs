@@ -156,7 +156,8 @@ fn a_second_agent_of_a_node_s_name_does_not_start_and_says_who_has_it() {
     fs::write(b.config_file(), config.replace("name = \"b\"", "name = \"a\"")).expect("its configuration");
     b.define(&ServiceFile::new("api", 9001));
     b.start_agent();
-    let ended = b.wait_agent_end(Duration::from_secs(20));
+    // It waits for three times the session's time to live, and stops what it had started.
+    let ended = b.wait_agent_end(Duration::from_secs(60));
     assert_eq!(ended.code(), Some(1));
     let log = b.agent_log();
     let said =
