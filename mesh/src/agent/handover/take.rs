@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::path::Path;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context;
 use nerve::registrar;
@@ -116,12 +116,21 @@ impl Taking {
     }
 }
 
-/// Refuses to run beside another agent of the same state directory.
+/// Refuses to run beside another agent of the same state directory. One that was killed while it started a program is still there for a
+/// moment, in the child that has not become that program yet.
 ///
 /// # Errors
 /// There is one.
 pub(in crate::agent) async fn be_alone(state_dir: &Path) -> anyhow::Result<()> {
-    if let Ok(Some(_)) = knock_at(state_dir).await {
+    /// What is a child's end alone is gone within this.
+    const GONE_WITHIN: Duration = Duration::from_secs(1);
+    const PAUSE: Duration = Duration::from_millis(50);
+    let begun = Instant::now();
+    while let Ok(Some(_)) = knock_at(state_dir).await {
+        if begun.elapsed() < GONE_WITHIN {
+            tokio::time::sleep(PAUSE).await;
+            continue;
+        }
         anyhow::bail!(
             "another agent runs with the state directory {}; `plexus agent --config FILE --take-over` replaces it without \
              dropping a connection; a second agent on this host needs another `state_dir`",
