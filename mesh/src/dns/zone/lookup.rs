@@ -152,12 +152,17 @@ fn meaning(labels: &[&str], catalog: &Catalog) -> Found {
             None if is_inner(one) || is_zone(one, catalog) => Found::Empty,
             None => Found::Missing,
         },
-        [node, "node"] if catalog.node(node).is_some() => {
-            catalog.node(node).map_or(Found::Missing, Found::Node)
-        }
+        [node, "node"] => catalog.node(node).map_or_else(|| below_service(labels, catalog), Found::Node),
         ["ns", "addr"] => Found::NameServer,
-        [label, "addr"] if address(label).is_some() => address(label).map_or(Found::Missing, Found::Address),
-        [left @ .., "service"] if !matches!(consul(left, catalog), Found::Missing) => consul(left, catalog),
+        [label, "addr"] => address(label).map_or_else(|| below_service(labels, catalog), Found::Address),
+        [left @ .., "service"] => consul(left, catalog).unwrap_or_else(|| below_service(labels, catalog)),
+        _ => below_service(labels, catalog),
+    }
+}
+
+/// Names that have a service's, whatever that is called.
+fn below_service(labels: &[&str], catalog: &Catalog) -> Found {
+    match labels {
         [left, transport] if is_transport(transport) => {
             let service = left.strip_prefix('_').and_then(|name| catalog.service(name));
             let found = |service| Found::Targets { service, group: Group::All, port: None };
@@ -165,10 +170,11 @@ fn meaning(labels: &[&str], catalog: &Catalog) -> Found {
         }
         [port, transport, service] if is_transport(transport) => named_port(port, service, catalog),
         [service, "zone", zone @ ..] if !zone.is_empty() => {
-            group(service, Group::InZone(zone.join(".")), catalog)
+            group(service, Group::InZone(zone.join(".")), catalog).unwrap_or(Found::Missing)
         }
         ["zone", zone @ ..] if !zone.is_empty() && is_zone(&zone.join("."), catalog) => Found::Empty,
         [left @ .., service] => of_service(left, service, catalog),
+        [] => Found::Missing,
     }
 }
 
@@ -205,24 +211,22 @@ fn of_datacenter(labels: &[&str], catalog: &Catalog) -> Found {
 }
 
 /// What stands before `service`: a service, with a tag or without, or the two of RFC 2782.
-fn consul(labels: &[&str], catalog: &Catalog) -> Found {
+fn consul(labels: &[&str], catalog: &Catalog) -> Option<Found> {
     match labels {
-        [] => Found::Empty,
+        [] => Some(Found::Empty),
         [service, tag] if service.starts_with('_') && tag.starts_with('_') => {
-            let Some(service) = catalog.service(&service[1..]) else { return Found::Missing };
+            let service = catalog.service(&service[1..])?;
             let group = if is_transport(tag) { Group::All } else { Group::Tagged(tag[1..].to_owned()) };
-            if group.is_of(&service) { Found::Targets { service, group, port: None } } else { Found::Missing }
+            group.is_of(&service).then_some(Found::Targets { service, group, port: None })
         }
         [service] => group(service, Group::All, catalog),
         [tag @ .., service] => group(service, Group::Tagged(tag.join(".")), catalog),
     }
 }
 
-fn group(service: &str, group: Group, catalog: &Catalog) -> Found {
-    match catalog.service(service) {
-        Some(service) if group.is_of(&service) => Found::Group { service, group },
-        _ => Found::Missing,
-    }
+fn group(service: &str, group: Group, catalog: &Catalog) -> Option<Found> {
+    let service = catalog.service(service)?;
+    group.is_of(&service).then_some(Found::Group { service, group })
 }
 
 /// What stands before a service's name.
