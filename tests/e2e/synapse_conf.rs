@@ -250,6 +250,59 @@ fn a_configuration_of_synapse_is_read_again_and_outlives_processes_and_zookeeper
 }
 
 #[test]
+fn sections_that_stand_in_zookeeper_are_followed_and_remembered() {
+    needs!("java", "bash", "/usr/share/java/zookeeper.jar", "/usr/lib/python3/dist-packages/kazoo/client.py");
+    let cluster = Cluster::of(1).on(Make::ZooKeeper).without_agents().start();
+    let (zookeeper, [a]) = (cluster.zookeeper(), cluster.nodes());
+    let (hosts, path, host) = (zookeeper.hosts(), "/nerve/services/web/services", a.address().to_string());
+    let _backend = a.backend("web", 9000);
+    zookeeper.create(&format!("{path}/a-host_0000000007"), &registration(&host, 9000, "a-host", ""));
+    let text = format!(
+        "services:\n  web:\n    discovery: {{method: zookeeper, hosts: ['{hosts}'], path: {path}}}\n    haproxy: {{port: 3213}}\n"
+    );
+    start(&cluster, a, &text);
+    let [own, first, second] = ["127.0.0.1:3213", "127.0.0.1:3214", "127.0.0.1:3215"].map(at);
+    let _ = eventually!(SOON, who(a, own), |who| *who == ["web-a-9000"]);
+    assert_eq!(zookeeper.connections(), Some(1), "one session for its children and its data");
+
+    // They replace those of the configuration, port and all, and go on so.
+    zookeeper.set(path, r#"{"haproxy": {"port": 3214, "backend": ["balance leastconn"]}}"#);
+    let _ = eventually!(SOON, who(a, first), |who| *who == ["web-a-9000"]);
+    let _ = eventually!(SOON, a.can_connect(own), |open| !*open);
+    zookeeper.set(path, r#"{"haproxy": {"port": 3215}}"#);
+    let _ = eventually!(SOON, who(a, second), |who| *who == ["web-a-9000"]);
+    let _ = eventually!(SOON, a.can_connect(first), |open| !*open);
+    let status = || a.plexus(["status"]).ok();
+    zookeeper.set(path, "{\"haproxy\": ");
+    let _ = eventually!(SOON, status(), |said| said.contains("its last good sections stay in force"));
+    assert_eq!(who(a, second), ["web-a-9000"]);
+    zookeeper.set(path, r#"{"haproxy": {"port": 3214}}"#);
+    let _ = eventually!(SOON, who(a, first), |who| *who == ["web-a-9000"]);
+    let _ = eventually!(SOON, status(), |said| !said.contains("its last good sections"));
+
+    // One that starts without ZooKeeper knows them.
+    let kept = || fs::read_to_string(a.directory().join("state/sections.json")).unwrap_or_default();
+    let _ = eventually!(SOON, kept(), |kept| kept.contains("3214"));
+    let found = || fs::read_to_string(a.directory().join("state/watchers.json")).unwrap_or_default();
+    let _ = eventually!(SOON, found(), |found| found.contains("9000"));
+    zookeeper.stop();
+    let _ = eventually!(SOON, status(), |said| said.contains("sections cannot be read"));
+    a.kill_agent();
+    a.restart_agent();
+    let _ = eventually!(SOON, who(a, first), |who| *who == ["web-a-9000"]);
+    assert!(!a.can_connect(own));
+    zookeeper.start_again();
+    let _ = eventually!(Duration::from_secs(60), status(), |said| !said.contains("sections cannot be read"));
+
+    // Empty, they are those of the configuration again; and where nobody is interested any more the session ends.
+    zookeeper.set(path, "");
+    let _ = eventually!(SOON, who(a, own), |who| *who == ["web-a-9000"]);
+    let _ = eventually!(SOON, zookeeper.connections(), |connections| *connections == Some(1));
+    reload(a, "services: {}\n");
+    let _ = eventually!(SOON, zookeeper.connections(), |connections| *connections == Some(0));
+}
+
+#[test]
 fn both_halves_of_smartstack_meet_registrations_of_their_old_form() {
     needs!("java", "bash", "/usr/share/java/zookeeper.jar", "/usr/lib/python3/dist-packages/kazoo/client.py");
     let cluster = Cluster::of(2).on(Make::ZooKeeper).without_agents().start();

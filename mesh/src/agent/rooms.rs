@@ -30,6 +30,8 @@ use crate::{ingress, overlay, steer, vip};
 /// The catalog on disk, in the state directory.
 const MEMORY_FILE: &str = "catalog.json";
 const FINDINGS_FILE: &str = "watchers.json";
+/// What stands in ZooKeeper of Synapse's configuration.
+const SECTIONS_FILE: &str = "sections.json";
 
 /// Everything that runs.
 pub(super) struct Rooms {
@@ -111,6 +113,10 @@ pub(super) fn findings_file(config: &Config) -> PathBuf {
     config.state_dir.join(FINDINGS_FILE)
 }
 
+pub(super) fn sections_file(config: &Config) -> PathBuf {
+    config.state_dir.join(SECTIONS_FILE)
+}
+
 impl Rooms {
     /// For whoever started the agent.
     pub(super) fn started(&self) -> Started {
@@ -173,8 +179,12 @@ impl Rooms {
     ) -> Ending {
         let watcher = self.watcher.clone();
         let door = self.door.take();
+        let mut sections = self.synapse_conf.changes();
         loop {
             tokio::select! {
+                () = sections() => if self.synapse_conf.heed().await {
+                    self.follow_synapse_conf(&self.config);
+                },
                 () = stop.cancelled() => return Ending::Leave,
                 () = watcher.filled(), if self.starting.is_some() => {
                     self.starting = None;
@@ -209,11 +219,7 @@ impl Rooms {
             self.owners.registrar.spawn_while_wanted("Nerve's configuration", reload);
         }
         self.synapse_conf.read_again().await;
-        self.watchers.layers().settle(self.synapse_conf.settings());
-        self.watchers.follow(&self.synapse_conf.watchers(&config));
-        self.ingress.reload(&self.synapse_conf.ingress(&config));
-        self.files.follow(self.synapse_conf.targets(&config));
-        self.haproxy.configure(self.synapse_conf.haproxy(&config));
+        self.follow_synapse_conf(&config);
         // The rest stays what it is until a restart, and is compared with what runs next time too.
         self.config.services = config.services;
         self.config.watchers = config.watchers;
@@ -221,6 +227,15 @@ impl Rooms {
         self.config.ingress.localhost = config.ingress.localhost;
         self.config.drain = config.drain;
         self.config.log = config.log;
+    }
+
+    /// Tells everyone what is in force of it, and of what our own configuration says of the same.
+    fn follow_synapse_conf(&self, config: &Config) {
+        self.watchers.layers().settle(self.synapse_conf.settings());
+        self.watchers.follow(&self.synapse_conf.watchers(config));
+        self.ingress.reload(&self.synapse_conf.ingress(config));
+        self.files.follow(self.synapse_conf.targets(config));
+        self.haproxy.configure(self.synapse_conf.haproxy(config));
     }
 }
 

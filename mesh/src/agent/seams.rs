@@ -275,8 +275,7 @@ impl Problems {
         let announcements = self.announcements.problems().into_iter();
         let announcements = announcements
             .map(|wrong| problem("announcements", format!("{}: {}", wrong.subject, wrong.message)));
-        let synapse = self.synapse_conf.in_force();
-        let synapse = synapse.wrong.iter();
+        let synapse = self.synapse_conf.wrong().into_iter();
         let synapse = synapse.map(|wrong| problem("synapse", format!("{}: {}", wrong.place, wrong.message)));
         let files = self.files.failures().into_iter().map(|message| problem("output", message));
         let haproxy = self.haproxy.problems().into_iter().map(|message| problem("haproxy", message));

@@ -22,7 +22,7 @@ use super::attachments::{self, Attachments};
 use super::handover::{Door, Left, Outcome, SERVE_WITHIN, Taking, be_alone};
 use super::metrics::Metrics;
 use super::name_server::NameServer;
-use super::rooms::{Owners, Rooms, findings_file, memory_file};
+use super::rooms::{Owners, Rooms, findings_file, memory_file, sections_file};
 use super::seams::{Problems, examiner, seen_instead, watchers as watcher_states};
 use super::synapse_conf::SynapseConf;
 use super::{Origin, Phase, Succession};
@@ -118,7 +118,8 @@ impl Rooms {
         synapse_metrics.register(registry)?;
         let synapse_conf = SynapseConf::read(&config).await;
         let filled = (bound.writer, recalled, &synapse_metrics);
-        let (watcher, watchers) = start_watching(&config, &synapse_conf, &store, filled, &owners.rest).await;
+        let (synapse_conf, watcher, watchers) =
+            start_watching(&config, synapse_conf, &store, filled, &owners.rest).await;
 
         // What is done with it: connections and names.
         let catalog = bound.catalog;
@@ -483,19 +484,21 @@ fn open_store(
 /// The store first: what it says goes before what any other place does.
 async fn start_watching(
     config: &Config,
-    synapse_conf: &SynapseConf,
+    synapse_conf: SynapseConf,
     store: &Arc<dyn Store>,
     (writer, recalled, metrics): (Writer, Option<Recalled>, &synapse::Metrics),
     tasks: &Tasks,
-) -> (watcher::store::Handle, watcher::Watchers) {
+) -> (SynapseConf, watcher::store::Handle, watcher::Watchers) {
     let watchers = watcher::Watchers::new(writer.layers(), metrics.clone(), &findings_file(config), tasks);
+    let synapse_conf = synapse_conf.following(watchers.data(&sections_file(config)));
     watchers.layers().settle(synapse_conf.settings());
     let usual = watcher::store::Config::default();
     let store = watcher::store::start(usual, Arc::clone(store), writer, recalled, metrics.clone(), tasks);
     watchers.follow(&synapse_conf.watchers(config));
     // What they know is no news: an agent that takes over is to have it before it serves.
-    watchers.first_words(WATCHED_WITHIN).await;
-    (store, watchers)
+    tokio::join!(watchers.first_words(WATCHED_WITHIN), synapse_conf.first_words(WATCHED_WITHIN));
+    watchers.layers().settle(synapse_conf.settings());
+    (synapse_conf, store, watchers)
 }
 
 async fn start_registrar(

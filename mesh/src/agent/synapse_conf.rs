@@ -2,11 +2,13 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use nerve::model::{Address, ServiceName, ServiceSettings};
 use synapse::output::{Target, haproxy};
-use synapse::smartstack::{Configuration, InForce};
-use synapse::watch;
+use synapse::smartstack::{Configuration, InForce, Wrong};
+use synapse::watch::{self, Data};
+use tokio::sync::watch as signal;
 
 use crate::config::{Config, OutputFiles, Synapse};
 use crate::ingress;
@@ -17,6 +19,8 @@ use crate::proxy::Access;
 pub(super) struct SynapseConf {
     configuration: Option<Arc<Mutex<Configuration>>>,
     in_force: Arc<Mutex<Arc<InForce>>>,
+    /// Nodes of ZooKeeper in which sections may stand.
+    data: Option<Data>,
 }
 
 impl SynapseConf {
@@ -25,21 +29,83 @@ impl SynapseConf {
         let configuration = config.sources.synapse.clone();
         let configuration = configuration.map(|Synapse { file, haproxy }| Configuration::of(file, haproxy));
         let configuration = configuration.map(|configuration| Arc::new(Mutex::new(configuration)));
-        let conf = Self { configuration, in_force: Arc::default() };
+        let conf = Self { configuration, in_force: Arc::default(), data: None };
         conf.read_again().await;
         conf
     }
 
+    /// The same, which follows from now on what stands in ZooKeeper of it.
+    pub(super) fn following(self, data: Data) -> Self {
+        data.follow(&self.in_force().sections_at);
+        Self { data: Some(data), ..self }
+    }
+
+    /// Waits until what stands in ZooKeeper was heard, and takes it; for at most so long.
+    pub(super) async fn first_words(&self, within: Duration) {
+        if let Some(data) = &self.data {
+            data.first_words(within).await;
+            self.heed().await;
+        }
+    }
+
+    /// Completes when [`SynapseConf::heed`] is worth calling.
+    pub(super) fn changes(&self) -> impl AsyncFnMut() + use<> {
+        let mut changes = self.data.as_ref().map(Data::changes);
+        // What came before is looked at once.
+        changes.iter_mut().for_each(signal::Receiver::mark_changed);
+        async move || {
+            let ended = match &mut changes {
+                Some(changes) => changes.changed().await.is_err(),
+                None => true,
+            };
+            if ended {
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+
     /// Reads it again. What is wrong stays as it was.
     pub(super) async fn read_again(&self) {
-        let Some(configuration) = self.configuration.clone() else { return };
+        if self.take(Configuration::load).await.is_some() {
+            let services = self.in_force().services.len();
+            tracing::info!(services, "Synapse's configuration is read");
+        }
+        if let Some(data) = &self.data {
+            data.follow(&self.in_force().sections_at);
+        }
+    }
+
+    /// Takes what stands in ZooKeeper now. Is anything else in force since?
+    pub(super) async fn heed(&self) -> bool {
+        let Some(data) = &self.data else { return false };
+        let texts = data.texts();
+        let Some(before) = self.take(move |configuration| configuration.heed(texts)).await else {
+            return false;
+        };
+        let now = self.in_force();
+        for Wrong { place, message } in now.wrong.iter().filter(|wrong| !before.wrong.contains(wrong)) {
+            tracing::warn!(place, problem = message, "sections of Synapse's configuration");
+        }
+        let is_other = before.services != now.services || before.haproxy != now.haproxy;
+        if is_other {
+            tracing::info!("sections of Synapse's configuration are taken from ZooKeeper");
+        }
+        is_other
+    }
+
+    /// Puts into force what is told, and returns what was. `None`: it is what it was.
+    async fn take(
+        &self,
+        told: impl FnOnce(&mut Configuration) -> InForce + Send + 'static,
+    ) -> Option<Arc<InForce>> {
+        let configuration = self.configuration.clone()?;
         // Off the control thread: names are looked up, and files may be on a network.
-        let read = tokio::task::spawn_blocking(move || lock(&configuration).load()).await;
+        let read = tokio::task::spawn_blocking(move || told(&mut lock(&configuration))).await;
         let read = match read {
             Ok(read) => read,
             Err(error) => {
                 tracing::error!(%error, "reading Synapse's configuration failed; what was read before stays");
-                return;
+                return None;
             }
         };
         let before = std::mem::replace(&mut *lock(&self.in_force), Arc::new(read));
@@ -47,7 +113,17 @@ impl SynapseConf {
         for lack in now.lacks.iter().filter(|lack| !before.lacks.contains(lack)) {
             tracing::warn!("of Synapse's configuration: {lack}");
         }
-        tracing::info!(services = now.services.len(), "Synapse's configuration is read");
+        Some(before)
+    }
+
+    /// What is wrong with it, and with what stands in ZooKeeper of it.
+    pub(super) fn wrong(&self) -> Vec<Wrong> {
+        let failures = self.data.iter().flat_map(Data::failures);
+        let failures = failures.map(|(node, error)| Wrong {
+            place: node.to_string(),
+            message: format!("sections cannot be read: {error}; what it said before stays in force"),
+        });
+        self.in_force().wrong.iter().cloned().chain(failures).collect()
     }
 
     pub(super) fn in_force(&self) -> Arc<InForce> {

@@ -13,7 +13,7 @@ use nerve::smartstack::{Number, Seconds, Several, Word};
 use super::server::server;
 use crate::watch::{
     Access, Condition, Decode, Docker, Ec2, Kind, LabelFilter, Marathon, Multi, Object, ObjectName, Pace,
-    Part, Region, Retry, Secret, Server, Toggle, Which, ZooKeeper,
+    Part, Region, Retry, Secret, Server, Toggle, Which, Znode, ZooKeeper,
 };
 
 /// The port of DNS.
@@ -26,6 +26,8 @@ const AWS_REGION: &str = "us-east-1";
 const ENDPOINT: &str = "AWS_ENDPOINT_URL";
 /// What `discovery` is called among others.
 const PRIMARY: &str = "primary";
+/// Of `generator_config_path`: sections are those of the configuration alone.
+const NEVER: &str = "disabled";
 /// Synapse's retries of ZooKeeper.
 const BASE_INTERVAL: Duration = Duration::from_millis(500);
 const MAX_INTERVAL: Duration = Duration::from_secs(60);
@@ -49,6 +51,22 @@ pub(super) struct Discovery {
     pub(super) resolvers: Option<Vec<SocketAddr>>,
     /// How soon the place is looked at again.
     pub(super) pace: Pace,
+    /// Where sections may stand that replace those of the service: of several the first that has any.
+    pub(super) sections_at: Vec<Znode>,
+}
+
+/// What a place is.
+struct Found {
+    kind: Kind,
+    /// Of its parts, if it has some.
+    pace: Pace,
+    sections_at: Vec<Znode>,
+}
+
+impl From<Kind> for Found {
+    fn from(kind: Kind) -> Self {
+        Self { kind, pace: Pace::default(), sections_at: Vec::new() }
+    }
 }
 
 /// Reads the section.
@@ -59,11 +77,12 @@ pub(super) fn read(section: &mut Section<'_>, beside: Beside<'_>) -> Result<Disc
     let Word(method) = method?;
     // Reads the section's other keys, so it comes before anything is given up.
     let pace = pace(section);
-    let kind = kind(section, &method, beside);
+    let found = found(section, &method, beside);
     let resolvers = resolvers(section, &method);
     let label_filters = label_filters.into_iter().collect::<Result<_, _>>();
-    let (kind, of_parts) = kind?;
-    Ok(Discovery { kind, label_filters: label_filters?, resolvers: resolvers?, pace: pace?.or(of_parts) })
+    let Found { kind, pace: of_parts, sections_at } = found?;
+    let (label_filters, resolvers, pace) = (label_filters?, resolvers?, pace?.or(of_parts));
+    Ok(Discovery { kind, label_filters, resolvers, pace, sections_at })
 }
 
 /// Where names are what is found, name servers are asked, as Synapse does: they say for how long an answer holds.
@@ -101,12 +120,12 @@ fn pace(section: &mut Section<'_>) -> Result<Pace, Reported> {
     Ok(Pace { discovery_jitter, retry: retry.transpose()? })
 }
 
-/// What the method is here, and the pace of its parts.
-fn kind(section: &mut Section<'_>, method: &str, beside: Beside<'_>) -> Result<(Kind, Pace), Reported> {
+/// What the method is here.
+fn found(section: &mut Section<'_>, method: &str, beside: Beside<'_>) -> Result<Found, Reported> {
     let kind = match method {
         "base" | "stub" => Ok(Kind::Static(beside.default_servers.to_vec())),
         // Names of hosts are looked up whatever the place; nobody polls where changes are told.
-        "zookeeper" | "zookeeper_poll" | "zookeeper_dns" | "zookeeper_dns_poll" => zookeeper(section),
+        "zookeeper" | "zookeeper_poll" | "zookeeper_dns" | "zookeeper_dns_poll" => return zookeeper(section),
         "dns" => {
             section.allow("check_interval");
             let servers = section.list("servers", server);
@@ -123,13 +142,14 @@ fn kind(section: &mut Section<'_>, method: &str, beside: Beside<'_>) -> Result<(
             "base, zookeeper, zookeeper_poll, zookeeper_dns, zookeeper_dns_poll, dns, docker, ec2tag, marathon or multi",
         )),
     };
-    Ok((kind?, Pace::default()))
+    kind.map(Found::from)
 }
 
-fn zookeeper(section: &mut Section<'_>) -> Result<Kind, Reported> {
-    for key in ["polling_interval_sec", "generator_config_path", "check_interval"] {
+fn zookeeper(section: &mut Section<'_>) -> Result<Found, Reported> {
+    for key in ["polling_interval_sec", "check_interval"] {
         section.allow(key);
     }
+    let sections_at = section.given::<String>("generator_config_path");
     let hosts = section.required::<Several<Word>>("hosts");
     let path = section.required::<String>("path");
     let decode = section.section_or_empty("decode", |decode| {
@@ -141,17 +161,28 @@ fn zookeeper(section: &mut Section<'_>) -> Result<Kind, Reported> {
     let (Several(hosts), path, (decode, endpoint_name)) = (hosts?, path?, decode);
     let hosts = hosts.iter().flat_map(|Word(hosts)| hosts.split(',')).map(|host| host.trim().to_owned());
     let hosts: Vec<String> = hosts.collect();
-    let path = match path.trim_end_matches('/') {
-        trimmed if trimmed.starts_with('/') => trimmed.to_owned(),
-        trimmed => format!("/{trimmed}"),
-    };
-    ZooKeeper::new(hosts, path, decode, endpoint_name).map(Kind::ZooKeeper).map_err(|wrong| {
+    let place = ZooKeeper::new(hosts, node_path(&path), decode, endpoint_name).map_err(|wrong| {
         section.invalid(
             if wrong.key == "zookeeper" { "hosts" } else { wrong.key },
             wrong.message,
             wrong.expected,
         )
-    })
+    })?;
+    let sections_at = match sections_at? {
+        Some(never) if never == NEVER => None,
+        elsewhere => Some(Znode::beside(&place, elsewhere.as_deref().map(node_path)).map_err(|wrong| {
+            section.invalid("generator_config_path", wrong.message, "\"disabled\", or a path of ZooKeeper")
+        })?),
+    };
+    Ok(Found { sections_at: sections_at.into_iter().collect(), ..Kind::ZooKeeper(place).into() })
+}
+
+/// As people write it.
+fn node_path(path: &str) -> String {
+    match path.trim_end_matches('/') {
+        trimmed if trimmed.starts_with('/') => trimmed.to_owned(),
+        trimmed => format!("/{trimmed}"),
+    }
 }
 
 fn marathon(section: &mut Section<'_>) -> Result<Kind, Reported> {
@@ -212,20 +243,17 @@ pub(super) fn read_multi(
     primary: Discovery,
     beside: Beside<'_>,
 ) -> Result<Discovery, Reported> {
-    let Discovery { kind, label_filters, resolvers, pace } = primary;
-    let (kind, of_parts) = multi(section, Some(kind), beside)?;
-    Ok(Discovery { kind, label_filters, resolvers, pace: pace.or(of_parts) })
+    let Discovery { kind, label_filters, resolvers, pace, mut sections_at } = primary;
+    let found = multi(section, Some(kind), beside)?;
+    sections_at.extend(found.sections_at);
+    Ok(Discovery { kind: found.kind, label_filters, resolvers, pace: pace.or(found.pace), sections_at })
 }
 
 /// Several places, by what Synapse calls resolvers. Which servers count holds for all of them together.
-fn multi(
-    section: &mut Section<'_>,
-    primary: Option<Kind>,
-    beside: Beside<'_>,
-) -> Result<(Kind, Pace), Reported> {
+fn multi(section: &mut Section<'_>, primary: Option<Kind>, beside: Beside<'_>) -> Result<Found, Reported> {
     section.allow("method");
     let parts = section.tables("watchers", |name, part| {
-        let Discovery { kind, label_filters, resolvers, pace } = read(part, beside)?;
+        let Discovery { kind, label_filters, resolvers, pace, sections_at } = read(part, beside)?;
         if !label_filters.is_empty() || resolvers.is_some_and(|servers| !servers.is_empty()) {
             return Err(part
                 .refuse("filters and name servers are those of the whole service here", "none of its own"));
@@ -233,7 +261,7 @@ fn multi(
         if matches!(kind, Kind::Multi(_)) {
             return Err(part.invalid("method", "it is a part of several places itself", "one place"));
         }
-        Ok((Part { name: name.to_owned(), kind }, pace))
+        Ok((Part { name: name.to_owned(), kind }, pace, sections_at))
     });
     let how = section.section("resolver", |resolver| {
         let method = resolver.required::<Word>("method");
@@ -255,9 +283,10 @@ fn multi(
     });
     let parts = parts.into_iter().collect::<Result<Vec<_>, _>>()?;
     // Of several that say it the first.
-    let pace = parts.iter().fold(Pace::default(), |pace, (_, part)| pace.or(*part));
+    let pace = parts.iter().fold(Pace::default(), |pace, (_, part, _)| pace.or(*part));
+    let sections_at = parts.iter().flat_map(|(_, _, sections_at)| sections_at.clone()).collect();
     let primary = primary.map(|kind| Part { name: PRIMARY.to_owned(), kind });
-    let mut parts: Vec<Part> = primary.into_iter().chain(parts.into_iter().map(|(part, _)| part)).collect();
+    let mut parts: Vec<Part> = primary.into_iter().chain(parts.into_iter().map(|(part, ..)| part)).collect();
     let (which, order) =
         how.ok_or_else(|| section.invalid("resolver", "it is missing", "a table with a `method`"))??;
     if which == Which::Sequential {
@@ -277,7 +306,7 @@ fn multi(
     if parts.is_empty() {
         return Err(section.invalid("watchers", "there is none", "a table for each place"));
     }
-    Ok((Kind::Multi(Multi { which, parts }), pace))
+    Ok(Found { kind: Kind::Multi(Multi { which, parts }), pace, sections_at })
 }
 
 /// Weights in an object of S3, which is asked for with what this machine has of AWS.

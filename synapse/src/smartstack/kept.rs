@@ -2,11 +2,11 @@
 
 use std::collections::BTreeSet;
 
-use nerve::document::{Document, Errors, Reported, Section};
 use nerve::smartstack::Wrong;
 use serde::Serialize;
 
 use super::Service;
+use super::again::read_again;
 use crate::output::haproxy::{Config, ProxyName, Service as Proxied, ServiceConfig};
 
 /// All of them.
@@ -49,7 +49,7 @@ impl Kept {
         if self.is_nothing() {
             return (None, Vec::new());
         }
-        let mut config = match read(file, globals, Config::read) {
+        let mut config = match read_again(file, "haproxy.", globals, Config::read).map(|(config, _)| config) {
             Ok(config) => config,
             Err(wrong) => return (None, wrong),
         };
@@ -64,8 +64,8 @@ impl Kept {
                 wrong.push(Wrong { place: service.file.clone(), message });
                 continue;
             }
-            match read(&service.file, &service.haproxy, ServiceConfig::read) {
-                Ok(read) => {
+            match read_again(&service.file, "haproxy.", &service.haproxy, ServiceConfig::read) {
+                Ok((read, _)) => {
                     config.services.push(Proxied { service: service.name.clone(), name, config: read })
                 }
                 Err(errors) => wrong.extend(errors.into_iter().map(|error| Wrong {
@@ -76,29 +76,4 @@ impl Kept {
         }
         (Some(config), wrong)
     }
-}
-
-/// A section that was read as it stands: where in the file it stood is not known any more.
-fn read<T>(
-    file: &str,
-    section: &serde_json::Value,
-    read: impl FnOnce(&mut Section<'_>) -> Result<T, Reported>,
-) -> Result<T, Vec<Wrong>> {
-    let text = if section.is_null() { "{}".to_owned() } else { section.to_string() };
-    let wrong = |errors: Errors| {
-        let wrong = errors.iter().map(|error| {
-            let expected = if error.expected.is_empty() {
-                String::new()
-            } else {
-                format!(" (expected {})", error.expected)
-            };
-            Wrong {
-                place: file.to_owned(),
-                message: format!("haproxy.{}: {}{expected}", error.key, error.message),
-            }
-        });
-        wrong.collect::<Vec<_>>()
-    };
-    let document = Document::parse_json(file, &text).map_err(wrong)?;
-    document.decode_tolerantly(read).map(|(read, _)| read).map_err(wrong)
 }

@@ -1,9 +1,11 @@
 //! A configuration of SmartStack's Synapse, as it is: where its services are found, where they are served, how they are balanced, and
-//! which of them are written to files. Watchers, ports and settings are made of it; nothing here follows or serves anything.
+//! which of them are written to files. Watchers, ports and settings are made of it; nothing here follows or serves anything: what stands in
+//! nodes of ZooKeeper beside it is handed in.
 //!
 //! As there, JSON or YAML behind ERB, and keys that nobody knows are named and not looked at. Unlike there, what is wrong with one
 //! service costs that service alone, and what HAProxy would do and nobody does here is told line by line.
 
+mod again;
 mod discovery;
 mod haproxy_lines;
 mod kept;
@@ -11,7 +13,7 @@ mod server;
 mod service;
 mod template;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -24,7 +26,9 @@ pub use nerve::smartstack::Wrong;
 pub use service::Service;
 
 use crate::output::{Target, haproxy};
+use crate::watch::Znode;
 use haproxy_lines::Lines;
+use service::Sections;
 
 /// HAProxy's own default.
 const BIND_ADDRESS: &str = "localhost";
@@ -39,6 +43,17 @@ pub struct Configuration {
     kept: Kept,
     services: Services<Service>,
     globals: Globals,
+    /// What stands in nodes of ZooKeeper that may have sections.
+    said: BTreeMap<Znode, Arc<str>>,
+    /// Of each service the sections from there that were last good.
+    good: BTreeMap<String, Elsewhere>,
+}
+
+/// Sections that stand in a node of ZooKeeper.
+#[derive(Debug, Clone)]
+struct Elsewhere {
+    place: String,
+    sections: serde_json::Value,
 }
 
 /// What the main file says beside its services.
@@ -66,6 +81,8 @@ pub struct InForce {
     pub directory: Option<PathBuf>,
     /// What HAProxy is told, if services stay there.
     pub haproxy: Option<haproxy::Config>,
+    /// Nodes whose data [`Configuration::heed`] is to be told.
+    pub sections_at: BTreeSet<Znode>,
 }
 
 impl Configuration {
@@ -79,7 +96,8 @@ impl Configuration {
             directory: None,
             haproxy: serde_json::Value::Null,
         };
-        Self { file, kept, services: Services::of("SmartStack's Synapse"), globals }
+        let services = Services::of("SmartStack's Synapse");
+        Self { file, kept, services, globals, said: BTreeMap::new(), good: BTreeMap::new() }
     }
 
     /// Reads the files again. Where the main one is wrong everything stays as it was, and where a service is, that one does. Blocks.
@@ -93,12 +111,23 @@ impl Configuration {
         self.in_force()
     }
 
-    fn in_force(&self) -> InForce {
+    /// Takes the sections of services from what stands in these nodes, where something does. Blocks.
+    pub fn heed(&mut self, said: BTreeMap<Znode, Arc<str>>) -> InForce {
+        self.said = said;
+        self.in_force()
+    }
+
+    fn in_force(&mut self) -> InForce {
         let mut wrong = self.services.wrong().to_vec();
+        let mut good = std::mem::take(&mut self.good);
+        let all = self.services.all().values();
+        let all: Vec<Service> = all.map(|service| self.told(service, &mut good, &mut wrong)).collect();
+        good.retain(|name, _| self.services.all().contains_key(name));
+        self.good = good;
         let mut names: BTreeMap<&ServiceName, &str> = BTreeMap::new();
         let mut places: BTreeMap<Address, &str> = BTreeMap::new();
         let mut services = Vec::new();
-        for service in self.services.all().values() {
+        for service in &all {
             let own = service.synapse_name.as_str();
             let served = if self.kept.keeps(own) { service.on_haproxy() } else { service.clone() };
             let mut refuse = |message| wrong.push(Wrong { place: service.file.clone(), message });
@@ -138,7 +167,84 @@ impl Configuration {
         let file = self.file.display().to_string();
         let (haproxy, unread) = self.kept.told(&file, &self.globals.haproxy, &services);
         wrong.extend(unread);
-        InForce { services, wrong, lacks, directory: self.globals.directory.clone(), haproxy }
+        let sections_at = all.iter().flat_map(|service| service.sections_at.iter().cloned()).collect();
+        InForce { services, wrong, lacks, directory: self.globals.directory.clone(), haproxy, sections_at }
+    }
+
+    /// A service with the sections that stand elsewhere, if any do. Those that are wrong leave the last good ones in force.
+    fn told(
+        &self,
+        service: &Service,
+        good: &mut BTreeMap<String, Elsewhere>,
+        wrong: &mut Vec<Wrong>,
+    ) -> Service {
+        let name = &service.synapse_name;
+        let before = good.remove(name);
+        let texts = service.sections_at.iter().filter_map(|node| Some((node, self.said.get(node)?)));
+        let mut read = texts.map(|(node, text)| Elsewhere::read(node.to_string(), text));
+        let now = match read.find_map(Result::transpose) {
+            None => return service.clone(),
+            Some(now) => now.and_then(|now| Ok((now.told_to(service, &self.globals)?, now))),
+        };
+        let (told, elsewhere) = match now {
+            Ok((told, now)) => (told, now),
+            Err(errors) => {
+                let kept = before.and_then(|before| {
+                    let told = before.told_to(service, &self.globals).ok()?;
+                    Some((told, before))
+                });
+                let instead = match kept {
+                    Some(_) => "its last good sections stay in force",
+                    None => "those of the configuration are in force",
+                };
+                let errors = errors.into_iter();
+                wrong.extend(errors.map(|Wrong { place, message }| Wrong {
+                    place,
+                    message: format!("services.{name}: {message}; {instead}"),
+                }));
+                match kept {
+                    Some(kept) => kept,
+                    None => return service.clone(),
+                }
+            }
+        };
+        good.insert(name.clone(), elsewhere);
+        told
+    }
+}
+
+impl Elsewhere {
+    /// `None`: nothing is said there.
+    fn read(place: String, text: &str) -> Result<Option<Self>, Vec<Wrong>> {
+        if text.trim().is_empty() {
+            return Ok(None);
+        }
+        match serde_json::from_str(text) {
+            Ok(serde_json::Value::Object(none)) if none.is_empty() => Ok(None),
+            Ok(sections @ serde_json::Value::Object(_)) => Ok(Some(Self { place, sections })),
+            Ok(_) => {
+                let message =
+                    "what stands there is no JSON object; `generator_config_path: disabled` leaves it alone";
+                Err(vec![Wrong { place, message: message.to_owned() }])
+            }
+            Err(error) => {
+                let message = format!(
+                    "what stands there is no JSON ({error}); `generator_config_path: disabled` leaves it alone"
+                );
+                Err(vec![Wrong { place, message }])
+            }
+        }
+    }
+
+    fn told_to(&self, service: &Service, globals: &Globals) -> Result<Service, Vec<Wrong>> {
+        let read = |root: &mut Section<'_>| Sections::read(root, globals);
+        let (sections, unknown) = again::read_again(&self.place, "", &self.sections, read)?;
+        let mut told = service.told_by(sections, self.place.clone(), globals);
+        if !unknown.is_empty() {
+            let keys: Vec<&str> = unknown.iter().map(|problem| problem.key.as_str()).collect();
+            told.lacks.push(format!("keys that mean nothing here: {}", keys.join(", ")));
+        }
+        Ok(told)
     }
 }
 

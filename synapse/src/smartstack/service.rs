@@ -10,7 +10,7 @@ use nerve::smartstack::{Number, Several, Word, resolve, service_name};
 use super::Globals;
 use super::discovery::{self, Beside};
 use super::server::server;
-use crate::watch::{self, Kind, Looks, Options, Server};
+use crate::watch::{self, Kind, Looks, Options, Server, Znode};
 
 /// A service as it is taken from Synapse's configuration.
 #[derive(Debug, Clone, PartialEq)]
@@ -35,9 +35,30 @@ pub struct Service {
     pub haproxy: serde_json::Value,
     /// How HAProxy is to probe its servers was said.
     pub(super) probes: bool,
+    /// Where sections may stand that replace `haproxy` and `file_output`.
+    pub(super) sections_at: Vec<Znode>,
 }
 
 impl Service {
+    /// The same with what those sections say instead. `file` is where they stand.
+    pub(super) fn told_by(&self, sections: Sections, file: String, globals: &Globals) -> Self {
+        let Sections { is_written, as_it_stands, haproxy } = sections;
+        let mut service = Self { file, haproxy: as_it_stands, ..self.clone() };
+        service.take(haproxy, is_written, globals);
+        service
+    }
+
+    fn take(&mut self, haproxy: Haproxy, is_written: bool, globals: &Globals) {
+        let Haproxy { listen, settings, mut lacks, probes, .. } = haproxy;
+        let name = &self.synapse_name;
+        let is_file_name = !name.contains('/') && !name.chars().any(char::is_control);
+        if is_written && globals.directory.is_some() && !is_file_name {
+            lacks.push("file_output: not done: its name cannot be that of a file".to_owned());
+        }
+        (self.listen, self.settings, self.lacks, self.probes) = (listen, settings, lacks, probes);
+        self.is_written = is_written && is_file_name;
+    }
+
     /// The same where a HAProxy serves it: not by a port of ours, nor by our settings.
     pub(super) fn on_haproxy(&self) -> Self {
         let settings = ServiceSettings::default();
@@ -54,15 +75,13 @@ pub(super) fn read(section: &mut Section<'_>, name: &str, globals: &Globals) -> 
     let use_previous_backends = section.or("use_previous_backends", usual.use_previous_backends);
     let port = section.given::<Number<NonZeroU16>>("backend_port_override");
     let leader_election = section.or("leader_election", usual.leader_election);
-    let is_written = section.section_or_empty("file_output", |output| !output.or("disabled", false));
-    let as_it_stands = super::as_it_stands(section);
-    let haproxy = section.section_or_empty("haproxy", |haproxy| Haproxy::read(haproxy, globals));
+    let sections = Sections::read(section, globals);
     let default_servers: Result<Vec<Server>, Reported> = default_servers.into_iter().collect();
     let port = port.map(|port| port.map(|Number(port)| port));
     let overriding = port.as_ref().ok().copied().flatten();
     let beside = Beside {
         default_servers: default_servers.as_deref().unwrap_or_default(),
-        port: overriding.or_else(|| haproxy.as_ref().ok()?.port_override),
+        port: overriding.or_else(|| sections.as_ref().ok()?.haproxy.port_override),
     };
     let place = section.section("discovery", |discovery| discovery::read(discovery, beside));
     let place =
@@ -76,7 +95,8 @@ pub(super) fn read(section: &mut Section<'_>, name: &str, globals: &Globals) -> 
     } else {
         place
     };
-    let (default_servers, port, haproxy) = (default_servers?, port?, haproxy?);
+    let (default_servers, port, Sections { is_written, as_it_stands, haproxy }) =
+        (default_servers?, port?, sections?);
     let port = port.or(haproxy.port_override);
     let options = match place.kind {
         // They are what the place names.
@@ -102,23 +122,38 @@ pub(super) fn read(section: &mut Section<'_>, name: &str, globals: &Globals) -> 
         looks: Looks::One { service: service.clone(), kind: place.kind },
         options,
     };
-    let Haproxy { listen, settings, mut lacks, probes, .. } = haproxy;
-    let is_file_name = !name.contains('/') && !name.chars().any(char::is_control);
-    if is_written && globals.directory.is_some() && !is_file_name {
-        lacks.push("file_output: not done: its name cannot be that of a file".to_owned());
-    }
-    Ok(Service {
+    let mut service = Service {
         synapse_name: name.to_owned(),
         name: service,
         file: section.file().to_owned(),
         watcher,
-        listen,
-        settings,
-        is_written: is_written && is_file_name,
-        lacks,
+        listen: None,
+        settings: ServiceSettings::default(),
+        is_written: false,
+        lacks: Vec::new(),
         haproxy: as_it_stands,
-        probes,
-    })
+        probes: false,
+        sections_at: place.sections_at,
+    };
+    service.take(haproxy, is_written, globals);
+    Ok(service)
+}
+
+/// What says how it is served: what Synapse calls generators.
+pub(super) struct Sections {
+    is_written: bool,
+    as_it_stands: serde_json::Value,
+    haproxy: Haproxy,
+}
+
+impl Sections {
+    /// Reads them.
+    pub(super) fn read(section: &mut Section<'_>, globals: &Globals) -> Result<Self, Reported> {
+        let is_written = section.section_or_empty("file_output", |output| !output.or("disabled", false));
+        let as_it_stands = super::as_it_stands(section);
+        let haproxy = section.section_or_empty("haproxy", |haproxy| Haproxy::read(haproxy, globals))?;
+        Ok(Self { is_written, as_it_stands, haproxy })
+    }
 }
 
 /// What the section `haproxy` of a service says.

@@ -465,3 +465,55 @@ fn methods_of_other_systems_are_watchers_of_theirs() {
         assert_eq!(watcher.options.resolvers, asks);
     }
 }
+
+#[test]
+fn sections_in_zookeeper_replace_those_of_the_configuration_and_stay_while_they_are_wrong() {
+    let text = "services:\n  web:\n    discovery: {method: multi, watchers: {a: {method: zookeeper, hosts: [z], path: /a}, b: {method: zookeeper, \
+                hosts: [z], path: /b, generator_config_path: /conf/b}, c: {method: zookeeper, hosts: [z], path: /c, generator_config_path: disabled}}, \
+                resolver: {method: union}}\n    haproxy: {port: 3213}\n    file_output: {disabled: true}\n\
+                file_output: {output_directory: /out}\n";
+    let (mut host, in_force) = Host::of(text);
+    let nodes: Vec<Znode> = in_force.sections_at.iter().cloned().collect();
+    let shown: Vec<String> = nodes.iter().map(ToString::to_string).collect();
+    assert_eq!(shown, ["zookeeper://z/a", "zookeeper://z/conf/b"]);
+    let mut say = |texts: [&str; 2]| {
+        let said = nodes.iter().cloned().zip(texts.map(Arc::from)).collect();
+        let in_force = host.configuration.heed(said);
+        let [web] = &in_force.services[..] else { panic!("{in_force:?}") };
+        let listen = web.listen.as_ref().map(ToString::to_string);
+        let wrong: Vec<String> =
+            in_force.wrong.iter().map(|wrong| format!("{}: {}", wrong.place, wrong.message)).collect();
+        (listen, set(&web.settings), web.is_written, wrong.join("\n"), web.lacks.join("\n"))
+    };
+    let port = |port: &str| Some(format!("127.0.0.1:{port}"));
+    let own = (port("3213"), vec![], false, String::new(), String::new());
+    assert_eq!(say(["", ""]), own);
+    assert_eq!(say(["{}", " "]), own);
+    // The whole of them: nothing is left of the configuration's, of which the first that says something counts.
+    let told = say([
+        r#"{"haproxy": {"port": "3214", "backend": ["balance leastconn"]}, "nginx": {}}"#,
+        r#"{"haproxy": {"port": 1}}"#,
+    ]);
+    assert_eq!((&told.0, told.2, &*told.3), (&port("3214"), true, ""));
+    assert_eq!(told.1, ["policy=least_connections"]);
+    assert_eq!(told.4, "keys that mean nothing here: nginx");
+    for (wrong, said) in [
+        ("no", "what stands there is no JSON"),
+        ("[1]", "what stands there is no JSON object"),
+        (r#"{"haproxy": {"port": 99999}}"#, "haproxy.port: 99999 is out of range"),
+    ] {
+        let told = say([wrong, ""]);
+        assert_eq!((told.0, told.2), (port("3214"), true), "{wrong}");
+        let whole = format!("zookeeper://z/a: services.web: {said}");
+        assert!(
+            told.3.starts_with(&whole) && told.3.ends_with("its last good sections stay in force"),
+            "{}",
+            told.3
+        );
+    }
+    assert_eq!(say(["", r#"{"file_output": {}}"#]).0, None);
+    assert_eq!(say(["", ""]), own);
+    let told = say(["no", ""]);
+    assert_eq!((told.0, told.2), (own.0.clone(), own.2));
+    assert!(told.3.ends_with("those of the configuration are in force"), "{}", told.3);
+}

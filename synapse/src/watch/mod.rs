@@ -61,7 +61,7 @@ pub use swarm::Swarm;
 pub use toggle::{Object, ObjectName, Toggle};
 pub use told::Status;
 pub use watcher::{Config, Unheard, Watchers};
-pub use zookeeper::{Decode, Wrong, ZooKeeper};
+pub use zookeeper::{Data, Decode, Wrong, Znode, ZooKeeper};
 
 /// A catalog as it was saved.
 #[derive(Debug, Clone, PartialEq)]

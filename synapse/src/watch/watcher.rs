@@ -18,6 +18,7 @@ use super::lock::lock;
 use super::options::Options;
 use super::place::follow_directory;
 use super::told::{Status, Told};
+use super::zookeeper::Data;
 use crate::Metrics;
 use crate::catalog::{Layers, Rank};
 
@@ -146,6 +147,12 @@ impl Watchers {
                 gone.findings.iter().for_each(Findings::forget);
             }
         }
+    }
+
+    /// The data of nodes of ZooKeeper, over the sessions that these watchers have; what was read is kept in `file`.
+    #[must_use]
+    pub fn data(&self, file: &Path) -> Data {
+        Data::new(self.0.means.zookeeper.clone(), file, &self.0.tasks)
     }
 
     /// The parts of the catalog that they fill.

@@ -165,6 +165,19 @@ impl ZooKeeper {
         let _ = self.client(&script, path);
     }
 
+    /// Has a znode that is there hold this.
+    pub fn set(&self, path: &str, data: &str) {
+        let _ = self.client(&format!("zk.set(path, bytes.fromhex('{}'))", hex(data)), path);
+    }
+
+    /// How many clients are connected, this one not among them.
+    #[must_use]
+    pub fn connections(&self) -> Option<usize> {
+        let answer = self.ask("srvr");
+        let line = answer.lines().find_map(|line| line.strip_prefix("Connections: "))?;
+        line.trim().parse::<usize>().ok()?.checked_sub(1)
+    }
+
     /// What a script prints that uses another client than the agents'.
     fn client(&self, script: &str, path: &str) -> String {
         let whole = format!(

@@ -65,7 +65,7 @@ pub enum Kind {
 /// What places of one kind share.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Means {
-    zookeeper: Sessions,
+    pub(super) zookeeper: Sessions,
 }
 
 /// The keys that name a kind.

@@ -1,33 +1,27 @@
 //! The place that is a path of ZooKeeper: its children are servers, as Nerve registers them or as Finagle's server sets.
 //!
-//! Children are read once, since a registration that changes is another child; one whose name holds its data is not read at all. One-shot
-//! watches, which every version of ZooKeeper has and which the library sets again where a session goes on; a slow tick reads everything
-//! without any.
+//! Children are read once, since a registration that changes is another child; one whose name holds its data is not read at all.
 
+mod data;
+mod follow;
 mod sessions;
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
-use std::time::Duration;
 
 use async_trait::async_trait;
 use futures_util::{StreamExt, stream};
 use nerve::document::{FromValue, Mismatch, Reported, Section, Value};
 use serde::Serialize;
-use tokio::time::{Instant, timeout};
-use zookeeper_client::{Client, Error, OneshotWatcher, SessionState};
+use zookeeper_client::{Client, Error, OneshotWatcher};
 
 use super::decode;
 use super::place::{Place, Refused, Tell};
 use super::server::Server;
+pub use data::{Data, Znode};
+use follow::{Watched, answered, appears, follow};
 pub(super) use sessions::Sessions;
 
-/// How long the ensemble may take to answer a request.
-const ANSWER_WITHIN: Duration = Duration::from_secs(10);
-/// Every child is read again so often.
-const READ_AGAIN: Duration = Duration::from_secs(300);
-/// Whether the session stands is asked so often while it is not connected.
-const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// So many children are read at a time.
 const READS_AT_ONCE: usize = 32;
 /// So many children are read; further ones are left out.
@@ -110,10 +104,7 @@ impl ZooKeeper {
             let expected = "servers such as [\"zk1:2181\", \"zk2:2181\"]";
             return wrong("zookeeper", "it names no server, or something else", expected);
         }
-        let is_path = path.starts_with('/') && path.len() > 1 && !path.ends_with('/') && !path.contains("//");
-        if !is_path {
-            return wrong("path", &format!("{path:?} is no path of ZooKeeper"), "such as \"/nerve/web\"");
-        }
+        check_path(&path)?;
         if endpoint_name.is_some() && decode == Decode::Nerve {
             let expected = "`decode = \"serverset\"`";
             return wrong("endpoint_name", "Nerve's registrations have one endpoint", expected);
@@ -131,6 +122,14 @@ impl ZooKeeper {
     }
 }
 
+fn check_path(path: &str) -> Result<(), Wrong> {
+    if path.starts_with('/') && path.len() > 1 && !path.ends_with('/') && !path.contains("//") {
+        return Ok(());
+    }
+    let message = format!("{path:?} is no path of ZooKeeper");
+    Err(Wrong { key: "path", message, expected: "such as \"/nerve/web\"" })
+}
+
 /// The path, and the sessions that watchers share.
 #[derive(Debug)]
 pub(super) struct ZooKeeperPlace {
@@ -145,47 +144,41 @@ type Child = Result<Option<Server>, String>;
 impl Place for ZooKeeperPlace {
     async fn follow(&self, told: &dyn Tell) -> Result<Infallible, String> {
         let client = self.sessions.client(&self.config.ensemble()).await?;
-        let mut state = client.state_watcher();
-        let mut known: BTreeMap<String, Child> = BTreeMap::new();
-        let mut read_again = Instant::now() + READ_AGAIN;
-        loop {
-            let watcher = match self.look(&client, &mut known).await {
-                Ok(watcher) => {
-                    let (servers, refused) = self.judged(&known);
-                    told.found(servers, refused).await;
-                    Some(watcher)
-                }
-                Err(error) if client.state().is_terminated() => return Err(error),
-                Err(error) => {
-                    told.failed(error).await;
-                    None
-                }
-            };
-            let again = if watcher.is_some() { read_again } else { Instant::now() + LOOK_AGAIN };
-            let event = async {
-                match watcher {
-                    Some(watcher) => drop(watcher.changed().await),
-                    None => std::future::pending().await,
-                }
-            };
-            tokio::select! {
-                () = event => told.pace().before_another_look().await,
-                now = state.changed() => match now {
-                    SessionState::SyncConnected | SessionState::ConnectedReadOnly => {}
-                    now if now.is_terminated() => return Err(format!("the session is over: {now}")),
-                    now => told.failed(format!("the session is not connected: {now}")).await,
-                },
-                () = tokio::time::sleep_until(again) => if again == read_again {
-                    read_again = Instant::now() + READ_AGAIN;
-                    known.clear();
-                },
-            }
-        }
+        follow(&client, &mut Children { place: self, known: BTreeMap::new(), told }).await
+    }
+}
+
+/// What was read of them, and whom it is told.
+struct Children<'a> {
+    place: &'a ZooKeeperPlace,
+    known: BTreeMap<String, Child>,
+    told: &'a dyn Tell,
+}
+
+#[async_trait]
+impl Watched for Children<'_> {
+    async fn look(&mut self, client: &Client) -> Result<OneshotWatcher, String> {
+        let watcher = self.place.look(client, &mut self.known).await?;
+        let (servers, refused) = self.place.judged(&self.known);
+        self.told.found(servers, refused).await;
+        Ok(watcher)
+    }
+
+    async fn failed(&mut self, error: String) {
+        self.told.failed(error).await;
+    }
+
+    fn forget(&mut self) {
+        self.known.clear();
+    }
+
+    async fn pause(&self) {
+        self.told.pace().before_another_look().await;
     }
 }
 
 impl ZooKeeperPlace {
-    /// Reads what is new, and forgets what is gone; what is told when that changes.
+    /// Reads what is new, and forgets what is gone.
     async fn look(
         &self,
         client: &Client,
@@ -197,10 +190,7 @@ impl ZooKeeperPlace {
             // It may appear: nobody has registered anything there.
             Err(Error::NoNode) => {
                 known.clear();
-                return match answered(client.check_and_watch_stat(path)).await? {
-                    Ok((_, watcher)) => Ok(watcher),
-                    Err(error) => Err(format!("look for {path}: {error}")),
-                };
+                return appears(client, path).await;
             }
             Err(error) => return Err(format!("list {path}: {error}")),
         };
@@ -256,9 +246,4 @@ impl ZooKeeperPlace {
         }
         (servers, refused)
     }
-}
-
-async fn answered<T>(request: impl Future<Output = Result<T, Error>>) -> Result<Result<T, Error>, String> {
-    let answer = timeout(ANSWER_WITHIN, request).await;
-    answer.map_err(|_| format!("no answer within {ANSWER_WITHIN:?}"))
 }
