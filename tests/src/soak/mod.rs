@@ -1,9 +1,11 @@
 //! The soak: three nodes under load for minutes, while endpoints, agents, links and the store fail at random.
 //!
 //! [`plan`] draws from a seed what goes wrong, `faults` carries it out, `load` asks meanwhile at a fixed pace, [`blame`]
-//! says which errors a correct balancer could have avoided, `resources` what is left behind. `plexus-soak` is the program.
+//! says which errors a correct balancer could have avoided, `resources` what is left behind. [`names`] is another one, of the name
+//! server. `plexus-soak` is the program.
 
 pub mod blame;
+pub mod names;
 pub mod plan;
 pub mod random;
 pub mod record;
