@@ -11,6 +11,10 @@ use crate::fleet;
 
 /// The domain.
 pub(super) const DOMAIN: &str = "mesh.internal";
+/// The domain of names that are forwarded.
+pub(super) const AWAY: &str = "away.example";
+/// The most names there: what every server's memory is made for.
+const MOST_AWAY: usize = 8_000;
 /// Questions in a file, which is asked from the beginning again.
 const QUESTIONS: usize = 100_000;
 /// A prime, to visit names in an order that no cache foresees.
@@ -27,10 +31,13 @@ pub(super) enum Mix {
     Missing,
     /// Six in ten A, one AAAA that there is none of, two SRV, one missing.
     Mixed,
+    /// A of names that another server has, from memory.
+    Forwarded,
 }
 
 impl Mix {
-    pub(super) const ALL: [Self; 4] = [Self::Addresses, Self::Ports, Self::Missing, Self::Mixed];
+    pub(super) const ALL: [Self; 5] =
+        [Self::Addresses, Self::Ports, Self::Missing, Self::Mixed, Self::Forwarded];
 
     pub(super) fn as_str(self) -> &'static str {
         match self {
@@ -38,7 +45,13 @@ impl Mix {
             Self::Ports => "ports",
             Self::Missing => "missing",
             Self::Mixed => "mixed",
+            Self::Forwarded => "forwarded",
         }
+    }
+
+    pub(super) fn parse(text: &str) -> anyhow::Result<Self> {
+        let found = Self::ALL.into_iter().find(|mix| mix.as_str() == text);
+        found.with_context(|| format!("there is no mix {text:?}"))
     }
 
     /// As `dnsperf` reads them.
@@ -51,6 +64,10 @@ impl Mix {
                 (Self::Mixed, 6) => ("", "AAAA"),
                 (Self::Ports, _) | (Self::Mixed, 7 | 8) => ("", "SRV"),
                 (Self::Missing | Self::Mixed, _) => ("no-", "A"),
+                (Self::Forwarded, _) => {
+                    writeln!(text, "n{}.{AWAY} A", at * STEP % names.min(MOST_AWAY))?;
+                    continue;
+                }
             };
             writeln!(text, "{prefix}{name}.{DOMAIN} {kind}")?;
         }
@@ -96,6 +113,17 @@ pub(super) fn zone_file(names: usize) -> anyhow::Result<String> {
             writeln!(text, "{name}. A {}", endpoint.address)?;
             writeln!(text, "{name}. SRV 0 100 {} {}.", port(endpoint)?, host(endpoint.address))?;
         }
+    }
+    Ok(text)
+}
+
+/// The zone of names that are forwarded.
+pub(super) fn away(names: usize) -> anyhow::Result<String> {
+    let mut text = format!(
+        "$ORIGIN {AWAY}.\n$TTL 3600\n@ SOA ns hostmaster 1 1200 180 1209600 2\n@ NS ns\nns A 192.0.2.1\n"
+    );
+    for number in 0..names.min(MOST_AWAY) {
+        writeln!(text, "n{number} A 198.51.{}.{}\nn{number} A 203.0.113.1", number / 250, number % 250)?;
     }
     Ok(text)
 }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 
-use super::names::{self, DOMAIN};
+use super::names::{self, AWAY, DOMAIN};
 use crate::fleet;
 
 /// How long a server may take to answer its last name.
@@ -38,6 +38,11 @@ impl Name {
         }
     }
 
+    /// Is it one that asks others?
+    pub(super) fn forwards(self) -> bool {
+        matches!(self, Self::Plexus | Self::Unbound | Self::Dnsmasq)
+    }
+
     pub(super) fn parse(text: &str) -> anyhow::Result<Self> {
         let found = Self::ALL.into_iter().find(|name| name.as_str() == text);
         found.with_context(|| format!("there is no server {text:?}"))
@@ -53,25 +58,44 @@ pub(super) struct Server {
 }
 
 impl Server {
-    /// Starts it with all names, and waits until it has them.
-    pub(super) fn start(name: Name, names: usize, store: &str, directory: &Path) -> anyhow::Result<Self> {
+    /// Starts whom names are forwarded to, on any core.
+    pub(super) fn away(names: usize, directory: &Path) -> anyhow::Result<Self> {
+        let own = directory.join("away");
+        fs::create_dir_all(&own)?;
+        let port = UdpSocket::bind("127.0.0.1:0")?.local_addr()?.port();
+        let arguments = knot(&own, port, (AWAY, &names::away(names)?))?;
+        Self::run(Name::Knot, port, &["-c", "0,1"], &arguments, &own)
+    }
+
+    fn run(name: Name, port: u16, cores: &[&str], arguments: &[String], own: &Path) -> anyhow::Result<Self> {
+        let log = fs::File::create(own.join("log"))?;
+        let mut command = Command::new("taskset");
+        command.args(cores).args(arguments).stdin(Stdio::null());
+        let child = command.stdout(log.try_clone()?).stderr(log).spawn()?;
+        Ok(Self { name, port, child })
+    }
+
+    /// Starts it with all names, and waits until it has them. It asks `away` for those that are forwarded.
+    pub(super) fn start(
+        name: Name,
+        names: usize,
+        store: &str,
+        away: u16,
+        directory: &Path,
+    ) -> anyhow::Result<Self> {
         // Servers give their privileges up, and must read what is here still.
         fs::set_permissions(directory, fs::Permissions::from_mode(0o755))?;
         let own = directory.join(name.as_str());
         fs::create_dir_all(&own)?;
         let port = UdpSocket::bind("127.0.0.1:0")?.local_addr()?.port();
         let arguments = match name {
-            Name::Plexus => plexus(&own, port, store)?,
-            Name::Knot => knot(&own, port, names)?,
-            Name::Unbound => unbound(&own, port, names)?,
-            Name::Dnsmasq => dnsmasq(&own, port, names)?,
+            Name::Plexus => plexus(&own, port, away, store)?,
+            Name::Knot => knot(&own, port, (DOMAIN, &names::zone_file(names)?))?,
+            Name::Unbound => unbound(&own, port, away, names)?,
+            Name::Dnsmasq => dnsmasq(&own, port, away, names)?,
             Name::Bind => bind9(&own, port, names)?,
         };
-        let log = fs::File::create(own.join("log"))?;
-        let mut command = Command::new("taskset");
-        command.args(["-c", "0"]).args(&arguments).stdin(Stdio::null());
-        let child = command.stdout(log.try_clone()?).stderr(log).spawn()?;
-        let mut server = Self { name, port, child };
+        let mut server = Self::run(name, port, &["-c", "0"], &arguments, &own)?;
         server.wait(names, &own)?;
         Ok(server)
     }
@@ -124,11 +148,11 @@ fn path(path: &Path) -> anyhow::Result<String> {
     Ok(path.to_str().context("a path that is text")?.to_owned())
 }
 
-fn plexus(own: &Path, port: u16, store: &str) -> anyhow::Result<Vec<String>> {
+fn plexus(own: &Path, port: u16, away: u16, store: &str) -> anyhow::Result<Vec<String>> {
     let file = own.join("plexus.toml");
     let text = format!(
         "state_dir = {state:?}\n[node]\nname = \"bench\"\naddress = \"127.0.0.1\"\n[store]\nurl = {store:?}\n\
-         [admin]\nlisten = []\n[dns]\nlisten = [\"127.0.0.1:{port}\"]\n[log]\nlevel = \"warn\"\n",
+         [admin]\nlisten = []\n[dns]\nlisten = [\"127.0.0.1:{port}\"]\nupstreams = [\"127.0.0.1:{away}\"]\n[log]\nlevel = \"warn\"\n",
         state = own.join("state"),
     );
     fs::write(&file, text)?;
@@ -136,13 +160,13 @@ fn plexus(own: &Path, port: u16, store: &str) -> anyhow::Result<Vec<String>> {
     Ok(vec![path(program)?, "agent".to_owned(), "--config".to_owned(), path(&file)?])
 }
 
-fn knot(own: &Path, port: u16, names: usize) -> anyhow::Result<Vec<String>> {
+fn knot(own: &Path, port: u16, (domain, text): (&str, &str)) -> anyhow::Result<Vec<String>> {
     let (file, zone) = (own.join("knot.conf"), own.join("zone"));
-    fs::write(&zone, names::zone_file(names)?)?;
+    fs::write(&zone, text)?;
     let text = format!(
         "server:\n  listen: 127.0.0.1@{port}\n  udp-workers: 1\n  tcp-workers: 1\n  background-workers: 1\n  rundir: {own}\n\
          database:\n  storage: {own}\nlog:\n  - target: stderr\n    any: warning\n\
-         zone:\n  - domain: {DOMAIN}\n    file: {zone}\n    journal-content: none\n    zonefile-sync: -1\n    semantic-checks: off\n",
+         zone:\n  - domain: {domain}\n    file: {zone}\n    journal-content: none\n    zonefile-sync: -1\n    semantic-checks: off\n",
         own = own.display(),
         zone = zone.display(),
     );
@@ -150,11 +174,12 @@ fn knot(own: &Path, port: u16, names: usize) -> anyhow::Result<Vec<String>> {
     Ok(vec!["knotd".to_owned(), "-c".to_owned(), path(&file)?])
 }
 
-fn unbound(own: &Path, port: u16, names: usize) -> anyhow::Result<Vec<String>> {
+fn unbound(own: &Path, port: u16, away: u16, names: usize) -> anyhow::Result<Vec<String>> {
     let file = own.join("unbound.conf");
     let text = format!(
         "server:\n interface: 127.0.0.1@{port}\n num-threads: 1\n do-daemonize: no\n chroot: \"\"\n username: \"\"\n directory: \"{own}\"\n\
-         pidfile: \"\"\n use-syslog: no\n verbosity: 0\n{}",
+         pidfile: \"\"\n use-syslog: no\n verbosity: 0\n do-not-query-localhost: no\n module-config: \"iterator\"\n{}\
+         forward-zone:\n name: \"{AWAY}.\"\n forward-addr: 127.0.0.1@{away}\n",
         names::unbound(names)?,
         own = own.display(),
     );
@@ -162,10 +187,10 @@ fn unbound(own: &Path, port: u16, names: usize) -> anyhow::Result<Vec<String>> {
     Ok(["unbound", "-d", "-c"].map(str::to_owned).into_iter().chain([path(&file)?]).collect())
 }
 
-fn dnsmasq(own: &Path, port: u16, names: usize) -> anyhow::Result<Vec<String>> {
+fn dnsmasq(own: &Path, port: u16, away: u16, names: usize) -> anyhow::Result<Vec<String>> {
     let file = own.join("dnsmasq.conf");
     let text = format!(
-        "port={port}\nlisten-address=127.0.0.1\nbind-interfaces\nno-resolv\nno-hosts\nno-daemon\ncache-size=10000\n{}",
+        "port={port}\nlisten-address=127.0.0.1\nbind-interfaces\nno-resolv\nno-hosts\nno-daemon\ncache-size=10000\nserver=/{AWAY}/127.0.0.1#{away}\n{}",
         names::dnsmasq(names)?
     );
     fs::write(&file, text)?;
