@@ -8,10 +8,10 @@ use std::str::FromStr;
 use nerve::document::{FromValue, Mismatch, Reported, Section, Text, Value};
 use nerve::http::FilePath;
 use nerve::period::Period;
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
 use super::sections::{Node, all_as_text, as_text};
-use crate::dns::{self, Domain, RecursionFor, Suffix, UpstreamAddress, Upstreams};
+use crate::dns::{self, Clients, Domain, Member, RecursionFor, Suffix, UpstreamAddress, Upstreams};
 
 /// The table.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -30,7 +30,6 @@ pub struct Dns {
     /// Where every instance of a service fails, all are named.
     pub panic: bool,
     /// Who may ask for other names.
-    #[serde(serialize_with = "as_text")]
     pub recursion: Recursion,
     /// Who is asked for other names; empty: those of `/etc/resolv.conf`.
     #[serde(serialize_with = "all_as_text")]
@@ -59,7 +58,7 @@ pub struct Dns {
 }
 
 /// Who may ask for names outside the domain.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Recursion {
     /// These.
     For(RecursionFor),
@@ -128,11 +127,11 @@ impl Dns {
     /// What the name server is told.
     pub(super) fn for_server(&self, node: &Node) -> dns::Config {
         let usual = dns::Config::default();
-        let recursion = match self.recursion {
-            Recursion::For(clients) => clients,
+        let recursion = match &self.recursion {
+            Recursion::For(clients) => clients.clone(),
             Recursion::Off => usual.recursion,
         };
-        let upstreams = match (self.recursion, self.upstreams.is_empty()) {
+        let upstreams = match (&self.recursion, self.upstreams.is_empty()) {
             (Recursion::Off, _) => Upstreams::None,
             (_, true) => Upstreams::default(),
             (_, false) => Upstreams::List(self.upstreams.clone()),
@@ -174,27 +173,48 @@ impl Route {
     }
 }
 
-impl fmt::Display for Recursion {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::For(RecursionFor::PrivateClients) => "private",
-            Self::For(RecursionFor::Everyone) => "everyone",
-            Self::Off => "off",
-        })
+impl Serialize for Recursion {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::For(RecursionFor::Everyone) => serializer.serialize_str("everyone"),
+            Self::For(RecursionFor::Only(clients)) => show_clients(clients, serializer),
+            Self::Off => serializer.serialize_str("off"),
+        }
     }
 }
 
-impl FromStr for Recursion {
-    type Err = String;
+impl FromValue for Recursion {
+    fn expected() -> String {
+        "\"private\", \"everyone\", \"off\", or a list of ranges such as [\"private\", \"198.51.100.0/24\"]"
+            .to_owned()
+    }
 
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "private" => Ok(Self::For(RecursionFor::PrivateClients)),
-            "everyone" => Ok(Self::For(RecursionFor::Everyone)),
-            "off" => Ok(Self::Off),
-            _ => Err(format!("{text:?} is none of those who may ask")),
+    fn from_value(value: &Value) -> Result<Self, Vec<Mismatch>> {
+        match value.as_text() {
+            Some("everyone") => Ok(Self::For(RecursionFor::Everyone)),
+            Some("off") => Ok(Self::Off),
+            _ => read_clients(value, &Self::expected()).map(|clients| Self::For(RecursionFor::Only(clients))),
         }
     }
+}
+
+/// `"private"`, or a list of ranges in which it may stand as well.
+fn read_clients(value: &Value, expected: &str) -> Result<Clients, Vec<Mismatch>> {
+    if value.as_text() == Some("private") {
+        return Ok(Clients::private());
+    }
+    if value.as_list().is_none() {
+        return Err(value.parse_text::<Member>(expected).err().unwrap_or_else(|| value.wrong_kind(expected)));
+    }
+    let members: Vec<Member> = Vec::from_value(value)?;
+    Clients::new(&members).map_err(|error| value.mismatch(error, expected))
+}
+
+fn show_clients<S: Serializer>(clients: &Clients, serializer: S) -> Result<S::Ok, S::Error> {
+    if *clients == Clients::private() {
+        return serializer.serialize_str("private");
+    }
+    serializer.collect_seq(clients.members().map(|member| member.to_string()))
 }
 
 impl fmt::Display for ServeStale {
@@ -229,7 +249,7 @@ macro_rules! texts {
 }
 
 texts! {
-    Recursion = "\"private\", \"everyone\" or \"off\"",
+    Member = "\"private\", or a range of addresses such as \"10.0.0.0/8\"",
     ServeStale = "a duration up to \"1day\", or \"off\"",
     UpstreamAddress = "an upstream such as \"192.0.2.53\", \"tcp://192.0.2.53:53\" or \"tls://192.0.2.53#dns.example.com\"",
     Suffix = "a domain such as \"corp.example\" or \"10.in-addr.arpa\"",
@@ -271,11 +291,29 @@ mod tests {
     }
 
     #[test]
+    fn who_may_ask_is_shown_as_it_is_read() {
+        for text in
+            ["\"private\"", "\"everyone\"", "\"off\"", "[\"private\", \"198.51.100.0/24\"]", "[\"fd00::/8\"]"]
+        {
+            let text = format!("recursion = {text}");
+            let shown = nerve::document::to_toml(&read(&text).unwrap()).unwrap();
+            assert_eq!(read(&shown).unwrap(), read(&text).unwrap(), "{shown}");
+        }
+        let list = read("recursion = [\"private\", \"198.51.100.0/24\"]").unwrap().for_server(&nowhere());
+        for (client, may) in [("127.0.0.1", true), ("198.51.100.7", true), ("8.8.8.8", false)] {
+            assert_eq!(list.recursion.permits(client.parse().unwrap()), may, "{client}");
+        }
+    }
+
+    #[test]
     fn what_cannot_be_is_refused_with_its_reason() {
         let route = |domain: &str| format!("[[route]]\ndomain = \"{domain}\"\nupstreams = []\n");
         for (text, why) in [
             ("upstreams = [\"dns.example.com\"]".to_owned(), "there is no IP address in it"),
-            ("recursion = \"some\"".to_owned(), "\"private\", \"everyone\" or \"off\""),
+            ("recursion = \"some\"".to_owned(), "\"private\", \"everyone\", \"off\""),
+            ("recursion = 7".to_owned(), "\"private\", \"everyone\", \"off\""),
+            ("recursion = [\"10.0.0.1/8\"]".to_owned(), "recursion[0]"),
+            (format!("recursion = [{}]", "\"private\",".repeat(65)), "it has 65 ranges"),
             ("serve_stale = \"2days\"".to_owned(), "1day"),
             ("upstream_ca_file = \"ca.pem\"".to_owned(), "is not absolute"),
             ("[[route]]\ndomain = \"a\"".to_owned(), "route[0].upstreams: it is missing"),

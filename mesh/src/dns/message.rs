@@ -83,7 +83,7 @@ impl Handler {
             zone,
             forwarder,
             metrics,
-            recursion: config.recursion,
+            recursion: config.recursion.clone(),
             forwards: config.upstreams != Upstreams::None,
             most_udp: config.limits.answers_udp.max(1),
             most_tcp: config.limits.answers_tcp.max(1),
@@ -334,7 +334,7 @@ fn told(refusal: Refusal) -> (ResponseCode, Note) {
         ),
         Refusal::ClientNotPermitted => (
             Refused,
-            Note::new(Note::PROHIBITED, "names outside the domain are answered to private addresses only"),
+            Note::new(Note::PROHIBITED, "names outside the domain are not answered to this address"),
         ),
         Refusal::NoUpstream => (
             Refused,

@@ -10,6 +10,7 @@
 //! What a user sees of it is in `docs/dns.md`. No type of hickory leaves this room; it never touches the balancer or the proxy.
 
 mod address;
+mod clients;
 mod config;
 mod fast;
 mod forward;
@@ -22,6 +23,7 @@ mod wire;
 mod zone;
 
 pub use address::{UpstreamAddress, UpstreamError};
+pub use clients::{Clients, Member, TooManyClients};
 pub use config::{Config, Domain, DomainError, Limits, Place, RecursionFor, Route, Upstreams, VirtualRanges};
 pub use forward::UpstreamReport;
 pub use metrics::Metrics;

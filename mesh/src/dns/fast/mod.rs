@@ -84,7 +84,7 @@ impl Fast {
             negative_ttl: negative_ttl.to_be_bytes(),
             soa,
             most: config.limits.answers_udp.max(1),
-            recursion: config.recursion,
+            recursion: config.recursion.clone(),
             forwards: config.upstreams != Upstreams::None,
             zone,
         }
