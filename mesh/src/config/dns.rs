@@ -11,7 +11,9 @@ use nerve::period::Period;
 use serde::{Serialize, Serializer};
 
 use super::sections::{Node, all_as_text, as_text};
-use crate::dns::{self, Clients, Domain, Member, RecursionFor, Suffix, UpstreamAddress, Upstreams};
+use crate::dns::{
+    self, Clients, Domain, Member, RecursionFor, ShownText, Suffix, UpstreamAddress, Upstreams,
+};
 
 /// The table.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -31,6 +33,21 @@ pub struct Dns {
     pub panic: bool,
     /// Who may ask for other names.
     pub recursion: Recursion,
+    /// Do clients get cookies?
+    pub cookies: bool,
+    /// How many answers over UDP a network gets.
+    pub rate_limit: Rate,
+    /// Of so many that are too many, one is cut short instead.
+    pub rate_limit_slip: u32,
+    /// Whom it does not apply to.
+    #[serde(serialize_with = "show_clients")]
+    pub rate_limit_exempt: Clients,
+    /// What the server calls itself.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub identity: Option<ShownText>,
+    /// What it says of its version.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub version: Option<ShownText>,
     /// Who is asked for other names; empty: those of `/etc/resolv.conf`.
     #[serde(serialize_with = "all_as_text")]
     pub upstreams: Vec<UpstreamAddress>,
@@ -66,6 +83,10 @@ pub enum Recursion {
     Off,
 }
 
+/// Answers of a kind that a network gets in a second; `None`: any number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rate(pub Option<NonZeroU32>);
+
 /// How long an answer may be given past its time; `None`: never.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ServeStale(pub Option<Period>);
@@ -86,6 +107,8 @@ impl Dns {
         let usual = dns::Config::default();
         let entries = u32::try_from(usual.limits.cache_entries).unwrap_or(u32::MAX);
         let bytes = u32::try_from(usual.limits.cache_bytes).ok().and_then(NonZeroU32::new);
+        let limit = dns::RateLimit::default();
+        let (identity, version) = (section.given("identity"), section.given("version"));
         let ca_file = section.given("upstream_ca_file");
         let read = Self {
             enabled: section.or("enabled", true),
@@ -95,6 +118,12 @@ impl Dns {
             only_passing: section.or("only_passing", usual.only_passing),
             panic: section.or("panic", usual.panic),
             recursion: section.or("recursion", Recursion::For(usual.recursion)),
+            cookies: section.or("cookies", usual.cookies),
+            rate_limit: section.or("rate_limit", Rate(usual.rate_limit.map(|limit| limit.per_second))),
+            rate_limit_slip: section.or("rate_limit_slip", limit.slip),
+            rate_limit_exempt: section.or("rate_limit_exempt", Exempt(limit.exempt)).0,
+            identity: identity?,
+            version: version?,
             upstreams: section.or("upstreams", Vec::new()),
             upstream_ca_file: ca_file?,
             upstream_timeout: section.or("upstream_timeout", Period::seconds(2)),
@@ -155,6 +184,13 @@ impl Dns {
             prefetch: self.prefetch,
             serve_stale: self.serve_stale.0.map(Period::get).unwrap_or_default(),
             recursion,
+            cookies: self.cookies,
+            rate_limit: self.rate_limit.0.map(|per_second| dns::RateLimit {
+                per_second,
+                slip: self.rate_limit_slip,
+                exempt: self.rate_limit_exempt.clone(),
+            }),
+            identity: dns::Identity { server: self.identity.clone(), version: self.version.clone() },
             limits: dns::Limits {
                 upstream_timeout: self.upstream_timeout.get(),
                 cache_entries: usize::try_from(self.cache_entries).unwrap_or(usize::MAX),
@@ -217,6 +253,45 @@ fn show_clients<S: Serializer>(clients: &Clients, serializer: S) -> Result<S::Ok
     serializer.collect_seq(clients.members().map(|member| member.to_string()))
 }
 
+/// Whom the limit does not apply to, as it is read.
+struct Exempt(Clients);
+
+impl FromValue for Exempt {
+    fn expected() -> String {
+        "\"private\", or a list of ranges such as [\"private\", \"198.51.100.0/24\"]".to_owned()
+    }
+
+    fn from_value(value: &Value) -> Result<Self, Vec<Mismatch>> {
+        read_clients(value, &Self::expected()).map(Self)
+    }
+}
+
+impl Serialize for Rate {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self.0 {
+            Some(rate) => serializer.serialize_u32(rate.get()),
+            None => serializer.serialize_str("off"),
+        }
+    }
+}
+
+impl FromValue for Rate {
+    fn expected() -> String {
+        format!("a number of answers in a second from 1 to {}, or \"off\"", dns::RateLimit::FASTEST)
+    }
+
+    fn from_value(value: &Value) -> Result<Self, Vec<Mismatch>> {
+        if value.as_text() == Some("off") {
+            return Ok(Self(None));
+        }
+        let rate = value.as_integer().ok_or_else(|| value.wrong_kind(Self::expected()))?;
+        let rate = u32::try_from(rate).ok().filter(|rate| *rate <= dns::RateLimit::FASTEST);
+        let rate = rate.and_then(NonZeroU32::new);
+        rate.map(|rate| Self(Some(rate)))
+            .ok_or_else(|| value.mismatch("it is out of range", Self::expected()))
+    }
+}
+
 impl fmt::Display for ServeStale {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0 {
@@ -249,6 +324,7 @@ macro_rules! texts {
 }
 
 texts! {
+    ShownText = "a text of 1 to 64 characters of ASCII",
     Member = "\"private\", or a range of addresses such as \"10.0.0.0/8\"",
     ServeStale = "a duration up to \"1day\", or \"off\"",
     UpstreamAddress = "an upstream such as \"192.0.2.53\", \"tcp://192.0.2.53:53\" or \"tls://192.0.2.53#dns.example.com\"",
@@ -306,11 +382,30 @@ mod tests {
     }
 
     #[test]
+    fn what_guards_is_shown_as_it_is_read() {
+        let text = "cookies = false\nrate_limit = 50\nrate_limit_slip = 0\nrate_limit_exempt = [\"10.0.0.0/8\"]\n\
+                    identity = \"a\"\nversion = \"7\"\n";
+        let given = read(text).unwrap();
+        assert_eq!(read(&nerve::document::to_toml(&given).unwrap()).unwrap(), given);
+        let config = given.for_server(&nowhere());
+        let limit = config.rate_limit.unwrap();
+        assert_eq!((config.cookies, limit.per_second.get(), limit.slip), (false, 50, 0));
+        assert!(!limit.exempt.contains(Ipv4Addr::LOCALHOST.into()));
+        assert_eq!(config.identity.server.unwrap().as_str(), "a");
+        assert_eq!(read("rate_limit = \"off\"").unwrap().for_server(&nowhere()).rate_limit, None);
+    }
+
+    #[test]
     fn what_cannot_be_is_refused_with_its_reason() {
         let route = |domain: &str| format!("[[route]]\ndomain = \"{domain}\"\nupstreams = []\n");
         for (text, why) in [
             ("upstreams = [\"dns.example.com\"]".to_owned(), "there is no IP address in it"),
             ("recursion = \"some\"".to_owned(), "\"private\", \"everyone\", \"off\""),
+            ("rate_limit = 0".to_owned(), "from 1 to 50000"),
+            ("rate_limit = 50001".to_owned(), "from 1 to 50000"),
+            ("rate_limit = \"on\"".to_owned(), "from 1 to 50000"),
+            ("rate_limit_exempt = \"off\"".to_owned(), "\"private\", or a list"),
+            ("identity = \"\"".to_owned(), "1 to 64 characters"),
             ("recursion = 7".to_owned(), "\"private\", \"everyone\", \"off\""),
             ("recursion = [\"10.0.0.1/8\"]".to_owned(), "recursion[0]"),
             (format!("recursion = [{}]", "\"private\",".repeat(65)), "it has 65 ranges"),

@@ -4,6 +4,7 @@
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -15,6 +16,7 @@ use tokio::sync::watch;
 
 use super::address::UpstreamAddress;
 use super::clients::Clients;
+use super::identity::Identity;
 use super::suffix::{Suffix, check_labels};
 
 /// Longest domain: leaves room for the longest label that is put in front of it (RFC 1035 allows 255 octets a name).
@@ -50,6 +52,13 @@ pub struct Config {
     pub serve_stale: Duration,
     /// Who may have names outside the domain answered. Default: clients from networks that are not globally routable.
     pub recursion: RecursionFor,
+    /// Clients that speak of cookies get one, and whoever shows it again is believed to be where it says (RFC 7873). Default: yes.
+    pub cookies: bool,
+    /// How many answers over UDP a network gets that may not have asked for them; `None`: any number. Default: 200 a second,
+    /// and any number for clients from networks that are not globally routable.
+    pub rate_limit: Option<RateLimit>,
+    /// What the server says of itself. Default: nothing.
+    pub identity: Identity,
     /// Bounds of everything that could grow.
     pub limits: Limits,
     /// The ranges whose virtual addresses lead somewhere on this node. Default: none, so no answer names any.
@@ -153,6 +162,18 @@ pub enum RecursionFor {
     Everyone,
 }
 
+/// How many answers over UDP a network gets.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RateLimit {
+    /// Answers of a kind in a second, at most [`RateLimit::FASTEST`]. Default 200.
+    pub per_second: NonZeroU32,
+    /// Of so many that are too many, one is sent cut short, so that an honest client asks again over TCP; 0: none is. Default 2.
+    pub slip: u32,
+    /// Whom it does not apply to, besides this host and those who show a cookie. Default: clients from networks that are not globally
+    /// routable.
+    pub exempt: Clients,
+}
+
 /// Bounds of everything that could grow.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limits {
@@ -208,6 +229,9 @@ impl Default for Config {
             prefetch: true,
             serve_stale: Duration::from_secs(24 * 60 * 60),
             recursion: RecursionFor::Only(Clients::private()),
+            cookies: true,
+            rate_limit: Some(RateLimit::default()),
+            identity: Identity::default(),
             limits: Limits::default(),
             virtual_ranges: VirtualRanges::default(),
             only_passing: true,
@@ -245,6 +269,18 @@ impl Default for Limits {
             tcp_idle: Duration::from_secs(10),
             retry: Duration::from_secs(5),
         }
+    }
+}
+
+impl RateLimit {
+    /// The most answers in a second that are told from no limit.
+    pub const FASTEST: u32 = 50_000;
+}
+
+impl Default for RateLimit {
+    fn default() -> Self {
+        let per_second = NonZeroU32::MIN.saturating_add(199);
+        Self { per_second, slip: 2, exempt: Clients::private() }
     }
 }
 

@@ -15,6 +15,8 @@ mod config;
 mod fast;
 mod forward;
 mod frames;
+mod guard;
+mod identity;
 mod message;
 mod metrics;
 mod server;
@@ -24,8 +26,11 @@ mod zone;
 
 pub use address::{UpstreamAddress, UpstreamError};
 pub use clients::{Clients, Member, TooManyClients};
-pub use config::{Config, Domain, DomainError, Limits, Place, RecursionFor, Route, Upstreams, VirtualRanges};
+pub use config::{
+    Config, Domain, DomainError, Limits, Place, RateLimit, RecursionFor, Route, Upstreams, VirtualRanges,
+};
 pub use forward::UpstreamReport;
+pub use identity::{Identity, ShownText, ShownTextError};
 pub use metrics::Metrics;
 pub use server::{BindError, Bound, Handle, Listener, bind};
 pub use suffix::{Suffix, SuffixError};
