@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
+use std::num::NonZeroU32;
 
 use hickory_proto::op::{Edns, Message, MessageType, OpCode, Query as Asked};
 use hickory_proto::rr::rdata::opt::EdnsOption;
@@ -11,7 +12,9 @@ use proptest::prelude::*;
 use synapse::catalog::{Catalog, Change, Writer};
 
 use super::*;
-use crate::dns::forward::{Forwarder, Means, Servers};
+use crate::dns::clients::Clients;
+use crate::dns::config::RateLimit;
+use crate::dns::forward::{Forwarder, Means, Servers, Source};
 use crate::dns::message::{Handler, Reply};
 use crate::dns::metrics::{Dropped, Metrics, Transport};
 
@@ -20,22 +23,26 @@ struct Roads {
     fast: Fast,
     handler: Handler,
     guard: Arc<Guard>,
+    servers: Arc<Servers>,
     writer: Writer,
 }
 
 fn roads() -> Roads {
+    let ranges = tokio::sync::watch::channel(Arc::from(["10.96.0.0/16".parse().unwrap()])).1;
+    roads_of(&Config { virtual_ranges: ranges.into(), ..Config::default() })
+}
+
+fn roads_of(config: &Config) -> Roads {
     let (catalog, mut writer) = Catalog::new();
     writer.set_freshness(Freshness::Live);
-    let ranges = tokio::sync::watch::channel(Arc::from(["10.96.0.0/16".parse().unwrap()])).1;
-    let config = Config { virtual_ranges: ranges.into(), ..Config::default() };
     let metrics = Arc::new(Metrics::default());
-    let zone = Arc::new(Zone::new(&config, catalog, 7));
-    let means = Means::new(&config, Tasks::new(), Arc::clone(&metrics));
+    let zone = Arc::new(Zone::new(config, catalog, 7));
+    let means = Means::new(config, Tasks::new(), Arc::clone(&metrics));
     let servers = Arc::new(Servers::new(means, true));
-    let forwarder = Forwarder::new(&config, servers, Tasks::new(), Arc::clone(&metrics));
-    let guard = Arc::new(Guard::new(&config, Arc::clone(&metrics)));
-    let handler = Handler::new(&config, Arc::clone(&zone), forwarder, Arc::clone(&guard), metrics);
-    Roads { fast: Fast::new(&config, zone, Arc::clone(&guard)), handler, guard, writer }
+    let forwarder = Forwarder::new(config, Arc::clone(&servers), Tasks::new(), Arc::clone(&metrics));
+    let guard = Arc::new(Guard::new(config, Arc::clone(&metrics)));
+    let handler = Handler::new(config, Arc::clone(&zone), forwarder, Arc::clone(&guard), metrics);
+    Roads { fast: Fast::new(config, zone, Arc::clone(&guard)), handler, guard, servers, writer }
 }
 
 fn record(json: serde_json::Value) -> Change {
@@ -285,6 +292,32 @@ fn a_stranger_gets_so_many_answers_a_second_by_both_roads_together() {
         roads.handler.handle(&ask(Has::Nothing, RecordType::TXT), (stranger, 4000).into(), transport)
     };
     assert!(matches!(over(Transport::Tcp), Reply::Now(octets) if !is_cut(&octets)));
+}
+
+/// Of a resolver that is open to all, whose upstream is never there.
+#[tokio::test]
+async fn what_is_asked_of_others_counts_when_it_is_answered() {
+    let limit = RateLimit { per_second: NonZeroU32::MIN, slip: 0, exempt: Clients::private() };
+    let config = Config {
+        recursion: RecursionFor::Everyone,
+        upstreams: Upstreams::List(vec!["127.0.0.1:1".parse().unwrap()]),
+        rate_limit: Some(limit),
+        ..Config::default()
+    };
+    let roads = roads_of(&config);
+    assert!(roads.servers.replace(Source { config: &config, listen: &[] }.read().unwrap()));
+    let ask = |name: &str, client: [u8; 4]| {
+        let query = query(name, RecordType::A, None, None, flag::RECURSION_DESIRED);
+        match roads.handler.handle(&query, (IpAddr::from(client), 4000).into(), Transport::Udp) {
+            Reply::Later(later) => later,
+            _ => panic!("nobody knows it yet"),
+        }
+    };
+    let stranger = [8, 8, 8, 8];
+    let (one, two, private) =
+        (ask("a.example.", stranger), ask("b.example.", stranger), ask("c.example.", [10, 0, 0, 1]));
+    let sent = [one.wait_over_udp().await, two.wait_over_udp().await, private.wait_over_udp().await];
+    assert_eq!(sent.map(|octets| octets.is_some()), [true, false, true]);
 }
 
 #[test]
