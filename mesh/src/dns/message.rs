@@ -61,7 +61,7 @@ pub(super) struct Later {
 }
 
 /// Who asks.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Asker {
     address: SocketAddr,
     transport: Transport,
@@ -170,9 +170,9 @@ impl Handler {
         self.guard.count(&standing);
         let asker = Asker { address: client, transport, standing };
         let version = asked.map_or(0, |asked| asked.version);
-        match self.decide(octets, asker, version, began) {
-            (Reply::Now(octets), Some(asker)) => self.passed(octets, &asker, &moment),
-            (reply, _) => reply,
+        match self.decide(octets, &asker, version, began) {
+            Reply::Now(octets) => self.passed(octets, &asker, &moment),
+            reply => reply,
         }
     }
 
@@ -182,52 +182,53 @@ impl Handler {
         if passes { Reply::Now(octets) } else { Reply::Drop(Dropped::RateLimited) }
     }
 
-    /// Gives the asker back where the answer is there.
-    fn decide(&self, octets: &[u8], asker: Asker, version: u8, began: Instant) -> (Reply, Option<Asker>) {
-        let said = asker.standing.said.as_ref();
+    fn decide(&self, octets: &[u8], asker: &Asker, version: u8, began: Instant) -> Reply {
         let protocol = if asker.transport == Transport::Udp { Protocol::Udp } else { Protocol::Tcp };
         let request = Request::from_bytes(octets.to_vec(), asker.address, protocol).ok();
-        let request = request.filter(|request| request.queries.queries().len() == 1);
-        let Some(request) = request else {
+        let query = request.as_ref().and_then(|request| match request.queries.queries() {
+            [query] => Some((request, query)),
+            _ => None,
+        });
+        let Some((request, query)) = query else {
             self.metrics.query(asker.transport, Verdict::FormErr);
-            return (Reply::Now(bare(octets, rcode::FORM_ERR, said)), Some(asker));
+            return Reply::Now(bare(octets, rcode::FORM_ERR, asker.standing.said.as_ref()));
         };
-        let octets = match self.answer(&request, &asker, version, began) {
-            Ok(octets) => octets,
-            Err(Forward) => return self.forward(&request, asker, began),
-        };
-        (Reply::Now(octets), Some(asker))
+        match self.answer(request, query, asker, version, began) {
+            Some(octets) => Reply::Now(octets),
+            None => self.forward(request, asker, began),
+        }
     }
 
+    /// `None`: others are to be asked.
     fn answer(
         &self,
         request: &Request,
+        query: &LowerQuery,
         asker: &Asker,
         version: u8,
         began: Instant,
-    ) -> Result<Vec<u8>, Forward> {
+    ) -> Option<Vec<u8>> {
         if version > 0 {
             let answer = Answer::default();
-            return Ok(self.own(request, asker, Verdict::BadVersion, ResponseCode::BADVERS, &answer));
+            return Some(self.own(request, asker, Verdict::BadVersion, ResponseCode::BADVERS, &answer));
         }
-        let Some(query) = request.queries.queries().first() else { return Err(Forward) };
         let (kind, class) = (query.query_type(), query.query_class());
         if class == DNSClass::CH
             && let Some(answer) = self.of_itself(query)
         {
-            return Ok(self.own(request, asker, Verdict::Answered, ResponseCode::NoError, &answer));
+            return Some(self.own(request, asker, Verdict::Answered, ResponseCode::NoError, &answer));
         }
         if class != DNSClass::IN {
-            return Ok(self.refuse(request, asker, Refusal::Class));
+            return Some(self.refuse(request, asker, Refusal::Class));
         }
         // RFC 6895 section 3.1: 128 to 255 ask for something else than data; OPT and 0 are no question.
         let code = u16::from(kind);
         if code == 0 || kind == RecordType::OPT || (128..255).contains(&code) {
-            return Ok(self.refuse(request, asker, Refusal::MetaType));
+            return Some(self.refuse(request, asker, Refusal::MetaType));
         }
         let name = query.original().name();
         if !self.zone.covers(name) {
-            return Err(Forward);
+            return None;
         }
         let most = if asker.transport == Transport::Udp { self.most_udp } else { self.most_tcp };
         let answer = self.zone.answer(name, kind, most, &mut rand::rng());
@@ -242,7 +243,7 @@ impl Handler {
         }
         let octets = self.own(request, asker, verdict, code, &answer);
         self.metrics.took(Path::Zone, began.elapsed());
-        Ok(octets)
+        Some(octets)
     }
 
     /// What is told of this server (RFC 4892).
@@ -258,7 +259,7 @@ impl Handler {
         Some(Answer { answers: vec![record], ..Answer::default() })
     }
 
-    fn forward(&self, request: &Request, asker: Asker, began: Instant) -> (Reply, Option<Asker>) {
+    fn forward(&self, request: &Request, asker: &Asker, began: Instant) -> Reply {
         let refusal = if !self.forwards {
             Some(Refusal::NoUpstream)
         } else if !self.recursion.permits(asker.address.ip()) {
@@ -269,12 +270,12 @@ impl Handler {
             None
         };
         if let Some(refusal) = refusal {
-            return (Reply::Now(self.refuse(request, &asker, refusal)), Some(asker));
+            return Reply::Now(self.refuse(request, asker, refusal));
         }
         let Some(question) = Question::new(request.queries.as_bytes()) else {
             self.metrics.query(asker.transport, Verdict::FormErr);
             let octets = bare(request.as_slice(), rcode::FORM_ERR, asker.standing.said.as_ref());
-            return (Reply::Now(octets), Some(asker));
+            return Reply::Now(octets);
         };
         let client = Client {
             id: request.metadata.id,
@@ -295,13 +296,13 @@ impl Handler {
             }
             Start::Waiting(waiting) => {
                 let (metrics, guard) = (Arc::clone(&self.metrics), Arc::clone(&self.guard));
-                let later = Later { waiting, client, began, metrics, guard, asker };
-                return (Reply::Later(Box::new(later)), None);
+                let later = Later { waiting, client, began, metrics, guard, asker: asker.clone() };
+                return Reply::Later(Box::new(later));
             }
             Start::Failed(why) => serv_fail(&client, Note::NO_REACHABLE_AUTHORITY, &why),
-            Start::Refused(refusal) => self.refuse(request, &asker, refusal),
+            Start::Refused(refusal) => self.refuse(request, asker, refusal),
         };
-        (Reply::Now(octets), Some(asker))
+        Reply::Now(octets)
     }
 
     fn refuse(&self, request: &Request, asker: &Asker, refusal: Refusal) -> Vec<u8> {
@@ -335,9 +336,6 @@ impl Handler {
         octets
     }
 }
-
-/// It is not answered here.
-struct Forward;
 
 /// Questions, answers, authorities and additionals, as the header claims; `None` if there is no whole header.
 fn counts(octets: &[u8]) -> Option<[u16; 4]> {

@@ -43,7 +43,7 @@ pub(super) struct Moment {
 }
 
 /// A client, as one of its queries shows it.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Standing {
     /// What is said back to its EDNS.
     pub(super) said: Option<Said>,
