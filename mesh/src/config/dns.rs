@@ -8,10 +8,12 @@ use std::str::FromStr;
 use nerve::document::{FromValue, Mismatch, Reported, Section, Text, Value};
 use nerve::http::FilePath;
 use nerve::period::Period;
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
 use super::sections::{Node, all_as_text, as_text};
-use crate::dns::{self, Domain, RecursionFor, Suffix, UpstreamAddress, Upstreams};
+use crate::dns::{
+    self, Clients, Domain, Member, RecursionFor, ShownText, Suffix, UpstreamAddress, Upstreams,
+};
 
 /// The table.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -30,8 +32,22 @@ pub struct Dns {
     /// Where every instance of a service fails, all are named.
     pub panic: bool,
     /// Who may ask for other names.
-    #[serde(serialize_with = "as_text")]
     pub recursion: Recursion,
+    /// Do clients get cookies?
+    pub cookies: bool,
+    /// How many answers over UDP a network gets.
+    pub rate_limit: Rate,
+    /// Of so many that are too many, one is cut short instead.
+    pub rate_limit_slip: u32,
+    /// Whom it does not apply to.
+    #[serde(serialize_with = "show_clients")]
+    pub rate_limit_exempt: Clients,
+    /// What the server calls itself.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub identity: Option<ShownText>,
+    /// What it says of its version.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub version: Option<ShownText>,
     /// Who is asked for other names; empty: those of `/etc/resolv.conf`.
     #[serde(serialize_with = "all_as_text")]
     pub upstreams: Vec<UpstreamAddress>,
@@ -59,13 +75,17 @@ pub struct Dns {
 }
 
 /// Who may ask for names outside the domain.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Recursion {
     /// These.
     For(RecursionFor),
     /// Nobody.
     Off,
 }
+
+/// Answers of a kind that a network gets in a second; `None`: any number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rate(pub Option<NonZeroU32>);
 
 /// How long an answer may be given past its time; `None`: never.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -87,6 +107,8 @@ impl Dns {
         let usual = dns::Config::default();
         let entries = u32::try_from(usual.limits.cache_entries).unwrap_or(u32::MAX);
         let bytes = u32::try_from(usual.limits.cache_bytes).ok().and_then(NonZeroU32::new);
+        let limit = dns::RateLimit::default();
+        let (identity, version) = (section.given("identity"), section.given("version"));
         let ca_file = section.given("upstream_ca_file");
         let read = Self {
             enabled: section.or("enabled", true),
@@ -96,6 +118,12 @@ impl Dns {
             only_passing: section.or("only_passing", usual.only_passing),
             panic: section.or("panic", usual.panic),
             recursion: section.or("recursion", Recursion::For(usual.recursion)),
+            cookies: section.or("cookies", usual.cookies),
+            rate_limit: section.or("rate_limit", Rate(usual.rate_limit.map(|limit| limit.per_second))),
+            rate_limit_slip: section.or("rate_limit_slip", limit.slip),
+            rate_limit_exempt: section.or("rate_limit_exempt", Exempt(limit.exempt)).0,
+            identity: identity?,
+            version: version?,
             upstreams: section.or("upstreams", Vec::new()),
             upstream_ca_file: ca_file?,
             upstream_timeout: section.or("upstream_timeout", Period::seconds(2)),
@@ -128,11 +156,11 @@ impl Dns {
     /// What the name server is told.
     pub(super) fn for_server(&self, node: &Node) -> dns::Config {
         let usual = dns::Config::default();
-        let recursion = match self.recursion {
-            Recursion::For(clients) => clients,
+        let recursion = match &self.recursion {
+            Recursion::For(clients) => clients.clone(),
             Recursion::Off => usual.recursion,
         };
-        let upstreams = match (self.recursion, self.upstreams.is_empty()) {
+        let upstreams = match (&self.recursion, self.upstreams.is_empty()) {
             (Recursion::Off, _) => Upstreams::None,
             (_, true) => Upstreams::default(),
             (_, false) => Upstreams::List(self.upstreams.clone()),
@@ -156,6 +184,13 @@ impl Dns {
             prefetch: self.prefetch,
             serve_stale: self.serve_stale.0.map(Period::get).unwrap_or_default(),
             recursion,
+            cookies: self.cookies,
+            rate_limit: self.rate_limit.0.map(|per_second| dns::RateLimit {
+                per_second,
+                slip: self.rate_limit_slip,
+                exempt: self.rate_limit_exempt.clone(),
+            }),
+            identity: dns::Identity { server: self.identity.clone(), version: self.version.clone() },
             limits: dns::Limits {
                 upstream_timeout: self.upstream_timeout.get(),
                 cache_entries: usize::try_from(self.cache_entries).unwrap_or(usize::MAX),
@@ -174,26 +209,86 @@ impl Route {
     }
 }
 
-impl fmt::Display for Recursion {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::For(RecursionFor::PrivateClients) => "private",
-            Self::For(RecursionFor::Everyone) => "everyone",
-            Self::Off => "off",
-        })
+impl Serialize for Recursion {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::For(RecursionFor::Everyone) => serializer.serialize_str("everyone"),
+            Self::For(RecursionFor::Only(clients)) => show_clients(clients, serializer),
+            Self::Off => serializer.serialize_str("off"),
+        }
     }
 }
 
-impl FromStr for Recursion {
-    type Err = String;
+impl FromValue for Recursion {
+    fn expected() -> String {
+        "\"private\", \"everyone\", \"off\", or a list of ranges such as [\"private\", \"198.51.100.0/24\"]"
+            .to_owned()
+    }
 
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "private" => Ok(Self::For(RecursionFor::PrivateClients)),
-            "everyone" => Ok(Self::For(RecursionFor::Everyone)),
-            "off" => Ok(Self::Off),
-            _ => Err(format!("{text:?} is none of those who may ask")),
+    fn from_value(value: &Value) -> Result<Self, Vec<Mismatch>> {
+        match value.as_text() {
+            Some("everyone") => Ok(Self::For(RecursionFor::Everyone)),
+            Some("off") => Ok(Self::Off),
+            _ => read_clients(value, &Self::expected()).map(|clients| Self::For(RecursionFor::Only(clients))),
         }
+    }
+}
+
+/// `"private"`, or a list of ranges in which it may stand as well.
+fn read_clients(value: &Value, expected: &str) -> Result<Clients, Vec<Mismatch>> {
+    if value.as_text() == Some("private") {
+        return Ok(Clients::private());
+    }
+    if value.as_list().is_none() {
+        return Err(value.parse_text::<Member>(expected).err().unwrap_or_else(|| value.wrong_kind(expected)));
+    }
+    let members: Vec<Member> = Vec::from_value(value)?;
+    Clients::new(&members).map_err(|error| value.mismatch(error, expected))
+}
+
+fn show_clients<S: Serializer>(clients: &Clients, serializer: S) -> Result<S::Ok, S::Error> {
+    if *clients == Clients::private() {
+        return serializer.serialize_str("private");
+    }
+    serializer.collect_seq(clients.members().map(|member| member.to_string()))
+}
+
+/// Whom the limit does not apply to, as it is read.
+struct Exempt(Clients);
+
+impl FromValue for Exempt {
+    fn expected() -> String {
+        "\"private\", or a list of ranges such as [\"private\", \"198.51.100.0/24\"]".to_owned()
+    }
+
+    fn from_value(value: &Value) -> Result<Self, Vec<Mismatch>> {
+        read_clients(value, &Self::expected()).map(Self)
+    }
+}
+
+impl Serialize for Rate {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self.0 {
+            Some(rate) => serializer.serialize_u32(rate.get()),
+            None => serializer.serialize_str("off"),
+        }
+    }
+}
+
+impl FromValue for Rate {
+    fn expected() -> String {
+        format!("a number of answers in a second from 1 to {}, or \"off\"", dns::RateLimit::FASTEST)
+    }
+
+    fn from_value(value: &Value) -> Result<Self, Vec<Mismatch>> {
+        if value.as_text() == Some("off") {
+            return Ok(Self(None));
+        }
+        let rate = value.as_integer().ok_or_else(|| value.wrong_kind(Self::expected()))?;
+        let rate = u32::try_from(rate).ok().filter(|rate| *rate <= dns::RateLimit::FASTEST);
+        let rate = rate.and_then(NonZeroU32::new);
+        rate.map(|rate| Self(Some(rate)))
+            .ok_or_else(|| value.mismatch("it is out of range", Self::expected()))
     }
 }
 
@@ -229,7 +324,8 @@ macro_rules! texts {
 }
 
 texts! {
-    Recursion = "\"private\", \"everyone\" or \"off\"",
+    ShownText = "a text of 1 to 64 characters of ASCII",
+    Member = "\"private\", or a range of addresses such as \"10.0.0.0/8\"",
     ServeStale = "a duration up to \"1day\", or \"off\"",
     UpstreamAddress = "an upstream such as \"192.0.2.53\", \"tcp://192.0.2.53:53\" or \"tls://192.0.2.53#dns.example.com\"",
     Suffix = "a domain such as \"corp.example\" or \"10.in-addr.arpa\"",
@@ -271,11 +367,48 @@ mod tests {
     }
 
     #[test]
+    fn who_may_ask_is_shown_as_it_is_read() {
+        for text in
+            ["\"private\"", "\"everyone\"", "\"off\"", "[\"private\", \"198.51.100.0/24\"]", "[\"fd00::/8\"]"]
+        {
+            let text = format!("recursion = {text}");
+            let shown = nerve::document::to_toml(&read(&text).unwrap()).unwrap();
+            assert_eq!(read(&shown).unwrap(), read(&text).unwrap(), "{shown}");
+        }
+        let list = read("recursion = [\"private\", \"198.51.100.0/24\"]").unwrap().for_server(&nowhere());
+        for (client, may) in [("127.0.0.1", true), ("198.51.100.7", true), ("8.8.8.8", false)] {
+            assert_eq!(list.recursion.permits(client.parse().unwrap()), may, "{client}");
+        }
+    }
+
+    #[test]
+    fn what_guards_is_shown_as_it_is_read() {
+        let text = "cookies = false\nrate_limit = 50\nrate_limit_slip = 0\nrate_limit_exempt = [\"10.0.0.0/8\"]\n\
+                    identity = \"a\"\nversion = \"7\"\n";
+        let given = read(text).unwrap();
+        assert_eq!(read(&nerve::document::to_toml(&given).unwrap()).unwrap(), given);
+        let config = given.for_server(&nowhere());
+        let limit = config.rate_limit.unwrap();
+        assert_eq!((config.cookies, limit.per_second.get(), limit.slip), (false, 50, 0));
+        assert!(!limit.exempt.contains(Ipv4Addr::LOCALHOST.into()));
+        assert_eq!(config.identity.server.unwrap().as_str(), "a");
+        assert_eq!(read("rate_limit = \"off\"").unwrap().for_server(&nowhere()).rate_limit, None);
+    }
+
+    #[test]
     fn what_cannot_be_is_refused_with_its_reason() {
         let route = |domain: &str| format!("[[route]]\ndomain = \"{domain}\"\nupstreams = []\n");
         for (text, why) in [
             ("upstreams = [\"dns.example.com\"]".to_owned(), "there is no IP address in it"),
-            ("recursion = \"some\"".to_owned(), "\"private\", \"everyone\" or \"off\""),
+            ("recursion = \"some\"".to_owned(), "\"private\", \"everyone\", \"off\""),
+            ("rate_limit = 0".to_owned(), "from 1 to 50000"),
+            ("rate_limit = 50001".to_owned(), "from 1 to 50000"),
+            ("rate_limit = \"on\"".to_owned(), "from 1 to 50000"),
+            ("rate_limit_exempt = \"off\"".to_owned(), "\"private\", or a list"),
+            ("identity = \"\"".to_owned(), "1 to 64 characters"),
+            ("recursion = 7".to_owned(), "\"private\", \"everyone\", \"off\""),
+            ("recursion = [\"10.0.0.1/8\"]".to_owned(), "recursion[0]"),
+            (format!("recursion = [{}]", "\"private\",".repeat(65)), "it has 65 ranges"),
             ("serve_stale = \"2days\"".to_owned(), "1day"),
             ("upstream_ca_file = \"ca.pem\"".to_owned(), "is not absolute"),
             ("[[route]]\ndomain = \"a\"".to_owned(), "route[0].upstreams: it is missing"),

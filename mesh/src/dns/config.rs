@@ -3,7 +3,8 @@
 //! Every value here is valid by its type; reading it from a file is the business of the config room.
 
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -14,6 +15,8 @@ use nerve::model::{Instance, Prefix, Region, Zone};
 use tokio::sync::watch;
 
 use super::address::UpstreamAddress;
+use super::clients::Clients;
+use super::identity::Identity;
 use super::suffix::{Suffix, check_labels};
 
 /// Longest domain: leaves room for the longest label that is put in front of it (RFC 1035 allows 255 octets a name).
@@ -49,6 +52,13 @@ pub struct Config {
     pub serve_stale: Duration,
     /// Who may have names outside the domain answered. Default: clients from networks that are not globally routable.
     pub recursion: RecursionFor,
+    /// Clients that speak of cookies get one, and whoever shows it again is believed to be where it says (RFC 7873). Default: yes.
+    pub cookies: bool,
+    /// How many answers over UDP a network gets that may not have asked for them; `None`: any number. Default: 200 a second,
+    /// and any number for clients from networks that are not globally routable.
+    pub rate_limit: Option<RateLimit>,
+    /// What the server says of itself. Default: nothing.
+    pub identity: Identity,
     /// Bounds of everything that could grow.
     pub limits: Limits,
     /// The ranges whose virtual addresses lead somewhere on this node. Default: none, so no answer names any.
@@ -144,13 +154,24 @@ pub struct Route {
 }
 
 /// Who may have names outside the domain answered. The domain itself is answered to everyone.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum RecursionFor {
-    /// Clients whose address is not globally routable (loopback, RFC 1918, RFC 6598, link-local, RFC 4193,
-    /// documentation and benchmark networks). An open resolver on a public address serves reflection attacks.
-    PrivateClients,
+    /// These. An open resolver on a public address serves reflection attacks, so they are usually those without one.
+    Only(Clients),
     /// Everyone who reaches the socket.
     Everyone,
+}
+
+/// How many answers over UDP a network gets.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RateLimit {
+    /// Answers of a kind in a second, at most [`RateLimit::FASTEST`]. Default 200.
+    pub per_second: NonZeroU32,
+    /// Of so many that are too many, one is sent cut short, so that an honest client asks again over TCP; 0: none is. Default 2.
+    pub slip: u32,
+    /// Whom it does not apply to, besides this host and those who show a cookie. Default: clients from networks that are not globally
+    /// routable.
+    pub exempt: Clients,
 }
 
 /// Bounds of everything that could grow.
@@ -207,7 +228,10 @@ impl Default for Config {
             mixed_case: true,
             prefetch: true,
             serve_stale: Duration::from_secs(24 * 60 * 60),
-            recursion: RecursionFor::PrivateClients,
+            recursion: RecursionFor::Only(Clients::private()),
+            cookies: true,
+            rate_limit: Some(RateLimit::default()),
+            identity: Identity::default(),
             limits: Limits::default(),
             virtual_ranges: VirtualRanges::default(),
             only_passing: true,
@@ -248,34 +272,27 @@ impl Default for Limits {
     }
 }
 
-impl RecursionFor {
-    /// May a client of this address have names outside the domain answered?
-    #[must_use]
-    pub fn permits(self, client: IpAddr) -> bool {
-        match (self, client.to_canonical()) {
-            (Self::Everyone, _) => true,
-            (Self::PrivateClients, IpAddr::V4(ip)) => !is_global_v4(ip),
-            (Self::PrivateClients, IpAddr::V6(ip)) => !is_global_v6(ip),
-        }
+impl RateLimit {
+    /// The most answers in a second that are told from no limit.
+    pub const FASTEST: u32 = 50_000;
+}
+
+impl Default for RateLimit {
+    fn default() -> Self {
+        let per_second = NonZeroU32::MIN.saturating_add(199);
+        Self { per_second, slip: 2, exempt: Clients::private() }
     }
 }
 
-/// The IANA IPv4 special-purpose registry (RFC 6890), as far as a client can have such an address.
-fn is_global_v4(ip: Ipv4Addr) -> bool {
-    let [a, b, ..] = ip.octets();
-    let shared = a == 100 && (64..128).contains(&b);
-    let benchmark = a == 198 && (18..20).contains(&b);
-    !(ip.is_loopback()
-        || ip.is_private()
-        || ip.is_link_local()
-        || ip.is_documentation()
-        || shared
-        || benchmark)
-}
-
-fn is_global_v6(ip: Ipv6Addr) -> bool {
-    let documentation = ip.segments()[..2] == [0x2001, 0xdb8];
-    !(ip.is_loopback() || ip.is_unique_local() || ip.is_unicast_link_local() || documentation)
+impl RecursionFor {
+    /// May a client of this address have names outside the domain answered?
+    #[must_use]
+    pub fn permits(&self, client: IpAddr) -> bool {
+        match self {
+            Self::Everyone => true,
+            Self::Only(clients) => clients.contains(client),
+        }
+    }
 }
 
 impl Domain {
@@ -326,14 +343,9 @@ mod tests {
 
     #[test]
     fn only_clients_without_a_global_address_are_forwarded_for_unless_told() {
-        for private in
-            ["127.0.0.1", "10.1.2.3", "100.64.0.1", "192.0.2.7", "::1", "fd00::1", "::ffff:10.0.0.1"]
-        {
-            assert!(RecursionFor::PrivateClients.permits(private.parse().unwrap()), "{private}");
-        }
-        for global in ["8.8.8.8", "100.128.0.1", "2606:4700::1", "::ffff:8.8.8.8"] {
-            assert!(!RecursionFor::PrivateClients.permits(global.parse().unwrap()), "{global}");
-            assert!(RecursionFor::Everyone.permits(global.parse().unwrap()), "{global}");
+        for (client, usually) in [("10.1.2.3", true), ("8.8.8.8", false)] {
+            assert_eq!(Config::default().recursion.permits(client.parse().unwrap()), usually, "{client}");
+            assert!(RecursionFor::Everyone.permits(client.parse().unwrap()), "{client}");
         }
     }
 }

@@ -7,9 +7,9 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
-use hickory_proto::op::{Edns, Metadata, ResponseCode};
-use hickory_proto::rr::rdata::opt::EdnsOption;
-use hickory_proto::rr::{DNSClass, Record, RecordType};
+use hickory_proto::op::{LowerQuery, Metadata, ResponseCode};
+use hickory_proto::rr::rdata::TXT;
+use hickory_proto::rr::{DNSClass, Name, RData, Record, RecordType};
 use hickory_proto::serialize::binary::BinEncoder;
 use hickory_server::net::xfer::Protocol;
 use hickory_server::server::Request;
@@ -17,14 +17,14 @@ use hickory_server::zone_handler::MessageResponseBuilder;
 
 use super::config::{Config, RecursionFor, Upstreams};
 use super::forward::{Client, Forwarder, Given, Start, Waiting, serv_fail};
-use super::metrics::{Dropped, Metrics, Path, Refusal, Transport, Verdict};
+use super::guard::{self, Guard, Malformed, Moment, Said, Standing};
+use super::identity::Identity;
+use super::metrics::{CookieKind, Dropped, Metrics, Path, Refusal, Transport, Verdict};
 use super::wire::{self, Question, flag, rcode};
 use super::zone::{Answer, Kind, Note, Zone};
 
 /// OPT, TSIG, a cookie's room to grow: more than this no query needs in its additional section.
 const MOST_ADDITIONALS: u16 = 4;
-/// The extended error's option code (RFC 8914 section 2).
-const EXTENDED_ERROR: u16 = 15;
 
 /// Answers messages. One for all sockets.
 #[derive(Debug)]
@@ -32,6 +32,8 @@ pub(super) struct Handler {
     pub(super) zone: Arc<Zone>,
     pub(super) forwarder: Forwarder,
     pub(super) metrics: Arc<Metrics>,
+    guard: Arc<Guard>,
+    identity: Identity,
     recursion: RecursionFor,
     forwards: bool,
     most_udp: usize,
@@ -43,8 +45,8 @@ pub(super) enum Reply {
     /// Send this.
     Now(Vec<u8>),
     /// Wait for this, then send it.
-    Later(Later),
-    /// Nothing is to be sent.
+    Later(Box<Later>),
+    /// Nothing is to be sent, for this reason.
     Drop(Dropped),
 }
 
@@ -54,19 +56,47 @@ pub(super) struct Later {
     client: Client,
     began: Instant,
     metrics: Arc<Metrics>,
+    guard: Arc<Guard>,
+    asker: Asker,
+}
+
+/// Who asks.
+#[derive(Debug, Clone)]
+struct Asker {
+    address: SocketAddr,
+    transport: Transport,
+    standing: Standing,
+}
+
+impl Asker {
+    /// The most octets that an answer may have.
+    fn most(&self) -> u16 {
+        if self.transport == Transport::Udp { self.standing.most } else { u16::MAX }
+    }
 }
 
 impl Later {
+    /// The answer's octets; `None`: it is one too many to be sent to somebody who may not have asked for it.
+    pub(super) async fn wait_over_udp(self) -> Option<Vec<u8>> {
+        let Self { waiting, client, began, metrics, guard, asker } = self;
+        let mut octets = answered(waiting, client, began, metrics).await;
+        let passes = guard.pass(&mut octets, 0, &asker.standing, asker.address.ip(), &guard.again());
+        passes.then_some(octets)
+    }
+
     /// The answer's octets. Dropping the future gives the answer up.
     pub(super) async fn wait(self) -> Vec<u8> {
-        let Self { waiting, client, began, metrics } = self;
-        let octets = match waiting.told().await {
-            Ok(given) => make_out(&given, &client, &metrics),
-            Err(why) => serv_fail(&client, Note::NO_REACHABLE_AUTHORITY, &why),
-        };
-        metrics.took(Path::Upstream, began.elapsed());
-        octets
+        answered(self.waiting, self.client, self.began, self.metrics).await
     }
+}
+
+async fn answered(waiting: Waiting, client: Client, began: Instant, metrics: Arc<Metrics>) -> Vec<u8> {
+    let octets = match waiting.told().await {
+        Ok(given) => make_out(&given, &client, &metrics),
+        Err(why) => serv_fail(&client, Note::NO_REACHABLE_AUTHORITY, &why),
+    };
+    metrics.took(Path::Upstream, began.elapsed());
+    octets
 }
 
 fn make_out(given: &Given, client: &Client, metrics: &Metrics) -> Vec<u8> {
@@ -78,12 +108,20 @@ fn make_out(given: &Given, client: &Client, metrics: &Metrics) -> Vec<u8> {
 }
 
 impl Handler {
-    pub(super) fn new(config: &Config, zone: Arc<Zone>, forwarder: Forwarder, metrics: Arc<Metrics>) -> Self {
+    pub(super) fn new(
+        config: &Config,
+        zone: Arc<Zone>,
+        forwarder: Forwarder,
+        guard: Arc<Guard>,
+        metrics: Arc<Metrics>,
+    ) -> Self {
         Self {
             zone,
             forwarder,
             metrics,
-            recursion: config.recursion,
+            guard,
+            identity: config.identity.clone(),
+            recursion: config.recursion.clone(),
             forwards: config.upstreams != Upstreams::None,
             most_udp: config.limits.answers_udp.max(1),
             most_tcp: config.limits.answers_tcp.max(1),
@@ -100,57 +138,99 @@ impl Handler {
         if client.port() == 0 {
             return Reply::Drop(Dropped::NoReturnPort);
         }
+        let moment = self.guard.moment();
+        let stranger = || Asker {
+            address: client,
+            transport,
+            standing: self.guard.meet(None, client.ip(), transport, &moment),
+        };
         if wire::flags(octets) & flag::OPCODE != 0 {
             self.metrics.query(transport, Verdict::NotImplemented);
-            return Reply::Now(bare(octets, rcode::NOT_IMP));
+            return self.passed(bare(octets, rcode::NOT_IMP, None), &stranger(), &moment);
         }
-        let protocol = match transport {
-            Transport::Udp => Protocol::Udp,
-            Transport::Tcp => Protocol::Tcp,
-        };
-        let request = match counts {
+        let read = match counts {
             [1, 0, 0, additionals] if additionals <= MOST_ADDITIONALS => {
-                Request::from_bytes(octets.to_vec(), client, protocol).ok()
+                guard::read(octets, additionals, transport != Transport::Udp)
             }
-            _ => None,
+            _ => Err(Malformed::Message),
         };
-        let Some(request) = request else {
-            self.metrics.query(transport, Verdict::FormErr);
-            return Reply::Now(bare(octets, rcode::FORM_ERR));
+        let asked = match read {
+            Ok(asked) => asked,
+            Err(malformed) => {
+                self.metrics.query(transport, Verdict::FormErr);
+                if malformed == Malformed::Cookie {
+                    self.metrics.cookies.inc(CookieKind::Malformed);
+                }
+                // Without OPT the client would take it that EDNS is not understood here (RFC 6891 section 7).
+                let said = (malformed != Malformed::Message).then(Said::default);
+                return self.passed(bare(octets, rcode::FORM_ERR, said.as_ref()), &stranger(), &moment);
+            }
         };
-        self.decide(&request, transport, began)
+        let standing = self.guard.meet(asked.as_ref(), client.ip(), transport, &moment);
+        self.guard.count(&standing);
+        let asker = Asker { address: client, transport, standing };
+        let version = asked.map_or(0, |asked| asked.version);
+        match self.decide(octets, &asker, version, began) {
+            Reply::Now(octets) => self.passed(octets, &asker, &moment),
+            reply => reply,
+        }
     }
 
-    fn decide(&self, request: &Request, transport: Transport, began: Instant) -> Reply {
-        let [query] = request.queries.queries() else {
-            return Reply::Now(bare(request.as_slice(), rcode::FORM_ERR));
+    /// Whether it may be sent.
+    fn passed(&self, mut octets: Vec<u8>, asker: &Asker, moment: &Moment) -> Reply {
+        let passes = self.guard.pass(&mut octets, 0, &asker.standing, asker.address.ip(), moment);
+        if passes { Reply::Now(octets) } else { Reply::Drop(Dropped::RateLimited) }
+    }
+
+    fn decide(&self, octets: &[u8], asker: &Asker, version: u8, began: Instant) -> Reply {
+        let protocol = if asker.transport == Transport::Udp { Protocol::Udp } else { Protocol::Tcp };
+        let request = Request::from_bytes(octets.to_vec(), asker.address, protocol).ok();
+        let query = request.as_ref().and_then(|request| match request.queries.queries() {
+            [query] => Some((request, query)),
+            _ => None,
+        });
+        let Some((request, query)) = query else {
+            self.metrics.query(asker.transport, Verdict::FormErr);
+            return Reply::Now(bare(octets, rcode::FORM_ERR, asker.standing.said.as_ref()));
         };
-        if request.version() > 0 {
-            return self.own(
-                request,
-                transport,
-                Verdict::BadVersion,
-                ResponseCode::BADVERS,
-                &Answer::default(),
-            );
+        match self.answer(request, query, asker, version, began) {
+            Some(octets) => Reply::Now(octets),
+            None => self.forward(request, asker, began),
+        }
+    }
+
+    /// `None`: others are to be asked.
+    fn answer(
+        &self,
+        request: &Request,
+        query: &LowerQuery,
+        asker: &Asker,
+        version: u8,
+        began: Instant,
+    ) -> Option<Vec<u8>> {
+        if version > 0 {
+            let answer = Answer::default();
+            return Some(self.own(request, asker, Verdict::BadVersion, ResponseCode::BADVERS, &answer));
         }
         let (kind, class) = (query.query_type(), query.query_class());
+        if class == DNSClass::CH
+            && let Some(answer) = self.of_itself(query)
+        {
+            return Some(self.own(request, asker, Verdict::Answered, ResponseCode::NoError, &answer));
+        }
         if class != DNSClass::IN {
-            return self.refuse(request, transport, Refusal::Class);
+            return Some(self.refuse(request, asker, Refusal::Class));
         }
         // RFC 6895 section 3.1: 128 to 255 ask for something else than data; OPT and 0 are no question.
         let code = u16::from(kind);
         if code == 0 || kind == RecordType::OPT || (128..255).contains(&code) {
-            return self.refuse(request, transport, Refusal::MetaType);
+            return Some(self.refuse(request, asker, Refusal::MetaType));
         }
         let name = query.original().name();
         if !self.zone.covers(name) {
-            return self.forward(request, transport, began);
+            return None;
         }
-        let most = match transport {
-            Transport::Udp => self.most_udp,
-            Transport::Tcp => self.most_tcp,
-        };
+        let most = if asker.transport == Transport::Udp { self.most_udp } else { self.most_tcp };
         let answer = self.zone.answer(name, kind, most, &mut rand::rng());
         let (verdict, code) = match answer.kind {
             Kind::Records => (Verdict::Answered, ResponseCode::NoError),
@@ -161,81 +241,99 @@ impl Handler {
         if answer.stale {
             self.metrics.stale_answers.inc();
         }
-        let reply = self.own(request, transport, verdict, code, &answer);
+        let octets = self.own(request, asker, verdict, code, &answer);
         self.metrics.took(Path::Zone, began.elapsed());
-        reply
+        Some(octets)
     }
 
-    fn forward(&self, request: &Request, transport: Transport, began: Instant) -> Reply {
-        if !self.forwards {
-            return self.refuse(request, transport, Refusal::NoUpstream);
+    /// What is told of this server (RFC 4892).
+    fn of_itself(&self, query: &LowerQuery) -> Option<Answer> {
+        if !matches!(query.query_type(), RecordType::TXT | RecordType::ANY) {
+            return None;
         }
-        if !self.recursion.permits(request.src().ip()) {
-            return self.refuse(request, transport, Refusal::ClientNotPermitted);
-        }
-        if !request.metadata.recursion_desired {
-            return self.refuse(request, transport, Refusal::RecursionNotDesired);
+        let name: Name = query.original().name().clone();
+        let asked = name.to_ascii().to_ascii_lowercase();
+        let text = self.identity.of(asked.trim_end_matches('.'))?;
+        let mut record = Record::from_rdata(name, 0, RData::TXT(TXT::new(vec![text.to_string()])));
+        record.dns_class = DNSClass::CH;
+        Some(Answer { answers: vec![record], ..Answer::default() })
+    }
+
+    fn forward(&self, request: &Request, asker: &Asker, began: Instant) -> Reply {
+        let refusal = if !self.forwards {
+            Some(Refusal::NoUpstream)
+        } else if !self.recursion.permits(asker.address.ip()) {
+            Some(Refusal::ClientNotPermitted)
+        } else if !request.metadata.recursion_desired {
+            Some(Refusal::RecursionNotDesired)
+        } else {
+            None
+        };
+        if let Some(refusal) = refusal {
+            return Reply::Now(self.refuse(request, asker, refusal));
         }
         let Some(question) = Question::new(request.queries.as_bytes()) else {
-            self.metrics.query(transport, Verdict::FormErr);
-            return Reply::Now(bare(request.as_slice(), rcode::FORM_ERR));
+            self.metrics.query(asker.transport, Verdict::FormErr);
+            let octets = bare(request.as_slice(), rcode::FORM_ERR, asker.standing.said.as_ref());
+            return Reply::Now(octets);
         };
         let client = Client {
             id: request.metadata.id,
             question,
             flags: wire::flags(request.as_slice()),
-            edns: request.edns.as_ref().map(|edns| edns.flags().dnssec_ok),
-            most: usize::from(largest(request, transport)),
+            edns: asker.standing.said.clone(),
+            most: usize::from(asker.most()),
         };
-        match self.forwarder.start(&client) {
+        let start = self.forwarder.start(&client);
+        if !matches!(start, Start::Refused(_)) {
+            self.metrics.query(asker.transport, Verdict::Forwarded);
+        }
+        let octets = match start {
             Start::Known(given) => {
-                self.metrics.query(transport, Verdict::Forwarded);
                 let octets = make_out(&given, &client, &self.metrics);
                 self.metrics.took(Path::Cache, began.elapsed());
-                Reply::Now(octets)
+                octets
             }
             Start::Waiting(waiting) => {
-                self.metrics.query(transport, Verdict::Forwarded);
-                Reply::Later(Later { waiting, client, began, metrics: Arc::clone(&self.metrics) })
+                let (metrics, guard) = (Arc::clone(&self.metrics), Arc::clone(&self.guard));
+                let later = Later { waiting, client, began, metrics, guard, asker: asker.clone() };
+                return Reply::Later(Box::new(later));
             }
-            Start::Failed(why) => {
-                self.metrics.query(transport, Verdict::Forwarded);
-                Reply::Now(serv_fail(&client, Note::NO_REACHABLE_AUTHORITY, &why))
-            }
-            Start::Refused(refusal) => self.refuse(request, transport, refusal),
-        }
+            Start::Failed(why) => serv_fail(&client, Note::NO_REACHABLE_AUTHORITY, &why),
+            Start::Refused(refusal) => self.refuse(request, asker, refusal),
+        };
+        Reply::Now(octets)
     }
 
-    fn refuse(&self, request: &Request, transport: Transport, refusal: Refusal) -> Reply {
+    fn refuse(&self, request: &Request, asker: &Asker, refusal: Refusal) -> Vec<u8> {
         self.metrics.refused.inc(refusal);
         let (code, note) = told(refusal);
         let answer = Answer { note: Some(note), ..Answer::default() };
-        self.own(request, transport, Verdict::Refused, code, &answer)
+        self.own(request, asker, Verdict::Refused, code, &answer)
     }
 
     /// Writes an answer of our own.
     fn own(
         &self,
         request: &Request,
-        transport: Transport,
+        asker: &Asker,
         verdict: Verdict,
         code: ResponseCode,
         answer: &Answer,
-    ) -> Reply {
-        self.metrics.query(transport, verdict);
+    ) -> Vec<u8> {
+        self.metrics.query(asker.transport, verdict);
+        let said = asker.standing.said.as_ref();
         let mut metadata = Metadata::response_from_request(&request.metadata);
         metadata.response_code = code;
         metadata.authoritative = matches!(verdict, Verdict::Answered | Verdict::NoData | Verdict::NxDomain);
-        metadata.recursion_available = self.forwards && self.recursion.permits(request.src().ip());
-        let edns = request.edns.as_ref().map(|asked| edns(asked, answer.note.as_ref()));
-        let Some(octets) = write(request, metadata, answer, edns.as_ref(), largest(request, transport))
-        else {
-            return Reply::Now(bare(request.as_slice(), rcode::SERV_FAIL));
+        metadata.recursion_available = self.forwards && self.recursion.permits(asker.address.ip());
+        let Some(octets) = write(request, metadata, answer, said, asker.most()) else {
+            return bare(request.as_slice(), rcode::SERV_FAIL, said);
         };
         if wire::flags(&octets) & flag::TRUNCATED != 0 {
             self.metrics.truncated.inc();
         }
-        Reply::Now(octets)
+        octets
     }
 }
 
@@ -249,46 +347,26 @@ fn counts(octets: &[u8]) -> Option<[u16; 4]> {
     ])
 }
 
-/// The most octets that an answer may have.
-fn largest(request: &Request, transport: Transport) -> u16 {
-    match (transport, &request.edns) {
-        (Transport::Tcp, _) => u16::MAX,
-        (Transport::Udp, None) => wire::PLAIN_UDP_PAYLOAD,
-        // RFC 6891 section 6.2.3: less than 512 means 512.
-        (Transport::Udp, Some(edns)) => edns.max_payload().clamp(wire::PLAIN_UDP_PAYLOAD, wire::UDP_PAYLOAD),
-    }
-}
-
-/// Our side of EDNS, with the reason of the answer for a human who looks.
-fn edns(asked: &Edns, note: Option<&Note>) -> Edns {
-    let mut edns = Edns::new();
-    edns.set_max_payload(wire::UDP_PAYLOAD);
-    edns.set_dnssec_ok(asked.flags().dnssec_ok);
-    if let Some(note) = note {
-        let mut data = note.code.to_be_bytes().to_vec();
-        data.extend(wire::error_text(&note.text).as_bytes());
-        edns.options_mut().insert(EdnsOption::Unknown(EXTENDED_ERROR, data));
-    }
-    edns
-}
-
 /// Writes the most that fits: everything; without the additionals, which nobody has to have (RFC 2181 section 9); the
 /// question alone, marked as cut short.
 fn write(
     request: &Request,
     mut metadata: Metadata,
     answer: &Answer,
-    edns: Option<&Edns>,
+    said: Option<&Said>,
     most: u16,
 ) -> Option<Vec<u8>> {
+    let note = answer.note.as_ref().map(|note| (note.code, note.text.as_ref()));
+    let mut opt = Vec::new();
+    if let Some(said) = said {
+        said.push(&mut opt, metadata.response_code.high(), note);
+    }
+    let room = most.saturating_sub(u16::try_from(opt.len()).unwrap_or(u16::MAX));
     let emit = |metadata: Metadata, answers: &[Record], authority: &[Record], additionals: &[Record]| {
-        let mut builder = MessageResponseBuilder::from_message_request(request);
-        if let Some(edns) = edns {
-            builder.edns(edns);
-        }
+        let builder = MessageResponseBuilder::from_message_request(request);
         let mut octets = Vec::with_capacity(usize::from(wire::PLAIN_UDP_PAYLOAD));
         let mut encoder = BinEncoder::new(&mut octets);
-        encoder.set_max_size(most);
+        encoder.set_max_size(room);
         let response = builder.build(metadata, answers, authority, &[], additionals);
         match response.destructive_emit(&mut encoder) {
             Ok(_) => Some(octets),
@@ -299,24 +377,32 @@ fn write(
         }
     };
     let whole = |octets: &Vec<u8>| wire::flags(octets) & flag::TRUNCATED == 0;
-    let first = emit(metadata, &answer.answers, &answer.authority, &answer.additionals)?;
-    if whole(&first) {
-        return Some(first);
+    let mut octets = emit(metadata, &answer.answers, &answer.authority, &answer.additionals)?;
+    if !whole(&octets) {
+        octets = emit(metadata, &answer.answers, &answer.authority, &[])?;
     }
-    let second = emit(metadata, &answer.answers, &answer.authority, &[])?;
-    if whole(&second) {
-        return Some(second);
+    if !whole(&octets) {
+        metadata.truncation = true;
+        octets = emit(metadata, &[], &[], &[])?;
     }
-    metadata.truncation = true;
-    emit(metadata, &[], &[], &[])
+    if said.is_some() {
+        octets.append(&mut opt);
+        let additionals = wire::u16_at(&octets, 10)?.saturating_add(1);
+        wire::put_u16(&mut octets, 10, additionals);
+    }
+    Some(octets)
 }
 
 /// A header alone, for what could not be read any further.
-fn bare(octets: &[u8], rcode: u16) -> Vec<u8> {
+fn bare(octets: &[u8], rcode: u16, said: Option<&Said>) -> Vec<u8> {
     let mut header = vec![0; wire::HEADER];
     wire::put_u16(&mut header, 0, wire::u16_at(octets, 0).unwrap_or(0));
     let kept = wire::flags(octets) & (flag::OPCODE | flag::RECURSION_DESIRED);
     wire::put_u16(&mut header, 2, flag::RESPONSE | kept | rcode & flag::RCODE);
+    if let Some(said) = said {
+        wire::put_u16(&mut header, 10, 1);
+        said.push(&mut header, 0, None);
+    }
     header
 }
 
@@ -334,7 +420,7 @@ fn told(refusal: Refusal) -> (ResponseCode, Note) {
         ),
         Refusal::ClientNotPermitted => (
             Refused,
-            Note::new(Note::PROHIBITED, "names outside the domain are answered to private addresses only"),
+            Note::new(Note::PROHIBITED, "names outside the domain are not answered to this address"),
         ),
         Refusal::NoUpstream => (
             Refused,

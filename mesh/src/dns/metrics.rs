@@ -105,6 +105,8 @@ label! {
         TooShort = "too_short",
         /// A response, never answered: two servers would talk for ever.
         NotAQuery = "not_a_query",
+        /// Too many answers to the client's network.
+        RateLimited = "rate_limited",
         /// No port to answer to.
         NoReturnPort = "no_return_port",
         ReceiveFailed = "receive_failed",
@@ -120,6 +122,22 @@ label! {
         UpstreamMismatch = "upstream_mismatch",
         /// An answer from an upstream in other letters than the question was sent in.
         UpstreamCase = "upstream_case",
+    }
+}
+label! {
+    /// What an answer says, as far as it matters to how many of them there are.
+    AnswerKind { Records = "records", Negative = "negative", Error = "error" }
+}
+label! {
+    /// What a client's cookie (RFC 7873) is worth.
+    CookieKind {
+        /// It has none of this server yet.
+        New = "new",
+        Valid = "valid",
+        /// Too old, of another server, or of another address.
+        Invalid = "invalid",
+        /// It has a length that no cookie has.
+        Malformed = "malformed",
     }
 }
 label! {
@@ -205,6 +223,8 @@ pub struct Metrics {
     pub(super) refused: Counters<Refusal>,
     pub(super) forwarded: Counters<Forwarded>,
     pub(super) dropped: Counters<Dropped>,
+    pub(super) rate_limited: Counters<AnswerKind>,
+    pub(super) cookies: Counters<CookieKind>,
     seconds: HistogramVec,
     seconds_each: Vec<Histogram>,
     pub(super) truncated: IntCounter,
@@ -263,6 +283,16 @@ impl Default for Metrics {
                 "DNS messages dropped and connections closed, by reason.",
                 "reason",
             ),
+            rate_limited: Counters::new(
+                "plexus_dns_rate_limited_total",
+                "Answers over UDP that were too many for a network: not sent, or cut short.",
+                "answer",
+            ),
+            cookies: Counters::new(
+                "plexus_dns_cookies_total",
+                "Cookies that clients have shown, by what they are worth.",
+                "cookie",
+            ),
             seconds,
             seconds_each,
             truncated: counter(
@@ -299,11 +329,13 @@ impl Default for Metrics {
 impl Metrics {
     /// Adds every metric of this room to `registry`; fails if one of them is there already.
     pub fn register(&self, registry: &Registry) -> prometheus::Result<()> {
-        let all: [Box<dyn Collector>; 15] = [
+        let all: [Box<dyn Collector>; 17] = [
             Box::new(self.queries.clone()),
             Box::new(self.refused.vec.clone()),
             Box::new(self.forwarded.vec.clone()),
             Box::new(self.dropped.vec.clone()),
+            Box::new(self.rate_limited.vec.clone()),
+            Box::new(self.cookies.vec.clone()),
             Box::new(self.seconds.clone()),
             Box::new(self.truncated.clone()),
             Box::new(self.stale_answers.clone()),

@@ -10,10 +10,13 @@
 //! What a user sees of it is in `docs/dns.md`. No type of hickory leaves this room; it never touches the balancer or the proxy.
 
 mod address;
+mod clients;
 mod config;
 mod fast;
 mod forward;
 mod frames;
+mod guard;
+mod identity;
 mod message;
 mod metrics;
 mod server;
@@ -22,8 +25,12 @@ mod wire;
 mod zone;
 
 pub use address::{UpstreamAddress, UpstreamError};
-pub use config::{Config, Domain, DomainError, Limits, Place, RecursionFor, Route, Upstreams, VirtualRanges};
+pub use clients::{Clients, Member, TooManyClients};
+pub use config::{
+    Config, Domain, DomainError, Limits, Place, RateLimit, RecursionFor, Route, Upstreams, VirtualRanges,
+};
 pub use forward::UpstreamReport;
+pub use identity::{Identity, ShownText, ShownTextError};
 pub use metrics::Metrics;
 pub use server::{BindError, Bound, Handle, Listener, bind};
 pub use suffix::{Suffix, SuffixError};

@@ -10,6 +10,8 @@ pub(super) const UDP_PAYLOAD: u16 = 1232;
 /// Every client can take this much over UDP (RFC 1035 section 4.2.1).
 pub(super) const PLAIN_UDP_PAYLOAD: u16 = 512;
 
+/// The most octets of a name (RFC 1035 section 2.3.4).
+const LONGEST_NAME: usize = 255;
 /// Octets of an OPT record without options.
 pub(super) const EMPTY_OPT: usize = 11;
 
@@ -104,7 +106,7 @@ pub(super) fn flags(message: &[u8]) -> u16 {
 }
 
 /// Where the name that begins at `at` ends. A pointer ends it; where it points is not followed.
-fn skip_name(message: &[u8], mut at: usize) -> Option<usize> {
+pub(super) fn skip_name(message: &[u8], mut at: usize) -> Option<usize> {
     loop {
         match *message.get(at)? {
             0 => return Some(at + 1),
@@ -115,12 +117,29 @@ fn skip_name(message: &[u8], mut at: usize) -> Option<usize> {
     }
 }
 
+/// Where the name of labels alone ends that begins at `at`; `None`: it points elsewhere, or is longer than names are.
+fn plain_name_end(message: &[u8], at: usize) -> Option<usize> {
+    let mut end = at;
+    loop {
+        match *message.get(end)? {
+            0 if end < at + LONGEST_NAME => return Some(end + 1),
+            length @ 1..=63 => end += 1 + usize::from(length),
+            _ => return None,
+        }
+    }
+}
+
+/// Where a message's only question ends, with its type and class; `None`: it has another number of them, or it is malformed.
+pub(super) fn question_end(message: &[u8]) -> Option<usize> {
+    let end = plain_name_end(message, HEADER)? + 4;
+    (u16_at(message, 4) == Some(1) && end <= message.len()).then_some(end)
+}
+
 impl Question {
     /// Takes the octets that a client sent; `None` if they are not exactly one uncompressed question.
     pub(super) fn new(octets: &[u8]) -> Option<Self> {
-        let name_end = skip_name(octets, 0)?;
-        let compressed = octets.get(name_end.checked_sub(1)?) != Some(&0);
-        (!compressed && name_end <= 255 && octets.len() == name_end + 4).then(|| Self(octets.into()))
+        let name_end = plain_name_end(octets, 0)?;
+        (octets.len() == name_end + 4).then(|| Self(octets.into()))
     }
 
     pub(super) fn as_bytes(&self) -> &[u8] {
@@ -173,7 +192,7 @@ pub(super) fn query(id: u16, flags: u16, question: &Question, edns: Option<bool>
     }
     message.extend(question.as_bytes());
     if let Some(dnssec_ok) = edns {
-        push_opt(&mut message, dnssec_ok, None);
+        push_opt(&mut message, dnssec_ok);
     }
     message
 }
@@ -187,23 +206,11 @@ pub(super) fn answers(message: &[u8], id: u16, question: &Question) -> bool {
         && question.is_that_of(message)
 }
 
-/// Appends an OPT record (RFC 6891 section 6.1.2), with an extended error (RFC 8914) if there is one to tell.
-pub(super) fn push_opt(message: &mut Vec<u8>, dnssec_ok: bool, error: Option<(u16, &str)>) {
-    message.push(0);
-    message.extend(kind::OPT.to_be_bytes());
-    message.extend(UDP_PAYLOAD.to_be_bytes());
-    message.extend([0, 0, if dnssec_ok { 0x80 } else { 0 }, 0]);
-    let mut data = Vec::new();
-    if let Some((code, text)) = error {
-        let text = error_text(text);
-        let length = u16::try_from(text.len() + 2).unwrap_or(2);
-        for field in [15, length, code] {
-            data.extend(field.to_be_bytes());
-        }
-        data.extend(text.as_bytes());
-    }
-    message.extend(u16::try_from(data.len()).unwrap_or(0).to_be_bytes());
-    message.extend(data);
+/// Appends an OPT record without options (RFC 6891 section 6.1.2).
+pub(super) fn push_opt(message: &mut Vec<u8>, dnssec_ok: bool) {
+    let [kind, payload] = [kind::OPT, UDP_PAYLOAD].map(u16::to_be_bytes);
+    let flags = if dnssec_ok { 0x80 } else { 0 };
+    message.extend_from_slice(&[0, kind[0], kind[1], payload[0], payload[1], 0, 0, flags, 0, 0, 0]);
 }
 
 /// Makes a query with an OPT record of ours at its end as long as others are, so that its length says little about it.
@@ -284,7 +291,9 @@ mod tests {
         let question = Question::new(WWW).unwrap();
         assert_eq!(&question.lower_case().as_bytes()[..5], b"\x03www\x07");
         assert!(question.is_that_of(&query(7, 0, &question.lower_case(), Some(true))));
-        assert_eq!(Question::new(b"\xc0\x0c\x00\x01\x00\x01"), None);
+        for bad in [b"\xc0\x0c\x00\x01\x00\x01", b"\xc0\x00\x00\x01\x00\x01"] {
+            assert_eq!(Question::new(bad), None, "it points elsewhere");
+        }
         assert_eq!(Question::new(&WWW[..WWW.len() - 1]), None);
     }
 

@@ -1,7 +1,7 @@
 //! The short road of a query over UDP: from its octets to its answer's, without hickory and without memory of its own.
 //!
-//! It takes plain queries for the names that most of them are about: a service's addresses and ports, a node's address, and
-//! what does not exist right below the domain. Whatever is unusual in any way (an EDNS option, another class or type, a name of another
+//! It takes plain queries (without EDNS options, but for a cookie) for the names that most of them are about: a service's addresses and ports, a node's address, and
+//! what does not exist right below the domain. Whatever is unusual in any way (another EDNS option, another class or type, a name of another
 //! kind, an answer that does not fit, a store that is out of reach) is left to `message`, and both give the same
 //! answer: a test holds them against each other.
 
@@ -13,7 +13,8 @@ use rand::Rng;
 use synapse::catalog::{Freshness, Service};
 
 use super::config::{Config, RecursionFor, Upstreams};
-use super::metrics::Verdict;
+use super::guard::{self, Asked, Guard, Said, Sent};
+use super::metrics::{Transport, Verdict};
 use super::wire::{self, flag, kind};
 use super::zone::{Prepared, Steps, Zone, octets};
 
@@ -28,6 +29,7 @@ const QUESTION: [u8; 2] = [0xc0, 12];
 #[derive(Debug)]
 pub(super) struct Fast {
     zone: Arc<Zone>,
+    guard: Arc<Guard>,
     /// The domain's octets, in lower case, with the root's.
     apex: Box<[u8]>,
     ttl: [u8; 4],
@@ -43,6 +45,7 @@ pub(super) struct Fast {
 #[derive(Debug)]
 pub(super) struct Moment {
     ranges: Arc<[Prefix]>,
+    guard: guard::Moment,
 }
 
 /// A query that has nothing unusual.
@@ -51,8 +54,11 @@ struct Query<'a> {
     /// Where the name ends.
     end: usize,
     kind: u16,
-    /// Its EDNS allows so many octets, and asks for signatures.
-    edns: Option<(u16, bool)>,
+    asked: Option<Asked>,
+    /// What is said back to its EDNS.
+    said: Option<Said>,
+    /// The most octets that the answer may have.
+    most: usize,
 }
 
 /// The name of a query, in lower case.
@@ -76,7 +82,7 @@ enum Found<'a> {
 }
 
 impl Fast {
-    pub(super) fn new(config: &Config, zone: Arc<Zone>) -> Self {
+    pub(super) fn new(config: &Config, zone: Arc<Zone>, guard: Arc<Guard>) -> Self {
         let (ttl, negative_ttl, soa) = zone.numbers();
         Self {
             apex: octets(zone.apex()),
@@ -84,19 +90,21 @@ impl Fast {
             negative_ttl: negative_ttl.to_be_bytes(),
             soa,
             most: config.limits.answers_udp.max(1),
-            recursion: config.recursion,
+            recursion: config.recursion.clone(),
             forwards: config.upstreams != Upstreams::None,
             zone,
+            guard,
         }
     }
 
     /// What holds now; `None` while nothing is answered here.
     pub(super) fn moment(&self) -> Option<Moment> {
         let is_live = matches!(&*self.zone.catalog().freshness(), Freshness::Live);
-        is_live.then(|| Moment { ranges: self.zone.virtual_ranges() })
+        is_live.then(|| Moment { ranges: self.zone.virtual_ranges(), guard: self.guard.moment() })
     }
 
-    /// Puts the answer behind what is in `out`; `None`, and nothing more in `out`: it is to be answered elsewhere.
+    /// Puts the answer behind what is in `out`, or nothing if it is not to be sent; `None`, and nothing more in `out`: it is to be
+    /// answered elsewhere.
     pub(super) fn answer(
         &self,
         query: &[u8],
@@ -105,15 +113,20 @@ impl Fast {
         rng: &mut impl Rng,
         out: &mut Vec<u8>,
     ) -> Option<Verdict> {
-        let query = Query::read(query)?;
+        let mut query = Query::read(query)?;
         let name = Lower::read(&query, &self.apex)?;
+        let mut standing = self.guard.meet(query.asked.as_ref(), client, Transport::Udp, &moment.guard);
+        (query.said, query.most) = (standing.said.take(), standing.most.into());
         let begin = out.len();
         let verdict = self.find(&query, &name, client, moment, rng, out);
-        let most = query.edns.map_or(wire::PLAIN_UDP_PAYLOAD, |(most, _)| most);
-        if verdict.is_none() || out.len() - begin > usize::from(most) {
+        if verdict.is_none() || out.len() - begin > query.most {
             out.truncate(begin);
             return None;
         }
+        self.guard.count(&standing);
+        standing.said = query.said;
+        // Nothing is behind `begin` where it does not pass.
+        let _ = self.guard.pass(out, begin, &standing, client, &moment.guard);
         verdict
     }
 
@@ -211,8 +224,7 @@ impl Fast {
         out.extend_from_slice(&[0, 1, 0, 0, 0, 0, 0, 0]);
         // In the client's spelling.
         out.extend_from_slice(&query.octets[wire::HEADER..query.end + 4]);
-        let edns_room = if query.edns.is_some() { wire::EMPTY_OPT } else { 0 };
-        let most = usize::from(query.edns.map_or(wire::PLAIN_UDP_PAYLOAD, |(most, _)| most)) - edns_room;
+        let most = query.most.saturating_sub(query.said.as_ref().map_or(0, Said::length));
         let (mut answers, mut authorities, mut additionals) = (0, 0, 0);
         let verdict = match found {
             Found::Addresses(ips) => {
@@ -238,8 +250,8 @@ impl Fast {
                 if is_missing { Verdict::NxDomain } else { Verdict::NoData }
             }
         };
-        if let Some((_, dnssec_ok)) = query.edns {
-            wire::push_opt(out, dnssec_ok, None);
+        if let Some(said) = &query.said {
+            said.push(out, 0, None);
             additionals += 1;
         }
         for (at, count) in [(6, answers), (8, authorities), (10, additionals)] {
@@ -351,16 +363,35 @@ impl<'a> Query<'a> {
         }
         end += 1;
         let (kind, class) = (wire::u16_at(octets, end)?, wire::u16_at(octets, end + 2)?);
-        let edns = match (edns, octets.get(end + 4..)?) {
+        let asked = match (edns, octets.get(end + 4..)?) {
             (false, []) => None,
-            // The root, the type, a payload, version 0, flags, no options.
-            (true, [0, 0, 41, high, low, 0, 0, dnssec_ok @ (0 | 0x80), 0, 0, 0]) => {
-                let payload = u16::from_be_bytes([*high, *low]);
-                Some((payload.clamp(wire::PLAIN_UDP_PAYLOAD, wire::UDP_PAYLOAD), *dnssec_ok != 0))
+            // The root, the type, a payload, version 0, flags, the length of all options: none, or a cookie.
+            (true, [0, 0, 41, high, low, 0, 0, dnssec_ok @ (0 | 0x80), 0, 0, length, options @ ..])
+                if options.len() == usize::from(*length) =>
+            {
+                let mut asked = Asked::plain(u16::from_be_bytes([*high, *low]), *dnssec_ok != 0);
+                asked.cookie = match options {
+                    [] => None,
+                    [0, code, 0, length, cookie @ ..]
+                        if u16::from(*code) == guard::COOKIE && cookie.len() == usize::from(*length) =>
+                    {
+                        Some(Sent::read(cookie)?)
+                    }
+                    _ => return None,
+                };
+                Some(asked)
             }
             _ => return None,
         };
-        (class == 1 && end - wire::HEADER <= 255).then_some(Self { octets, end, kind, edns })
+        let most = usize::from(wire::PLAIN_UDP_PAYLOAD);
+        (class == 1 && end - wire::HEADER <= 255).then_some(Self {
+            octets,
+            end,
+            kind,
+            asked,
+            said: None,
+            most,
+        })
     }
 }
 

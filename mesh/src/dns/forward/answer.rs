@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::dns::guard::Said;
 use crate::dns::wire::{self, Question, Scan, flag, rcode};
 
 /// The longest that an answer is kept, whatever it says: a mistake of somebody's is over after this.
@@ -72,10 +73,17 @@ pub(in crate::dns) struct Client {
     pub(in crate::dns) question: Question,
     /// The flags of its query.
     pub(in crate::dns) flags: u16,
-    /// Its DNSSEC OK bit, if it speaks EDNS.
-    pub(in crate::dns) edns: Option<bool>,
+    /// What is said back to it, if it speaks EDNS.
+    pub(in crate::dns) edns: Option<Said>,
     /// The most octets that it can take.
     pub(in crate::dns) most: usize,
+}
+
+impl Client {
+    /// Did it set the DNSSEC OK bit?
+    pub(in crate::dns) fn wants_signatures(&self) -> bool {
+        self.edns.as_ref().is_some_and(|said| said.dnssec_ok)
+    }
 }
 
 impl Relayed {
@@ -159,14 +167,14 @@ impl Relayed {
         let mut flags = wire::flags(&message);
         // From here on it is hearsay; whether signatures were checked is told to those who asked for it (RFC 6840 5.8).
         flags &= !(flag::AUTHORITATIVE | flag::CHECKING_DISABLED | flag::RECURSION_DESIRED);
-        if client.edns != Some(true) && client.flags & flag::AUTHENTIC_DATA == 0 {
+        if !client.wants_signatures() && client.flags & flag::AUTHENTIC_DATA == 0 {
             flags &= !flag::AUTHENTIC_DATA;
         }
         flags |= flag::RESPONSE | flag::RECURSION_AVAILABLE;
         flags |= client.flags & (flag::RECURSION_DESIRED | flag::CHECKING_DISABLED);
         address(&mut message, client, flags);
         // A remark is for whoever looks: it does not decide whether the answer fits.
-        let length = message.len() + if client.edns.is_some() { 11 } else { 0 };
+        let length = message.len() + client.edns.as_ref().map_or(0, Said::length);
         let cut = length > client.most;
         let error = remark.map(Remark::error);
         let error = error.filter(|(_, text)| cut || length + 6 + text.len() <= client.most);
@@ -199,8 +207,8 @@ fn address(message: &mut [u8], client: &Client, flags: u16) {
 }
 
 fn finish(message: &mut Vec<u8>, client: &Client, error: Option<(u16, &str)>) {
-    if let Some(dnssec_ok) = client.edns {
-        wire::push_opt(message, dnssec_ok, error);
+    if let Some(said) = &client.edns {
+        said.push(message, 0, error);
         let additionals = wire::u16_at(message, 10).unwrap_or(0);
         wire::put_u16(message, 10, additionals.saturating_add(1));
     }
@@ -237,7 +245,7 @@ pub(super) mod tests {
             data.extend(minimum.to_be_bytes());
             record(&mut message, 6, ttl, &data);
         }
-        wire::push_opt(&mut message, true, Some((0, "of the upstream")));
+        Said { dnssec_ok: true, ..Said::default() }.push(&mut message, 0, Some((0, "of the upstream")));
         wire::put_u16(&mut message, 6, u16::try_from(ttls.len()).unwrap());
         wire::put_u16(&mut message, 8, u16::from(soa.is_some()));
         wire::put_u16(&mut message, 10, 1);
@@ -246,6 +254,7 @@ pub(super) mod tests {
 
     fn client(edns: Option<bool>, most: usize) -> Client {
         let question = Question::new(b"\x01a\x00\x00\x01\x00\x01").unwrap();
+        let edns = edns.map(|dnssec_ok| Said { dnssec_ok, ..Said::default() });
         Client { id: 99, question, flags: flag::RECURSION_DESIRED, edns, most }
     }
 

@@ -58,7 +58,7 @@ impl Key {
         Self {
             question: client.question.lower_case(),
             flags: client.flags & (flag::CHECKING_DISABLED | flag::AUTHENTIC_DATA),
-            dnssec_ok: client.edns == Some(true),
+            dnssec_ok: client.wants_signatures(),
         }
     }
 

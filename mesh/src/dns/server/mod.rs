@@ -26,6 +26,7 @@ use open::OpenSockets;
 use super::config::Config;
 use super::fast::Fast;
 use super::forward::{Destination, Forwarder, Means, Servers, Source, UpstreamReport};
+use super::guard::Guard;
 use super::message::Handler;
 use super::metrics::Metrics;
 use super::zone::{Explanation, Outcome, Rule, Zone};
@@ -196,11 +197,13 @@ impl Bound {
             tasks.clone(),
             Arc::clone(&self.metrics),
         );
-        let handler =
-            Handler::new(&self.config, Arc::clone(&self.handle.zone), forwarder, Arc::clone(&self.metrics));
+        let guard = Arc::new(Guard::new(&self.config, Arc::clone(&self.metrics)));
+        let zone = || Arc::clone(&self.handle.zone);
+        let metrics = Arc::clone(&self.metrics);
+        let handler = Handler::new(&self.config, zone(), forwarder, Arc::clone(&guard), metrics);
         let service = Service {
             handler: Arc::new(handler),
-            fast: Arc::new(Fast::new(&self.config, Arc::clone(&self.handle.zone))),
+            fast: Arc::new(Fast::new(&self.config, zone(), Arc::clone(&guard))),
             open: Arc::clone(&self.handle.open),
             idle: self.config.limits.tcp_idle,
             tasks: tasks.clone(),
@@ -223,6 +226,7 @@ impl Bound {
                 () = drain.signaled() => break,
                 _ = tick.tick(), if self.handle.open.accepts() => {
                     self.handle.zone.tidy();
+                    guard.tidy();
                     self.read_upstreams();
                     self.serve_what_is_bound(&service);
                     self.bind_what_is_not(&service);

@@ -126,7 +126,11 @@ fn answer(
             service.fast.answer(query, peer.client.ip(), moment, &mut rand::rng(), &mut answers.octets)
     {
         answers.verdicts[verdict as usize] += 1;
-        answers.each.push((begin..answers.octets.len(), peer));
+        if answers.octets.len() > begin {
+            answers.each.push((begin..answers.octets.len(), peer));
+        } else {
+            service.handler.metrics.dropped.inc(Dropped::RateLimited);
+        }
         return;
     }
     match service.handler.handle(query, peer.client, Transport::Udp) {
@@ -134,9 +138,13 @@ fn answer(
         Reply::Later(later) => {
             let (socket, again) = (Arc::clone(socket), service.clone());
             service.tasks.spawn("dns udp forward", async move {
-                let mut one = Answers::new();
-                one.push(&later.wait().await, peer);
-                socket.send(&one, &again);
+                if let Some(octets) = later.wait_over_udp().await {
+                    let mut one = Answers::new();
+                    one.push(&octets, peer);
+                    socket.send(&one, &again);
+                } else {
+                    again.handler.metrics.dropped.inc(Dropped::RateLimited);
+                }
             });
         }
         Reply::Drop(reason) => service.handler.metrics.dropped.inc(reason),
