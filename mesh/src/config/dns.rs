@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::num::NonZeroU32;
 use std::str::FromStr;
 
-use nerve::document::{FromValue, Mismatch, Reported, Section, Text, Value};
+use nerve::document::{FromValue, Mismatch, Reported, Section, Value};
 use nerve::http::FilePath;
 use nerve::period::Period;
 use serde::Serialize;
@@ -23,6 +23,9 @@ pub struct Dns {
     /// The domain of the mesh.
     #[serde(serialize_with = "as_text")]
     pub domain: Domain,
+    /// Further domains with the same names.
+    #[serde(serialize_with = "all_as_text")]
+    pub alt_domains: Vec<Domain>,
     /// How long an answer may be kept.
     pub ttl: Period,
     /// Instances with warnings are named only where none passes.
@@ -91,7 +94,8 @@ impl Dns {
         let read = Self {
             enabled: section.or("enabled", true),
             listen: section.or("listen", vec![SocketAddr::from((Ipv4Addr::LOCALHOST, 53))]),
-            domain: section.or("domain", Text(Domain::default())).0,
+            domain: section.or("domain", Domain::default()),
+            alt_domains: section.or("alt_domains", Vec::new()),
             ttl: section.or("ttl", Period::seconds(5)),
             only_passing: section.or("only_passing", usual.only_passing),
             panic: section.or("panic", usual.panic),
@@ -107,8 +111,33 @@ impl Dns {
             cache_bytes: section.or("cache_bytes", bytes.unwrap_or(NonZeroU32::MAX)),
             route: section.list("route", Route::read).into_iter().collect::<Result<_, _>>()?,
         };
+        read.check_domains(section)?;
         read.check_routes(section)?;
         Ok(read)
+    }
+
+    /// The domains, the first one first.
+    fn domains(&self) -> impl Iterator<Item = &Domain> + Clone {
+        std::iter::once(&self.domain).chain(&self.alt_domains)
+    }
+
+    fn check_domains(&self, section: &Section<'_>) -> Result<(), Reported> {
+        for (at, domain) in self.domains().enumerate().skip(1) {
+            let earlier = || self.domains().take(at);
+            let message = if earlier().any(|earlier| earlier == domain) {
+                format!("{domain} is there twice")
+            } else if let Some(earlier) =
+                earlier().find(|earlier| earlier.covers(domain) || domain.covers(earlier))
+            {
+                let (below, above) =
+                    if earlier.covers(domain) { (domain, earlier) } else { (earlier, domain) };
+                format!("{below} is under {above}, so that a name could mean two things")
+            } else {
+                continue;
+            };
+            return Err(section.invalid("alt_domains", message, "domains apart from each other"));
+        }
+        Ok(())
     }
 
     fn check_routes(&self, section: &Section<'_>) -> Result<(), Reported> {
@@ -117,8 +146,10 @@ impl Dns {
                 let message = format!("there are two for {}", route.domain);
                 return Err(section.invalid("route", message, "one, with the upstreams of both"));
             }
-            if self.domain.as_str().parse().is_ok_and(|own: Suffix| own.covers(&route.domain)) {
-                let message = format!("{} is under {}, which is answered here", route.domain, self.domain);
+            let is_over =
+                |own: &&Domain| own.as_str().parse().is_ok_and(|own: Suffix| own.covers(&route.domain));
+            if let Some(own) = self.domains().find(is_over) {
+                let message = format!("{} is under {own}, which is answered here", route.domain);
                 return Err(section.invalid("route", message, "another domain than that of the mesh"));
             }
         }
@@ -143,6 +174,7 @@ impl Dns {
         });
         dns::Config {
             domain: self.domain.clone(),
+            alt_domains: self.alt_domains.clone(),
             listen: self.listen.clone(),
             ttl: self.ttl.get(),
             only_passing: self.only_passing,
@@ -229,6 +261,7 @@ macro_rules! texts {
 }
 
 texts! {
+    Domain = "a domain such as \"mesh.internal\"",
     Recursion = "\"private\", \"everyone\" or \"off\"",
     ServeStale = "a duration up to \"1day\", or \"off\"",
     UpstreamAddress = "an upstream such as \"192.0.2.53\", \"tcp://192.0.2.53:53\" or \"tls://192.0.2.53#dns.example.com\"",
@@ -281,6 +314,13 @@ mod tests {
             ("[[route]]\ndomain = \"a\"".to_owned(), "route[0].upstreams: it is missing"),
             (route("."), "the root is what `upstreams` are asked for"),
             (route("a.example") + &route("A.example."), "there are two for a.example"),
+            (
+                "alt_domains = [\"consul\"]\n".to_owned() + &route("x.consul"),
+                "x.consul is under consul, which is answered here",
+            ),
+            ("alt_domains = [\"x.mesh.internal\"]".to_owned(), "x.mesh.internal is under mesh.internal, so"),
+            ("alt_domains = [\"a.b\", \"b\"]".to_owned(), "a.b is under b, so"),
+            ("alt_domains = [\"Mesh.Internal\"]".to_owned(), "mesh.internal is there twice"),
             (route("x.mesh.internal"), "x.mesh.internal is under mesh.internal, which is answered here"),
         ] {
             let shown = read(&text).unwrap_err();

@@ -23,7 +23,10 @@ const LONGEST_DOMAIN: usize = 120;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
     /// The domain that is answered from the catalog. Default `mesh.internal` (`.internal` is reserved for private use).
+    /// What an answer names is under the domain that was asked for; what an address is called is under this one.
     pub domain: Domain,
+    /// Further domains that have the same names. None is under another. Default: none.
+    pub alt_domains: Vec<Domain>,
     /// Each address is served over UDP and TCP. Default `127.0.0.1:53`. The wildcard addresses work: replies leave from
     /// the address that was asked.
     pub listen: Vec<SocketAddr>,
@@ -197,6 +200,7 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             domain: Domain::default(),
+            alt_domains: Vec::new(),
             listen: vec![SocketAddr::from((Ipv4Addr::LOCALHOST, 53))],
             ttl: Duration::from_secs(5),
             negative_ttl: Duration::from_secs(2),
@@ -284,6 +288,13 @@ impl Domain {
     pub fn as_str(&self) -> &str {
         &self.0
     }
+
+    /// Is the other one under this one, or the same?
+    #[must_use]
+    pub fn covers(&self, other: &Self) -> bool {
+        let before = other.0.strip_suffix(&self.0);
+        before.is_some_and(|before| before.is_empty() || before.ends_with('.'))
+    }
 }
 
 impl fmt::Display for Domain {
@@ -318,6 +329,9 @@ mod tests {
     fn a_domain_is_lower_cased_labels_without_final_dot() {
         assert_eq!("Mesh.Internal.".parse::<Domain>().unwrap().as_str(), "mesh.internal");
         assert_eq!("corp".parse::<Domain>().unwrap().as_str(), "corp");
+        let covers = |one: &str, other: &str| one.parse::<Domain>().unwrap().covers(&other.parse().unwrap());
+        assert!(covers("consul", "dc1.consul") && covers("consul", "CONSUL"));
+        assert!(!covers("consul", "myconsul") && !covers("dc1.consul", "consul"));
         for bad in ["", ".", "a..b", "-a.b", "a_b", "ä.b", &"x".repeat(64), &"ab.".repeat(50)] {
             let error = bad.parse::<Domain>().unwrap_err().to_string();
             assert!(error.contains("is no DNS domain to serve: "), "{error}");

@@ -15,7 +15,7 @@ use synapse::catalog::{Freshness, Service};
 use super::config::{Config, RecursionFor, Upstreams};
 use super::metrics::Verdict;
 use super::wire::{self, flag, kind};
-use super::zone::{Prepared, Steps, Zone, octets};
+use super::zone::{Prepared, Steps, Zone};
 
 /// The most labels that stand before the domain in a name that is answered here.
 const MOST_LABELS: usize = 2;
@@ -28,8 +28,8 @@ const QUESTION: [u8; 2] = [0xc0, 12];
 #[derive(Debug)]
 pub(super) struct Fast {
     zone: Arc<Zone>,
-    /// The domain's octets, in lower case, with the root's.
-    apex: Box<[u8]>,
+    /// The domains' octets, in lower case, with the root's.
+    apexes: Box<[Box<[u8]>]>,
     ttl: [u8; 4],
     negative_ttl: [u8; 4],
     /// The numbers of the SOA.
@@ -63,6 +63,8 @@ struct Lower {
     count: usize,
     /// Where the domain begins.
     apex: usize,
+    /// Which one it is.
+    domain: usize,
 }
 
 /// What an answer has.
@@ -79,7 +81,7 @@ impl Fast {
     pub(super) fn new(config: &Config, zone: Arc<Zone>) -> Self {
         let (ttl, negative_ttl, soa) = zone.numbers();
         Self {
-            apex: octets(zone.apex()),
+            apexes: zone.apexes(),
             ttl: ttl.to_be_bytes(),
             negative_ttl: negative_ttl.to_be_bytes(),
             soa,
@@ -106,7 +108,7 @@ impl Fast {
         out: &mut Vec<u8>,
     ) -> Option<Verdict> {
         let query = Query::read(query)?;
-        let name = Lower::read(&query, &self.apex)?;
+        let name = Lower::read(&query, &self.apexes)?;
         let begin = out.len();
         let verdict = self.find(&query, &name, client, moment, rng, out);
         let most = query.edns.map_or(wire::PLAIN_UDP_PAYLOAD, |(most, _)| most);
@@ -229,7 +231,7 @@ impl Fast {
                 Verdict::Answered
             }
             Found::Targets(prepared) => {
-                (answers, additionals) = self.targets(prepared, begin, most, rng, out)?;
+                (answers, additionals) = self.targets((prepared, name), begin, most, rng, out)?;
                 Verdict::Answered
             }
             Found::NoData | Found::NxDomain => {
@@ -268,7 +270,7 @@ impl Fast {
     /// The answers, and behind them the addresses of their hosts where they fit. Tells how many of each there are.
     fn targets(
         &self,
-        prepared: &Prepared,
+        (prepared, asked): (&Prepared, &Lower),
         begin: usize,
         most: usize,
         rng: &mut impl Rng,
@@ -277,6 +279,8 @@ impl Fast {
         if prepared.targets.count(self.most) > MOST_TARGETS {
             return None;
         }
+        // Targets are under the domain that was asked for.
+        let apex = &self.apexes[asked.domain];
         // Where the name of each host stands, so that its address may point there.
         let (mut hosts, mut count) = ([(0, 0); MOST_TARGETS], 0);
         let answers = prepared.targets.pick(self.most, rng, |target| {
@@ -285,7 +289,7 @@ impl Fast {
             out.extend_from_slice(&kind::SRV.to_be_bytes());
             out.extend_from_slice(&[0, 1]);
             out.extend_from_slice(&self.ttl);
-            out.extend_from_slice(&u16::try_from(6 + name.len()).unwrap_or(0).to_be_bytes());
+            out.extend_from_slice(&u16::try_from(6 + name.len() + apex.len()).unwrap_or(0).to_be_bytes());
             for number in [0, target.weight, target.port] {
                 out.extend_from_slice(&number.to_be_bytes());
             }
@@ -295,6 +299,7 @@ impl Fast {
             }
             // RFC 2782: never compressed.
             out.extend_from_slice(name);
+            out.extend_from_slice(apex);
         });
         if out.len() - begin > most {
             return None;
@@ -365,18 +370,18 @@ impl<'a> Query<'a> {
 }
 
 impl Lower {
-    /// `None`: it is not below the domain, or has more labels there than a name that is answered here.
-    fn read(query: &Query<'_>, apex: &[u8]) -> Option<Self> {
+    /// `None`: it is not below a domain, or has more labels there than a name that is answered here.
+    fn read(query: &Query<'_>, apexes: &[Box<[u8]>]) -> Option<Self> {
         let name = &query.octets[wire::HEADER..query.end];
-        let below = name.len().checked_sub(apex.len())?;
-        let mut lower = Self { octets: [0; 255], labels: [(0, 0); MOST_LABELS], count: 0, apex: below };
+        let mut lower =
+            Self { octets: [0; 255], labels: [(0, 0); MOST_LABELS], count: 0, apex: 0, domain: 0 };
         let room = lower.octets.get_mut(..name.len())?;
         room.copy_from_slice(name);
         // Length octets are below 64, so they keep their value.
         room.make_ascii_lowercase();
-        if room.get(below..)? != apex {
-            return None;
-        }
+        lower.domain = apexes.iter().position(|apex| room.ends_with(apex))?;
+        let below = name.len() - apexes[lower.domain].len();
+        lower.apex = below;
         let mut at = 0;
         while at < below {
             let end = at + 1 + usize::from(name[at]);

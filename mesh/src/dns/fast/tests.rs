@@ -25,7 +25,11 @@ fn roads() -> Roads {
     let (catalog, mut writer) = Catalog::new();
     writer.set_freshness(Freshness::Live);
     let ranges = tokio::sync::watch::channel(Arc::from(["10.96.0.0/16".parse().unwrap()])).1;
-    let config = Config { virtual_ranges: ranges.into(), ..Config::default() };
+    let config = Config {
+        virtual_ranges: ranges.into(),
+        alt_domains: vec!["consul".parse().unwrap(), "b.example".parse().unwrap()],
+        ..Config::default()
+    };
     let metrics = Arc::new(Metrics::default());
     let zone = Arc::new(Zone::new(&config, catalog, 7));
     let means = Means::new(&config, Tasks::new(), Arc::clone(&metrics));
@@ -130,7 +134,7 @@ fn nodes(a: u8) -> [Change; 2] {
 }
 
 const NAMES: &str = "(web|db|east|service|dc1|web\\.service|WEB\\.Service|web\\.service\\.dc1|v1\\.web\\.service|web\\.zone\\.east|zone\\.east|0\\.web|WeB|nothing|node|addr|_web|[a-z]{1,63}|x\\.y|_web\\._tcp|_db\\._UDP|_x\\._tcp|tasks\\.web|a\\.node|B\\.NODE|c\\.node|\
-    ip-192-0-2-1\\.addr|ns\\.addr|_http\\._tcp\\.web|_tcp)\\.(mesh|MeSh)\\.internal\\.|mesh\\.internal\\.";
+    ip-192-0-2-1\\.addr|ns\\.addr|_http\\._tcp\\.web|_tcp)\\.((mesh|MeSh)\\.internal|[cC]onsul|b\\.example)\\.|mesh\\.internal\\.|consul\\.";
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(512))]
@@ -201,6 +205,8 @@ fn what_most_ask_takes_the_short_road() {
             ("_web._tcp.mesh.internal.", RecordType::SRV, Some(Verdict::Answered)),
             ("a.node.mesh.internal.", RecordType::A, Some(Verdict::Answered)),
             ("nothing.mesh.internal.", RecordType::A, Some(Verdict::NxDomain)),
+            ("web.consul.", RecordType::SRV, Some(Verdict::Answered)),
+            ("nothing.b.example.", RecordType::A, Some(Verdict::NxDomain)),
             ("web.mesh.internal.", RecordType::TXT, None),
             ("mesh.internal.", RecordType::SOA, None),
             ("example.com.", RecordType::A, None),

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use synapse::catalog::{Freshness, Reason};
 
 use super::lookup::{self, Found, Group};
+use super::origin::Origin;
 use super::reverse::Owned;
 use super::{Answer, Kind, Zone, left_out, none_serves};
 
@@ -126,9 +127,9 @@ impl Zone {
         if let Freshness::Stale { reason, .. } = &*freshness {
             told.stale = Some(reason.clone());
         }
-        let found = self.find(&name);
+        let (found, origin) = self.find(&name);
         told.rule = rule(&found);
-        let (kind, mut records) = self.everything(&found, &name);
+        let (kind, mut records) = self.everything((&found, origin), &name);
         records.sort_unstable();
         told.records = records;
         told.outcome = match kind {
@@ -143,7 +144,7 @@ impl Zone {
     }
 
     /// The answers of every type that a name can have.
-    fn everything(&self, found: &Found, name: &Name) -> (Kind, Vec<String>) {
+    fn everything(&self, found: (&Found, &Origin), name: &Name) -> (Kind, Vec<String>) {
         if *self.catalog.freshness() == Freshness::Awaiting {
             return (Kind::NotReady, Vec::new());
         }
@@ -168,10 +169,11 @@ impl Zone {
     }
 
     fn outside(&self, name: &Name) -> String {
-        let apex = self.records.apex();
-        let mut why = format!("{name} is not under {apex}");
+        let apexes: Vec<String> = self.origins.all().map(|origin| origin.apex().to_string()).collect();
+        let mut why = format!("{name} is not under {}", apexes.join(" or "));
+        let apex = self.origins.first().apex();
         if lookup_of(name, apex)
-            .is_some_and(|n| !matches!(lookup::find(&n, apex, &self.catalog), Found::Missing))
+            .is_some_and(|n| !matches!(lookup::find(&n, apex, self.known()), Found::Missing))
         {
             why.push_str(&format!("; {name}{apex} is"));
         }

@@ -23,16 +23,29 @@
 //! An instance does not say which transport its port speaks, so `_udp` and `_tcp` name the same ports. Where a node is
 //! called `tasks`, `tasks.node` is that node and not the tasks of a service called `node`.
 
-use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use hickory_proto::rr::Name;
-use nerve::model::{Node, PortName, Zone};
+use nerve::model::{Node, PortName};
 use smallvec::SmallVec;
 use synapse::catalog::{Catalog, Endpoint, Service};
 
 use super::reverse::Owned;
+use super::zone_names::ZoneNames;
+
+/// Where a name's meaning is looked up.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Known<'a> {
+    pub(super) catalog: &'a Catalog,
+    pub(super) zones: &'a ZoneNames,
+}
+
+impl Known<'_> {
+    fn is_zone(self, name: &str) -> bool {
+        self.zones.has(name, self.catalog)
+    }
+}
 
 /// What a name means.
 #[derive(Debug, Clone)]
@@ -123,7 +136,7 @@ const MOST_LABELS: usize = 40;
 const DATACENTER: &str = "dc1";
 
 /// Finds what `name`, which is `apex` or under it, means now.
-pub(super) fn find(name: &Name, apex: &Name, catalog: &Catalog) -> Found {
+pub(super) fn find(name: &Name, apex: &Name, known: Known<'_>) -> Found {
     let below = usize::from(name.num_labels()).saturating_sub(usize::from(apex.num_labels()));
     let mut labels: SmallVec<[String; 4]> = SmallVec::new();
     for label in name.iter().take(below) {
@@ -135,33 +148,35 @@ pub(super) fn find(name: &Name, apex: &Name, catalog: &Catalog) -> Found {
         labels.push(label.to_ascii_lowercase());
     }
     let labels: SmallVec<[&str; 4]> = labels.iter().map(String::as_str).collect();
-    match meaning(&labels, catalog) {
+    match meaning(&labels, known) {
         Found::Missing => match labels.split_last() {
-            Some((&DATACENTER, rest)) => of_datacenter(rest, catalog),
+            Some((&DATACENTER, rest)) => of_datacenter(rest, known),
             _ => Found::Missing,
         },
         found => found,
     }
 }
 
-fn meaning(labels: &[&str], catalog: &Catalog) -> Found {
+fn meaning(labels: &[&str], known: Known<'_>) -> Found {
+    let catalog = known.catalog;
     match labels {
         [] => Found::Apex,
         [one] => match catalog.service(one) {
             Some(service) => Found::Service { service, tasks: false },
-            None if is_inner(one) || is_zone(one, catalog) => Found::Empty,
+            None if is_inner(one) || known.is_zone(one) => Found::Empty,
             None => Found::Missing,
         },
-        [node, "node"] => catalog.node(node).map_or_else(|| below_service(labels, catalog), Found::Node),
+        [node, "node"] => catalog.node(node).map_or_else(|| below_service(labels, known), Found::Node),
         ["ns", "addr"] => Found::NameServer,
-        [label, "addr"] => address(label).map_or_else(|| below_service(labels, catalog), Found::Address),
-        [left @ .., "service"] => consul(left, catalog).unwrap_or_else(|| below_service(labels, catalog)),
-        _ => below_service(labels, catalog),
+        [label, "addr"] => address(label).map_or_else(|| below_service(labels, known), Found::Address),
+        [left @ .., "service"] => consul(left, catalog).unwrap_or_else(|| below_service(labels, known)),
+        _ => below_service(labels, known),
     }
 }
 
 /// Names that have a service's, whatever that is called.
-fn below_service(labels: &[&str], catalog: &Catalog) -> Found {
+fn below_service(labels: &[&str], known: Known<'_>) -> Found {
+    let catalog = known.catalog;
     match labels {
         [left, transport] if is_transport(transport) => {
             let service = left.strip_prefix('_').and_then(|name| catalog.service(name));
@@ -172,7 +187,7 @@ fn below_service(labels: &[&str], catalog: &Catalog) -> Found {
         [service, "zone", zone @ ..] if !zone.is_empty() => {
             group(service, Group::InZone(zone.join(".")), catalog).unwrap_or(Found::Missing)
         }
-        ["zone", zone @ ..] if !zone.is_empty() && is_zone(&zone.join("."), catalog) => Found::Empty,
+        ["zone", zone @ ..] if !zone.is_empty() && known.is_zone(&zone.join(".")) => Found::Empty,
         [left @ .., service] => of_service(left, service, catalog),
         [] => Found::Missing,
     }
@@ -183,29 +198,11 @@ pub(super) fn is_inner(label: &str) -> bool {
     matches!(label, "node" | "addr" | "service" | DATACENTER) || is_transport(label)
 }
 
-/// The last labels of the names of zones that nodes stand in, in lower case.
-pub(super) fn zone_ends(catalog: &Catalog) -> HashSet<String> {
-    let nodes = catalog.nodes();
-    let zones = nodes.iter().filter_map(|node| node.zone.as_ref());
-    zones.filter_map(|zone| Some(zone.as_str().rsplit('.').next()?.to_ascii_lowercase())).collect()
-}
-
-/// Do nodes stand in it, or in one whose name ends so?
-fn is_zone(name: &str, catalog: &Catalog) -> bool {
-    let is_it = |zone: &Zone| {
-        let zone = zone.as_str();
-        let end = zone.len().checked_sub(name.len()).and_then(|at| zone.get(at..));
-        end.is_some_and(|end| end.eq_ignore_ascii_case(name))
-            && (zone.len() == name.len() || zone[..zone.len() - name.len()].ends_with('.'))
-    };
-    catalog.nodes().iter().filter_map(|node| node.zone.as_ref()).any(is_it)
-}
-
 /// What Consul knows below its datacenter.
-fn of_datacenter(labels: &[&str], catalog: &Catalog) -> Found {
+fn of_datacenter(labels: &[&str], known: Known<'_>) -> Found {
     match labels {
         ["node" | "addr" | "service"] => Found::Empty,
-        [.., "node" | "addr" | "service"] => meaning(labels, catalog),
+        [.., "node" | "addr" | "service"] => meaning(labels, known),
         _ => Found::Missing,
     }
 }

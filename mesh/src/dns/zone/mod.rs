@@ -7,16 +7,16 @@
 
 mod explain;
 mod lookup;
+mod origin;
 mod pick;
 mod prepared;
 mod records;
 mod reverse;
+mod zone_names;
 
-use std::collections::HashSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use arc_swap::ArcSwap;
 use hickory_proto::rr::{Name, Record, RecordType};
 use nerve::model::{Node, Prefix, VirtualIp};
 use rand::Rng;
@@ -24,25 +24,27 @@ use synapse::catalog::{Catalog, Endpoint, Freshness, Reason, Service};
 
 use super::config::{Config, VirtualRanges};
 pub use explain::{Excluded, Explanation, Outcome, Rule};
-use lookup::{Found, Group};
+use lookup::{Found, Group, Known};
+use origin::{Host, Origin, Origins};
 use pick::Rules;
-use prepared::Shelf;
-pub(super) use prepared::{Prepared, Steps, octets};
+pub(super) use prepared::{Prepared, Steps};
+use prepared::{Shelf, octets};
 use records::Records;
 use reverse::{Owned, Owners};
+use zone_names::ZoneNames;
 
 /// The names of the mesh and their answers.
 #[derive(Debug)]
 pub(super) struct Zone {
     catalog: Catalog,
+    origins: Origins,
     records: Records,
     most_tcp: usize,
     virtual_ranges: VirtualRanges,
     shelf: Shelf,
     rules: Rules,
     owners: Owners,
-    /// The last labels of zones' names, as of so many changes of nodes.
-    zones: ArcSwap<(u64, HashSet<String>)>,
+    zones: ZoneNames,
 }
 
 /// What is said about one name and type.
@@ -97,14 +99,16 @@ impl Note {
 impl Zone {
     /// `serial` is the SOA's: anything that grows from one start to the next.
     pub(super) fn new(config: &Config, catalog: Catalog, serial: u32) -> Self {
+        let records = Records::new(config);
         Self {
             catalog,
-            records: Records::new(config, serial),
+            origins: Origins::new(config, serial, records.ttls().1),
+            records,
             most_tcp: config.limits.answers_tcp.max(1),
             virtual_ranges: config.virtual_ranges.clone(),
             shelf: Shelf::new(),
             owners: Owners::default(),
-            zones: ArcSwap::default(),
+            zones: ZoneNames::default(),
             rules: Rules {
                 only_passing: config.only_passing,
                 panics: config.panic,
@@ -113,9 +117,9 @@ impl Zone {
         }
     }
 
-    /// The domain.
-    pub(super) fn apex(&self) -> &Name {
-        self.records.apex()
+    /// The domains, as they stand at the end of names in a message.
+    pub(super) fn apexes(&self) -> Box<[Box<[u8]>]> {
+        self.origins.all().map(|origin| octets(origin.apex())).collect()
     }
 
     pub(super) fn catalog(&self) -> &Catalog {
@@ -129,27 +133,18 @@ impl Zone {
 
     /// May something stand below a label that is no service? Where it may, what stands there is looked up the long way.
     pub(super) fn has_below(&self, label: &str) -> bool {
-        let nodes = self.catalog.node_changes();
-        let mut zones = self.zones.load();
-        if zones.0 != nodes {
-            self.zones.store(Arc::new((nodes, lookup::zone_ends(&self.catalog))));
-            zones = self.zones.load();
-        }
-        lookup::is_inner(label) || zones.1.contains(label)
+        lookup::is_inner(label) || self.zones.has(label, &self.catalog)
     }
 
     /// Times to live of records and of "there is none", and the numbers of the SOA as they stand in a message.
     pub(super) fn numbers(&self) -> (u32, u32, [u8; 20]) {
-        self.records.numbers()
+        let (ttl, negative_ttl) = self.records.ttls();
+        (ttl, negative_ttl, self.origins.first().numbers())
     }
 
     /// Is this name ours to answer? Never forwarded if so.
     pub(super) fn covers(&self, name: &Name) -> bool {
-        self.is_below(name) || self.owner(name).is_some()
-    }
-
-    fn is_below(&self, name: &Name) -> bool {
-        self.records.apex().zone_of(name)
+        self.origins.of(name).is_some() || self.owner(name).is_some()
     }
 
     /// Who has the address that a name under `arpa` spells.
@@ -162,11 +157,16 @@ impl Zone {
         self.owners.follow(&self.catalog).await;
     }
 
-    fn find(&self, name: &Name) -> Found {
-        if self.is_below(name) {
-            return lookup::find(name, self.records.apex(), &self.catalog);
+    fn known(&self) -> Known<'_> {
+        Known { catalog: &self.catalog, zones: &self.zones }
+    }
+
+    /// What a name means, and the domain that its answer's names are under.
+    fn find(&self, name: &Name) -> (Found, &Origin) {
+        if let Some(origin) = self.origins.of(name) {
+            return (lookup::find(name, origin.apex(), self.known()), origin);
         }
-        self.owner(name).map_or(Found::Missing, Found::Reverse)
+        (self.owner(name).map_or(Found::Missing, Found::Reverse), self.origins.first())
     }
 
     /// Answers a name that it [covers](Self::covers), with at most `most` records; for `tasks.` with all that a
@@ -179,11 +179,11 @@ impl Zone {
                 ..Answer::default()
             };
         }
-        let found = self.find(name);
+        let (found, origin) = self.find(name);
         // Who asks for the tasks wants all of them: what does not fit a datagram is told by TC and fetched over TCP.
         let all = matches!(found, Found::Service { tasks: true, .. });
         let most = if all { most.max(self.most_tcp) } else { most };
-        let mut answer = self.answer_found(&found, name, kind, most, rng);
+        let mut answer = self.answer_found((&found, origin), name, kind, most, rng);
         if let Freshness::Stale { reason, .. } = &*freshness {
             answer.stale = true;
             answer.note.get_or_insert_with(|| {
@@ -195,14 +195,14 @@ impl Zone {
 
     fn answer_found(
         &self,
-        found: &Found,
+        (found, origin): (&Found, &Origin),
         name: &Name,
         kind: RecordType,
         most: usize,
         rng: &mut impl Rng,
     ) -> Answer {
         if let Found::Missing = found {
-            return self.negative(Kind::NxDomain, None);
+            return self.negative(origin, Kind::NxDomain, None);
         }
         if kind == RecordType::ANY {
             return Answer {
@@ -213,13 +213,13 @@ impl Zone {
         }
         let mut additionals = Vec::new();
         let answers = match (found, kind) {
-            (Found::Apex, RecordType::SOA) => vec![self.records.soa()],
+            (Found::Apex, RecordType::SOA) => vec![self.records.soa(origin)],
             (Found::Apex, RecordType::NS) => {
-                additionals = self.name_server_addresses(most, rng);
-                vec![self.records.ns()]
+                additionals = self.name_server_addresses(origin, most, rng);
+                vec![self.records.ns(origin)]
             }
             (Found::NameServer, RecordType::A | RecordType::AAAA) => {
-                let mut addresses = self.name_server_addresses(most, rng);
+                let mut addresses = self.name_server_addresses(origin, most, rng);
                 addresses.retain(|record| record.record_type() == kind);
                 addresses.iter_mut().for_each(|record| record.name = name.clone());
                 addresses
@@ -240,8 +240,8 @@ impl Zone {
                 .collect(),
             (Found::Instance { service, at }, _) => {
                 let endpoint = &service.endpoints[*at];
-                additionals = self.host_of(endpoint, kind);
-                self.of_instance(name, endpoint, kind)
+                additionals = self.host_of(origin, endpoint, kind);
+                self.of_instance(origin, name, endpoint, kind)
             }
             (
                 Found::Service { service, .. }
@@ -251,12 +251,12 @@ impl Zone {
             ) => {
                 let among = (&service.endpoints[..], found.group(), &self.rules);
                 let targets = pick::targets(among, found.port(), most, rng);
-                let named: Vec<_> = targets.iter().map(|t| (t, self.target(t))).collect();
+                let named: Vec<_> = targets.iter().map(|t| (t, origin.host(&self.host(t)))).collect();
                 additionals = self.records.target_addresses(&named);
                 named.iter().map(|(target, host)| self.records.srv(name, target, host)).collect()
             }
             (Found::Reverse(owned), RecordType::PTR) => {
-                let owners = self.records.owners(owned).into_iter();
+                let owners = origin.owners(owned).into_iter();
                 owners.map(|owner| self.records.ptr(name, owner)).collect()
             }
             (Found::Node(node), RecordType::TXT) => self.records.txt(name, node_facts(node)),
@@ -273,7 +273,7 @@ impl Zone {
             return Answer { kind: Kind::NoData, ..Answer::default() };
         }
         if answers.is_empty() {
-            return self.negative(Kind::NoData, self.none_serves(found));
+            return self.negative(origin, Kind::NoData, self.none_serves(found));
         }
         // Those that fail are named.
         let note = if matches!(kind, RecordType::A | RecordType::AAAA | RecordType::SRV) {
@@ -294,7 +294,13 @@ impl Zone {
     }
 
     /// One instance, whether it serves or not: its name is its own, not its service's.
-    fn of_instance(&self, name: &Name, endpoint: &Endpoint, kind: RecordType) -> Vec<Record> {
+    fn of_instance(
+        &self,
+        origin: &Origin,
+        name: &Name,
+        endpoint: &Endpoint,
+        kind: RecordType,
+    ) -> Vec<Record> {
         let instance = &endpoint.instance;
         match kind {
             RecordType::A | RecordType::AAAA if instance.has_ports() => {
@@ -302,10 +308,8 @@ impl Zone {
             }
             RecordType::SRV => {
                 let target = pick::target(endpoint, None);
-                target
-                    .map(|target| self.records.srv(name, &target, &self.target(&target)))
-                    .into_iter()
-                    .collect()
+                let srv = |target| self.records.srv(name, &target, &origin.host(&self.host(&target)));
+                target.map(srv).into_iter().collect()
             }
             RecordType::TXT => {
                 let labels = instance.labels.iter().map(|(key, value)| format!("{key}={value}"));
@@ -316,9 +320,10 @@ impl Zone {
     }
 
     /// The address of the host that SRV names.
-    fn host_of(&self, endpoint: &Endpoint, kind: RecordType) -> Vec<Record> {
+    fn host_of(&self, origin: &Origin, endpoint: &Endpoint, kind: RecordType) -> Vec<Record> {
         let target = pick::target(endpoint, None).filter(|_| kind == RecordType::SRV);
-        target.map(|target| self.records.address(&self.target(&target), target.address)).into_iter().collect()
+        let address = |target| self.records.address(&origin.host(&self.host(&target)), target.address);
+        target.map(address).into_iter().collect()
     }
 
     fn is_virtual(&self, found: &Found) -> bool {
@@ -333,24 +338,24 @@ impl Zone {
         }
     }
 
-    fn negative(&self, kind: Kind, note: Option<Note>) -> Answer {
-        Answer { kind, authority: vec![self.records.negative_soa()], note, ..Answer::default() }
+    fn negative(&self, origin: &Origin, kind: Kind, note: Option<Note>) -> Answer {
+        Answer { kind, authority: vec![self.records.negative_soa(origin)], note, ..Answer::default() }
     }
 
     /// Every node's agent answers DNS, so a delegation to the mesh may ask any.
-    fn name_server_addresses(&self, most: usize, rng: &mut impl Rng) -> Vec<Record> {
+    fn name_server_addresses(&self, origin: &Origin, most: usize, rng: &mut impl Rng) -> Vec<Record> {
         let nodes = self.catalog.nodes();
         pick::walk(nodes.len(), rng)
             .take(most)
-            .map(|at| self.records.address(&self.records.name_server(), nodes[at].address))
+            .map(|at| self.records.address(origin.name_server(), nodes[at].address))
             .collect()
     }
 
-    /// The resolvable name of an endpoint's host: its node's, unless it listens on another address than the node's.
-    fn target(&self, target: &pick::Target) -> Name {
+    /// What an endpoint's host is called: as its node, unless it listens on another address than the node's.
+    fn host(&self, target: &pick::Target) -> Host {
         match self.catalog.node(target.node.as_str()) {
-            Some(node) if node.address == target.address => self.records.node_name(&target.node),
-            _ => self.records.address_name(target.address),
+            Some(node) if node.address == target.address => Host::Node(target.node.clone()),
+            _ => Host::Address(target.address),
         }
     }
 }

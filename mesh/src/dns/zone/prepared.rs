@@ -26,7 +26,7 @@ pub(in crate::dns) struct Prepared {
     pub(in crate::dns) v4: Steps<[u8; 4]>,
     pub(in crate::dns) v6: Steps<[u8; 16]>,
     pub(in crate::dns) targets: Steps<PreparedTarget>,
-    /// The hosts of the targets: their names, as octets, and their addresses.
+    /// The hosts of the targets: their names, as octets without the domain, and their addresses.
     pub(in crate::dns) hosts: Box<[(Box<[u8]>, IpAddr)]>,
     /// Nobody serves, which there is more to be said about.
     pub(in crate::dns) is_out: bool,
@@ -131,7 +131,7 @@ impl Zone {
             if !named.insert((target.address, target.port)) {
                 continue;
             }
-            let name = octets(&self.target(&target));
+            let name = self.host(&target).octets();
             let host = *places.entry(name.clone()).or_insert_with(|| {
                 hosts.push((name, target.address));
                 hosts.len() - 1
@@ -151,7 +151,7 @@ impl Zone {
 }
 
 /// A name as it stands in a message, uncompressed.
-pub(in crate::dns) fn octets(name: &Name) -> Box<[u8]> {
+pub(super) fn octets(name: &Name) -> Box<[u8]> {
     // A label has at most 63 octets.
     let labels = name.iter().flat_map(|label| {
         std::iter::once(u8::try_from(label.len()).unwrap_or(0)).chain(label.iter().copied())
