@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::time::Duration;
 
-use nerve::model::{NodeName, Prefix, ServiceName, VirtualIp};
+use nerve::model::{NodeName, Prefix, ServiceName};
 use synapse::catalog::Service;
 use tokio::time::Instant;
 
@@ -29,7 +29,7 @@ const SPREAD: f64 = 0.1;
 pub(super) enum Why {
     /// The service has neither instances nor settings.
     Gone,
-    /// Its settings say that it has none.
+    /// Its settings say that it has none, or that it is outside the mesh.
     Off,
     /// It has another of the same family, after a race or a change of the ranges.
     Surplus,
@@ -84,7 +84,7 @@ impl Ledger {
 
     /// A service changed; `None`: it is gone.
     pub(super) fn look_at(&mut self, name: &ServiceName, service: Option<&Service>, now: Instant) {
-        let wants = service.filter(|service| service.settings.vip == VirtualIp::On);
+        let wants = service.filter(|service| service.settings.wants_vip());
         let lacks = wants.is_some_and(|service| {
             self.lacks(|range| service.vips.iter().any(|ip| range.contains(*ip))).next().is_some()
         });
@@ -159,7 +159,7 @@ impl Ledger {
 
     fn why_unneeded(&self, address: IpAddr, service: Option<&Service>) -> Option<Why> {
         let Some(service) = service else { return Some(Why::Gone) };
-        if service.settings.vip == VirtualIp::Off {
+        if !service.settings.wants_vip() {
             return Some(Why::Off);
         }
         let ours = |ip: &IpAddr| self.v4.iter().chain(&self.v6).any(|range| range.contains(*ip));
