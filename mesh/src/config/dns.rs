@@ -1,5 +1,6 @@
 //! `[dns]`: the name server of this node, and whom it asks.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::num::NonZeroU32;
@@ -8,10 +9,10 @@ use std::str::FromStr;
 use nerve::document::{FromValue, Mismatch, Reported, Section, Value};
 use nerve::http::FilePath;
 use nerve::period::Period;
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
 use super::sections::{Node, all_as_text, as_text};
-use crate::dns::{self, Domain, RecursionFor, Suffix, UpstreamAddress, Upstreams};
+use crate::dns::{self, Domain, RecursionFor, ServicePattern, Suffix, Ttl, UpstreamAddress, Upstreams};
 
 /// The table.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -27,7 +28,10 @@ pub struct Dns {
     #[serde(serialize_with = "all_as_text")]
     pub alt_domains: Vec<Domain>,
     /// How long an answer may be kept.
-    pub ttl: Period,
+    #[serde(serialize_with = "as_text")]
+    pub ttl: Ttl,
+    /// The same by what is asked for.
+    pub ttls: Ttls,
     /// Instances with warnings are named only where none passes.
     pub only_passing: bool,
     /// Where every instance of a service fails, all are named.
@@ -59,6 +63,29 @@ pub struct Dns {
     /// Who is asked for names under a domain.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub route: Vec<Route>,
+}
+
+/// `[dns.ttls]`: how long answers may be kept, by what they are about; `None`: as `dns.ttl` says.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Ttls {
+    /// Endpoints of services.
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "given_as_text")]
+    pub services: Option<Ttl>,
+    /// Virtual addresses.
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "given_as_text")]
+    pub virtual_addresses: Option<Ttl>,
+    /// Nodes, and names that spell addresses.
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "given_as_text")]
+    pub nodes: Option<Ttl>,
+    /// Names of addresses.
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "given_as_text")]
+    pub reverse: Option<Ttl>,
+    /// That there is none.
+    #[serde(serialize_with = "as_text")]
+    pub negative: Ttl,
+    /// Some services.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty", serialize_with = "map_as_text")]
+    pub by_name: BTreeMap<ServicePattern, Ttl>,
 }
 
 /// Who may ask for names outside the domain.
@@ -96,7 +123,8 @@ impl Dns {
             listen: section.or("listen", vec![SocketAddr::from((Ipv4Addr::LOCALHOST, 53))]),
             domain: section.or("domain", Domain::default()),
             alt_domains: section.or("alt_domains", Vec::new()),
-            ttl: section.or("ttl", Period::seconds(5)),
+            ttl: section.or("ttl", usual.ttls.services),
+            ttls: section.section_or_empty("ttls", Ttls::read)?,
             only_passing: section.or("only_passing", usual.only_passing),
             panic: section.or("panic", usual.panic),
             recursion: section.or("recursion", Recursion::For(usual.recursion)),
@@ -176,7 +204,7 @@ impl Dns {
             domain: self.domain.clone(),
             alt_domains: self.alt_domains.clone(),
             listen: self.listen.clone(),
-            ttl: self.ttl.get(),
+            ttls: self.ttls.for_server(self.ttl),
             only_passing: self.only_passing,
             panic: self.panic,
             place: dns::Place { region: node.region.clone(), zone: node.zone.clone() },
@@ -197,6 +225,48 @@ impl Dns {
             ..usual
         }
     }
+}
+
+impl Ttls {
+    fn read(section: &mut Section<'_>) -> Result<Self, Reported> {
+        let usual = dns::Ttls::default();
+        let [services, virtual_addresses, nodes, reverse] =
+            ["services", "virtual_addresses", "nodes", "reverse"].map(|key| section.given(key));
+        Ok(Self {
+            services: services?,
+            virtual_addresses: virtual_addresses?,
+            nodes: nodes?,
+            reverse: reverse?,
+            negative: section.or("negative", usual.negative),
+            by_name: section.or("by_name", BTreeMap::new()),
+        })
+    }
+
+    fn for_server(&self, ttl: Ttl) -> dns::Ttls {
+        dns::Ttls {
+            domains: ttl,
+            services: self.services.unwrap_or(ttl),
+            virtual_addresses: self.virtual_addresses.unwrap_or(ttl),
+            nodes: self.nodes.unwrap_or(ttl),
+            reverse: self.reverse.unwrap_or(ttl),
+            negative: self.negative,
+            of_services: self.by_name.clone().into_iter().collect(),
+        }
+    }
+}
+
+fn given_as_text<S: Serializer>(ttl: &Option<Ttl>, serializer: S) -> Result<S::Ok, S::Error> {
+    match ttl {
+        Some(ttl) => serializer.collect_str(ttl),
+        None => serializer.serialize_none(),
+    }
+}
+
+fn map_as_text<S: Serializer>(
+    ttls: &BTreeMap<ServicePattern, Ttl>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    serializer.collect_map(ttls.iter().map(|(pattern, ttl)| (pattern.to_string(), ttl.to_string())))
 }
 
 impl Route {
@@ -262,6 +332,7 @@ macro_rules! texts {
 
 texts! {
     Domain = "a domain such as \"mesh.internal\"",
+    Ttl = "whole seconds up to a day, such as \"5s\" or \"0s\"",
     Recursion = "\"private\", \"everyone\" or \"off\"",
     ServeStale = "a duration up to \"1day\", or \"off\"",
     UpstreamAddress = "an upstream such as \"192.0.2.53\", \"tcp://192.0.2.53:53\" or \"tls://192.0.2.53#dns.example.com\"",
@@ -304,10 +375,26 @@ mod tests {
     }
 
     #[test]
+    fn times_to_live_are_as_dns_ttl_says_where_nothing_else_does() {
+        let text =
+            "ttl = \"7s\"\n[ttls]\nnodes = \"1m\"\nnegative = \"0s\"\nby_name = { \"db-*\" = \"0s\" }\n";
+        let ttls = read(text).unwrap().for_server(&nowhere()).ttls;
+        let [domains, services, reverse, nodes, negative] =
+            [ttls.domains, ttls.services, ttls.reverse, ttls.nodes, ttls.negative].map(Ttl::get);
+        assert_eq!([domains, services, reverse, nodes, negative], [7, 7, 7, 60, 0]);
+        assert_eq!(
+            ttls.of_services,
+            [("db-*".parse().unwrap(), "0s".parse().unwrap())].into_iter().collect()
+        );
+    }
+
+    #[test]
     fn what_cannot_be_is_refused_with_its_reason() {
         let route = |domain: &str| format!("[[route]]\ndomain = \"{domain}\"\nupstreams = []\n");
         for (text, why) in [
             ("upstreams = [\"dns.example.com\"]".to_owned(), "there is no IP address in it"),
+            ("ttl = \"500ms\"".to_owned(), "DNS knows whole seconds only"),
+            ("ttls = { by_name = { \"a*b\" = \"1s\" } }".to_owned(), "\"a*b\" names no services"),
             ("recursion = \"some\"".to_owned(), "\"private\", \"everyone\" or \"off\""),
             ("serve_stale = \"2days\"".to_owned(), "1day"),
             ("upstream_ca_file = \"ca.pem\"".to_owned(), "is not absolute"),

@@ -15,6 +15,7 @@ use tokio::sync::watch;
 
 use super::address::UpstreamAddress;
 use super::suffix::{Suffix, check_labels};
+use super::ttls::Ttls;
 
 /// Longest domain: leaves room for the longest label that is put in front of it (RFC 1035 allows 255 octets a name).
 const LONGEST_DOMAIN: usize = 120;
@@ -30,10 +31,8 @@ pub struct Config {
     /// Each address is served over UDP and TCP. Default `127.0.0.1:53`. The wildcard addresses work: replies leave from
     /// the address that was asked.
     pub listen: Vec<SocketAddr>,
-    /// How long a client may keep an answer; whole seconds. Default 5 s.
-    pub ttl: Duration,
-    /// How long a client may keep "there is none" (RFC 2308); whole seconds. Default 2 s.
-    pub negative_ttl: Duration,
+    /// How long a client may keep an answer. Default 5 s, and 2 s for "there is none".
+    pub ttls: Ttls,
     /// Who answers names outside the domain. Default: the name servers of `/etc/resolv.conf`.
     pub upstreams: Upstreams,
     /// Who answers names under certain domains instead; where several cover a name, the longest does. Default: none.
@@ -202,8 +201,7 @@ impl Default for Config {
             domain: Domain::default(),
             alt_domains: Vec::new(),
             listen: vec![SocketAddr::from((Ipv4Addr::LOCALHOST, 53))],
-            ttl: Duration::from_secs(5),
-            negative_ttl: Duration::from_secs(2),
+            ttls: Ttls::default(),
             upstreams: Upstreams::default(),
             routes: Vec::new(),
             upstream_ca_file: None,

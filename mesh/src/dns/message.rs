@@ -15,6 +15,7 @@ use hickory_server::net::xfer::Protocol;
 use hickory_server::server::Request;
 use hickory_server::zone_handler::MessageResponseBuilder;
 
+use super::alias::Alias;
 use super::config::{Config, RecursionFor, Upstreams};
 use super::forward::{Client, Forwarder, Given, Start, Waiting, serv_fail};
 use super::metrics::{Dropped, Metrics, Path, Refusal, Transport, Verdict};
@@ -52,6 +53,8 @@ pub(super) enum Reply {
 pub(super) struct Later {
     waiting: Waiting,
     client: Client,
+    /// What stands before the upstream's answer, where ours leads to it.
+    alias: Option<Box<Alias>>,
     began: Instant,
     metrics: Arc<Metrics>,
 }
@@ -59,22 +62,30 @@ pub(super) struct Later {
 impl Later {
     /// The answer's octets. Dropping the future gives the answer up.
     pub(super) async fn wait(self) -> Vec<u8> {
-        let Self { waiting, client, began, metrics } = self;
+        let Self { waiting, client, alias, began, metrics } = self;
         let octets = match waiting.told().await {
-            Ok(given) => make_out(&given, &client, &metrics),
-            Err(why) => serv_fail(&client, Note::NO_REACHABLE_AUTHORITY, &why),
+            Ok(given) => make_out(&given, &client, alias.as_deref(), &metrics),
+            Err(why) => failed(&client, alias.as_deref(), &why),
         };
         metrics.took(Path::Upstream, began.elapsed());
         octets
     }
 }
 
-fn make_out(given: &Given, client: &Client, metrics: &Metrics) -> Vec<u8> {
-    let (octets, cut) = given.made_out_to(client, tokio::time::Instant::now());
+fn make_out(given: &Given, client: &Client, alias: Option<&Alias>, metrics: &Metrics) -> Vec<u8> {
+    let made_out = given.made_out_to(client, tokio::time::Instant::now());
+    let (octets, cut) = match alias {
+        Some(alias) => alias.complete(&made_out.0),
+        None => made_out,
+    };
     if cut {
         metrics.truncated.inc();
     }
     octets
+}
+
+fn failed(client: &Client, alias: Option<&Alias>, why: &str) -> Vec<u8> {
+    serv_fail(alias.map_or(client, Alias::client), Note::NO_REACHABLE_AUTHORITY, why)
 }
 
 impl Handler {
@@ -152,15 +163,19 @@ impl Handler {
             Transport::Tcp => self.most_tcp,
         };
         let answer = self.zone.answer(name, kind, most, &mut rand::rng());
+        if answer.stale {
+            self.metrics.stale_answers.inc();
+        }
+        if let Some(reply) = self.complete(request, transport, began, &answer) {
+            return reply;
+        }
         let (verdict, code) = match answer.kind {
             Kind::Records => (Verdict::Answered, ResponseCode::NoError),
             Kind::NoData => (Verdict::NoData, ResponseCode::NoError),
             Kind::NxDomain => (Verdict::NxDomain, ResponseCode::NXDomain),
             Kind::NotReady => (Verdict::NotReady, ResponseCode::ServFail),
+            Kind::AliasLoop => (Verdict::AliasLoop, ResponseCode::ServFail),
         };
-        if answer.stale {
-            self.metrics.stale_answers.inc();
-        }
         let reply = self.own(request, transport, verdict, code, &answer);
         self.metrics.took(Path::Zone, began.elapsed());
         reply
@@ -176,31 +191,55 @@ impl Handler {
         if !request.metadata.recursion_desired {
             return self.refuse(request, transport, Refusal::RecursionNotDesired);
         }
-        let Some(question) = Question::new(request.queries.as_bytes()) else {
+        let Some(client) = client(request, transport) else {
             self.metrics.query(transport, Verdict::FormErr);
             return Reply::Now(bare(request.as_slice(), rcode::FORM_ERR));
         };
-        let client = Client {
-            id: request.metadata.id,
-            question,
-            flags: wire::flags(request.as_slice()),
-            edns: request.edns.as_ref().map(|edns| edns.flags().dnssec_ok),
-            most: usize::from(largest(request, transport)),
-        };
+        self.ask(request, transport, began, client, None)
+    }
+
+    /// Asks an upstream for the rest of an answer that leads out of the zone; `None`: there is no rest, or it is not for this
+    /// client.
+    fn complete(
+        &self,
+        request: &Request,
+        transport: Transport,
+        began: Instant,
+        answer: &Answer,
+    ) -> Option<Reply> {
+        let target = answer.leads_to.as_ref()?;
+        let is_permitted = self.forwards && self.recursion.permits(request.src().ip());
+        if !is_permitted || !request.metadata.recursion_desired {
+            return None;
+        }
+        let query = request.queries.queries().first()?.original().clone();
+        let alias = Alias::new(client(request, transport)?, query, answer.answers.clone());
+        let client = alias.question(target)?;
+        Some(self.ask(request, transport, began, client, Some(Box::new(alias))))
+    }
+
+    fn ask(
+        &self,
+        request: &Request,
+        transport: Transport,
+        began: Instant,
+        client: Client,
+        alias: Option<Box<Alias>>,
+    ) -> Reply {
         match self.forwarder.start(&client) {
             Start::Known(given) => {
                 self.metrics.query(transport, Verdict::Forwarded);
-                let octets = make_out(&given, &client, &self.metrics);
+                let octets = make_out(&given, &client, alias.as_deref(), &self.metrics);
                 self.metrics.took(Path::Cache, began.elapsed());
                 Reply::Now(octets)
             }
             Start::Waiting(waiting) => {
                 self.metrics.query(transport, Verdict::Forwarded);
-                Reply::Later(Later { waiting, client, began, metrics: Arc::clone(&self.metrics) })
+                Reply::Later(Later { waiting, client, alias, began, metrics: Arc::clone(&self.metrics) })
             }
             Start::Failed(why) => {
                 self.metrics.query(transport, Verdict::Forwarded);
-                Reply::Now(serv_fail(&client, Note::NO_REACHABLE_AUTHORITY, &why))
+                Reply::Now(failed(&client, alias.as_deref(), &why))
             }
             Start::Refused(refusal) => self.refuse(request, transport, refusal),
         }
@@ -237,6 +276,17 @@ impl Handler {
         }
         Reply::Now(octets)
     }
+}
+
+/// A client whose question an upstream may get.
+fn client(request: &Request, transport: Transport) -> Option<Client> {
+    Some(Client {
+        id: request.metadata.id,
+        question: Question::new(request.queries.as_bytes())?,
+        flags: wire::flags(request.as_slice()),
+        edns: request.edns.as_ref().map(|edns| edns.flags().dnssec_ok),
+        most: usize::from(largest(request, transport)),
+    })
 }
 
 /// Questions, answers, authorities and additionals, as the header claims; `None` if there is no whole header.

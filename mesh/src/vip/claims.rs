@@ -269,8 +269,10 @@ mod tests {
             at(start);
             at(start + 2 * GRACE)
         };
-        let off = freed(vec![settings(r#"{"vip":false}"#), vip("10.96.0.1", "web")]);
-        assert_eq!(off, [("10.96.0.1".parse().unwrap(), name("web"), Why::Off)]);
+        for none in [r#"{"vip":false}"#, r#"{"external":"web.example.com"}"#] {
+            let off = freed(vec![settings(none), vip("10.96.0.1", "web")]);
+            assert_eq!(off, [("10.96.0.1".parse().unwrap(), name("web"), Why::Off)]);
+        }
         let second =
             freed(vec![on("a"), vip("10.96.0.1", "web"), vip("10.96.0.2", "web"), vip("fd00::1", "web")]);
         assert_eq!(second, [("10.96.0.2".parse().unwrap(), name("web"), Why::Surplus)]);

@@ -8,12 +8,13 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use nerve::model::{Prefix, VirtualIp};
+use nerve::model::Prefix;
 use rand::Rng;
 use synapse::catalog::{Freshness, Service};
 
 use super::config::{Config, RecursionFor, Upstreams};
 use super::metrics::Verdict;
+use super::ttls::Ttl;
 use super::wire::{self, flag, kind};
 use super::zone::{Prepared, Steps, Zone};
 
@@ -30,8 +31,6 @@ pub(super) struct Fast {
     zone: Arc<Zone>,
     /// The domains' octets, in lower case, with the root's.
     apexes: Box<[Box<[u8]>]>,
-    ttl: [u8; 4],
-    negative_ttl: [u8; 4],
     /// The numbers of the SOA.
     soa: [u8; 20],
     most: usize,
@@ -69,9 +68,9 @@ struct Lower {
 
 /// What an answer has.
 enum Found<'a> {
-    Addresses(&'a [IpAddr]),
-    V4(&'a Steps<[u8; 4]>),
-    V6(&'a Steps<[u8; 16]>),
+    Address(IpAddr, Ttl),
+    V4(&'a Steps<[u8; 4]>, Ttl),
+    V6(&'a Steps<[u8; 16]>, Ttl),
     Targets(&'a Prepared),
     NoData,
     NxDomain,
@@ -79,12 +78,9 @@ enum Found<'a> {
 
 impl Fast {
     pub(super) fn new(config: &Config, zone: Arc<Zone>) -> Self {
-        let (ttl, negative_ttl, soa) = zone.numbers();
         Self {
             apexes: zone.apexes(),
-            ttl: ttl.to_be_bytes(),
-            negative_ttl: negative_ttl.to_be_bytes(),
-            soa,
+            soa: zone.soa_numbers(),
             most: config.limits.answers_udp.max(1),
             recursion: config.recursion,
             forwards: config.upstreams != Upstreams::None,
@@ -141,7 +137,7 @@ impl Fast {
                 let address = catalog.node(node)?.address.to_canonical();
                 match (query.kind, address) {
                     (kind::A, IpAddr::V4(_)) | (kind::AAAA, IpAddr::V6(_)) => {
-                        write(&Found::Addresses(&[address]))
+                        write(&Found::Address(address, self.zone.ttls().nodes))
                     }
                     (kind::A | kind::AAAA, _) => write(&Found::NoData),
                     _ => None,
@@ -163,15 +159,18 @@ impl Fast {
         moment: Option<&Moment>,
         mut write: impl FnMut(&Found<'_>) -> Option<Verdict>,
     ) -> Option<Verdict> {
+        if service.settings.external.is_some() {
+            return None;
+        }
         let prepared = self.zone.prepared(service);
         if let Some(moment) = moment.filter(|_| matches!(query.kind, kind::A | kind::AAAA))
-            && service.settings.vip == VirtualIp::On
+            && service.settings.wants_vip()
         {
             let usable = |ip: &&IpAddr| moment.ranges.iter().any(|range| range.contains(**ip));
             let mut vips = service.vips.iter().filter(usable).peekable();
             if vips.peek().is_some() {
                 return match vips.find(|ip| ip.is_ipv4() == (query.kind == kind::A)) {
-                    Some(ip) => write(&Found::Addresses(std::slice::from_ref(ip))),
+                    Some(ip) => write(&Found::Address(*ip, prepared.virtual_ttl)),
                     None if prepared.is_out => None,
                     None => write(&Found::NoData),
                 };
@@ -182,8 +181,8 @@ impl Fast {
             return None;
         }
         match query.kind {
-            kind::A if !prepared.v4.is_empty() => write(&Found::V4(&prepared.v4)),
-            kind::AAAA if !prepared.v6.is_empty() => write(&Found::V6(&prepared.v6)),
+            kind::A if !prepared.v4.is_empty() => write(&Found::V4(&prepared.v4, prepared.ttl)),
+            kind::AAAA if !prepared.v6.is_empty() => write(&Found::V6(&prepared.v6, prepared.ttl)),
             kind::SRV if !prepared.targets.is_empty() => write(&Found::Targets(&prepared)),
             kind::A | kind::AAAA | kind::SRV => write(&Found::NoData),
             _ => None,
@@ -217,17 +216,17 @@ impl Fast {
         let most = usize::from(query.edns.map_or(wire::PLAIN_UDP_PAYLOAD, |(most, _)| most)) - edns_room;
         let (mut answers, mut authorities, mut additionals) = (0, 0, 0);
         let verdict = match found {
-            Found::Addresses(ips) => {
-                ips.iter().for_each(|ip| self.address(*ip, &QUESTION, out));
-                answers = ips.len();
+            Found::Address(ip, ttl) => {
+                push_address(*ip, &QUESTION, *ttl, out);
+                answers = 1;
                 Verdict::Answered
             }
-            Found::V4(all) => {
-                answers = all.pick(self.most, rng, |ip| self.record(&QUESTION, kind::A, ip, out));
+            Found::V4(all, ttl) => {
+                answers = all.pick(self.most, rng, |ip| push_record(&QUESTION, kind::A, *ttl, ip, out));
                 Verdict::Answered
             }
-            Found::V6(all) => {
-                answers = all.pick(self.most, rng, |ip| self.record(&QUESTION, kind::AAAA, ip, out));
+            Found::V6(all, ttl) => {
+                answers = all.pick(self.most, rng, |ip| push_record(&QUESTION, kind::AAAA, *ttl, ip, out));
                 Verdict::Answered
             }
             Found::Targets(prepared) => {
@@ -250,23 +249,6 @@ impl Fast {
         Some(verdict)
     }
 
-    fn record(&self, owner: &[u8], kind: u16, data: &[u8], out: &mut Vec<u8>) {
-        out.extend_from_slice(owner);
-        out.extend_from_slice(&kind.to_be_bytes());
-        out.extend_from_slice(&[0, 1]);
-        out.extend_from_slice(&self.ttl);
-        // An address, or a target: a name and three numbers.
-        out.extend_from_slice(&u16::try_from(data.len()).unwrap_or(0).to_be_bytes());
-        out.extend_from_slice(data);
-    }
-
-    fn address(&self, ip: IpAddr, owner: &[u8], out: &mut Vec<u8>) {
-        match ip.to_canonical() {
-            IpAddr::V4(ip) => self.record(owner, kind::A, &ip.octets(), out),
-            IpAddr::V6(ip) => self.record(owner, kind::AAAA, &ip.octets(), out),
-        }
-    }
-
     /// The answers, and behind them the addresses of their hosts where they fit. Tells how many of each there are.
     fn targets(
         &self,
@@ -285,11 +267,7 @@ impl Fast {
         let (mut hosts, mut count) = ([(0, 0); MOST_TARGETS], 0);
         let answers = prepared.targets.pick(self.most, rng, |target| {
             let (name, _) = &prepared.hosts[target.host];
-            out.extend_from_slice(&QUESTION);
-            out.extend_from_slice(&kind::SRV.to_be_bytes());
-            out.extend_from_slice(&[0, 1]);
-            out.extend_from_slice(&self.ttl);
-            out.extend_from_slice(&u16::try_from(6 + name.len() + apex.len()).unwrap_or(0).to_be_bytes());
+            push_head(&QUESTION, kind::SRV, prepared.ttl, 6 + name.len() + apex.len(), out);
             for number in [0, target.weight, target.port] {
                 out.extend_from_slice(&number.to_be_bytes());
             }
@@ -307,7 +285,7 @@ impl Fast {
         let end = out.len();
         for (host, at) in &hosts[..count] {
             let pointer = u16::try_from(*at).ok()? | 0xc000;
-            self.address(prepared.hosts[*host].1, &pointer.to_be_bytes(), out);
+            push_address(prepared.hosts[*host].1, &pointer.to_be_bytes(), self.zone.ttls().nodes, out);
         }
         if out.len() - begin > most {
             // Nobody has to have them (RFC 2181 section 9).
@@ -322,16 +300,34 @@ impl Fast {
         const NAMES: [&[u8]; 2] = [b"\x02ns\x04addr", b"\x0ahostmaster"];
         let pointer = (apex | 0xc000).to_be_bytes();
         let length = NAMES.iter().map(|name| name.len() + 2).sum::<usize>() + self.soa.len();
-        out.extend_from_slice(&pointer);
-        out.extend_from_slice(&kind::SOA.to_be_bytes());
-        out.extend_from_slice(&[0, 1]);
-        out.extend_from_slice(&self.negative_ttl);
-        out.extend_from_slice(&u16::try_from(length).unwrap_or(0).to_be_bytes());
+        push_head(&pointer, kind::SOA, self.zone.ttls().negative, length, out);
         for name in NAMES {
             out.extend_from_slice(name);
             out.extend_from_slice(&pointer);
         }
         out.extend_from_slice(&self.soa);
+    }
+}
+
+/// What stands before a record's data.
+fn push_head(owner: &[u8], kind: u16, ttl: Ttl, length: usize, out: &mut Vec<u8>) {
+    out.extend_from_slice(owner);
+    out.extend_from_slice(&kind.to_be_bytes());
+    out.extend_from_slice(&[0, 1]);
+    out.extend_from_slice(&ttl.get().to_be_bytes());
+    // An address, or at most two names and five numbers.
+    out.extend_from_slice(&u16::try_from(length).unwrap_or(0).to_be_bytes());
+}
+
+fn push_record(owner: &[u8], kind: u16, ttl: Ttl, data: &[u8], out: &mut Vec<u8>) {
+    push_head(owner, kind, ttl, data.len(), out);
+    out.extend_from_slice(data);
+}
+
+fn push_address(ip: IpAddr, owner: &[u8], ttl: Ttl, out: &mut Vec<u8>) {
+    match ip.to_canonical() {
+        IpAddr::V4(ip) => push_record(owner, kind::A, ttl, &ip.octets(), out),
+        IpAddr::V6(ip) => push_record(owner, kind::AAAA, ttl, &ip.octets(), out),
     }
 }
 

@@ -13,6 +13,7 @@ use super::*;
 use crate::dns::forward::{Forwarder, Means, Servers};
 use crate::dns::message::{Handler, Reply};
 use crate::dns::metrics::{Metrics, Transport};
+use crate::dns::ttls::Ttls;
 
 /// Both roads over one catalog.
 struct Roads {
@@ -21,12 +22,25 @@ struct Roads {
     writer: Writer,
 }
 
+/// One of a kind, and another of one service.
+fn ttls() -> Ttls {
+    let ttl = |seconds: u32| format!("{seconds}s").parse::<Ttl>().unwrap();
+    Ttls {
+        services: ttl(3),
+        virtual_addresses: ttl(4),
+        nodes: ttl(6),
+        of_services: [("d*".parse().unwrap(), ttl(0))].into_iter().collect(),
+        ..Ttls::all(ttl(9), ttl(1))
+    }
+}
+
 fn roads() -> Roads {
     let (catalog, mut writer) = Catalog::new();
     writer.set_freshness(Freshness::Live);
     let ranges = tokio::sync::watch::channel(Arc::from(["10.96.0.0/16".parse().unwrap()])).1;
     let config = Config {
         virtual_ranges: ranges.into(),
+        ttls: ttls(),
         alt_domains: vec!["consul".parse().unwrap(), "b.example".parse().unwrap()],
         ..Config::default()
     };
@@ -36,6 +50,8 @@ fn roads() -> Roads {
     let servers = Arc::new(Servers::new(means, true));
     let forwarder = Forwarder::new(&config, servers, Tasks::new(), Arc::clone(&metrics));
     let handler = Handler::new(&config, Arc::clone(&zone), forwarder, metrics);
+    let external = serde_json::from_value(serde_json::json!({ "external": "web.mesh.internal:80" })).unwrap();
+    writer.apply([Change::PutSettings("ext".parse().unwrap(), Arc::new(external))]);
     Roads { fast: Fast::new(&config, zone), handler, writer }
 }
 
@@ -133,7 +149,7 @@ fn nodes(a: u8) -> [Change; 2] {
     })
 }
 
-const NAMES: &str = "(web|db|east|service|dc1|web\\.service|WEB\\.Service|web\\.service\\.dc1|v1\\.web\\.service|web\\.zone\\.east|zone\\.east|0\\.web|WeB|nothing|node|addr|_web|[a-z]{1,63}|x\\.y|_web\\._tcp|_db\\._UDP|_x\\._tcp|tasks\\.web|a\\.node|B\\.NODE|c\\.node|\
+const NAMES: &str = "(web|db|ext|ext\\.service|_ext\\._tcp|east|service|dc1|web\\.service|WEB\\.Service|web\\.service\\.dc1|v1\\.web\\.service|web\\.zone\\.east|zone\\.east|0\\.web|WeB|nothing|node|addr|_web|[a-z]{1,63}|x\\.y|_web\\._tcp|_db\\._UDP|_x\\._tcp|tasks\\.web|a\\.node|B\\.NODE|c\\.node|\
     ip-192-0-2-1\\.addr|ns\\.addr|_http\\._tcp\\.web|_tcp)\\.((mesh|MeSh)\\.internal|[cC]onsul|b\\.example)\\.|mesh\\.internal\\.|consul\\.";
 
 proptest! {
@@ -208,6 +224,9 @@ fn what_most_ask_takes_the_short_road() {
             ("web.consul.", RecordType::SRV, Some(Verdict::Answered)),
             ("nothing.b.example.", RecordType::A, Some(Verdict::NxDomain)),
             ("web.mesh.internal.", RecordType::TXT, None),
+            ("ext.mesh.internal.", RecordType::A, None),
+            ("ext.service.mesh.internal.", RecordType::SRV, None),
+            ("_ext._tcp.mesh.internal.", RecordType::SRV, None),
             ("mesh.internal.", RecordType::SOA, None),
             ("example.com.", RecordType::A, None),
         ] {

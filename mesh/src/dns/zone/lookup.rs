@@ -20,10 +20,14 @@
 //! What Consul's clients ask for may have its datacenter behind it: `web.service.dc1`. Tags, zones and ids are compared without regard
 //! to case, and those with dots in them are several labels.
 //!
+//! A service that is a name outside the mesh leads there (CNAME) from `<service>` and `<service>.service`, and is named with its
+//! port by `_<service>._tcp`.
+//!
 //! An instance does not say which transport its port speaks, so `_udp` and `_tcp` name the same ports. Where a node is
 //! called `tasks`, `tasks.node` is that node and not the tasks of a service called `node`.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::num::NonZeroU16;
 use std::sync::Arc;
 
 use hickory_proto::rr::Name;
@@ -62,6 +66,10 @@ pub(super) enum Found {
     Targets { service: Arc<Service>, group: Group, port: Option<PortName> },
     /// One endpoint of a service, by its place.
     Instance { service: Arc<Service>, at: usize },
+    /// A service that is a name outside the mesh.
+    Alias { service: Arc<Service>, target: Name },
+    /// The port of such a service, where it has one; only SRV.
+    AliasPort { service: Arc<Service>, target: Name, port: Option<NonZeroU16> },
     /// A node.
     Node(Arc<Node>),
     /// An address of somebody's, by its name under `arpa`.
@@ -162,7 +170,7 @@ fn meaning(labels: &[&str], known: Known<'_>) -> Found {
     match labels {
         [] => Found::Apex,
         [one] => match catalog.service(one) {
-            Some(service) => Found::Service { service, tasks: false },
+            Some(service) => alias(&service).unwrap_or(Found::Service { service, tasks: false }),
             None if is_inner(one) || known.is_zone(one) => Found::Empty,
             None => Found::Missing,
         },
@@ -180,8 +188,7 @@ fn below_service(labels: &[&str], known: Known<'_>) -> Found {
     match labels {
         [left, transport] if is_transport(transport) => {
             let service = left.strip_prefix('_').and_then(|name| catalog.service(name));
-            let found = |service| Found::Targets { service, group: Group::All, port: None };
-            service.map_or(Found::Missing, found)
+            service.map_or(Found::Missing, |service| targets(service, Group::All))
         }
         [port, transport, service] if is_transport(transport) => named_port(port, service, catalog),
         [service, "zone", zone @ ..] if !zone.is_empty() => {
@@ -214,10 +221,34 @@ fn consul(labels: &[&str], catalog: &Catalog) -> Option<Found> {
         [service, tag] if service.starts_with('_') && tag.starts_with('_') => {
             let service = catalog.service(&service[1..])?;
             let group = if is_transport(tag) { Group::All } else { Group::Tagged(tag[1..].to_owned()) };
-            group.is_of(&service).then_some(Found::Targets { service, group, port: None })
+            group.is_of(&service).then(|| targets(service, group))
         }
-        [service] => group(service, Group::All, catalog),
+        [service] => {
+            let service = catalog.service(service)?;
+            Some(alias(&service).unwrap_or(Found::Group { service, group: Group::All }))
+        }
         [tag @ .., service] => group(service, Group::Tagged(tag.join(".")), catalog),
+    }
+}
+
+/// Where a service leads that is outside the mesh.
+fn target(service: &Service) -> Option<(Name, Option<NonZeroU16>)> {
+    let external = service.settings.external.as_ref()?;
+    let mut name = Name::from_labels(external.host().split('.').map(str::as_bytes)).ok()?;
+    name.set_fqdn(true);
+    Some((name, external.port()))
+}
+
+/// Whatever instances it has: those come and go, and what an operator said holds.
+fn alias(service: &Arc<Service>) -> Option<Found> {
+    target(service).map(|(target, _)| Found::Alias { service: Arc::clone(service), target })
+}
+
+/// The main ports of those in a group.
+fn targets(service: Arc<Service>, group: Group) -> Found {
+    match target(&service) {
+        Some((target, port)) if group == Group::All => Found::AliasPort { service, target, port },
+        _ => Found::Targets { service, group, port: None },
     }
 }
 

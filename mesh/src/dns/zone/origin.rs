@@ -13,6 +13,7 @@ use nerve::model::NodeName;
 use super::lookup::address_label;
 use super::reverse::Owned;
 use crate::dns::config::{Config, Domain};
+use crate::dns::ttls::Ttl;
 
 /// All of them.
 #[derive(Debug)]
@@ -37,8 +38,8 @@ pub(super) enum Host {
 }
 
 impl Origins {
-    pub(super) fn new(config: &Config, serial: u32, negative_ttl: u32) -> Self {
-        let origin = |domain| Origin::new(domain, serial, negative_ttl);
+    pub(super) fn new(config: &Config, serial: u32) -> Self {
+        let origin = |domain| Origin::new(domain, serial, config.ttls.negative);
         Self { first: origin(&config.domain), others: config.alt_domains.iter().map(origin).collect() }
     }
 
@@ -57,12 +58,12 @@ impl Origins {
 }
 
 impl Origin {
-    fn new(domain: &Domain, serial: u32, negative_ttl: u32) -> Self {
+    fn new(domain: &Domain, serial: u32, negative: Ttl) -> Self {
         let apex = under(&domain.as_str().split('.').collect::<Vec<_>>(), &Name::root());
         let name_server = under(&["ns", "addr"], &apex);
         let hostmaster = under(&["hostmaster"], &apex);
         // Refresh, retry and expire speak to secondaries, of which there are none: RFC 1912's lower bounds.
-        let soa = SOA::new(name_server.clone(), hostmaster, serial, 1200, 180, 1_209_600, negative_ttl);
+        let soa = SOA::new(name_server.clone(), hostmaster, serial, 1200, 180, 1_209_600, negative.get());
         Self { apex, name_server, soa }
     }
 

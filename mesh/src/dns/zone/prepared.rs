@@ -15,6 +15,7 @@ use synapse::catalog::Service;
 use super::lookup::Group;
 use super::{Zone, none_serves, pick};
 use crate::dns::config::Place;
+use crate::dns::ttls::Ttl;
 
 /// The answers' parts.
 #[derive(Debug, PartialEq, Eq)]
@@ -23,6 +24,10 @@ pub(in crate::dns) struct Prepared {
     generation: u64,
     /// Of the nodes, whose names are in `targets`.
     nodes: u64,
+    /// How long what is said of its endpoints may be kept.
+    pub(in crate::dns) ttl: Ttl,
+    /// How long its virtual address may be kept.
+    pub(in crate::dns) virtual_ttl: Ttl,
     pub(in crate::dns) v4: Steps<[u8; 4]>,
     pub(in crate::dns) v6: Steps<[u8; 16]>,
     pub(in crate::dns) targets: Steps<PreparedTarget>,
@@ -141,6 +146,8 @@ impl Zone {
         Prepared {
             generation: service.generation,
             nodes,
+            ttl: self.ttls.service(&service.name),
+            virtual_ttl: self.ttls.virtual_address(&service.name),
             v4,
             v6,
             targets,
@@ -151,7 +158,7 @@ impl Zone {
 }
 
 /// A name as it stands in a message, uncompressed.
-pub(super) fn octets(name: &Name) -> Box<[u8]> {
+pub(in crate::dns) fn octets(name: &Name) -> Box<[u8]> {
     // A label has at most 63 octets.
     let labels = name.iter().flat_map(|label| {
         std::iter::once(u8::try_from(label.len()).unwrap_or(0)).chain(label.iter().copied())

@@ -1,94 +1,80 @@
-//! How the zone's records look: their times to live and data.
+//! How the zone's records look.
 
 use std::net::IpAddr;
-use std::time::Duration;
+use std::num::NonZeroU16;
 
-use hickory_proto::rr::rdata::{A, AAAA, HINFO, NS, PTR, SRV, TXT};
+use hickory_proto::rr::rdata::{A, AAAA, CNAME, HINFO, NS, PTR, SRV, TXT};
 use hickory_proto::rr::{Name, RData, Record, RecordType};
 
 use super::origin::Origin;
 use super::pick::Target;
-use crate::dns::config::Config;
+use crate::dns::ttls::Ttl;
 
-/// The numbers that records are made of.
-#[derive(Debug)]
-pub(super) struct Records {
-    ttl: u32,
-    negative_ttl: u32,
+pub(super) fn soa(origin: &Origin, ttl: Ttl) -> Record {
+    record(origin.apex(), ttl, RData::SOA(origin.soa().clone()))
 }
 
-impl Records {
-    pub(super) fn new(config: &Config) -> Self {
-        let seconds = |time: Duration| u32::try_from(time.as_secs()).unwrap_or(u32::MAX).min(0x7fff_ffff);
-        Self { ttl: seconds(config.ttl), negative_ttl: seconds(config.negative_ttl) }
-    }
+pub(super) fn ns(origin: &Origin, ttl: Ttl) -> Record {
+    record(origin.apex(), ttl, RData::NS(NS(origin.name_server().clone())))
+}
 
-    pub(super) fn ttls(&self) -> (u32, u32) {
-        (self.ttl, self.negative_ttl)
-    }
+pub(super) fn address(name: &Name, ip: IpAddr, ttl: Ttl) -> Record {
+    let data = match ip.to_canonical() {
+        IpAddr::V4(ip) => RData::A(A(ip)),
+        IpAddr::V6(ip) => RData::AAAA(AAAA(ip)),
+    };
+    record(name, ttl, data)
+}
 
-    pub(super) fn soa(&self, origin: &Origin) -> Record {
-        Record::from_rdata(origin.apex().clone(), self.ttl, RData::SOA(origin.soa().clone()))
-    }
+pub(super) fn address_of_kind(name: &Name, ip: IpAddr, kind: RecordType, ttl: Ttl) -> Option<Record> {
+    Some(address(name, ip, ttl)).filter(|record| record.record_type() == kind)
+}
 
-    /// RFC 2308 section 3: the SOA of a negative answer lives as long as the answer may.
-    pub(super) fn negative_soa(&self, origin: &Origin) -> Record {
-        Record::from_rdata(origin.apex().clone(), self.negative_ttl, RData::SOA(origin.soa().clone()))
-    }
+pub(super) fn ptr(name: &Name, owner: Name, ttl: Ttl) -> Record {
+    record(name, ttl, RData::PTR(PTR(owner)))
+}
 
-    pub(super) fn ns(&self, origin: &Origin) -> Record {
-        Record::from_rdata(origin.apex().clone(), self.ttl, RData::NS(NS(origin.name_server().clone())))
-    }
+/// One record with these texts (RFC 1035 section 3.3.14); what no text of a record can hold is left out.
+pub(super) fn txt(name: &Name, texts: impl Iterator<Item = String>, ttl: Ttl) -> Vec<Record> {
+    /// A text's length is one octet.
+    const LONGEST: usize = 255;
+    const MOST: usize = 64;
+    let texts: Vec<String> = texts.filter(|text| text.len() <= LONGEST).take(MOST).collect();
+    let whole = |texts| record(name, ttl, RData::TXT(TXT::new(texts)));
+    (!texts.is_empty()).then(|| whole(texts)).into_iter().collect()
+}
 
-    pub(super) fn address(&self, name: &Name, ip: IpAddr) -> Record {
-        let data = match ip.to_canonical() {
-            IpAddr::V4(ip) => RData::A(A(ip)),
-            IpAddr::V6(ip) => RData::AAAA(AAAA(ip)),
-        };
-        Record::from_rdata(name.clone(), self.ttl, data)
-    }
+/// Every target has the same priority: which is better is the balancer's business, and weights say the rest.
+pub(super) fn srv(name: &Name, target: &Target, host: &Name, ttl: Ttl) -> Record {
+    record(name, ttl, RData::SRV(SRV::new(0, target.weight, target.port, host.clone())))
+}
 
-    pub(super) fn ptr(&self, name: &Name, owner: Name) -> Record {
-        Record::from_rdata(name.clone(), self.ttl, RData::PTR(PTR(owner)))
-    }
+pub(super) fn cname(name: &Name, target: &Name, ttl: Ttl) -> Record {
+    record(name, ttl, RData::CNAME(CNAME(target.clone())))
+}
 
-    /// One record with these texts (RFC 1035 section 3.3.14); what no text of a record can hold is left out.
-    pub(super) fn txt(&self, name: &Name, texts: impl Iterator<Item = String>) -> Vec<Record> {
-        /// A text's length is one octet.
-        const LONGEST: usize = 255;
-        const MOST: usize = 64;
-        let texts: Vec<String> = texts.filter(|text| text.len() <= LONGEST).take(MOST).collect();
-        let record = |texts| Record::from_rdata(name.clone(), self.ttl, RData::TXT(TXT::new(texts)));
-        (!texts.is_empty()).then(|| record(texts)).into_iter().collect()
-    }
+/// One host has the port, and so nothing to choose by (RFC 2782: weight 0).
+pub(super) fn external_srv(name: &Name, target: &Name, port: NonZeroU16, ttl: Ttl) -> Record {
+    record(name, ttl, RData::SRV(SRV::new(0, 0, port.get(), target.clone())))
+}
 
-    pub(super) fn address_of_kind(&self, name: &Name, ip: IpAddr, kind: RecordType) -> Option<Record> {
-        Some(self.address(name, ip)).filter(|record| record.record_type() == kind)
-    }
-
-    /// Every target has the same priority: which is better is the balancer's business, and weights say the rest.
-    pub(super) fn srv(&self, name: &Name, target: &Target, host: &Name) -> Record {
-        let data = SRV::new(0, target.weight, target.port, host.clone());
-        Record::from_rdata(name.clone(), self.ttl, RData::SRV(data))
-    }
-
-    /// The addresses of the targets, each host once.
-    pub(super) fn target_addresses(&self, targets: &[(&Target, Name)]) -> Vec<Record> {
-        let mut records: Vec<Record> = Vec::with_capacity(targets.len());
-        for (target, host) in targets {
-            if !records.iter().any(|record| record.name == *host) {
-                records.push(self.address(host, target.address));
-            }
+/// The addresses of the targets, each host once.
+pub(super) fn target_addresses(targets: &[(&Target, Name)], ttl: Ttl) -> Vec<Record> {
+    let mut records: Vec<Record> = Vec::with_capacity(targets.len());
+    for (target, host) in targets {
+        if !records.iter().any(|record| record.name == *host) {
+            records.push(address(host, target.address, ttl));
         }
-        records
     }
+    records
+}
 
-    /// RFC 8482 section 4.2: ANY is answered, but not with everything.
-    pub(super) fn minimal_any(&self, name: &Name) -> Record {
-        Record::from_rdata(
-            name.clone(),
-            self.ttl,
-            RData::HINFO(HINFO::from_bytes(Box::from(*b"RFC8482"), Box::default())),
-        )
-    }
+/// RFC 8482 section 4.2: ANY is answered, but not with everything.
+pub(super) fn minimal_any(name: &Name, ttl: Ttl) -> Record {
+    let hinfo = HINFO::from_bytes(Box::from(*b"RFC8482"), Box::default());
+    record(name, ttl, RData::HINFO(hinfo))
+}
+
+fn record(name: &Name, ttl: Ttl, data: RData) -> Record {
+    Record::from_rdata(name.clone(), ttl.get(), data)
 }

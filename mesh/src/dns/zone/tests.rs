@@ -102,7 +102,7 @@ fn a_virtual_address_is_answered_where_it_leads_somewhere() {
         why.starts_with("the virtual address of service web, 10.96.0.1:") && why.contains("2 of 3"),
         "{why}"
     );
-    let off = nerve::model::ServiceSettings { vip: VirtualIp::Off, ..Default::default() };
+    let off = nerve::model::ServiceSettings { vip: nerve::model::VirtualIp::Off, ..Default::default() };
     writer.apply([Change::PutSettings(web(), Arc::new(off))]);
     assert_eq!(a("web.mesh.internal."), set(&["192.0.2.2"]));
 }
@@ -253,6 +253,51 @@ fn every_domain_has_the_same_names_and_answers_keep_to_it() {
     assert!(!zone.covers(&Name::from_ascii("myconsul.").unwrap()));
     let outside = zone.explain("web").why;
     assert_eq!(outside, "web. is not under mesh.internal. or consul.; web.mesh.internal. is");
+}
+
+#[test]
+fn times_to_live_are_those_of_what_is_asked_for() {
+    let (catalog, mut writer) = Catalog::new();
+    writer.set_freshness(Freshness::Live);
+    writer.apply([
+        node("a", "192.0.2.1"),
+        instance("web", "1", "192.0.2.1", "passing"),
+        instance("db-main", "1", "192.0.2.2", "passing"),
+        instance("api", "1", "192.0.2.3", "passing"),
+        Change::PutVip("10.96.0.1".parse().unwrap(), "api".parse().unwrap()),
+        Change::PutVip("10.96.0.2".parse().unwrap(), "db-main".parse().unwrap()),
+    ]);
+    let ttl = |text: &str| text.parse().unwrap();
+    let ttls = Ttls {
+        services: ttl("3s"),
+        virtual_addresses: ttl("40s"),
+        nodes: ttl("6s"),
+        reverse: ttl("7s"),
+        of_services: [("db-*".parse().unwrap(), ttl("0s"))].into_iter().collect(),
+        ..Ttls::all(ttl("9s"), ttl("1s"))
+    };
+    let ranges = tokio::sync::watch::channel(Arc::from(["10.96.0.0/16".parse().unwrap()])).1;
+    let zone = Zone::new(&Config { ttls, virtual_ranges: ranges.into(), ..Config::default() }, catalog, 7);
+    for (name, kind, expected) in [
+        ("web.mesh.internal.", RecordType::A, vec![3]),
+        ("web.service.mesh.internal.", RecordType::SRV, vec![3, 6]),
+        ("1.web.mesh.internal.", RecordType::SRV, vec![3, 6]),
+        ("api.mesh.internal.", RecordType::A, vec![40]),
+        ("tasks.api.mesh.internal.", RecordType::A, vec![3]),
+        ("db-main.mesh.internal.", RecordType::A, vec![0]),
+        ("tasks.db-main.mesh.internal.", RecordType::A, vec![0]),
+        ("a.node.mesh.internal.", RecordType::A, vec![6]),
+        ("ip-192-0-2-1.addr.mesh.internal.", RecordType::A, vec![6]),
+        ("mesh.internal.", RecordType::NS, vec![9, 6]),
+        ("1.2.0.192.in-addr.arpa.", RecordType::PTR, vec![7]),
+        ("nothing.mesh.internal.", RecordType::A, vec![1]),
+    ] {
+        let answer = ask(&zone, name, kind);
+        let all = answer.answers.iter().chain(&answer.authority).chain(&answer.additionals);
+        assert_eq!(all.map(|record| record.ttl).collect::<Vec<_>>(), expected, "{name} {kind}");
+    }
+    let soa = &ask(&zone, "mesh.internal.", RecordType::SOA).answers[0].data;
+    assert!(matches!(soa, RData::SOA(soa) if soa.minimum == 1), "{soa}");
 }
 
 #[test]
