@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use crate::model::{ServiceName, ServiceSettings, VipClaim, VirtualIp};
+use crate::model::{ServiceName, ServiceSettings, VipClaim};
 use crate::store::{self, Entry, Expect, Key, Store, Swap};
 
 /// How a claim ended.
@@ -70,7 +70,7 @@ pub async fn release(
 async fn exists(store: &dyn Store, service: &ServiceName) -> store::Result<bool> {
     if let Some(settings) = store.get(&Key::Service(service.clone()).path()).await? {
         let settings = serde_json::from_slice::<ServiceSettings>(&settings.value);
-        return Ok(settings.is_err() || settings.is_ok_and(|settings| settings.vip == VirtualIp::On));
+        return Ok(settings.is_err() || settings.is_ok_and(|settings| settings.wants_vip()));
     }
     Ok(!store.list(&Key::instances_of(service)).await?.entries.is_empty())
 }

@@ -11,7 +11,7 @@ use serde_json::Value;
 const SOON: Duration = Duration::from_secs(20);
 
 /// Runs its agent with these keys of `[dns]`, and these tables.
-fn start(cluster: &Cluster, node: &Node, keys: &str, tables: &str) {
+pub(crate) fn start(cluster: &Cluster, node: &Node, keys: &str, tables: &str) {
     let mut settings = cluster.settings().clone();
     (settings.store, settings.more) = ("embedded".to_owned(), tables.to_owned());
     node.configure(&settings);
@@ -23,7 +23,7 @@ fn start(cluster: &Cluster, node: &Node, keys: &str, tables: &str) {
 }
 
 /// Knot with a zone: its records besides the apex's, each with its time to live.
-fn knot(cluster: &Cluster, node: &Node, zone: &str, port: u16, records: &str) -> Server {
+pub(crate) fn knot(cluster: &Cluster, node: &Node, zone: &str, port: u16, records: &str) -> Server {
     let server = Server::new(cluster.world(), node.namespace(), &format!("knot-{port}"));
     let file = write_zone(&server, zone, 1, records);
     let directory = server.directory().display();

@@ -20,6 +20,7 @@ mod discover;
 mod dns;
 mod dns_conformance;
 mod dns_forward;
+mod dns_names;
 mod docker;
 mod docker_mesh;
 mod docker_services;

@@ -300,7 +300,17 @@ pub(crate) const HOMES: &[Home] = &[
     home("saphyr-parser", &["nerve/src/document/yaml.rs"]),
     home("notify", &["nerve/src/source", "synapse/src/watch"]),
     home("strsim", &["nerve/src/document", "mesh/src/admin/refusal.rs"]),
-    home("humantime", &["nerve/src", "mesh/src/cli", "mesh/src/admin/consul", "synapse/src/watch/aws"]),
+    // In DNS: times to live, which are whole seconds and may be none, as no `Period` is.
+    home(
+        "humantime",
+        &[
+            "nerve/src",
+            "mesh/src/cli",
+            "mesh/src/admin/consul",
+            "mesh/src/dns/ttls.rs",
+            "synapse/src/watch/aws",
+        ],
+    ),
     home("hyper", HTTP),
     home("hyper-util", HTTP),
     home("http-body-util", HTTP),

@@ -111,7 +111,7 @@ pub(super) fn seen_instead(shown: steer::Shown) -> WhyPlain {
 
 impl Resolver for dns::Handle {
     fn explain(&self, name: &str, record_type: &str) -> Result<Resolution, String> {
-        const TYPES: [&str; 5] = ["A", "AAAA", "SRV", "NS", "SOA"];
+        const TYPES: [&str; 8] = ["A", "AAAA", "CNAME", "SRV", "TXT", "PTR", "NS", "SOA"];
         let record_type = record_type.to_ascii_uppercase();
         if !TYPES.contains(&record_type.as_str()) {
             return Err(format!("{record_type:?} is no record type of the mesh: {}", TYPES.join(", ")));
@@ -121,12 +121,14 @@ impl Resolver for dns::Handle {
             return Err(told.why);
         }
         // `name ttl IN type data`, as in a zone file.
-        let of_type = |record: &String| record.split_whitespace().nth(3) == Some(record_type.as_str());
+        let of_type = |record: &String| {
+            record.split_whitespace().nth(3).is_some_and(|kind| kind == record_type || kind == "CNAME")
+        };
         let answers = told.records.into_iter().filter(of_type).collect();
         let code = match told.outcome {
             dns::Outcome::Answer | dns::Outcome::NoData => "NOERROR",
             dns::Outcome::NxDomain => "NXDOMAIN",
-            dns::Outcome::NotReady => "SERVFAIL",
+            dns::Outcome::NotReady | dns::Outcome::AliasLoop => "SERVFAIL",
             dns::Outcome::Refused => "REFUSED",
             dns::Outcome::Forwarded => "",
         };

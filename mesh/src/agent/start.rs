@@ -451,10 +451,11 @@ fn bind_names(
 
 fn virtual_addresses(vip: &vip::Handle) -> admin::VirtualAddresses {
     let vip = vip.clone();
-    Arc::new(move |service| {
-        let on = service.settings.vip == nerve::model::VirtualIp::On;
-        if on { vip.effective(&service.vips).collect() } else { Vec::new() }
-    })
+    Arc::new(
+        move |service| {
+            if service.settings.wants_vip() { vip.effective(&service.vips).collect() } else { Vec::new() }
+        },
+    )
 }
 
 fn plain(steer: &steer::Handle) -> admin::Plain {

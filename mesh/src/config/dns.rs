@@ -1,18 +1,20 @@
 //! `[dns]`: the name server of this node, and whom it asks.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::num::NonZeroU32;
 use std::str::FromStr;
 
-use nerve::document::{FromValue, Mismatch, Reported, Section, Text, Value};
+use nerve::document::{FromValue, Mismatch, Reported, Section, Value};
 use nerve::http::FilePath;
 use nerve::period::Period;
 use serde::{Serialize, Serializer};
 
 use super::sections::{Node, all_as_text, as_text};
 use crate::dns::{
-    self, Clients, Domain, Member, RecursionFor, ShownText, Suffix, UpstreamAddress, Upstreams,
+    self, Clients, Domain, Member, RecursionFor, ServicePattern, ShownText, Suffix, Ttl, UpstreamAddress,
+    Upstreams,
 };
 
 /// The table.
@@ -25,8 +27,14 @@ pub struct Dns {
     /// The domain of the mesh.
     #[serde(serialize_with = "as_text")]
     pub domain: Domain,
+    /// Further domains with the same names.
+    #[serde(serialize_with = "all_as_text")]
+    pub alt_domains: Vec<Domain>,
     /// How long an answer may be kept.
-    pub ttl: Period,
+    #[serde(serialize_with = "as_text")]
+    pub ttl: Ttl,
+    /// The same by what is asked for.
+    pub ttls: Ttls,
     /// Instances with warnings are named only where none passes.
     pub only_passing: bool,
     /// Where every instance of a service fails, all are named.
@@ -74,6 +82,29 @@ pub struct Dns {
     pub route: Vec<Route>,
 }
 
+/// `[dns.ttls]`: how long answers may be kept, by what they are about; `None`: as `dns.ttl` says.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Ttls {
+    /// Endpoints of services.
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "given_as_text")]
+    pub services: Option<Ttl>,
+    /// Virtual addresses.
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "given_as_text")]
+    pub virtual_addresses: Option<Ttl>,
+    /// Nodes, and names that spell addresses.
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "given_as_text")]
+    pub nodes: Option<Ttl>,
+    /// Names of addresses.
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "given_as_text")]
+    pub reverse: Option<Ttl>,
+    /// That there is none.
+    #[serde(serialize_with = "as_text")]
+    pub negative: Ttl,
+    /// Some services.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty", serialize_with = "map_as_text")]
+    pub by_name: BTreeMap<ServicePattern, Ttl>,
+}
+
 /// Who may ask for names outside the domain.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Recursion {
@@ -113,8 +144,10 @@ impl Dns {
         let read = Self {
             enabled: section.or("enabled", true),
             listen: section.or("listen", vec![SocketAddr::from((Ipv4Addr::LOCALHOST, 53))]),
-            domain: section.or("domain", Text(Domain::default())).0,
-            ttl: section.or("ttl", Period::seconds(5)),
+            domain: section.or("domain", Domain::default()),
+            alt_domains: section.or("alt_domains", Vec::new()),
+            ttl: section.or("ttl", usual.ttls.services),
+            ttls: section.section_or_empty("ttls", Ttls::read)?,
             only_passing: section.or("only_passing", usual.only_passing),
             panic: section.or("panic", usual.panic),
             recursion: section.or("recursion", Recursion::For(usual.recursion)),
@@ -135,8 +168,33 @@ impl Dns {
             cache_bytes: section.or("cache_bytes", bytes.unwrap_or(NonZeroU32::MAX)),
             route: section.list("route", Route::read).into_iter().collect::<Result<_, _>>()?,
         };
+        read.check_domains(section)?;
         read.check_routes(section)?;
         Ok(read)
+    }
+
+    /// The domains, the first one first.
+    fn domains(&self) -> impl Iterator<Item = &Domain> + Clone {
+        std::iter::once(&self.domain).chain(&self.alt_domains)
+    }
+
+    fn check_domains(&self, section: &Section<'_>) -> Result<(), Reported> {
+        for (at, domain) in self.domains().enumerate().skip(1) {
+            let earlier = || self.domains().take(at);
+            let message = if earlier().any(|earlier| earlier == domain) {
+                format!("{domain} is there twice")
+            } else if let Some(earlier) =
+                earlier().find(|earlier| earlier.covers(domain) || domain.covers(earlier))
+            {
+                let (below, above) =
+                    if earlier.covers(domain) { (domain, earlier) } else { (earlier, domain) };
+                format!("{below} is under {above}, so that a name could mean two things")
+            } else {
+                continue;
+            };
+            return Err(section.invalid("alt_domains", message, "domains apart from each other"));
+        }
+        Ok(())
     }
 
     fn check_routes(&self, section: &Section<'_>) -> Result<(), Reported> {
@@ -145,8 +203,10 @@ impl Dns {
                 let message = format!("there are two for {}", route.domain);
                 return Err(section.invalid("route", message, "one, with the upstreams of both"));
             }
-            if self.domain.as_str().parse().is_ok_and(|own: Suffix| own.covers(&route.domain)) {
-                let message = format!("{} is under {}, which is answered here", route.domain, self.domain);
+            let is_over =
+                |own: &&Domain| own.as_str().parse().is_ok_and(|own: Suffix| own.covers(&route.domain));
+            if let Some(own) = self.domains().find(is_over) {
+                let message = format!("{} is under {own}, which is answered here", route.domain);
                 return Err(section.invalid("route", message, "another domain than that of the mesh"));
             }
         }
@@ -171,8 +231,9 @@ impl Dns {
         });
         dns::Config {
             domain: self.domain.clone(),
+            alt_domains: self.alt_domains.clone(),
             listen: self.listen.clone(),
-            ttl: self.ttl.get(),
+            ttls: self.ttls.for_server(self.ttl),
             only_passing: self.only_passing,
             panic: self.panic,
             place: dns::Place { region: node.region.clone(), zone: node.zone.clone() },
@@ -200,6 +261,48 @@ impl Dns {
             ..usual
         }
     }
+}
+
+impl Ttls {
+    fn read(section: &mut Section<'_>) -> Result<Self, Reported> {
+        let usual = dns::Ttls::default();
+        let [services, virtual_addresses, nodes, reverse] =
+            ["services", "virtual_addresses", "nodes", "reverse"].map(|key| section.given(key));
+        Ok(Self {
+            services: services?,
+            virtual_addresses: virtual_addresses?,
+            nodes: nodes?,
+            reverse: reverse?,
+            negative: section.or("negative", usual.negative),
+            by_name: section.or("by_name", BTreeMap::new()),
+        })
+    }
+
+    fn for_server(&self, ttl: Ttl) -> dns::Ttls {
+        dns::Ttls {
+            domains: ttl,
+            services: self.services.unwrap_or(ttl),
+            virtual_addresses: self.virtual_addresses.unwrap_or(ttl),
+            nodes: self.nodes.unwrap_or(ttl),
+            reverse: self.reverse.unwrap_or(ttl),
+            negative: self.negative,
+            of_services: self.by_name.clone().into_iter().collect(),
+        }
+    }
+}
+
+fn given_as_text<S: Serializer>(ttl: &Option<Ttl>, serializer: S) -> Result<S::Ok, S::Error> {
+    match ttl {
+        Some(ttl) => serializer.collect_str(ttl),
+        None => serializer.serialize_none(),
+    }
+}
+
+fn map_as_text<S: Serializer>(
+    ttls: &BTreeMap<ServicePattern, Ttl>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    serializer.collect_map(ttls.iter().map(|(pattern, ttl)| (pattern.to_string(), ttl.to_string())))
 }
 
 impl Route {
@@ -326,6 +429,8 @@ macro_rules! texts {
 texts! {
     ShownText = "a text of 1 to 64 characters of ASCII",
     Member = "\"private\", or a range of addresses such as \"10.0.0.0/8\"",
+    Domain = "a domain such as \"mesh.internal\"",
+    Ttl = "whole seconds up to a day, such as \"5s\" or \"0s\"",
     ServeStale = "a duration up to \"1day\", or \"off\"",
     UpstreamAddress = "an upstream such as \"192.0.2.53\", \"tcp://192.0.2.53:53\" or \"tls://192.0.2.53#dns.example.com\"",
     Suffix = "a domain such as \"corp.example\" or \"10.in-addr.arpa\"",
@@ -396,6 +501,20 @@ mod tests {
     }
 
     #[test]
+    fn times_to_live_are_as_dns_ttl_says_where_nothing_else_does() {
+        let text =
+            "ttl = \"7s\"\n[ttls]\nnodes = \"1m\"\nnegative = \"0s\"\nby_name = { \"db-*\" = \"0s\" }\n";
+        let ttls = read(text).unwrap().for_server(&nowhere()).ttls;
+        let [domains, services, reverse, nodes, negative] =
+            [ttls.domains, ttls.services, ttls.reverse, ttls.nodes, ttls.negative].map(Ttl::get);
+        assert_eq!([domains, services, reverse, nodes, negative], [7, 7, 7, 60, 0]);
+        assert_eq!(
+            ttls.of_services,
+            [("db-*".parse().unwrap(), "0s".parse().unwrap())].into_iter().collect()
+        );
+    }
+
+    #[test]
     fn what_cannot_be_is_refused_with_its_reason() {
         let route = |domain: &str| format!("[[route]]\ndomain = \"{domain}\"\nupstreams = []\n");
         for (text, why) in [
@@ -409,11 +528,20 @@ mod tests {
             ("recursion = 7".to_owned(), "\"private\", \"everyone\", \"off\""),
             ("recursion = [\"10.0.0.1/8\"]".to_owned(), "recursion[0]"),
             (format!("recursion = [{}]", "\"private\",".repeat(65)), "it has 65 ranges"),
+            ("ttl = \"500ms\"".to_owned(), "DNS knows whole seconds only"),
+            ("ttls = { by_name = { \"a*b\" = \"1s\" } }".to_owned(), "\"a*b\" names no services"),
             ("serve_stale = \"2days\"".to_owned(), "1day"),
             ("upstream_ca_file = \"ca.pem\"".to_owned(), "is not absolute"),
             ("[[route]]\ndomain = \"a\"".to_owned(), "route[0].upstreams: it is missing"),
             (route("."), "the root is what `upstreams` are asked for"),
             (route("a.example") + &route("A.example."), "there are two for a.example"),
+            (
+                "alt_domains = [\"consul\"]\n".to_owned() + &route("x.consul"),
+                "x.consul is under consul, which is answered here",
+            ),
+            ("alt_domains = [\"x.mesh.internal\"]".to_owned(), "x.mesh.internal is under mesh.internal, so"),
+            ("alt_domains = [\"a.b\", \"b\"]".to_owned(), "a.b is under b, so"),
+            ("alt_domains = [\"Mesh.Internal\"]".to_owned(), "mesh.internal is there twice"),
             (route("x.mesh.internal"), "x.mesh.internal is under mesh.internal, which is answered here"),
         ] {
             let shown = read(&text).unwrap_err();

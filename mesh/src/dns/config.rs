@@ -18,6 +18,7 @@ use super::address::UpstreamAddress;
 use super::clients::Clients;
 use super::identity::Identity;
 use super::suffix::{Suffix, check_labels};
+use super::ttls::Ttls;
 
 /// Longest domain: leaves room for the longest label that is put in front of it (RFC 1035 allows 255 octets a name).
 const LONGEST_DOMAIN: usize = 120;
@@ -26,14 +27,15 @@ const LONGEST_DOMAIN: usize = 120;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
     /// The domain that is answered from the catalog. Default `mesh.internal` (`.internal` is reserved for private use).
+    /// What an answer names is under the domain that was asked for; what an address is called is under this one.
     pub domain: Domain,
+    /// Further domains that have the same names. None is under another. Default: none.
+    pub alt_domains: Vec<Domain>,
     /// Each address is served over UDP and TCP. Default `127.0.0.1:53`. The wildcard addresses work: replies leave from
     /// the address that was asked.
     pub listen: Vec<SocketAddr>,
-    /// How long a client may keep an answer; whole seconds. Default 5 s.
-    pub ttl: Duration,
-    /// How long a client may keep "there is none" (RFC 2308); whole seconds. Default 2 s.
-    pub negative_ttl: Duration,
+    /// How long a client may keep an answer. Default 5 s, and 2 s for "there is none".
+    pub ttls: Ttls,
     /// Who answers names outside the domain. Default: the name servers of `/etc/resolv.conf`.
     pub upstreams: Upstreams,
     /// Who answers names under certain domains instead; where several cover a name, the longest does. Default: none.
@@ -218,9 +220,9 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             domain: Domain::default(),
+            alt_domains: Vec::new(),
             listen: vec![SocketAddr::from((Ipv4Addr::LOCALHOST, 53))],
-            ttl: Duration::from_secs(5),
-            negative_ttl: Duration::from_secs(2),
+            ttls: Ttls::default(),
             upstreams: Upstreams::default(),
             routes: Vec::new(),
             upstream_ca_file: None,
@@ -301,6 +303,13 @@ impl Domain {
     pub fn as_str(&self) -> &str {
         &self.0
     }
+
+    /// Is the other one under this one, or the same?
+    #[must_use]
+    pub fn covers(&self, other: &Self) -> bool {
+        let before = other.0.strip_suffix(&self.0);
+        before.is_some_and(|before| before.is_empty() || before.ends_with('.'))
+    }
 }
 
 impl fmt::Display for Domain {
@@ -335,6 +344,9 @@ mod tests {
     fn a_domain_is_lower_cased_labels_without_final_dot() {
         assert_eq!("Mesh.Internal.".parse::<Domain>().unwrap().as_str(), "mesh.internal");
         assert_eq!("corp".parse::<Domain>().unwrap().as_str(), "corp");
+        let covers = |one: &str, other: &str| one.parse::<Domain>().unwrap().covers(&other.parse().unwrap());
+        assert!(covers("consul", "dc1.consul") && covers("consul", "CONSUL"));
+        assert!(!covers("consul", "myconsul") && !covers("dc1.consul", "consul"));
         for bad in ["", ".", "a..b", "-a.b", "a_b", "ä.b", &"x".repeat(64), &"ab.".repeat(50)] {
             let error = bad.parse::<Domain>().unwrap_err().to_string();
             assert!(error.contains("is no DNS domain to serve: "), "{error}");

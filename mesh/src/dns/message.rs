@@ -15,6 +15,7 @@ use hickory_server::net::xfer::Protocol;
 use hickory_server::server::Request;
 use hickory_server::zone_handler::MessageResponseBuilder;
 
+use super::alias::Alias;
 use super::config::{Config, RecursionFor, Upstreams};
 use super::forward::{Client, Forwarder, Given, Start, Waiting, serv_fail};
 use super::guard::{self, Guard, Malformed, Moment, Said, Standing};
@@ -54,6 +55,8 @@ pub(super) enum Reply {
 pub(super) struct Later {
     waiting: Waiting,
     client: Client,
+    /// What stands before the upstream's answer, where ours leads to it.
+    alias: Option<Box<Alias>>,
     began: Instant,
     metrics: Arc<Metrics>,
     guard: Arc<Guard>,
@@ -78,33 +81,38 @@ impl Asker {
 impl Later {
     /// The answer's octets; `None`: it is one too many to be sent to somebody who may not have asked for it.
     pub(super) async fn wait_over_udp(self) -> Option<Vec<u8>> {
-        let Self { waiting, client, began, metrics, guard, asker } = self;
-        let mut octets = answered(waiting, client, began, metrics).await;
+        let (guard, asker) = (Arc::clone(&self.guard), self.asker.clone());
+        let mut octets = self.wait().await;
         let passes = guard.pass(&mut octets, 0, &asker.standing, asker.address.ip(), &guard.again());
         passes.then_some(octets)
     }
 
     /// The answer's octets. Dropping the future gives the answer up.
     pub(super) async fn wait(self) -> Vec<u8> {
-        answered(self.waiting, self.client, self.began, self.metrics).await
+        let Self { waiting, client, alias, began, metrics, .. } = self;
+        let octets = match waiting.told().await {
+            Ok(given) => make_out(&given, &client, alias.as_deref(), &metrics),
+            Err(why) => failed(&client, alias.as_deref(), &why),
+        };
+        metrics.took(Path::Upstream, began.elapsed());
+        octets
     }
 }
 
-async fn answered(waiting: Waiting, client: Client, began: Instant, metrics: Arc<Metrics>) -> Vec<u8> {
-    let octets = match waiting.told().await {
-        Ok(given) => make_out(&given, &client, &metrics),
-        Err(why) => serv_fail(&client, Note::NO_REACHABLE_AUTHORITY, &why),
+fn make_out(given: &Given, client: &Client, alias: Option<&Alias>, metrics: &Metrics) -> Vec<u8> {
+    let made_out = given.made_out_to(client, tokio::time::Instant::now());
+    let (octets, cut) = match alias {
+        Some(alias) => alias.complete(&made_out.0),
+        None => made_out,
     };
-    metrics.took(Path::Upstream, began.elapsed());
-    octets
-}
-
-fn make_out(given: &Given, client: &Client, metrics: &Metrics) -> Vec<u8> {
-    let (octets, cut) = given.made_out_to(client, tokio::time::Instant::now());
     if cut {
         metrics.truncated.inc();
     }
     octets
+}
+
+fn failed(client: &Client, alias: Option<&Alias>, why: &str) -> Vec<u8> {
+    serv_fail(alias.map_or(client, Alias::client), Note::NO_REACHABLE_AUTHORITY, why)
 }
 
 impl Handler {
@@ -193,13 +201,9 @@ impl Handler {
             self.metrics.query(asker.transport, Verdict::FormErr);
             return Reply::Now(bare(octets, rcode::FORM_ERR, asker.standing.said.as_ref()));
         };
-        match self.answer(request, query, asker, version, began) {
-            Some(octets) => Reply::Now(octets),
-            None => self.forward(request, asker, began),
-        }
+        self.answer(request, query, asker, version, began)
     }
 
-    /// `None`: others are to be asked.
     fn answer(
         &self,
         request: &Request,
@@ -207,43 +211,47 @@ impl Handler {
         asker: &Asker,
         version: u8,
         began: Instant,
-    ) -> Option<Vec<u8>> {
+    ) -> Reply {
         if version > 0 {
             let answer = Answer::default();
-            return Some(self.own(request, asker, Verdict::BadVersion, ResponseCode::BADVERS, &answer));
+            return Reply::Now(self.own(request, asker, Verdict::BadVersion, ResponseCode::BADVERS, &answer));
         }
         let (kind, class) = (query.query_type(), query.query_class());
         if class == DNSClass::CH
             && let Some(answer) = self.of_itself(query)
         {
-            return Some(self.own(request, asker, Verdict::Answered, ResponseCode::NoError, &answer));
+            return Reply::Now(self.own(request, asker, Verdict::Answered, ResponseCode::NoError, &answer));
         }
         if class != DNSClass::IN {
-            return Some(self.refuse(request, asker, Refusal::Class));
+            return Reply::Now(self.refuse(request, asker, Refusal::Class));
         }
         // RFC 6895 section 3.1: 128 to 255 ask for something else than data; OPT and 0 are no question.
         let code = u16::from(kind);
         if code == 0 || kind == RecordType::OPT || (128..255).contains(&code) {
-            return Some(self.refuse(request, asker, Refusal::MetaType));
+            return Reply::Now(self.refuse(request, asker, Refusal::MetaType));
         }
         let name = query.original().name();
         if !self.zone.covers(name) {
-            return None;
+            return self.forward(request, asker, began);
         }
         let most = if asker.transport == Transport::Udp { self.most_udp } else { self.most_tcp };
         let answer = self.zone.answer(name, kind, most, &mut rand::rng());
+        if answer.stale {
+            self.metrics.stale_answers.inc();
+        }
+        if let Some(reply) = self.complete(request, asker, began, &answer) {
+            return reply;
+        }
         let (verdict, code) = match answer.kind {
             Kind::Records => (Verdict::Answered, ResponseCode::NoError),
             Kind::NoData => (Verdict::NoData, ResponseCode::NoError),
             Kind::NxDomain => (Verdict::NxDomain, ResponseCode::NXDomain),
             Kind::NotReady => (Verdict::NotReady, ResponseCode::ServFail),
+            Kind::AliasLoop => (Verdict::AliasLoop, ResponseCode::ServFail),
         };
-        if answer.stale {
-            self.metrics.stale_answers.inc();
-        }
         let octets = self.own(request, asker, verdict, code, &answer);
         self.metrics.took(Path::Zone, began.elapsed());
-        Some(octets)
+        Reply::Now(octets)
     }
 
     /// What is told of this server (RFC 4892).
@@ -272,34 +280,52 @@ impl Handler {
         if let Some(refusal) = refusal {
             return Reply::Now(self.refuse(request, asker, refusal));
         }
-        let Some(question) = Question::new(request.queries.as_bytes()) else {
+        let Some(client) = client(request, asker) else {
             self.metrics.query(asker.transport, Verdict::FormErr);
             let octets = bare(request.as_slice(), rcode::FORM_ERR, asker.standing.said.as_ref());
             return Reply::Now(octets);
         };
-        let client = Client {
-            id: request.metadata.id,
-            question,
-            flags: wire::flags(request.as_slice()),
-            edns: asker.standing.said.clone(),
-            most: usize::from(asker.most()),
-        };
+        self.ask(request, asker, began, client, None)
+    }
+
+    /// Asks an upstream for the rest of an answer that leads out of the zone; `None`: there is no rest, or it is not for this
+    /// client.
+    fn complete(&self, request: &Request, asker: &Asker, began: Instant, answer: &Answer) -> Option<Reply> {
+        let target = answer.leads_to.as_ref()?;
+        let is_permitted = self.forwards && self.recursion.permits(asker.address.ip());
+        if !is_permitted || !request.metadata.recursion_desired {
+            return None;
+        }
+        let query = request.queries.queries().first()?.original().clone();
+        let alias = Alias::new(client(request, asker)?, query, answer.answers.clone());
+        let client = alias.question(target)?;
+        Some(self.ask(request, asker, began, client, Some(Box::new(alias))))
+    }
+
+    fn ask(
+        &self,
+        request: &Request,
+        asker: &Asker,
+        began: Instant,
+        client: Client,
+        alias: Option<Box<Alias>>,
+    ) -> Reply {
         let start = self.forwarder.start(&client);
         if !matches!(start, Start::Refused(_)) {
             self.metrics.query(asker.transport, Verdict::Forwarded);
         }
         let octets = match start {
             Start::Known(given) => {
-                let octets = make_out(&given, &client, &self.metrics);
+                let octets = make_out(&given, &client, alias.as_deref(), &self.metrics);
                 self.metrics.took(Path::Cache, began.elapsed());
                 octets
             }
             Start::Waiting(waiting) => {
                 let (metrics, guard) = (Arc::clone(&self.metrics), Arc::clone(&self.guard));
-                let later = Later { waiting, client, began, metrics, guard, asker: asker.clone() };
+                let later = Later { waiting, client, alias, began, metrics, guard, asker: asker.clone() };
                 return Reply::Later(Box::new(later));
             }
-            Start::Failed(why) => serv_fail(&client, Note::NO_REACHABLE_AUTHORITY, &why),
+            Start::Failed(why) => failed(&client, alias.as_deref(), &why),
             Start::Refused(refusal) => self.refuse(request, asker, refusal),
         };
         Reply::Now(octets)
@@ -335,6 +361,17 @@ impl Handler {
         }
         octets
     }
+}
+
+/// A client whose question an upstream may get.
+fn client(request: &Request, asker: &Asker) -> Option<Client> {
+    Some(Client {
+        id: request.metadata.id,
+        question: Question::new(request.queries.as_bytes())?,
+        flags: wire::flags(request.as_slice()),
+        edns: asker.standing.said.clone(),
+        most: usize::from(asker.most()),
+    })
 }
 
 /// Questions, answers, authorities and additionals, as the header claims; `None` if there is no whole header.

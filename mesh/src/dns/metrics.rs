@@ -46,6 +46,8 @@ label! {
         NxDomain = "nxdomain",
         /// The catalog has heard nothing yet: SERVFAIL, never "there is none".
         NotReady = "not_ready",
+        /// A name that leads to itself, or over too many others: SERVFAIL.
+        AliasLoop = "alias_loop",
         Forwarded = "forwarded",
         Refused = "refused",
         FormErr = "formerr",

@@ -10,6 +10,7 @@
 //! What a user sees of it is in `docs/dns.md`. No type of hickory leaves this room; it never touches the balancer or the proxy.
 
 mod address;
+mod alias;
 mod clients;
 mod config;
 mod fast;
@@ -21,6 +22,7 @@ mod message;
 mod metrics;
 mod server;
 mod suffix;
+mod ttls;
 mod wire;
 mod zone;
 
@@ -34,4 +36,5 @@ pub use identity::{Identity, ShownText, ShownTextError};
 pub use metrics::Metrics;
 pub use server::{BindError, Bound, Handle, Listener, bind};
 pub use suffix::{Suffix, SuffixError};
+pub use ttls::{PatternError, ServicePattern, ServiceTtls, Ttl, TtlError, Ttls};
 pub use zone::{Excluded, Explanation, Outcome, Rule};

@@ -12,7 +12,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use nerve::model::{Address, NodeName, Prefix, Protocol, ServiceName, UnixPath, VirtualIp};
+use nerve::model::{Address, NodeName, Prefix, Protocol, ServiceName, UnixPath};
 use nerve::tasks::Tasks;
 use synapse::catalog::{Catalog, Service, Subscription};
 use tokio::sync::watch;
@@ -247,7 +247,7 @@ impl Controller {
     fn virtual_slots(&self, name: &ServiceName, service: Option<&Service>) -> BTreeMap<SlotKey, Holder> {
         let ranges = self.ranges.borrow();
         let usable = |ip: &&IpAddr| ranges.iter().any(|range| range.contains(**ip));
-        let wants = service.filter(|service| service.settings.vip == VirtualIp::On);
+        let wants = service.filter(|service| service.settings.wants_vip());
         let Some(service) = wants.filter(|service| service.vips.iter().any(|ip| usable(&ip))) else {
             return BTreeMap::new();
         };

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::time::Duration;
 
-use nerve::model::{NodeName, Prefix, ServiceName, VirtualIp};
+use nerve::model::{NodeName, Prefix, ServiceName};
 use synapse::catalog::Service;
 use tokio::time::Instant;
 
@@ -29,7 +29,7 @@ const SPREAD: f64 = 0.1;
 pub(super) enum Why {
     /// The service has neither instances nor settings.
     Gone,
-    /// Its settings say that it has none.
+    /// Its settings say that it has none, or that it is outside the mesh.
     Off,
     /// It has another of the same family, after a race or a change of the ranges.
     Surplus,
@@ -84,7 +84,7 @@ impl Ledger {
 
     /// A service changed; `None`: it is gone.
     pub(super) fn look_at(&mut self, name: &ServiceName, service: Option<&Service>, now: Instant) {
-        let wants = service.filter(|service| service.settings.vip == VirtualIp::On);
+        let wants = service.filter(|service| service.settings.wants_vip());
         let lacks = wants.is_some_and(|service| {
             self.lacks(|range| service.vips.iter().any(|ip| range.contains(*ip))).next().is_some()
         });
@@ -159,7 +159,7 @@ impl Ledger {
 
     fn why_unneeded(&self, address: IpAddr, service: Option<&Service>) -> Option<Why> {
         let Some(service) = service else { return Some(Why::Gone) };
-        if service.settings.vip == VirtualIp::Off {
+        if !service.settings.wants_vip() {
             return Some(Why::Off);
         }
         let ours = |ip: &IpAddr| self.v4.iter().chain(&self.v6).any(|range| range.contains(*ip));
@@ -269,8 +269,10 @@ mod tests {
             at(start);
             at(start + 2 * GRACE)
         };
-        let off = freed(vec![settings(r#"{"vip":false}"#), vip("10.96.0.1", "web")]);
-        assert_eq!(off, [("10.96.0.1".parse().unwrap(), name("web"), Why::Off)]);
+        for none in [r#"{"vip":false}"#, r#"{"external":"web.example.com"}"#] {
+            let off = freed(vec![settings(none), vip("10.96.0.1", "web")]);
+            assert_eq!(off, [("10.96.0.1".parse().unwrap(), name("web"), Why::Off)]);
+        }
         let second =
             freed(vec![on("a"), vip("10.96.0.1", "web"), vip("10.96.0.2", "web"), vip("fd00::1", "web")]);
         assert_eq!(second, [("10.96.0.2".parse().unwrap(), name("web"), Why::Surplus)]);

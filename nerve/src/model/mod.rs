@@ -23,9 +23,10 @@ pub use network::{Mac, Mtu, Network, Pool, PoolError, PoolsError, Slot, Subnet, 
 pub use node::Node;
 pub use prefix::Prefix;
 pub use settings::{
-    AtLimit, BalanceSettings, ClientAddress, Count, Factor, HashOn, Key as SettingKey, LimitSettings,
-    Locality, OutlierSettings, Percent, Policy, PortRange, Protocol, ProxyVersion, PublishMode,
-    PublishedPort, RetrySettings, Selector, ServiceSettings, Split, TimeoutSettings, VirtualIp,
+    AtLimit, BalanceSettings, ClientAddress, Count, External, ExternalError, Factor, HashOn,
+    Key as SettingKey, LimitSettings, Locality, OutlierSettings, Percent, Policy, PortRange, Protocol,
+    ProxyVersion, PublishMode, PublishedPort, RetrySettings, Selector, ServiceSettings, Split,
+    TimeoutSettings, VirtualIp,
 };
 pub use unix_path::{UnixPath, UnixPathError};
 pub use vip::VipClaim;

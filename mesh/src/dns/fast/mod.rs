@@ -8,15 +8,16 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use nerve::model::{Prefix, VirtualIp};
+use nerve::model::Prefix;
 use rand::Rng;
 use synapse::catalog::{Freshness, Service};
 
 use super::config::{Config, RecursionFor, Upstreams};
 use super::guard::{self, Asked, Guard, Said, Sent};
 use super::metrics::{Transport, Verdict};
+use super::ttls::Ttl;
 use super::wire::{self, flag, kind};
-use super::zone::{Prepared, Steps, Zone, octets};
+use super::zone::{Prepared, Steps, Zone};
 
 /// The most labels that stand before the domain in a name that is answered here.
 const MOST_LABELS: usize = 2;
@@ -30,10 +31,8 @@ const QUESTION: [u8; 2] = [0xc0, 12];
 pub(super) struct Fast {
     zone: Arc<Zone>,
     guard: Arc<Guard>,
-    /// The domain's octets, in lower case, with the root's.
-    apex: Box<[u8]>,
-    ttl: [u8; 4],
-    negative_ttl: [u8; 4],
+    /// The domains' octets, in lower case, with the root's.
+    apexes: Box<[Box<[u8]>]>,
     /// The numbers of the SOA.
     soa: [u8; 20],
     most: usize,
@@ -69,13 +68,15 @@ struct Lower {
     count: usize,
     /// Where the domain begins.
     apex: usize,
+    /// Which one it is.
+    domain: usize,
 }
 
 /// What an answer has.
 enum Found<'a> {
-    Addresses(&'a [IpAddr]),
-    V4(&'a Steps<[u8; 4]>),
-    V6(&'a Steps<[u8; 16]>),
+    Address(IpAddr, Ttl),
+    V4(&'a Steps<[u8; 4]>, Ttl),
+    V6(&'a Steps<[u8; 16]>, Ttl),
     Targets(&'a Prepared),
     NoData,
     NxDomain,
@@ -83,12 +84,9 @@ enum Found<'a> {
 
 impl Fast {
     pub(super) fn new(config: &Config, zone: Arc<Zone>, guard: Arc<Guard>) -> Self {
-        let (ttl, negative_ttl, soa) = zone.numbers();
         Self {
-            apex: octets(zone.apex()),
-            ttl: ttl.to_be_bytes(),
-            negative_ttl: negative_ttl.to_be_bytes(),
-            soa,
+            apexes: zone.apexes(),
+            soa: zone.soa_numbers(),
             most: config.limits.answers_udp.max(1),
             recursion: config.recursion.clone(),
             forwards: config.upstreams != Upstreams::None,
@@ -114,7 +112,7 @@ impl Fast {
         out: &mut Vec<u8>,
     ) -> Option<Verdict> {
         let mut query = Query::read(query)?;
-        let name = Lower::read(&query, &self.apex)?;
+        let name = Lower::read(&query, &self.apexes)?;
         let mut standing = self.guard.meet(query.asked.as_ref(), client, Transport::Udp, &moment.guard);
         (query.said, query.most) = (standing.said.take(), standing.most.into());
         let begin = out.len();
@@ -152,7 +150,7 @@ impl Fast {
                 let address = catalog.node(node)?.address.to_canonical();
                 match (query.kind, address) {
                     (kind::A, IpAddr::V4(_)) | (kind::AAAA, IpAddr::V6(_)) => {
-                        write(&Found::Addresses(&[address]))
+                        write(&Found::Address(address, self.zone.ttls().nodes))
                     }
                     (kind::A | kind::AAAA, _) => write(&Found::NoData),
                     _ => None,
@@ -174,15 +172,18 @@ impl Fast {
         moment: Option<&Moment>,
         mut write: impl FnMut(&Found<'_>) -> Option<Verdict>,
     ) -> Option<Verdict> {
+        if service.settings.external.is_some() {
+            return None;
+        }
         let prepared = self.zone.prepared(service);
         if let Some(moment) = moment.filter(|_| matches!(query.kind, kind::A | kind::AAAA))
-            && service.settings.vip == VirtualIp::On
+            && service.settings.wants_vip()
         {
             let usable = |ip: &&IpAddr| moment.ranges.iter().any(|range| range.contains(**ip));
             let mut vips = service.vips.iter().filter(usable).peekable();
             if vips.peek().is_some() {
                 return match vips.find(|ip| ip.is_ipv4() == (query.kind == kind::A)) {
-                    Some(ip) => write(&Found::Addresses(std::slice::from_ref(ip))),
+                    Some(ip) => write(&Found::Address(*ip, prepared.virtual_ttl)),
                     None if prepared.is_out => None,
                     None => write(&Found::NoData),
                 };
@@ -193,8 +194,8 @@ impl Fast {
             return None;
         }
         match query.kind {
-            kind::A if !prepared.v4.is_empty() => write(&Found::V4(&prepared.v4)),
-            kind::AAAA if !prepared.v6.is_empty() => write(&Found::V6(&prepared.v6)),
+            kind::A if !prepared.v4.is_empty() => write(&Found::V4(&prepared.v4, prepared.ttl)),
+            kind::AAAA if !prepared.v6.is_empty() => write(&Found::V6(&prepared.v6, prepared.ttl)),
             kind::SRV if !prepared.targets.is_empty() => write(&Found::Targets(&prepared)),
             kind::A | kind::AAAA | kind::SRV => write(&Found::NoData),
             _ => None,
@@ -227,21 +228,21 @@ impl Fast {
         let most = query.most.saturating_sub(query.said.as_ref().map_or(0, Said::length));
         let (mut answers, mut authorities, mut additionals) = (0, 0, 0);
         let verdict = match found {
-            Found::Addresses(ips) => {
-                ips.iter().for_each(|ip| self.address(*ip, &QUESTION, out));
-                answers = ips.len();
+            Found::Address(ip, ttl) => {
+                push_address(*ip, &QUESTION, *ttl, out);
+                answers = 1;
                 Verdict::Answered
             }
-            Found::V4(all) => {
-                answers = all.pick(self.most, rng, |ip| self.record(&QUESTION, kind::A, ip, out));
+            Found::V4(all, ttl) => {
+                answers = all.pick(self.most, rng, |ip| push_record(&QUESTION, kind::A, *ttl, ip, out));
                 Verdict::Answered
             }
-            Found::V6(all) => {
-                answers = all.pick(self.most, rng, |ip| self.record(&QUESTION, kind::AAAA, ip, out));
+            Found::V6(all, ttl) => {
+                answers = all.pick(self.most, rng, |ip| push_record(&QUESTION, kind::AAAA, *ttl, ip, out));
                 Verdict::Answered
             }
             Found::Targets(prepared) => {
-                (answers, additionals) = self.targets(prepared, begin, most, rng, out)?;
+                (answers, additionals) = self.targets((prepared, name), begin, most, rng, out)?;
                 Verdict::Answered
             }
             Found::NoData | Found::NxDomain => {
@@ -260,27 +261,10 @@ impl Fast {
         Some(verdict)
     }
 
-    fn record(&self, owner: &[u8], kind: u16, data: &[u8], out: &mut Vec<u8>) {
-        out.extend_from_slice(owner);
-        out.extend_from_slice(&kind.to_be_bytes());
-        out.extend_from_slice(&[0, 1]);
-        out.extend_from_slice(&self.ttl);
-        // An address, or a target: a name and three numbers.
-        out.extend_from_slice(&u16::try_from(data.len()).unwrap_or(0).to_be_bytes());
-        out.extend_from_slice(data);
-    }
-
-    fn address(&self, ip: IpAddr, owner: &[u8], out: &mut Vec<u8>) {
-        match ip.to_canonical() {
-            IpAddr::V4(ip) => self.record(owner, kind::A, &ip.octets(), out),
-            IpAddr::V6(ip) => self.record(owner, kind::AAAA, &ip.octets(), out),
-        }
-    }
-
     /// The answers, and behind them the addresses of their hosts where they fit. Tells how many of each there are.
     fn targets(
         &self,
-        prepared: &Prepared,
+        (prepared, asked): (&Prepared, &Lower),
         begin: usize,
         most: usize,
         rng: &mut impl Rng,
@@ -289,15 +273,13 @@ impl Fast {
         if prepared.targets.count(self.most) > MOST_TARGETS {
             return None;
         }
+        // Targets are under the domain that was asked for.
+        let apex = &self.apexes[asked.domain];
         // Where the name of each host stands, so that its address may point there.
         let (mut hosts, mut count) = ([(0, 0); MOST_TARGETS], 0);
         let answers = prepared.targets.pick(self.most, rng, |target| {
             let (name, _) = &prepared.hosts[target.host];
-            out.extend_from_slice(&QUESTION);
-            out.extend_from_slice(&kind::SRV.to_be_bytes());
-            out.extend_from_slice(&[0, 1]);
-            out.extend_from_slice(&self.ttl);
-            out.extend_from_slice(&u16::try_from(6 + name.len()).unwrap_or(0).to_be_bytes());
+            push_head(&QUESTION, kind::SRV, prepared.ttl, 6 + name.len() + apex.len(), out);
             for number in [0, target.weight, target.port] {
                 out.extend_from_slice(&number.to_be_bytes());
             }
@@ -307,6 +289,7 @@ impl Fast {
             }
             // RFC 2782: never compressed.
             out.extend_from_slice(name);
+            out.extend_from_slice(apex);
         });
         if out.len() - begin > most {
             return None;
@@ -314,7 +297,7 @@ impl Fast {
         let end = out.len();
         for (host, at) in &hosts[..count] {
             let pointer = u16::try_from(*at).ok()? | 0xc000;
-            self.address(prepared.hosts[*host].1, &pointer.to_be_bytes(), out);
+            push_address(prepared.hosts[*host].1, &pointer.to_be_bytes(), self.zone.ttls().nodes, out);
         }
         if out.len() - begin > most {
             // Nobody has to have them (RFC 2181 section 9).
@@ -329,16 +312,34 @@ impl Fast {
         const NAMES: [&[u8]; 2] = [b"\x02ns\x04addr", b"\x0ahostmaster"];
         let pointer = (apex | 0xc000).to_be_bytes();
         let length = NAMES.iter().map(|name| name.len() + 2).sum::<usize>() + self.soa.len();
-        out.extend_from_slice(&pointer);
-        out.extend_from_slice(&kind::SOA.to_be_bytes());
-        out.extend_from_slice(&[0, 1]);
-        out.extend_from_slice(&self.negative_ttl);
-        out.extend_from_slice(&u16::try_from(length).unwrap_or(0).to_be_bytes());
+        push_head(&pointer, kind::SOA, self.zone.ttls().negative, length, out);
         for name in NAMES {
             out.extend_from_slice(name);
             out.extend_from_slice(&pointer);
         }
         out.extend_from_slice(&self.soa);
+    }
+}
+
+/// What stands before a record's data.
+fn push_head(owner: &[u8], kind: u16, ttl: Ttl, length: usize, out: &mut Vec<u8>) {
+    out.extend_from_slice(owner);
+    out.extend_from_slice(&kind.to_be_bytes());
+    out.extend_from_slice(&[0, 1]);
+    out.extend_from_slice(&ttl.get().to_be_bytes());
+    // An address, or at most two names and five numbers.
+    out.extend_from_slice(&u16::try_from(length).unwrap_or(0).to_be_bytes());
+}
+
+fn push_record(owner: &[u8], kind: u16, ttl: Ttl, data: &[u8], out: &mut Vec<u8>) {
+    push_head(owner, kind, ttl, data.len(), out);
+    out.extend_from_slice(data);
+}
+
+fn push_address(ip: IpAddr, owner: &[u8], ttl: Ttl, out: &mut Vec<u8>) {
+    match ip.to_canonical() {
+        IpAddr::V4(ip) => push_record(owner, kind::A, ttl, &ip.octets(), out),
+        IpAddr::V6(ip) => push_record(owner, kind::AAAA, ttl, &ip.octets(), out),
     }
 }
 
@@ -396,18 +397,18 @@ impl<'a> Query<'a> {
 }
 
 impl Lower {
-    /// `None`: it is not below the domain, or has more labels there than a name that is answered here.
-    fn read(query: &Query<'_>, apex: &[u8]) -> Option<Self> {
+    /// `None`: it is not below a domain, or has more labels there than a name that is answered here.
+    fn read(query: &Query<'_>, apexes: &[Box<[u8]>]) -> Option<Self> {
         let name = &query.octets[wire::HEADER..query.end];
-        let below = name.len().checked_sub(apex.len())?;
-        let mut lower = Self { octets: [0; 255], labels: [(0, 0); MOST_LABELS], count: 0, apex: below };
+        let mut lower =
+            Self { octets: [0; 255], labels: [(0, 0); MOST_LABELS], count: 0, apex: 0, domain: 0 };
         let room = lower.octets.get_mut(..name.len())?;
         room.copy_from_slice(name);
         // Length octets are below 64, so they keep their value.
         room.make_ascii_lowercase();
-        if room.get(below..)? != apex {
-            return None;
-        }
+        lower.domain = apexes.iter().position(|apex| room.ends_with(apex))?;
+        let below = name.len() - apexes[lower.domain].len();
+        lower.apex = below;
         let mut at = 0;
         while at < below {
             let end = at + 1 + usize::from(name[at]);

@@ -17,6 +17,7 @@ use crate::dns::config::RateLimit;
 use crate::dns::forward::{Forwarder, Means, Servers, Source};
 use crate::dns::message::{Handler, Reply};
 use crate::dns::metrics::{Dropped, Metrics, Transport};
+use crate::dns::ttls::Ttls;
 
 /// Both roads over one catalog.
 struct Roads {
@@ -27,9 +28,26 @@ struct Roads {
     writer: Writer,
 }
 
+/// One of a kind, and another of one service.
+fn ttls() -> Ttls {
+    let ttl = |seconds: u32| format!("{seconds}s").parse::<Ttl>().unwrap();
+    Ttls {
+        services: ttl(3),
+        virtual_addresses: ttl(4),
+        nodes: ttl(6),
+        of_services: [("d*".parse().unwrap(), ttl(0))].into_iter().collect(),
+        ..Ttls::all(ttl(9), ttl(1))
+    }
+}
+
 fn roads() -> Roads {
     let ranges = tokio::sync::watch::channel(Arc::from(["10.96.0.0/16".parse().unwrap()])).1;
-    roads_of(&Config { virtual_ranges: ranges.into(), ..Config::default() })
+    roads_of(&Config {
+        virtual_ranges: ranges.into(),
+        ttls: ttls(),
+        alt_domains: vec!["consul".parse().unwrap(), "b.example".parse().unwrap()],
+        ..Config::default()
+    })
 }
 
 fn roads_of(config: &Config) -> Roads {
@@ -42,6 +60,8 @@ fn roads_of(config: &Config) -> Roads {
     let forwarder = Forwarder::new(config, Arc::clone(&servers), Tasks::new(), Arc::clone(&metrics));
     let guard = Arc::new(Guard::new(config, Arc::clone(&metrics)));
     let handler = Handler::new(config, Arc::clone(&zone), forwarder, Arc::clone(&guard), metrics);
+    let external = serde_json::from_value(serde_json::json!({ "external": "web.mesh.internal:80" })).unwrap();
+    writer.apply([Change::PutSettings("ext".parse().unwrap(), Arc::new(external))]);
     Roads { fast: Fast::new(config, zone, Arc::clone(&guard)), handler, guard, servers, writer }
 }
 
@@ -190,8 +210,8 @@ fn has() -> impl Strategy<Value = Has> {
     proptest::sample::select(vec![Has::Nothing, Has::ItsOwn, Has::Ours, Has::Another])
 }
 
-const NAMES: &str = "(web|db|east|service|dc1|web\\.service|WEB\\.Service|web\\.service\\.dc1|v1\\.web\\.service|web\\.zone\\.east|zone\\.east|0\\.web|WeB|nothing|node|addr|_web|[a-z]{1,63}|x\\.y|_web\\._tcp|_db\\._UDP|_x\\._tcp|tasks\\.web|a\\.node|B\\.NODE|c\\.node|\
-    ip-192-0-2-1\\.addr|ns\\.addr|_http\\._tcp\\.web|_tcp)\\.(mesh|MeSh)\\.internal\\.|mesh\\.internal\\.";
+const NAMES: &str = "(web|db|ext|ext\\.service|_ext\\._tcp|east|service|dc1|web\\.service|WEB\\.Service|web\\.service\\.dc1|v1\\.web\\.service|web\\.zone\\.east|zone\\.east|0\\.web|WeB|nothing|node|addr|_web|[a-z]{1,63}|x\\.y|_web\\._tcp|_db\\._UDP|_x\\._tcp|tasks\\.web|a\\.node|B\\.NODE|c\\.node|\
+    ip-192-0-2-1\\.addr|ns\\.addr|_http\\._tcp\\.web|_tcp)\\.((mesh|MeSh)\\.internal|[cC]onsul|b\\.example)\\.|mesh\\.internal\\.|consul\\.";
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(512))]
@@ -349,7 +369,12 @@ fn what_most_ask_takes_the_short_road() {
             ("_web._tcp.mesh.internal.", RecordType::SRV, Some(Verdict::Answered)),
             ("a.node.mesh.internal.", RecordType::A, Some(Verdict::Answered)),
             ("nothing.mesh.internal.", RecordType::A, Some(Verdict::NxDomain)),
+            ("web.consul.", RecordType::SRV, Some(Verdict::Answered)),
+            ("nothing.b.example.", RecordType::A, Some(Verdict::NxDomain)),
             ("web.mesh.internal.", RecordType::TXT, None),
+            ("ext.mesh.internal.", RecordType::A, None),
+            ("ext.service.mesh.internal.", RecordType::SRV, None),
+            ("_ext._tcp.mesh.internal.", RecordType::SRV, None),
             ("mesh.internal.", RecordType::SOA, None),
             ("example.com.", RecordType::A, None),
         ] {

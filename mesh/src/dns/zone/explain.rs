@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use synapse::catalog::{Freshness, Reason};
 
 use super::lookup::{self, Found, Group};
+use super::origin::Origin;
 use super::reverse::Owned;
 use super::{Answer, Kind, Zone, left_out, none_serves};
 
@@ -49,6 +50,8 @@ pub enum Rule {
     ServicePort,
     /// `_<port>._tcp.<service>`.
     NamedPort,
+    /// A service that is a name outside the mesh.
+    External,
     /// `<node>.node`.
     Node,
     /// `ip-….addr`.
@@ -77,6 +80,8 @@ pub enum Outcome {
     NxDomain,
     /// SERVFAIL: the catalog has heard nothing yet.
     NotReady,
+    /// SERVFAIL: the name leads to itself, or over too many others.
+    AliasLoop,
     /// What an upstream answers.
     Forwarded,
     /// REFUSED: outside the domain, and nobody to ask.
@@ -126,9 +131,12 @@ impl Zone {
         if let Freshness::Stale { reason, .. } = &*freshness {
             told.stale = Some(reason.clone());
         }
-        let found = self.find(&name);
+        let (found, origin) = self.find(&name);
         told.rule = rule(&found);
-        let (kind, mut records) = self.everything(&found, &name);
+        let (mut kind, mut records) = self.everything((&found, origin), &name);
+        if self.answer(&name, RecordType::A, 1, &mut rand::rng()).kind == Kind::AliasLoop {
+            kind = Kind::AliasLoop;
+        }
         records.sort_unstable();
         told.records = records;
         told.outcome = match kind {
@@ -136,6 +144,7 @@ impl Zone {
             Kind::NoData => Outcome::NoData,
             Kind::NxDomain => Outcome::NxDomain,
             Kind::NotReady => Outcome::NotReady,
+            Kind::AliasLoop => Outcome::AliasLoop,
         };
         told.excluded = excluded(&found);
         told.why = self.why(&found, &name, kind);
@@ -143,7 +152,7 @@ impl Zone {
     }
 
     /// The answers of every type that a name can have.
-    fn everything(&self, found: &Found, name: &Name) -> (Kind, Vec<String>) {
+    fn everything(&self, found: (&Found, &Origin), name: &Name) -> (Kind, Vec<String>) {
         if *self.catalog.freshness() == Freshness::Awaiting {
             return (Kind::NotReady, Vec::new());
         }
@@ -159,7 +168,12 @@ impl Zone {
         ];
         for each in kinds {
             let answer: Answer = self.answer_found(found, name, each, self.most_tcp, &mut rand::rng());
-            records.extend(answer.answers.iter().map(Record::to_string));
+            for record in answer.answers.iter().map(Record::to_string) {
+                // An alias is the answer to every type.
+                if !records.contains(&record) {
+                    records.push(record);
+                }
+            }
             if answer.kind == Kind::Records || kind != Kind::Records {
                 kind = answer.kind;
             }
@@ -168,10 +182,11 @@ impl Zone {
     }
 
     fn outside(&self, name: &Name) -> String {
-        let apex = self.records.apex();
-        let mut why = format!("{name} is not under {apex}");
+        let apexes: Vec<String> = self.origins.all().map(|origin| origin.apex().to_string()).collect();
+        let mut why = format!("{name} is not under {}", apexes.join(" or "));
+        let apex = self.origins.first().apex();
         if lookup_of(name, apex)
-            .is_some_and(|n| !matches!(lookup::find(&n, apex, &self.catalog), Found::Missing))
+            .is_some_and(|n| !matches!(lookup::find(&n, apex, self.known()), Found::Missing))
         {
             why.push_str(&format!("; {name}{apex} is"));
         }
@@ -222,6 +237,21 @@ impl Zone {
                     None => format!("{serving} of {all} endpoints of {of} serve"),
                 }
             }
+            Found::Alias { service, target } if kind == Kind::AliasLoop => {
+                format!(
+                    "service {} leads to {target}, and that over too many others or back: SERVFAIL",
+                    service.name
+                )
+            }
+            Found::Alias { service, target } | Found::AliasPort { service, target, port: Some(_) } => {
+                format!("service {} is {target}, as its setting `external` says", service.name)
+            }
+            Found::AliasPort { service, target, port: None } => {
+                format!(
+                    "service {} is {target} as its setting `external` says, without a port: NODATA",
+                    service.name
+                )
+            }
             Found::Node(node) => format!("the address that node {} registered", node.name),
             Found::Address(ip) => format!("the name spells {ip}"),
             Found::Reverse(Owned::Node(node)) => format!("the address of node {node}"),
@@ -251,6 +281,7 @@ fn rule(found: &Found) -> Rule {
         Found::Instance { .. } => Rule::Instance,
         Found::Targets { port: None, .. } => Rule::ServicePort,
         Found::Targets { port: Some(_), .. } => Rule::NamedPort,
+        Found::Alias { .. } | Found::AliasPort { .. } => Rule::External,
         Found::Node(_) => Rule::Node,
         Found::Address(_) => Rule::Address,
         Found::Reverse(_) => Rule::Reverse,

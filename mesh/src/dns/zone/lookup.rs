@@ -20,19 +20,36 @@
 //! What Consul's clients ask for may have its datacenter behind it: `web.service.dc1`. Tags, zones and ids are compared without regard
 //! to case, and those with dots in them are several labels.
 //!
+//! A service that is a name outside the mesh leads there (CNAME) from `<service>` and `<service>.service`, and is named with its
+//! port by `_<service>._tcp`.
+//!
 //! An instance does not say which transport its port speaks, so `_udp` and `_tcp` name the same ports. Where a node is
 //! called `tasks`, `tasks.node` is that node and not the tasks of a service called `node`.
 
-use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::num::NonZeroU16;
 use std::sync::Arc;
 
 use hickory_proto::rr::Name;
-use nerve::model::{Node, PortName, Zone};
+use nerve::model::{Node, PortName};
 use smallvec::SmallVec;
 use synapse::catalog::{Catalog, Endpoint, Service};
 
 use super::reverse::Owned;
+use super::zone_names::ZoneNames;
+
+/// Where a name's meaning is looked up.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Known<'a> {
+    pub(super) catalog: &'a Catalog,
+    pub(super) zones: &'a ZoneNames,
+}
+
+impl Known<'_> {
+    fn is_zone(self, name: &str) -> bool {
+        self.zones.has(name, self.catalog)
+    }
+}
 
 /// What a name means.
 #[derive(Debug, Clone)]
@@ -49,6 +66,10 @@ pub(super) enum Found {
     Targets { service: Arc<Service>, group: Group, port: Option<PortName> },
     /// One endpoint of a service, by its place.
     Instance { service: Arc<Service>, at: usize },
+    /// A service that is a name outside the mesh.
+    Alias { service: Arc<Service>, target: Name },
+    /// The port of such a service, where it has one; only SRV.
+    AliasPort { service: Arc<Service>, target: Name, port: Option<NonZeroU16> },
     /// A node.
     Node(Arc<Node>),
     /// An address of somebody's, by its name under `arpa`.
@@ -123,7 +144,7 @@ const MOST_LABELS: usize = 40;
 const DATACENTER: &str = "dc1";
 
 /// Finds what `name`, which is `apex` or under it, means now.
-pub(super) fn find(name: &Name, apex: &Name, catalog: &Catalog) -> Found {
+pub(super) fn find(name: &Name, apex: &Name, known: Known<'_>) -> Found {
     let below = usize::from(name.num_labels()).saturating_sub(usize::from(apex.num_labels()));
     let mut labels: SmallVec<[String; 4]> = SmallVec::new();
     for label in name.iter().take(below) {
@@ -135,44 +156,45 @@ pub(super) fn find(name: &Name, apex: &Name, catalog: &Catalog) -> Found {
         labels.push(label.to_ascii_lowercase());
     }
     let labels: SmallVec<[&str; 4]> = labels.iter().map(String::as_str).collect();
-    match meaning(&labels, catalog) {
+    match meaning(&labels, known) {
         Found::Missing => match labels.split_last() {
-            Some((&DATACENTER, rest)) => of_datacenter(rest, catalog),
+            Some((&DATACENTER, rest)) => of_datacenter(rest, known),
             _ => Found::Missing,
         },
         found => found,
     }
 }
 
-fn meaning(labels: &[&str], catalog: &Catalog) -> Found {
+fn meaning(labels: &[&str], known: Known<'_>) -> Found {
+    let catalog = known.catalog;
     match labels {
         [] => Found::Apex,
         [one] => match catalog.service(one) {
-            Some(service) => Found::Service { service, tasks: false },
-            None if is_inner(one) || is_zone(one, catalog) => Found::Empty,
+            Some(service) => alias(&service).unwrap_or(Found::Service { service, tasks: false }),
+            None if is_inner(one) || known.is_zone(one) => Found::Empty,
             None => Found::Missing,
         },
-        [node, "node"] => catalog.node(node).map_or_else(|| below_service(labels, catalog), Found::Node),
+        [node, "node"] => catalog.node(node).map_or_else(|| below_service(labels, known), Found::Node),
         ["ns", "addr"] => Found::NameServer,
-        [label, "addr"] => address(label).map_or_else(|| below_service(labels, catalog), Found::Address),
-        [left @ .., "service"] => consul(left, catalog).unwrap_or_else(|| below_service(labels, catalog)),
-        _ => below_service(labels, catalog),
+        [label, "addr"] => address(label).map_or_else(|| below_service(labels, known), Found::Address),
+        [left @ .., "service"] => consul(left, catalog).unwrap_or_else(|| below_service(labels, known)),
+        _ => below_service(labels, known),
     }
 }
 
 /// Names that have a service's, whatever that is called.
-fn below_service(labels: &[&str], catalog: &Catalog) -> Found {
+fn below_service(labels: &[&str], known: Known<'_>) -> Found {
+    let catalog = known.catalog;
     match labels {
         [left, transport] if is_transport(transport) => {
             let service = left.strip_prefix('_').and_then(|name| catalog.service(name));
-            let found = |service| Found::Targets { service, group: Group::All, port: None };
-            service.map_or(Found::Missing, found)
+            service.map_or(Found::Missing, |service| targets(service, Group::All))
         }
         [port, transport, service] if is_transport(transport) => named_port(port, service, catalog),
         [service, "zone", zone @ ..] if !zone.is_empty() => {
             group(service, Group::InZone(zone.join(".")), catalog).unwrap_or(Found::Missing)
         }
-        ["zone", zone @ ..] if !zone.is_empty() && is_zone(&zone.join("."), catalog) => Found::Empty,
+        ["zone", zone @ ..] if !zone.is_empty() && known.is_zone(&zone.join(".")) => Found::Empty,
         [left @ .., service] => of_service(left, service, catalog),
         [] => Found::Missing,
     }
@@ -183,29 +205,11 @@ pub(super) fn is_inner(label: &str) -> bool {
     matches!(label, "node" | "addr" | "service" | DATACENTER) || is_transport(label)
 }
 
-/// The last labels of the names of zones that nodes stand in, in lower case.
-pub(super) fn zone_ends(catalog: &Catalog) -> HashSet<String> {
-    let nodes = catalog.nodes();
-    let zones = nodes.iter().filter_map(|node| node.zone.as_ref());
-    zones.filter_map(|zone| Some(zone.as_str().rsplit('.').next()?.to_ascii_lowercase())).collect()
-}
-
-/// Do nodes stand in it, or in one whose name ends so?
-fn is_zone(name: &str, catalog: &Catalog) -> bool {
-    let is_it = |zone: &Zone| {
-        let zone = zone.as_str();
-        let end = zone.len().checked_sub(name.len()).and_then(|at| zone.get(at..));
-        end.is_some_and(|end| end.eq_ignore_ascii_case(name))
-            && (zone.len() == name.len() || zone[..zone.len() - name.len()].ends_with('.'))
-    };
-    catalog.nodes().iter().filter_map(|node| node.zone.as_ref()).any(is_it)
-}
-
 /// What Consul knows below its datacenter.
-fn of_datacenter(labels: &[&str], catalog: &Catalog) -> Found {
+fn of_datacenter(labels: &[&str], known: Known<'_>) -> Found {
     match labels {
         ["node" | "addr" | "service"] => Found::Empty,
-        [.., "node" | "addr" | "service"] => meaning(labels, catalog),
+        [.., "node" | "addr" | "service"] => meaning(labels, known),
         _ => Found::Missing,
     }
 }
@@ -217,10 +221,34 @@ fn consul(labels: &[&str], catalog: &Catalog) -> Option<Found> {
         [service, tag] if service.starts_with('_') && tag.starts_with('_') => {
             let service = catalog.service(&service[1..])?;
             let group = if is_transport(tag) { Group::All } else { Group::Tagged(tag[1..].to_owned()) };
-            group.is_of(&service).then_some(Found::Targets { service, group, port: None })
+            group.is_of(&service).then(|| targets(service, group))
         }
-        [service] => group(service, Group::All, catalog),
+        [service] => {
+            let service = catalog.service(service)?;
+            Some(alias(&service).unwrap_or(Found::Group { service, group: Group::All }))
+        }
         [tag @ .., service] => group(service, Group::Tagged(tag.join(".")), catalog),
+    }
+}
+
+/// Where a service leads that is outside the mesh.
+fn target(service: &Service) -> Option<(Name, Option<NonZeroU16>)> {
+    let external = service.settings.external.as_ref()?;
+    let mut name = Name::from_labels(external.host().split('.').map(str::as_bytes)).ok()?;
+    name.set_fqdn(true);
+    Some((name, external.port()))
+}
+
+/// Whatever instances it has: those come and go, and what an operator said holds.
+fn alias(service: &Arc<Service>) -> Option<Found> {
+    target(service).map(|(target, _)| Found::Alias { service: Arc::clone(service), target })
+}
+
+/// The main ports of those in a group.
+fn targets(service: Arc<Service>, group: Group) -> Found {
+    match target(&service) {
+        Some((target, port)) if group == Group::All => Found::AliasPort { service, target, port },
+        _ => Found::Targets { service, group, port: None },
     }
 }
 

@@ -7,42 +7,47 @@
 
 mod explain;
 mod lookup;
+mod origin;
 mod pick;
 mod prepared;
 mod records;
 mod reverse;
+mod zone_names;
 
-use std::collections::HashSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use arc_swap::ArcSwap;
 use hickory_proto::rr::{Name, Record, RecordType};
-use nerve::model::{Node, Prefix, VirtualIp};
+use nerve::model::{Node, Prefix};
 use rand::Rng;
 use synapse::catalog::{Catalog, Endpoint, Freshness, Reason, Service};
 
 use super::config::{Config, VirtualRanges};
+use super::ttls::{Ttl, Ttls};
 pub use explain::{Excluded, Explanation, Outcome, Rule};
-use lookup::{Found, Group};
+use lookup::{Found, Group, Known};
+use origin::{Host, Origin, Origins};
 use pick::Rules;
 use prepared::Shelf;
 pub(super) use prepared::{Prepared, Steps, octets};
-use records::Records;
 use reverse::{Owned, Owners};
+use zone_names::ZoneNames;
+
+/// Over so many names an answer leads at most.
+const MOST_ALIASES: usize = 8;
 
 /// The names of the mesh and their answers.
 #[derive(Debug)]
 pub(super) struct Zone {
     catalog: Catalog,
-    records: Records,
+    origins: Origins,
+    ttls: Ttls,
     most_tcp: usize,
     virtual_ranges: VirtualRanges,
     shelf: Shelf,
     rules: Rules,
     owners: Owners,
-    /// The last labels of zones' names, as of so many changes of nodes.
-    zones: ArcSwap<(u64, HashSet<String>)>,
+    zones: ZoneNames,
 }
 
 /// What is said about one name and type.
@@ -58,9 +63,11 @@ pub(super) struct Answer {
     pub(super) stale: bool,
     /// For a human who looks at the message (RFC 8914).
     pub(super) note: Option<Note>,
+    /// The answers lead to this name, which is to be asked of an upstream: it is none of ours.
+    pub(super) leads_to: Option<Name>,
 }
 
-/// The four things that can be said.
+/// The things that can be said.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) enum Kind {
     /// There are records.
@@ -69,6 +76,8 @@ pub(super) enum Kind {
     NoData,
     /// The name does not exist.
     NxDomain,
+    /// The name leads to itself, or over too many others.
+    AliasLoop,
     /// Not known yet.
     #[default]
     NotReady,
@@ -99,12 +108,13 @@ impl Zone {
     pub(super) fn new(config: &Config, catalog: Catalog, serial: u32) -> Self {
         Self {
             catalog,
-            records: Records::new(config, serial),
+            origins: Origins::new(config, serial),
+            ttls: config.ttls.clone(),
             most_tcp: config.limits.answers_tcp.max(1),
             virtual_ranges: config.virtual_ranges.clone(),
             shelf: Shelf::new(),
             owners: Owners::default(),
-            zones: ArcSwap::default(),
+            zones: ZoneNames::default(),
             rules: Rules {
                 only_passing: config.only_passing,
                 panics: config.panic,
@@ -113,9 +123,9 @@ impl Zone {
         }
     }
 
-    /// The domain.
-    pub(super) fn apex(&self) -> &Name {
-        self.records.apex()
+    /// The domains, as they stand at the end of names in a message.
+    pub(super) fn apexes(&self) -> Box<[Box<[u8]>]> {
+        self.origins.all().map(|origin| octets(origin.apex())).collect()
     }
 
     pub(super) fn catalog(&self) -> &Catalog {
@@ -129,27 +139,22 @@ impl Zone {
 
     /// May something stand below a label that is no service? Where it may, what stands there is looked up the long way.
     pub(super) fn has_below(&self, label: &str) -> bool {
-        let nodes = self.catalog.node_changes();
-        let mut zones = self.zones.load();
-        if zones.0 != nodes {
-            self.zones.store(Arc::new((nodes, lookup::zone_ends(&self.catalog))));
-            zones = self.zones.load();
-        }
-        lookup::is_inner(label) || zones.1.contains(label)
+        lookup::is_inner(label) || self.zones.has(label, &self.catalog)
     }
 
-    /// Times to live of records and of "there is none", and the numbers of the SOA as they stand in a message.
-    pub(super) fn numbers(&self) -> (u32, u32, [u8; 20]) {
-        self.records.numbers()
+    /// Times to live.
+    pub(super) fn ttls(&self) -> &Ttls {
+        &self.ttls
+    }
+
+    /// The numbers of the SOA as they stand in a message.
+    pub(super) fn soa_numbers(&self) -> [u8; 20] {
+        self.origins.first().numbers()
     }
 
     /// Is this name ours to answer? Never forwarded if so.
     pub(super) fn covers(&self, name: &Name) -> bool {
-        self.is_below(name) || self.owner(name).is_some()
-    }
-
-    fn is_below(&self, name: &Name) -> bool {
-        self.records.apex().zone_of(name)
+        self.origins.of(name).is_some() || self.owner(name).is_some()
     }
 
     /// Who has the address that a name under `arpa` spells.
@@ -162,11 +167,16 @@ impl Zone {
         self.owners.follow(&self.catalog).await;
     }
 
-    fn find(&self, name: &Name) -> Found {
-        if self.is_below(name) {
-            return lookup::find(name, self.records.apex(), &self.catalog);
+    fn known(&self) -> Known<'_> {
+        Known { catalog: &self.catalog, zones: &self.zones }
+    }
+
+    /// What a name means, and the domain that its answer's names are under.
+    fn find(&self, name: &Name) -> (Found, &Origin) {
+        if let Some(origin) = self.origins.of(name) {
+            return (lookup::find(name, origin.apex(), self.known()), origin);
         }
-        self.owner(name).map_or(Found::Missing, Found::Reverse)
+        (self.owner(name).map_or(Found::Missing, Found::Reverse), self.origins.first())
     }
 
     /// Answers a name that it [covers](Self::covers), with at most `most` records; for `tasks.` with all that a
@@ -179,11 +189,24 @@ impl Zone {
                 ..Answer::default()
             };
         }
-        let found = self.find(name);
-        // Who asks for the tasks wants all of them: what does not fit a datagram is told by TC and fetched over TCP.
-        let all = matches!(found, Found::Service { tasks: true, .. });
-        let most = if all { most.max(self.most_tcp) } else { most };
-        let mut answer = self.answer_found(&found, name, kind, most, rng);
+        let mut answer = self.answer_one(name, kind, most, rng);
+        // RFC 1034 section 4.3.2: where an alias leads is answered too.
+        let mut passed = 1;
+        while let Some(target) = answer.leads_to.take_if(|target| self.covers(target)) {
+            if passed == MOST_ALIASES {
+                let text =
+                    format!("more than {MOST_ALIASES} names in a row lead to each other, up to {target}");
+                return Answer {
+                    kind: Kind::AliasLoop,
+                    note: Some(Note::new(Note::OTHER, text)),
+                    ..Answer::default()
+                };
+            }
+            passed += 1;
+            let next = self.answer_one(&target, kind, most, rng);
+            answer.answers.extend(next.answers);
+            answer = Answer { answers: answer.answers, ..next };
+        }
         if let Freshness::Stale { reason, .. } = &*freshness {
             answer.stale = true;
             answer.note.get_or_insert_with(|| {
@@ -193,33 +216,46 @@ impl Zone {
         answer
     }
 
+    /// What is said of this name alone.
+    fn answer_one(&self, name: &Name, kind: RecordType, most: usize, rng: &mut impl Rng) -> Answer {
+        let (found, origin) = self.find(name);
+        // Who asks for the tasks wants all of them: what does not fit a datagram is told by TC and fetched over TCP.
+        let all = matches!(found, Found::Service { tasks: true, .. });
+        let most = if all { most.max(self.most_tcp) } else { most };
+        self.answer_found((&found, origin), name, kind, most, rng)
+    }
+
     fn answer_found(
         &self,
-        found: &Found,
+        (found, origin): (&Found, &Origin),
         name: &Name,
         kind: RecordType,
         most: usize,
         rng: &mut impl Rng,
     ) -> Answer {
         if let Found::Missing = found {
-            return self.negative(Kind::NxDomain, None);
+            return self.negative(origin, Kind::NxDomain, None);
+        }
+        if let Found::Alias { service, target } = found {
+            return self.lead(name, kind, service, target);
         }
         if kind == RecordType::ANY {
             return Answer {
                 kind: Kind::Records,
-                answers: vec![self.records.minimal_any(name)],
+                answers: vec![records::minimal_any(name, self.ttl(found))],
                 ..Answer::default()
             };
         }
+        let ttl = self.ttl(found);
         let mut additionals = Vec::new();
         let answers = match (found, kind) {
-            (Found::Apex, RecordType::SOA) => vec![self.records.soa()],
+            (Found::Apex, RecordType::SOA) => vec![records::soa(origin, ttl)],
             (Found::Apex, RecordType::NS) => {
-                additionals = self.name_server_addresses(most, rng);
-                vec![self.records.ns()]
+                additionals = self.name_server_addresses(origin, most, rng);
+                vec![records::ns(origin, ttl)]
             }
             (Found::NameServer, RecordType::A | RecordType::AAAA) => {
-                let mut addresses = self.name_server_addresses(most, rng);
+                let mut addresses = self.name_server_addresses(origin, most, rng);
                 addresses.retain(|record| record.record_type() == kind);
                 addresses.iter_mut().for_each(|record| record.name = name.clone());
                 addresses
@@ -228,7 +264,8 @@ impl Zone {
                 if self.virtual_addresses(service).next().is_some() =>
             {
                 // Of both families or of one: a client that is given an endpoint's address as well may prefer that.
-                let of_kind = |ip| self.records.address_of_kind(name, ip, kind);
+                let ttl = self.ttls.virtual_address(&service.name);
+                let of_kind = |ip| records::address_of_kind(name, ip, kind, ttl);
                 self.virtual_addresses(service).filter_map(of_kind).collect()
             }
             (
@@ -236,12 +273,12 @@ impl Zone {
                 RecordType::A | RecordType::AAAA,
             ) => pick::addresses((&service.endpoints, found.group(), &self.rules), kind, most, rng)
                 .into_iter()
-                .map(|ip| self.records.address(name, ip))
+                .map(|ip| records::address(name, ip, ttl))
                 .collect(),
             (Found::Instance { service, at }, _) => {
                 let endpoint = &service.endpoints[*at];
-                additionals = self.host_of(endpoint, kind);
-                self.of_instance(name, endpoint, kind)
+                additionals = self.host_of(origin, endpoint, kind);
+                self.of_instance(origin, name, endpoint, kind)
             }
             (
                 Found::Service { service, .. }
@@ -251,20 +288,23 @@ impl Zone {
             ) => {
                 let among = (&service.endpoints[..], found.group(), &self.rules);
                 let targets = pick::targets(among, found.port(), most, rng);
-                let named: Vec<_> = targets.iter().map(|t| (t, self.target(t))).collect();
-                additionals = self.records.target_addresses(&named);
-                named.iter().map(|(target, host)| self.records.srv(name, target, host)).collect()
+                let named: Vec<_> = targets.iter().map(|t| (t, origin.host(&self.host(t)))).collect();
+                additionals = records::target_addresses(&named, self.ttls.nodes);
+                named.iter().map(|(target, host)| records::srv(name, target, host, ttl)).collect()
+            }
+            (Found::AliasPort { target, port: Some(port), .. }, RecordType::SRV) => {
+                vec![records::external_srv(name, target, *port, ttl)]
             }
             (Found::Reverse(owned), RecordType::PTR) => {
-                let owners = self.records.owners(owned).into_iter();
-                owners.map(|owner| self.records.ptr(name, owner)).collect()
+                let owners = origin.owners(owned).into_iter();
+                owners.map(|owner| records::ptr(name, owner, ttl)).collect()
             }
-            (Found::Node(node), RecordType::TXT) => self.records.txt(name, node_facts(node)),
+            (Found::Node(node), RecordType::TXT) => records::txt(name, node_facts(node), ttl),
             (Found::Node(node), RecordType::A | RecordType::AAAA) => {
-                self.records.address_of_kind(name, node.address, kind).into_iter().collect()
+                records::address_of_kind(name, node.address, kind, ttl).into_iter().collect()
             }
             (Found::Address(ip), RecordType::A | RecordType::AAAA) => {
-                self.records.address_of_kind(name, *ip, kind).into_iter().collect()
+                records::address_of_kind(name, *ip, kind, ttl).into_iter().collect()
             }
             _ => Vec::new(),
         };
@@ -273,7 +313,7 @@ impl Zone {
             return Answer { kind: Kind::NoData, ..Answer::default() };
         }
         if answers.is_empty() {
-            return self.negative(Kind::NoData, self.none_serves(found));
+            return self.negative(origin, Kind::NoData, self.none_serves(found));
         }
         // Those that fail are named.
         let note = if matches!(kind, RecordType::A | RecordType::AAAA | RecordType::SRV) {
@@ -284,41 +324,76 @@ impl Zone {
         Answer { kind: Kind::Records, answers, additionals, note, ..Answer::default() }
     }
 
+    /// A name with an alias has no other data (RFC 1034 section 3.6.2), and to who asks for the alias it is all.
+    fn lead(&self, name: &Name, kind: RecordType, service: &Service, target: &Name) -> Answer {
+        let is_all = matches!(kind, RecordType::CNAME | RecordType::ANY);
+        Answer {
+            kind: Kind::Records,
+            answers: vec![records::cname(name, target, self.ttls.service(&service.name))],
+            leads_to: (!is_all).then(|| target.clone()),
+            ..Answer::default()
+        }
+    }
+
+    /// How long what a name means may be kept.
+    fn ttl(&self, found: &Found) -> Ttl {
+        match found {
+            Found::Apex => self.ttls.domains,
+            Found::Service { service, .. }
+            | Found::Group { service, .. }
+            | Found::Targets { service, .. }
+            | Found::Instance { service, .. }
+            | Found::Alias { service, .. }
+            | Found::AliasPort { service, .. } => self.ttls.service(&service.name),
+            Found::NameServer | Found::Node(_) | Found::Address(_) => self.ttls.nodes,
+            Found::Reverse(_) => self.ttls.reverse,
+            Found::Empty | Found::Missing => self.ttls.negative,
+        }
+    }
+
     /// The virtual addresses of a service that lead to it on this node: of each family the first, which is the one that
     /// stays where two are claimed.
     fn virtual_addresses<'a>(&'a self, service: &'a Service) -> impl Iterator<Item = IpAddr> + 'a {
-        let on = service.settings.vip == VirtualIp::On;
+        let on = service.settings.wants_vip();
         let usable = move |ip: &IpAddr| on && self.virtual_ranges.contains(*ip);
         let first = move |v4: bool| service.vips.iter().copied().find(|ip| ip.is_ipv4() == v4 && usable(ip));
         [true, false].into_iter().filter_map(first)
     }
 
     /// One instance, whether it serves or not: its name is its own, not its service's.
-    fn of_instance(&self, name: &Name, endpoint: &Endpoint, kind: RecordType) -> Vec<Record> {
+    fn of_instance(
+        &self,
+        origin: &Origin,
+        name: &Name,
+        endpoint: &Endpoint,
+        kind: RecordType,
+    ) -> Vec<Record> {
         let instance = &endpoint.instance;
+        let ttl = self.ttls.service(&instance.service);
         match kind {
             RecordType::A | RecordType::AAAA if instance.has_ports() => {
-                self.records.address_of_kind(name, instance.address, kind).into_iter().collect()
+                records::address_of_kind(name, instance.address, kind, ttl).into_iter().collect()
             }
             RecordType::SRV => {
                 let target = pick::target(endpoint, None);
-                target
-                    .map(|target| self.records.srv(name, &target, &self.target(&target)))
-                    .into_iter()
-                    .collect()
+                let srv = |target| records::srv(name, &target, &origin.host(&self.host(&target)), ttl);
+                target.map(srv).into_iter().collect()
             }
             RecordType::TXT => {
                 let labels = instance.labels.iter().map(|(key, value)| format!("{key}={value}"));
-                self.records.txt(name, labels)
+                records::txt(name, labels, ttl)
             }
             _ => Vec::new(),
         }
     }
 
     /// The address of the host that SRV names.
-    fn host_of(&self, endpoint: &Endpoint, kind: RecordType) -> Vec<Record> {
+    fn host_of(&self, origin: &Origin, endpoint: &Endpoint, kind: RecordType) -> Vec<Record> {
         let target = pick::target(endpoint, None).filter(|_| kind == RecordType::SRV);
-        target.map(|target| self.records.address(&self.target(&target), target.address)).into_iter().collect()
+        let address = |target: pick::Target| {
+            records::address(&origin.host(&self.host(&target)), target.address, self.ttls.nodes)
+        };
+        target.map(address).into_iter().collect()
     }
 
     fn is_virtual(&self, found: &Found) -> bool {
@@ -333,24 +408,24 @@ impl Zone {
         }
     }
 
-    fn negative(&self, kind: Kind, note: Option<Note>) -> Answer {
-        Answer { kind, authority: vec![self.records.negative_soa()], note, ..Answer::default() }
+    fn negative(&self, origin: &Origin, kind: Kind, note: Option<Note>) -> Answer {
+        Answer { kind, authority: vec![records::soa(origin, self.ttls.negative)], note, ..Answer::default() }
     }
 
     /// Every node's agent answers DNS, so a delegation to the mesh may ask any.
-    fn name_server_addresses(&self, most: usize, rng: &mut impl Rng) -> Vec<Record> {
+    fn name_server_addresses(&self, origin: &Origin, most: usize, rng: &mut impl Rng) -> Vec<Record> {
         let nodes = self.catalog.nodes();
         pick::walk(nodes.len(), rng)
             .take(most)
-            .map(|at| self.records.address(&self.records.name_server(), nodes[at].address))
+            .map(|at| records::address(origin.name_server(), nodes[at].address, self.ttls.nodes))
             .collect()
     }
 
-    /// The resolvable name of an endpoint's host: its node's, unless it listens on another address than the node's.
-    fn target(&self, target: &pick::Target) -> Name {
+    /// What an endpoint's host is called: as its node, unless it listens on another address than the node's.
+    fn host(&self, target: &pick::Target) -> Host {
         match self.catalog.node(target.node.as_str()) {
-            Some(node) if node.address == target.address => self.records.node_name(&target.node),
-            _ => self.records.address_name(target.address),
+            Some(node) if node.address == target.address => Host::Node(target.node.clone()),
+            _ => Host::Address(target.address),
         }
     }
 }

@@ -15,6 +15,7 @@ use synapse::catalog::Service;
 use super::lookup::Group;
 use super::{Zone, none_serves, pick};
 use crate::dns::config::Place;
+use crate::dns::ttls::Ttl;
 
 /// The answers' parts.
 #[derive(Debug, PartialEq, Eq)]
@@ -23,10 +24,14 @@ pub(in crate::dns) struct Prepared {
     generation: u64,
     /// Of the nodes, whose names are in `targets`.
     nodes: u64,
+    /// How long what is said of its endpoints may be kept.
+    pub(in crate::dns) ttl: Ttl,
+    /// How long its virtual address may be kept.
+    pub(in crate::dns) virtual_ttl: Ttl,
     pub(in crate::dns) v4: Steps<[u8; 4]>,
     pub(in crate::dns) v6: Steps<[u8; 16]>,
     pub(in crate::dns) targets: Steps<PreparedTarget>,
-    /// The hosts of the targets: their names, as octets, and their addresses.
+    /// The hosts of the targets: their names, as octets without the domain, and their addresses.
     pub(in crate::dns) hosts: Box<[(Box<[u8]>, IpAddr)]>,
     /// Nobody serves, which there is more to be said about.
     pub(in crate::dns) is_out: bool,
@@ -131,7 +136,7 @@ impl Zone {
             if !named.insert((target.address, target.port)) {
                 continue;
             }
-            let name = octets(&self.target(&target));
+            let name = self.host(&target).octets();
             let host = *places.entry(name.clone()).or_insert_with(|| {
                 hosts.push((name, target.address));
                 hosts.len() - 1
@@ -141,6 +146,8 @@ impl Zone {
         Prepared {
             generation: service.generation,
             nodes,
+            ttl: self.ttls.service(&service.name),
+            virtual_ttl: self.ttls.virtual_address(&service.name),
             v4,
             v6,
             targets,

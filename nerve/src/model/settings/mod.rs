@@ -2,6 +2,7 @@
 
 mod balance;
 mod client_address;
+mod external;
 mod key;
 mod limits;
 mod published;
@@ -18,6 +19,7 @@ pub use balance::{
     BalanceSettings, HashOn, Locality, OutlierSettings, Policy, RetrySettings, Selector, Split,
 };
 pub use client_address::{ClientAddress, ProxyVersion};
+pub use external::{External, ExternalError};
 pub use key::Key;
 pub use limits::{AtLimit, LimitSettings};
 pub use published::{PortRange, Protocol, PublishMode, PublishedPort};
@@ -26,7 +28,8 @@ pub use value::{Count, Factor, Percent};
 pub use virtual_ip::VirtualIp;
 
 /// The settings that an operator names, a group a file.
-const GROUPS: &[&[Key]] = &[balance::KEYS, limits::KEYS, client_address::KEYS, timeouts::KEYS];
+const GROUPS: &[&[Key]] =
+    &[balance::KEYS, limits::KEYS, client_address::KEYS, timeouts::KEYS, external::KEYS];
 
 /// What holds for a service on every node. Durable: it outlives every agent.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -49,6 +52,9 @@ pub struct ServiceSettings {
     /// Whether it gets a virtual address.
     #[serde(default, skip_serializing_if = "VirtualIp::is_default")]
     pub vip: VirtualIp,
+    /// Which name outside the mesh it is, if it is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub external: Option<External>,
     /// What a newer agent wrote and this one does not know: kept, so that a change made here does not lose it.
     #[serde(flatten)]
     pub unknown: BTreeMap<String, serde_json::Value>,
@@ -59,6 +65,12 @@ impl ServiceSettings {
     #[must_use]
     pub fn is_any_set(&self) -> bool {
         Key::all().any(|key| key.get(self).is_some())
+    }
+
+    /// Does it get a virtual address where a node has ranges? What is outside the mesh has its own.
+    #[must_use]
+    pub fn wants_vip(&self) -> bool {
+        self.vip == VirtualIp::On && self.external.is_none()
     }
 
     /// The same with every default filled in: what holds.

@@ -8,11 +8,12 @@ use hickory_proto::rr::{RData, Record};
 
 use super::*;
 use crate::dns::metrics::{Dropped, Forwarded, Refusal};
+use crate::dns::ttls::Ttls;
 
 /// A server of `far.example`, one second of life an answer.
 pub(super) fn upstream() -> World {
-    let mut config =
-        Config { domain: "far.example".parse().unwrap(), ttl: Duration::from_secs(1), ..config() };
+    let ttls = Ttls::all("1s".parse().unwrap(), "2s".parse().unwrap());
+    let mut config = Config { domain: "far.example".parse().unwrap(), ttls, ..config() };
     config.limits.answers_udp = 200;
     start(config)
 }

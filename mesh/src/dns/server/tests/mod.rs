@@ -1,5 +1,6 @@
 //! The server on loopback sockets: real clients, real upstreams, and `dig` where it is installed.
 
+mod aliases;
 mod authoritative;
 mod forwarding;
 mod sockets;
