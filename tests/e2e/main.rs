@@ -18,6 +18,7 @@ mod demo;
 mod direct;
 mod discover;
 mod dns;
+mod dns_encrypted;
 mod dns_forward;
 mod docker;
 mod docker_mesh;

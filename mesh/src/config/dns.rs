@@ -6,12 +6,12 @@ use std::num::NonZeroU32;
 use std::str::FromStr;
 
 use nerve::document::{FromValue, Mismatch, Reported, Section, Text, Value};
-use nerve::http::FilePath;
+use nerve::http::{CertificateFiles, FilePath};
 use nerve::period::Period;
 use serde::Serialize;
 
 use super::sections::{Node, all_as_text, as_text};
-use crate::dns::{self, Domain, RecursionFor, Suffix, UpstreamAddress, Upstreams};
+use crate::dns::{self, Domain, Encrypted, RecursionFor, Suffix, UpstreamAddress, Upstreams};
 
 /// The table.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -20,6 +20,18 @@ pub struct Dns {
     pub enabled: bool,
     /// Addresses, UDP and TCP.
     pub listen: Vec<SocketAddr>,
+    /// Addresses for DNS over TLS.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub tls_listen: Vec<SocketAddr>,
+    /// Addresses for DNS over HTTPS.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub https_listen: Vec<SocketAddr>,
+    /// PEM: the certificate that clients of both are shown, with those that lead to its authority behind it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls_cert_file: Option<FilePath>,
+    /// PEM: its key.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls_key_file: Option<FilePath>,
     /// The domain of the mesh.
     #[serde(serialize_with = "as_text")]
     pub domain: Domain,
@@ -88,9 +100,14 @@ impl Dns {
         let entries = u32::try_from(usual.limits.cache_entries).unwrap_or(u32::MAX);
         let bytes = u32::try_from(usual.limits.cache_bytes).ok().and_then(NonZeroU32::new);
         let ca_file = section.given("upstream_ca_file");
+        let (cert_file, key_file) = (section.given("tls_cert_file"), section.given("tls_key_file"));
         let read = Self {
             enabled: section.or("enabled", true),
             listen: section.or("listen", vec![SocketAddr::from((Ipv4Addr::LOCALHOST, 53))]),
+            tls_listen: section.or("tls_listen", Vec::new()),
+            https_listen: section.or("https_listen", Vec::new()),
+            tls_cert_file: cert_file?,
+            tls_key_file: key_file?,
             domain: section.or("domain", Text(Domain::default())).0,
             ttl: section.or("ttl", Period::seconds(5)),
             only_passing: section.or("only_passing", usual.only_passing),
@@ -108,6 +125,7 @@ impl Dns {
             route: section.list("route", Route::read).into_iter().collect::<Result<_, _>>()?,
         };
         read.check_routes(section)?;
+        read.check_certificate(section)?;
         Ok(read)
     }
 
@@ -123,6 +141,32 @@ impl Dns {
             }
         }
         Ok(())
+    }
+
+    fn check_certificate(&self, section: &Section<'_>) -> Result<(), Reported> {
+        let is_wanted = !(self.tls_listen.is_empty() && self.https_listen.is_empty());
+        let (key, other) = match (&self.tls_cert_file, &self.tls_key_file, is_wanted) {
+            (None, Some(_), _) => ("tls_cert_file", "`tls_key_file` is given"),
+            (Some(_), None, _) => ("tls_key_file", "`tls_cert_file` is given"),
+            (None, None, true) => ("tls_cert_file", "there are addresses for TLS or HTTPS"),
+            (None, None, false) | (Some(_), Some(_), _) => return Ok(()),
+        };
+        Err(section.invalid(key, format!("it is missing, and {other}"), "the absolute path of a PEM file"))
+    }
+
+    /// Where clients ask over TLS and HTTPS, and what they are shown.
+    fn encrypted(&self) -> Option<Encrypted> {
+        if self.tls_listen.is_empty() && self.https_listen.is_empty() {
+            return None;
+        }
+        Some(Encrypted {
+            tls_listen: self.tls_listen.clone(),
+            https_listen: self.https_listen.clone(),
+            certificate: CertificateFiles {
+                cert_file: self.tls_cert_file.clone()?,
+                key_file: self.tls_key_file.clone()?,
+            },
+        })
     }
 
     /// What the name server is told.
@@ -144,6 +188,7 @@ impl Dns {
         dns::Config {
             domain: self.domain.clone(),
             listen: self.listen.clone(),
+            encrypted: self.encrypted(),
             ttl: self.ttl.get(),
             only_passing: self.only_passing,
             panic: self.panic,
@@ -271,10 +316,33 @@ mod tests {
     }
 
     #[test]
+    fn clients_are_spoken_with_over_tls_where_there_is_an_address_for_it() {
+        let files = "tls_cert_file = \"/a\"\ntls_key_file = \"/b\"\n";
+        let of = |text: &str| read(&format!("{text}\n{files}")).unwrap().for_server(&nowhere()).encrypted;
+        assert_eq!(of(""), None);
+        let encrypted = of("tls_listen = [\"127.0.0.1:853\", \"[::1]:853\"]").unwrap();
+        assert_eq!((encrypted.tls_listen.len(), encrypted.https_listen.len()), (2, 0));
+        assert_eq!(encrypted.certificate.key_file.path(), std::path::Path::new("/b"));
+        assert_eq!(of("https_listen = [\"127.0.0.1:443\"]").unwrap().https_listen.len(), 1);
+    }
+
+    #[test]
     fn what_cannot_be_is_refused_with_its_reason() {
         let route = |domain: &str| format!("[[route]]\ndomain = \"{domain}\"\nupstreams = []\n");
         for (text, why) in [
             ("upstreams = [\"dns.example.com\"]".to_owned(), "there is no IP address in it"),
+            (
+                "tls_listen = [\"127.0.0.1:853\"]".to_owned(),
+                "tls_cert_file: it is missing, and there are addresses",
+            ),
+            (
+                "tls_cert_file = \"/a\"".to_owned(),
+                "tls_key_file: it is missing, and `tls_cert_file` is given",
+            ),
+            (
+                "https_listen = [\"127.0.0.1:443\"]\ntls_key_file = \"/a\"".to_owned(),
+                "tls_cert_file: it is missing",
+            ),
             ("recursion = \"some\"".to_owned(), "\"private\", \"everyone\" or \"off\""),
             ("serve_stale = \"2days\"".to_owned(), "1day"),
             ("upstream_ca_file = \"ca.pem\"".to_owned(), "is not absolute"),

@@ -9,7 +9,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use nerve::http::FilePath;
+use nerve::http::{CertificateFiles, FilePath};
 use nerve::model::{Instance, Prefix, Region, Zone};
 use tokio::sync::watch;
 
@@ -27,6 +27,8 @@ pub struct Config {
     /// Each address is served over UDP and TCP. Default `127.0.0.1:53`. The wildcard addresses work: replies leave from
     /// the address that was asked.
     pub listen: Vec<SocketAddr>,
+    /// Where clients ask over TLS and HTTPS. Default: nowhere.
+    pub encrypted: Option<Encrypted>,
     /// How long a client may keep an answer; whole seconds. Default 5 s.
     pub ttl: Duration,
     /// How long a client may keep "there is none" (RFC 2308); whole seconds. Default 2 s.
@@ -59,6 +61,17 @@ pub struct Config {
     pub panic: bool,
     /// Where this node stands: what is nearer is named first. Default: nowhere.
     pub place: Place,
+}
+
+/// Where clients ask what others are not to read, and what they are shown.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Encrypted {
+    /// Addresses for DNS over TLS (RFC 7858).
+    pub tls_listen: Vec<SocketAddr>,
+    /// Addresses for DNS over HTTPS (RFC 8484).
+    pub https_listen: Vec<SocketAddr>,
+    /// The certificate; read again when its files change.
+    pub certificate: CertificateFiles,
 }
 
 /// Where a node stands.
@@ -173,10 +186,12 @@ pub struct Limits {
     /// How long a client waits before it gets an answer whose time is over, if there is one. Default 1.8 s (RFC 8767
     /// section 5: a stub resolver gives up after two seconds, or soon after).
     pub client_patience: Duration,
-    /// TCP connections at a time over all addresses; those beyond are closed at once. Default 256.
+    /// Connections at a time over all addresses, with TLS and without; those beyond are closed at once. Default 256.
     pub tcp_connections: usize,
-    /// How long a TCP connection may be idle, or take to accept an answer. Default 10 s.
+    /// How long a connection may be idle, or take to accept an answer. Default 10 s.
     pub tcp_idle: Duration,
+    /// How long a client may take for the handshake of TLS. Default 5 s.
+    pub tls_handshake: Duration,
     /// How often an address that could not be bound is tried again. Default 5 s.
     pub retry: Duration,
 }
@@ -198,6 +213,7 @@ impl Default for Config {
         Self {
             domain: Domain::default(),
             listen: vec![SocketAddr::from((Ipv4Addr::LOCALHOST, 53))],
+            encrypted: None,
             ttl: Duration::from_secs(5),
             negative_ttl: Duration::from_secs(2),
             upstreams: Upstreams::default(),
@@ -243,6 +259,7 @@ impl Default for Limits {
             client_patience: Duration::from_millis(1800),
             tcp_connections: 256,
             tcp_idle: Duration::from_secs(10),
+            tls_handshake: Duration::from_secs(5),
             retry: Duration::from_secs(5),
         }
     }

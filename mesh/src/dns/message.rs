@@ -106,7 +106,8 @@ impl Handler {
         }
         let protocol = match transport {
             Transport::Udp => Protocol::Udp,
-            Transport::Tcp => Protocol::Tcp,
+            // Of the others it only counts that their answers are as long as they like.
+            Transport::Tcp | Transport::Tls | Transport::Https => Protocol::Tcp,
         };
         let request = match counts {
             [1, 0, 0, additionals] if additionals <= MOST_ADDITIONALS => {
@@ -149,7 +150,7 @@ impl Handler {
         }
         let most = match transport {
             Transport::Udp => self.most_udp,
-            Transport::Tcp => self.most_tcp,
+            Transport::Tcp | Transport::Tls | Transport::Https => self.most_tcp,
         };
         let answer = self.zone.answer(name, kind, most, &mut rand::rng());
         let (verdict, code) = match answer.kind {
@@ -252,7 +253,7 @@ fn counts(octets: &[u8]) -> Option<[u16; 4]> {
 /// The most octets that an answer may have.
 fn largest(request: &Request, transport: Transport) -> u16 {
     match (transport, &request.edns) {
-        (Transport::Tcp, _) => u16::MAX,
+        (Transport::Tcp | Transport::Tls | Transport::Https, _) => u16::MAX,
         (Transport::Udp, None) => wire::PLAIN_UDP_PAYLOAD,
         // RFC 6891 section 6.2.3: less than 512 means 512.
         (Transport::Udp, Some(edns)) => edns.max_payload().clamp(wire::PLAIN_UDP_PAYLOAD, wire::UDP_PAYLOAD),

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use prometheus::core::Collector;
 use prometheus::{
-    Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts,
-    Registry,
+    Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
+    IntGaugeVec, Opts, Registry,
 };
 
 /// A closed set of label values.
@@ -36,7 +36,20 @@ macro_rules! label {
 
 label! {
     /// How a query came.
-    Transport { Udp = "udp", Tcp = "tcp" }
+    Transport { Udp = "udp", Tcp = "tcp", Tls = "tls", Https = "https" }
+}
+label! {
+    /// How a connection's queries come.
+    Stream { Tcp = "tcp", Tls = "tls", Https = "https" }
+}
+impl From<Stream> for Transport {
+    fn from(stream: Stream) -> Self {
+        match stream {
+            Stream::Tcp => Self::Tcp,
+            Stream::Tls => Self::Tls,
+            Stream::Https => Self::Https,
+        }
+    }
 }
 label! {
     /// What became of a query.
@@ -116,10 +129,29 @@ label! {
         TcpQueryTooLong = "tcp_query_too_long",
         TcpIdle = "tcp_idle",
         TcpSlowReader = "tcp_slow_reader",
+        /// No certificate to show, or a client that does not want it, or speaks no TLS.
+        TlsFailed = "tls_failed",
+        /// A handshake that took too long.
+        TlsTimeout = "tls_timeout",
+        /// A connection on which HTTP broke off.
+        HttpsFailed = "https_failed",
         /// A message from an upstream that does not answer our question: late, or forged.
         UpstreamMismatch = "upstream_mismatch",
         /// An answer from an upstream in other letters than the question was sent in.
         UpstreamCase = "upstream_case",
+    }
+}
+label! {
+    /// Why a request over HTTPS is no query.
+    HttpRefusal {
+        NoSuchPath = "no_such_path",
+        Method = "method",
+        MediaType = "media_type",
+        TooLong = "too_long",
+        /// No message in it, or one that is no query.
+        Malformed = "malformed",
+        /// Its body took too long.
+        Slow = "slow",
     }
 }
 label! {
@@ -209,7 +241,10 @@ pub struct Metrics {
     seconds_each: Vec<Histogram>,
     pub(super) truncated: IntCounter,
     pub(super) stale_answers: IntCounter,
-    pub(super) tcp_connections: IntGauge,
+    pub(super) https_refused: Counters<HttpRefusal>,
+    pub(super) certificate_not_after: IntGauge,
+    connections: IntGaugeVec,
+    connections_each: Vec<IntGauge>,
     pub(super) forwards_in_flight: IntGauge,
     pub(super) cache_entries: IntGauge,
     pub(super) cache_bytes: IntGauge,
@@ -230,6 +265,11 @@ impl Default for Metrics {
         let queries = IntCounterVec::new(
             Opts::new("plexus_dns_queries_total", "DNS queries by transport and what became of them."),
             &["transport", "outcome"],
+        )
+        .expect("literal metric name");
+        let connections = IntGaugeVec::new(
+            Opts::new("plexus_dns_connections", "Open connections of clients."),
+            &["transport"],
         )
         .expect("literal metric name");
         let queries_each = Transport::ALL
@@ -273,7 +313,20 @@ impl Default for Metrics {
                 "plexus_dns_stale_answers_total",
                 "Answers from the last known good while the store was out of reach.",
             ),
-            tcp_connections: gauge("plexus_dns_tcp_connections", "Open TCP connections of clients."),
+            https_refused: Counters::new(
+                "plexus_dns_https_refused_total",
+                "Requests over HTTPS that are no queries, by reason.",
+                "reason",
+            ),
+            certificate_not_after: gauge(
+                "plexus_dns_certificate_not_after_seconds",
+                "When the certificate that clients are shown expires, in seconds since 1970; 0: there is none.",
+            ),
+            connections_each: Stream::ALL
+                .iter()
+                .map(|t| connections.with_label_values(&[t.as_str()]))
+                .collect(),
+            connections,
             forwards_in_flight: gauge("plexus_dns_forwards_in_flight", "Queries that wait for an upstream."),
             cache_entries: gauge("plexus_dns_cache_entries", "Answers of upstreams that are kept."),
             cache_bytes: gauge("plexus_dns_cache_bytes", "What they take of memory, about."),
@@ -299,7 +352,7 @@ impl Default for Metrics {
 impl Metrics {
     /// Adds every metric of this room to `registry`; fails if one of them is there already.
     pub fn register(&self, registry: &Registry) -> prometheus::Result<()> {
-        let all: [Box<dyn Collector>; 15] = [
+        let all: [Box<dyn Collector>; 17] = [
             Box::new(self.queries.clone()),
             Box::new(self.refused.vec.clone()),
             Box::new(self.forwarded.vec.clone()),
@@ -307,7 +360,9 @@ impl Metrics {
             Box::new(self.seconds.clone()),
             Box::new(self.truncated.clone()),
             Box::new(self.stale_answers.clone()),
-            Box::new(self.tcp_connections.clone()),
+            Box::new(self.https_refused.vec.clone()),
+            Box::new(self.certificate_not_after.clone()),
+            Box::new(self.connections.clone()),
             Box::new(self.forwards_in_flight.clone()),
             Box::new(self.cache_entries.clone()),
             Box::new(self.cache_bytes.clone()),
@@ -317,6 +372,11 @@ impl Metrics {
             Box::new(self.listeners_failed.clone()),
         ];
         all.into_iter().try_for_each(|collector| registry.register(collector))
+    }
+
+    /// Open connections that came this way.
+    pub(super) fn connections(&self, stream: Stream) -> &IntGauge {
+        &self.connections_each[stream.index()]
     }
 
     /// Those of an upstream.

@@ -16,15 +16,18 @@ mod forward;
 mod frames;
 mod message;
 mod metrics;
+mod padding;
 mod server;
 mod suffix;
 mod wire;
 mod zone;
 
 pub use address::{UpstreamAddress, UpstreamError};
-pub use config::{Config, Domain, DomainError, Limits, Place, RecursionFor, Route, Upstreams, VirtualRanges};
+pub use config::{
+    Config, Domain, DomainError, Encrypted, Limits, Place, RecursionFor, Route, Upstreams, VirtualRanges,
+};
 pub use forward::UpstreamReport;
 pub use metrics::Metrics;
-pub use server::{BindError, Bound, Handle, Listener, bind};
+pub use server::{BindError, Bound, Handle, Listener, Over, bind};
 pub use suffix::{Suffix, SuffixError};
 pub use zone::{Excluded, Explanation, Outcome, Rule};
