@@ -190,3 +190,45 @@ fn the_next_agent_answers_over_tls_and_https_without_a_gap() {
     });
     assert!(a.plexus(["status"]).ok().contains("took over from pid"));
 }
+
+#[test]
+fn what_is_asked_is_counted_sampled_and_logged() {
+    needs!("etcd", "etcdctl", "dig", "kdig", "openssl");
+    let cluster = Cluster::of(1).without_agents().start();
+    let [a] = cluster.nodes();
+    let files = Renewed::new(&cluster, a);
+    files.show(0);
+    start(&cluster, a, &format!("{}query_log = \"all\"", files.keys()));
+    let _backend = a.serve("web", INSTANCE);
+    cluster.wait_serving("web", &["web-a-9000"]);
+    let answers = |kind: &str, code: &str, transport: &str| {
+        let labels = format!("code=\"{code}\",transport=\"{transport}\",type=\"{kind}\"");
+        a.metric("plexus_dns_answers_total", &labels).unwrap_or_default()
+    };
+    for _ in 0..5 {
+        let _ = a.dig(WEB, "A");
+    }
+    let _ = a.dig("nothing.mesh.internal", "SRV");
+    let _ = files.kdig(0, "+tls", &["WEB.mesh.internal", "AAAA"]);
+    let _ = files.kdig(0, "+https", &["printer.local"]);
+    assert_eq!(answers("A", "NOERROR", "udp"), 5.0);
+    assert_eq!(answers("SRV", "NXDOMAIN", "udp"), 1.0);
+    assert_eq!(answers("AAAA", "NOERROR", "tls"), 1.0);
+    assert_eq!(answers("A", "NXDOMAIN", "https"), 1.0);
+    let top = a.plexus_json(["dns", "top"]);
+    assert_eq!((&top["queries"], &top["names"][0]["what"]), (&8.into(), &format!("{WEB}.").into()), "{top}");
+    assert_eq!((&top["names"][0]["queries"], &top["names"][0]["over"]), (&6.into(), &0.into()), "{top}");
+    let said = a.plexus(["dns", "top"]).ok();
+    assert!(said.contains("nothing.mesh.internal.") && said.contains("CLIENT"), "{said}");
+    let log = a.agent_log();
+    let lines: Vec<&str> = log.lines().filter(|line| line.contains("mesh::dns::query")).collect();
+    assert_eq!(lines.len(), 8, "{log}");
+    let has = |parts: &[&str]| lines.iter().any(|line| parts.iter().all(|part| line.contains(part)));
+    assert!(has(&["web.mesh.internal.", "AAAA", "NOERROR", "tls", "zone"]), "{lines:?}");
+    assert!(has(&["printer.local.", "NXDOMAIN", "https", "cache"]), "{lines:?}");
+    // With more than the log has lines for, the rest is counted.
+    let names = a.names("127.0.0.1".parse().expect("an address"), WEB);
+    let suppressed = || a.metric("plexus_dns_query_log_suppressed_total", "").unwrap_or_default();
+    let _ = eventually!(SOON, suppressed(), |count| *count > 0.0);
+    names.stop().assert_unharmed();
+}

@@ -65,6 +65,9 @@ pub struct Dns {
     pub cache_entries: u32,
     /// What they may take of memory.
     pub cache_bytes: NonZeroU32,
+    /// Which queries are logged.
+    #[serde(serialize_with = "as_text")]
+    pub query_log: QueryLog,
     /// Who is asked for names under a domain.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub route: Vec<Route>,
@@ -82,6 +85,10 @@ pub enum Recursion {
 /// How long an answer may be given past its time; `None`: never.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ServeStale(pub Option<Period>);
+
+/// One query in so many is logged; `None`: none is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct QueryLog(pub Option<NonZeroU32>);
 
 /// `[[dns.route]]`: who is asked for the names under a domain.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -122,6 +129,7 @@ impl Dns {
             serve_stale: section.or("serve_stale", ServeStale(Period::new(usual.serve_stale).ok())),
             cache_entries: section.or("cache_entries", entries),
             cache_bytes: section.or("cache_bytes", bytes.unwrap_or(NonZeroU32::MAX)),
+            query_log: section.or("query_log", QueryLog(usual.query_log)),
             route: section.list("route", Route::read).into_iter().collect::<Result<_, _>>()?,
         };
         read.check_routes(section)?;
@@ -201,6 +209,7 @@ impl Dns {
             prefetch: self.prefetch,
             serve_stale: self.serve_stale.0.map(Period::get).unwrap_or_default(),
             recursion,
+            query_log: self.query_log.0,
             limits: dns::Limits {
                 upstream_timeout: self.upstream_timeout.get(),
                 cache_entries: usize::try_from(self.cache_entries).unwrap_or(usize::MAX),
@@ -259,6 +268,31 @@ impl FromStr for ServeStale {
     }
 }
 
+impl fmt::Display for QueryLog {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0.map(NonZeroU32::get) {
+            None => f.write_str("off"),
+            Some(1) => f.write_str("all"),
+            Some(every) => write!(f, "1/{every}"),
+        }
+    }
+}
+
+impl FromStr for QueryLog {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match (text, text.strip_prefix("1/")) {
+            ("off", _) => Ok(Self(None)),
+            ("all", _) => Ok(Self(Some(NonZeroU32::MIN))),
+            (_, Some(every)) => {
+                every.parse().map(|every| Self(Some(every))).map_err(|error| format!("{every:?}: {error}"))
+            }
+            (_, None) => Err(format!("{text:?} is no part of the queries")),
+        }
+    }
+}
+
 macro_rules! texts {
     ($($type:ty = $expected:literal),* $(,)?) => {$(
         impl FromValue for $type {
@@ -276,6 +310,7 @@ macro_rules! texts {
 texts! {
     Recursion = "\"private\", \"everyone\" or \"off\"",
     ServeStale = "a duration up to \"1day\", or \"off\"",
+    QueryLog = "\"off\", \"all\", or one in so many: \"1/1000\"",
     UpstreamAddress = "an upstream such as \"192.0.2.53\", \"tcp://192.0.2.53:53\" or \"tls://192.0.2.53#dns.example.com\"",
     Suffix = "a domain such as \"corp.example\" or \"10.in-addr.arpa\"",
 }
@@ -327,6 +362,15 @@ mod tests {
     }
 
     #[test]
+    fn the_query_log_has_none_all_or_a_part() {
+        for (text, every) in [("off", None), ("all", Some(1)), ("1/1000", Some(1000))] {
+            let config = read(&format!("query_log = {text:?}")).unwrap();
+            assert_eq!(config.for_server(&nowhere()).query_log.map(NonZeroU32::get), every);
+            assert_eq!(config.query_log.to_string(), text);
+        }
+    }
+
+    #[test]
     fn what_cannot_be_is_refused_with_its_reason() {
         let route = |domain: &str| format!("[[route]]\ndomain = \"{domain}\"\nupstreams = []\n");
         for (text, why) in [
@@ -343,6 +387,8 @@ mod tests {
                 "https_listen = [\"127.0.0.1:443\"]\ntls_key_file = \"/a\"".to_owned(),
                 "tls_cert_file: it is missing",
             ),
+            ("query_log = \"1/0\"".to_owned(), "\"off\", \"all\", or one in so many"),
+            ("query_log = \"some\"".to_owned(), "\"off\", \"all\", or one in so many"),
             ("recursion = \"some\"".to_owned(), "\"private\", \"everyone\" or \"off\""),
             ("serve_stale = \"2days\"".to_owned(), "1day"),
             ("upstream_ca_file = \"ca.pem\"".to_owned(), "is not absolute"),

@@ -4,6 +4,7 @@
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -51,6 +52,8 @@ pub struct Config {
     pub serve_stale: Duration,
     /// Who may have names outside the domain answered. Default: clients from networks that are not globally routable.
     pub recursion: RecursionFor,
+    /// One query in so many is logged. Default: none.
+    pub query_log: Option<NonZeroU32>,
     /// Bounds of everything that could grow.
     pub limits: Limits,
     /// The ranges whose virtual addresses lead somewhere on this node. Default: none, so no answer names any.
@@ -224,6 +227,7 @@ impl Default for Config {
             prefetch: true,
             serve_stale: Duration::from_secs(24 * 60 * 60),
             recursion: RecursionFor::PrivateClients,
+            query_log: None,
             limits: Limits::default(),
             virtual_ranges: VirtualRanges::default(),
             only_passing: true,

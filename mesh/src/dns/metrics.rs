@@ -2,6 +2,7 @@
 //! start: counting on the path of a query is one atomic addition.
 
 use std::marker::PhantomData;
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use prometheus::core::Collector;
@@ -69,6 +70,37 @@ label! {
 impl Verdict {
     pub(super) const COUNT: usize = <Self as Label>::ALL.len();
 }
+label! {
+    /// The type that a query asked for.
+    AskedType {
+        A = "A",
+        Aaaa = "AAAA",
+        Srv = "SRV",
+        Txt = "TXT",
+        Ptr = "PTR",
+        Any = "ANY",
+        Soa = "SOA",
+        Ns = "NS",
+        Https = "HTTPS",
+        /// Another one, or none that can be read.
+        Other = "other",
+    }
+}
+label! {
+    /// The response code of an answer.
+    Code {
+        NoError = "NOERROR",
+        FormErr = "FORMERR",
+        ServFail = "SERVFAIL",
+        NxDomain = "NXDOMAIN",
+        NotImp = "NOTIMP",
+        Refused = "REFUSED",
+        BadVers = "BADVERS",
+        Other = "other",
+    }
+}
+const TYPES: usize = AskedType::ALL.len();
+const CODES: usize = Code::ALL.len();
 label! {
     /// Why a query was refused an answer.
     Refusal {
@@ -198,6 +230,48 @@ impl<L: Label> Counters<L> {
     }
 }
 
+/// Answers by type and code, not yet counted.
+#[derive(Debug, Default)]
+pub(super) struct Tally([[u32; CODES]; TYPES]);
+
+impl Tally {
+    pub(super) fn add(&mut self, asked: AskedType, code: Code) {
+        self.0[asked.index()][code.index()] += 1;
+    }
+}
+
+/// A counter for each way, type and code, there from the first such answer on.
+#[derive(Debug)]
+struct Answers {
+    vec: IntCounterVec,
+    each: Vec<OnceLock<IntCounter>>,
+}
+
+impl Answers {
+    #[allow(
+        clippy::expect_used,
+        reason = "proof: name and labels are literals of this file, valid and distinct"
+    )]
+    fn new() -> Self {
+        let vec = IntCounterVec::new(
+            Opts::new(
+                "plexus_dns_answers_total",
+                "DNS answers by transport, type that was asked for and code.",
+            ),
+            &["transport", "type", "code"],
+        )
+        .expect("literal metric name");
+        let cells = Transport::ALL.len() * TYPES * CODES;
+        Self { vec, each: std::iter::repeat_with(OnceLock::new).take(cells).collect() }
+    }
+
+    fn of(&self, transport: Transport, asked: AskedType, code: Code) -> &IntCounter {
+        let at = (transport.index() * TYPES + asked.index()) * CODES + code.index();
+        let labels = [transport.as_str(), asked.as_str(), code.as_str()];
+        self.each[at].get_or_init(|| self.vec.with_label_values(&labels))
+    }
+}
+
 /// What is counted of one upstream. Upstreams are those of the configuration and of resolv.conf; one that is no longer among
 /// them is forgotten.
 #[derive(Debug)]
@@ -234,6 +308,8 @@ impl Drop for UpstreamMetrics {
 pub struct Metrics {
     queries: IntCounterVec,
     queries_each: Vec<IntCounter>,
+    answers: Answers,
+    pub(super) query_log_suppressed: IntCounter,
     pub(super) refused: Counters<Refusal>,
     pub(super) forwarded: Counters<Forwarded>,
     pub(super) dropped: Counters<Dropped>,
@@ -292,6 +368,11 @@ impl Default for Metrics {
         Self {
             queries,
             queries_each,
+            answers: Answers::new(),
+            query_log_suppressed: counter(
+                "plexus_dns_query_log_suppressed_total",
+                "Lines that the query log does not have since there were too many.",
+            ),
             refused: Counters::new("plexus_dns_refused_total", "DNS queries refused, by reason.", "reason"),
             forwarded: Counters::new(
                 "plexus_dns_forwarded_total",
@@ -352,8 +433,10 @@ impl Default for Metrics {
 impl Metrics {
     /// Adds every metric of this room to `registry`; fails if one of them is there already.
     pub fn register(&self, registry: &Registry) -> prometheus::Result<()> {
-        let all: [Box<dyn Collector>; 17] = [
+        let all: [Box<dyn Collector>; 19] = [
             Box::new(self.queries.clone()),
+            Box::new(self.answers.vec.clone()),
+            Box::new(self.query_log_suppressed.clone()),
             Box::new(self.refused.vec.clone()),
             Box::new(self.forwarded.vec.clone()),
             Box::new(self.dropped.vec.clone()),
@@ -390,6 +473,15 @@ impl Metrics {
         }
     }
 
+    /// Counts answers that came this way.
+    pub(super) fn answered(&self, transport: Transport, tally: &Tally) {
+        for (asked, codes) in AskedType::ALL.iter().zip(&tally.0) {
+            for (code, count) in Code::ALL.iter().zip(codes).filter(|(_, count)| **count > 0) {
+                self.answers.of(transport, *asked, *code).inc_by(u64::from(*count));
+            }
+        }
+    }
+
     pub(super) fn query(&self, transport: Transport, verdict: Verdict) {
         self.queries_each[transport.index() * Verdict::ALL.len() + verdict.index()].inc();
     }
@@ -413,6 +505,11 @@ impl Metrics {
 
     pub(super) fn took(&self, path: Path, time: Duration) {
         self.seconds_each[path.index()].observe(time.as_secs_f64());
+    }
+
+    #[cfg(test)]
+    pub(super) fn answers(&self, transport: Transport, asked: AskedType, code: Code) -> u64 {
+        self.answers.of(transport, asked, code).get()
     }
 
     #[cfg(test)]

@@ -19,6 +19,7 @@ mod metrics;
 mod padding;
 mod server;
 mod suffix;
+mod telling;
 mod wire;
 mod zone;
 
@@ -30,4 +31,5 @@ pub use forward::UpstreamReport;
 pub use metrics::Metrics;
 pub use server::{BindError, Bound, Handle, Listener, Over, bind};
 pub use suffix::{Suffix, SuffixError};
+pub use telling::{Frequent, TopReport};
 pub use zone::{Excluded, Explanation, Outcome, Rule};

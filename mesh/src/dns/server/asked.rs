@@ -2,6 +2,8 @@
 
 use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::Instant;
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
@@ -26,6 +28,7 @@ pub(super) enum Asked {
 
 impl Service {
     pub(super) fn ask(&self, query: &[u8], client: SocketAddr, transport: Transport) -> Asked {
+        let came = Instant::now();
         let handled = catch_unwind(AssertUnwindSafe(|| self.handler.handle(query, client, transport)));
         let reply = handled.unwrap_or_else(|_| {
             tracing::error!(%client, "handling a DNS query panicked; it is not answered");
@@ -33,15 +36,19 @@ impl Service {
         });
         let is_encrypted = matches!(transport, Transport::Tls | Transport::Https);
         let pads = is_encrypted && padding::is_wanted(query);
-        let finished = move |mut answer: Vec<u8>| {
+        let teller = Arc::clone(&self.teller);
+        let finished = move |mut answer: Vec<u8>, road| {
+            teller.tell(transport, road, came, std::iter::once((answer.as_slice(), client)));
             if pads {
                 padding::pad(&mut answer);
             }
             answer
         };
         match reply {
-            Reply::Now(answer) => Asked::Now(finished(answer)),
-            Reply::Later(later) => Asked::Later(later.wait().map(finished).boxed()),
+            Reply::Now(answer) => Asked::Now(finished(answer, None)),
+            Reply::Later(later) => {
+                Asked::Later(later.wait().map(move |answer| finished(answer, Some("upstream"))).boxed())
+            }
             Reply::Drop(reason) => Asked::Drop(reason),
         }
     }

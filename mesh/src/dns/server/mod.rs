@@ -37,6 +37,7 @@ use super::fast::Fast;
 use super::forward::{Destination, Forwarder, Means, Servers, Source, UpstreamReport};
 use super::message::Handler;
 use super::metrics::{Dropped, Metrics};
+use super::telling::{Teller, TopReport};
 use super::zone::{Explanation, Outcome, Rule, Zone};
 use crate::drain::DrainWatcher;
 use crate::inherited::Inherited;
@@ -61,6 +62,7 @@ pub struct Handle {
     unread: Arc<Mutex<Option<String>>>,
     listeners: Arc<Mutex<Vec<Listener>>>,
     open: Arc<OpenSockets>,
+    teller: Arc<Teller>,
     /// What clients of TLS are shown; or why nothing can be.
     certificate: Option<Result<Certificate, String>>,
 }
@@ -113,7 +115,8 @@ pub fn bind(config: Config, catalog: Catalog, inherited: Inherited, metrics: Arc
         .as_ref()
         .map(|encrypted| Certificate::new(encrypted.certificate.clone()).map_err(|error| error.to_string()));
     let listeners = Arc::new(Mutex::new(listeners));
-    let handle = Handle { zone, servers, unread, listeners, open, certificate };
+    let teller = Arc::new(Teller::new(Arc::clone(&metrics), config.query_log));
+    let handle = Handle { zone, servers, unread, listeners, open, teller, certificate };
     let bound = Bound { config, metrics, handle, tasks, inherited, sockets, failures };
     bound.handle.count(&bound.metrics);
     bound.read_upstreams();
@@ -158,6 +161,12 @@ impl Handle {
     #[must_use]
     pub fn upstreams(&self) -> Vec<UpstreamReport> {
         self.servers.reports()
+    }
+
+    /// What is asked most.
+    #[must_use]
+    pub fn top(&self) -> TopReport {
+        self.teller.top()
     }
 
     /// What keeps names outside the domain from being answered as it was meant, and clients of TLS from being spoken with.
@@ -237,6 +246,7 @@ impl Bound {
             handler: Arc::new(handler),
             fast: Arc::new(Fast::new(&self.config, Arc::clone(&self.handle.zone))),
             open: Arc::clone(&self.handle.open),
+            teller: Arc::clone(&self.handle.teller),
             certificate: self.handle.certificate.clone().and_then(Result::ok),
             idle: self.config.limits.tcp_idle,
             handshake: self.config.limits.tls_handshake,
@@ -341,6 +351,7 @@ struct Service {
     handler: Arc<Handler>,
     fast: Arc<Fast>,
     open: Arc<OpenSockets>,
+    teller: Arc<Teller>,
     certificate: Option<Certificate>,
     idle: Duration,
     handshake: Duration,
