@@ -42,7 +42,7 @@ fn write_zone(server: &Server, zone: &str, serial: u32, records: &str) -> String
 }
 
 /// An authority, and a certificate of it for this name: key, certificate, authority.
-fn certificate(server: &Server, name: &str) -> [String; 3] {
+pub(crate) fn certificate(server: &Server, name: &str) -> [String; 3] {
     let script = format!(
         "cd {directory}\nkey='-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes'\n\
          openssl req -x509 $key -days 2 -subj /CN=ca -keyout ca.key -out ca.pem\n\

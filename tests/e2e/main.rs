@@ -19,6 +19,7 @@ mod direct;
 mod discover;
 mod dns;
 mod dns_conformance;
+mod dns_encrypted;
 mod dns_forward;
 mod dns_names;
 mod docker;

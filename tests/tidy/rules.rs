@@ -285,7 +285,12 @@ const HTTP: &[&str] = &[
     "mesh/src/cli",
     "mesh/src/agent/demo",
     "mesh/src/docker",
+    // Names are asked over it as well.
+    "mesh/src/dns/server/https.rs",
 ];
+
+/// Who speaks TLS: with servers, and with clients.
+const TLS: &[&str] = &["nerve/src/http/tls.rs", "nerve/src/http/tls_server.rs"];
 
 /// Crates whose types must leak nowhere else: exchanging one is a change of its home.
 pub(crate) const HOMES: &[Home] = &[
@@ -316,9 +321,9 @@ pub(crate) const HOMES: &[Home] = &[
     home("http-body-util", HTTP),
     home("hickory-proto", &["mesh/src/dns", "synapse/src/watch/resolve"]),
     home("hickory-server", &["mesh/src/dns"]),
-    home("rustls", &["nerve/src/http/tls.rs"]),
+    home("rustls", TLS),
     home("rustls-native-certs", &["nerve/src/http/tls.rs"]),
-    home("tokio-rustls", &["nerve/src/http/tls.rs"]),
+    home("tokio-rustls", TLS),
     home("regex", &["nerve/src/check/http", "mesh/src/admin/consul/filter"]),
     home(
         "ring",
@@ -335,7 +340,13 @@ pub(crate) const HOMES: &[Home] = &[
     home("md5", &["nerve/src/check/scram.rs"]),
     home(
         "base64",
-        &["nerve/src/check/scram.rs", "nerve/src/announce/znode.rs", "synapse/src/watch/decode.rs"],
+        &[
+            "nerve/src/check/scram.rs",
+            "nerve/src/announce/znode.rs",
+            "synapse/src/watch/decode.rs",
+            // A question in a URL.
+            "mesh/src/dns/server/https.rs",
+        ],
     ),
     home("axum", &["mesh/src/admin"]),
     home("clap", &["mesh/src/cli"]),

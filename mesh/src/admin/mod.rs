@@ -14,6 +14,7 @@ mod doctor;
 mod guard;
 mod local;
 mod metrics;
+mod names;
 mod networks;
 mod read;
 mod refusal;
@@ -39,8 +40,8 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::api::{
-    Finding, Problem, Resolution, TookOver, UpstreamInfo, WatcherInfo, WhyBalance, WhyListener, WhyPick,
-    WhyPlain,
+    Finding, Problem, Resolution, TookOver, TopList, UpstreamInfo, WatcherInfo, WhyBalance, WhyListener,
+    WhyPick, WhyPlain,
 };
 use crate::readiness::Readiness;
 use crate::routes::Route;
@@ -155,6 +156,9 @@ pub trait Resolver: Send + Sync {
 
     /// Whom other names are asked of, and how they do.
     fn upstreams(&self) -> Vec<UpstreamInfo>;
+
+    /// What is asked most.
+    fn top(&self) -> TopList;
 }
 
 impl fmt::Debug for Handles {

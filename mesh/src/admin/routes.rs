@@ -13,8 +13,8 @@ use nerve::tasks::Tasks;
 use super::consul::{Reads, catalog, health};
 use super::refusal::Refusal;
 use super::{
-    Handles, Metrics, attachments, checks, consul, doctor, guard, local, networks, read, settings, upstreams,
-    watchers, write,
+    Handles, Metrics, attachments, checks, consul, doctor, guard, local, names, networks, read, settings,
+    upstreams, watchers, write,
 };
 use crate::api::{self, path};
 use crate::drain::DrainWatcher;
@@ -56,6 +56,7 @@ fn routes(handles: Arc<Handles>, reads: Arc<Reads>) -> Router {
         .route(path::NODES, get(read::nodes))
         .route(path::WATCHERS, get(watchers::list))
         .route(path::UPSTREAMS, get(upstreams::list))
+        .route(path::DNS_TOP, get(names::top))
         .route(path::WHY, get(read::why))
         .route(path::RESOLVE, get(read::resolve))
         .route(path::INSTANCES, get(local::instances).post(local::register))

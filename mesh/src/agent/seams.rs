@@ -14,8 +14,8 @@ use tokio::sync::Semaphore;
 use super::synapse_conf::SynapseConf;
 use crate::admin::{self, Counts, Resolver, Traffic};
 use crate::api::{
-    Finding, PlainFor, Problem, Resolution, UpstreamInfo, WatcherInfo, WhyBalance, WhyListener, WhyPick,
-    WhyPlain,
+    Finding, PlainFor, Problem, Resolution, TopEntry, TopList, UpstreamInfo, WatcherInfo, WhyBalance,
+    WhyListener, WhyPick, WhyPlain,
 };
 use crate::balance::EndpointReport;
 use crate::{dns, docker, doctor, ingress, overlay, steer, vip};
@@ -156,6 +156,26 @@ impl Resolver for dns::Handle {
             keeps_case: report.keeps_case,
         };
         Self::upstreams(self).into_iter().map(report).collect()
+    }
+
+    fn top(&self) -> TopList {
+        let told = Self::top(self);
+        // What has just begun is no rate yet.
+        let seconds = told.window.as_secs_f64().max(1.0);
+        let entry = |what: String, queries: u64, over| TopEntry {
+            what,
+            queries,
+            over,
+            per_second: queries as f64 / seconds,
+        };
+        TopList {
+            window_seconds: told.window.as_secs_f64(),
+            queries: told.queries,
+            names: told.names.into_iter().map(|name| entry(name.what, name.queries, name.over)).collect(),
+            clients: (told.clients.into_iter())
+                .map(|client| entry(client.what.to_string(), client.queries, client.over))
+                .collect(),
+        }
     }
 }
 

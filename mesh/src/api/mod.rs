@@ -9,6 +9,7 @@ mod check;
 mod consul;
 mod consul_reads;
 mod doctor;
+mod names;
 mod network;
 mod read;
 mod upstreams;
@@ -30,6 +31,7 @@ pub use consul_reads::{
     ConsulNodeServiceList, ConsulNodeServices,
 };
 pub use doctor::{Checkup, Finding};
+pub use names::{TopEntry, TopList};
 pub use network::{NetworkInfo, NetworkRequest, NetworkSummary, Networks, SubnetInfo};
 pub use read::{
     Awaited, EndpointInfo, Endpoints, LocalInstance, LocalInstances, NodeInfo, Nodes, PlainFor, Problem,
@@ -91,6 +93,8 @@ pub mod path {
     pub const WATCHERS: &str = "/v1/plexus/watchers";
     /// The servers that other names are asked of.
     pub const UPSTREAMS: &str = "/v1/plexus/upstreams";
+    /// `GET`: [`super::TopList`].
+    pub const DNS_TOP: &str = "/v1/plexus/dns/top";
     /// `GET`: [`super::Networks`].
     pub const NETWORKS: &str = "/v1/plexus/networks";
     /// `GET`: [`super::NetworkInfo`]; `PUT` a [`super::NetworkRequest`] and `DELETE ?force=`: [`super::Changed`].

@@ -12,6 +12,7 @@ mod completions;
 mod config;
 mod demo;
 mod deregister;
+mod dns;
 mod doctor;
 mod drain;
 mod endpoints;
@@ -69,6 +70,7 @@ enum Command {
     Nodes(nodes::Nodes),
     Watchers(watchers::Watchers),
     Upstreams(upstreams::Upstreams),
+    Dns(dns::Dns),
     Why(why::Why),
     Status(status::Status),
     Doctor(doctor::Doctor),
@@ -140,6 +142,7 @@ async fn execute(command: Command, out: &mut Output<'_>) -> Result {
         Command::Nodes(command) => command.run(out).await,
         Command::Watchers(command) => command.run(out).await,
         Command::Upstreams(command) => command.run(out).await,
+        Command::Dns(command) => command.run(out).await,
         Command::Why(command) => command.run(out).await,
         Command::Status(command) => command.run(out).await,
         Command::Doctor(command) => command.run(out).await,

@@ -25,7 +25,7 @@ use nerve::source::{Draft, Located, read_config};
 use serde::{Serialize, Serializer};
 
 pub use checks::Checks;
-pub use dns::{Dns, Rate, Recursion, Route, ServeStale, Ttls};
+pub use dns::{Dns, QueryLog, Rate, Recursion, Route, ServeStale, Ttls};
 pub use docker::Docker;
 pub use localhost::{Listen, Localhost};
 pub use machine::Machine;

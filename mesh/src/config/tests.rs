@@ -271,6 +271,13 @@ fn rooms_on_one_address_are_refused() {
         shown.contains("dns.listen is to listen on 127.0.0.1:53, which clashes with admin.listen"),
         "{shown}"
     );
+    let shown = errors(
+        "store.url = \"embedded\"\ndns.tls_listen = [\"0.0.0.0:53\"]\ndns.tls_cert_file = \"/a\"\ndns.tls_key_file = \"/b\"",
+    );
+    assert!(
+        shown.contains("dns.tls_listen is to listen on 0.0.0.0:53, which clashes with dns.listen"),
+        "{shown}"
+    );
     let off = "store.url = \"embedded\"\nadmin.listen = [\"127.0.0.1:53\"]\ndns.enabled = false";
     assert!(read(off).is_ok());
 }

@@ -10,7 +10,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use nerve::http::FilePath;
+use nerve::http::{CertificateFiles, FilePath};
 use nerve::model::{Instance, Prefix, Region, Zone};
 use tokio::sync::watch;
 
@@ -34,6 +34,8 @@ pub struct Config {
     /// Each address is served over UDP and TCP. Default `127.0.0.1:53`. The wildcard addresses work: replies leave from
     /// the address that was asked.
     pub listen: Vec<SocketAddr>,
+    /// Where clients ask over TLS and HTTPS. Default: nowhere.
+    pub encrypted: Option<Encrypted>,
     /// How long a client may keep an answer. Default 5 s, and 2 s for "there is none".
     pub ttls: Ttls,
     /// Who answers names outside the domain. Default: the name servers of `/etc/resolv.conf`.
@@ -61,6 +63,8 @@ pub struct Config {
     pub rate_limit: Option<RateLimit>,
     /// What the server says of itself. Default: nothing.
     pub identity: Identity,
+    /// One query in so many is logged. Default: none.
+    pub query_log: Option<NonZeroU32>,
     /// Bounds of everything that could grow.
     pub limits: Limits,
     /// The ranges whose virtual addresses lead somewhere on this node. Default: none, so no answer names any.
@@ -71,6 +75,17 @@ pub struct Config {
     pub panic: bool,
     /// Where this node stands: what is nearer is named first. Default: nowhere.
     pub place: Place,
+}
+
+/// Where clients ask what others are not to read, and what they are shown.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Encrypted {
+    /// Addresses for DNS over TLS (RFC 7858).
+    pub tls_listen: Vec<SocketAddr>,
+    /// Addresses for DNS over HTTPS (RFC 8484).
+    pub https_listen: Vec<SocketAddr>,
+    /// The certificate; read again when its files change.
+    pub certificate: CertificateFiles,
 }
 
 /// Where a node stands.
@@ -196,10 +211,12 @@ pub struct Limits {
     /// How long a client waits before it gets an answer whose time is over, if there is one. Default 1.8 s (RFC 8767
     /// section 5: a stub resolver gives up after two seconds, or soon after).
     pub client_patience: Duration,
-    /// TCP connections at a time over all addresses; those beyond are closed at once. Default 256.
+    /// Connections at a time over all addresses, with TLS and without; those beyond are closed at once. Default 256.
     pub tcp_connections: usize,
-    /// How long a TCP connection may be idle, or take to accept an answer. Default 10 s.
+    /// How long a connection may be idle, or take to accept an answer. Default 10 s.
     pub tcp_idle: Duration,
+    /// How long a client may take for the handshake of TLS. Default 5 s.
+    pub tls_handshake: Duration,
     /// How often an address that could not be bound is tried again. Default 5 s.
     pub retry: Duration,
 }
@@ -222,6 +239,7 @@ impl Default for Config {
             domain: Domain::default(),
             alt_domains: Vec::new(),
             listen: vec![SocketAddr::from((Ipv4Addr::LOCALHOST, 53))],
+            encrypted: None,
             ttls: Ttls::default(),
             upstreams: Upstreams::default(),
             routes: Vec::new(),
@@ -234,6 +252,7 @@ impl Default for Config {
             cookies: true,
             rate_limit: Some(RateLimit::default()),
             identity: Identity::default(),
+            query_log: None,
             limits: Limits::default(),
             virtual_ranges: VirtualRanges::default(),
             only_passing: true,
@@ -269,6 +288,7 @@ impl Default for Limits {
             client_patience: Duration::from_millis(1800),
             tcp_connections: 256,
             tcp_idle: Duration::from_secs(10),
+            tls_handshake: Duration::from_secs(5),
             retry: Duration::from_secs(5),
         }
     }

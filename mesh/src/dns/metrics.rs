@@ -2,12 +2,13 @@
 //! start: counting on the path of a query is one atomic addition.
 
 use std::marker::PhantomData;
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use prometheus::core::Collector;
 use prometheus::{
-    Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts,
-    Registry,
+    Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
+    IntGaugeVec, Opts, Registry,
 };
 
 /// A closed set of label values.
@@ -36,7 +37,20 @@ macro_rules! label {
 
 label! {
     /// How a query came.
-    Transport { Udp = "udp", Tcp = "tcp" }
+    Transport { Udp = "udp", Tcp = "tcp", Tls = "tls", Https = "https" }
+}
+label! {
+    /// How a connection's queries come.
+    Stream { Tcp = "tcp", Tls = "tls", Https = "https" }
+}
+impl From<Stream> for Transport {
+    fn from(stream: Stream) -> Self {
+        match stream {
+            Stream::Tcp => Self::Tcp,
+            Stream::Tls => Self::Tls,
+            Stream::Https => Self::Https,
+        }
+    }
 }
 label! {
     /// What became of a query.
@@ -58,6 +72,37 @@ label! {
 impl Verdict {
     pub(super) const COUNT: usize = <Self as Label>::ALL.len();
 }
+label! {
+    /// The type that a query asked for.
+    AskedType {
+        A = "A",
+        Aaaa = "AAAA",
+        Srv = "SRV",
+        Txt = "TXT",
+        Ptr = "PTR",
+        Any = "ANY",
+        Soa = "SOA",
+        Ns = "NS",
+        Https = "HTTPS",
+        /// Another one, or none that can be read.
+        Other = "other",
+    }
+}
+label! {
+    /// The response code of an answer.
+    Code {
+        NoError = "NOERROR",
+        FormErr = "FORMERR",
+        ServFail = "SERVFAIL",
+        NxDomain = "NXDOMAIN",
+        NotImp = "NOTIMP",
+        Refused = "REFUSED",
+        BadVers = "BADVERS",
+        Other = "other",
+    }
+}
+const TYPES: usize = AskedType::ALL.len();
+const CODES: usize = Code::ALL.len();
 label! {
     /// Why a query was refused an answer.
     Refusal {
@@ -120,6 +165,12 @@ label! {
         TcpQueryTooLong = "tcp_query_too_long",
         TcpIdle = "tcp_idle",
         TcpSlowReader = "tcp_slow_reader",
+        /// No certificate to show, or a client that does not want it, or speaks no TLS.
+        TlsFailed = "tls_failed",
+        /// A handshake that took too long.
+        TlsTimeout = "tls_timeout",
+        /// A connection on which HTTP broke off.
+        HttpsFailed = "https_failed",
         /// A message from an upstream that does not answer our question: late, or forged.
         UpstreamMismatch = "upstream_mismatch",
         /// An answer from an upstream in other letters than the question was sent in.
@@ -140,6 +191,19 @@ label! {
         Invalid = "invalid",
         /// It has a length that no cookie has.
         Malformed = "malformed",
+    }
+}
+label! {
+    /// Why a request over HTTPS is no query.
+    HttpRefusal {
+        NoSuchPath = "no_such_path",
+        Method = "method",
+        MediaType = "media_type",
+        TooLong = "too_long",
+        /// No message in it, or one that is no query.
+        Malformed = "malformed",
+        /// Its body took too long.
+        Slow = "slow",
     }
 }
 label! {
@@ -186,6 +250,48 @@ impl<L: Label> Counters<L> {
     }
 }
 
+/// Answers by type and code, not yet counted.
+#[derive(Debug, Default)]
+pub(super) struct Tally([[u32; CODES]; TYPES]);
+
+impl Tally {
+    pub(super) fn add(&mut self, asked: AskedType, code: Code) {
+        self.0[asked.index()][code.index()] += 1;
+    }
+}
+
+/// A counter for each way, type and code, there from the first such answer on.
+#[derive(Debug)]
+struct Answers {
+    vec: IntCounterVec,
+    each: Vec<OnceLock<IntCounter>>,
+}
+
+impl Answers {
+    #[allow(
+        clippy::expect_used,
+        reason = "proof: name and labels are literals of this file, valid and distinct"
+    )]
+    fn new() -> Self {
+        let vec = IntCounterVec::new(
+            Opts::new(
+                "plexus_dns_answers_total",
+                "DNS answers by transport, type that was asked for and code.",
+            ),
+            &["transport", "type", "code"],
+        )
+        .expect("literal metric name");
+        let cells = Transport::ALL.len() * TYPES * CODES;
+        Self { vec, each: std::iter::repeat_with(OnceLock::new).take(cells).collect() }
+    }
+
+    fn of(&self, transport: Transport, asked: AskedType, code: Code) -> &IntCounter {
+        let at = (transport.index() * TYPES + asked.index()) * CODES + code.index();
+        let labels = [transport.as_str(), asked.as_str(), code.as_str()];
+        self.each[at].get_or_init(|| self.vec.with_label_values(&labels))
+    }
+}
+
 /// What is counted of one upstream. Upstreams are those of the configuration and of resolv.conf; one that is no longer among
 /// them is forgotten.
 #[derive(Debug)]
@@ -222,6 +328,8 @@ impl Drop for UpstreamMetrics {
 pub struct Metrics {
     queries: IntCounterVec,
     queries_each: Vec<IntCounter>,
+    answers: Answers,
+    pub(super) query_log_suppressed: IntCounter,
     pub(super) refused: Counters<Refusal>,
     pub(super) forwarded: Counters<Forwarded>,
     pub(super) dropped: Counters<Dropped>,
@@ -231,7 +339,10 @@ pub struct Metrics {
     seconds_each: Vec<Histogram>,
     pub(super) truncated: IntCounter,
     pub(super) stale_answers: IntCounter,
-    pub(super) tcp_connections: IntGauge,
+    pub(super) https_refused: Counters<HttpRefusal>,
+    pub(super) certificate_not_after: IntGauge,
+    connections: IntGaugeVec,
+    connections_each: Vec<IntGauge>,
     pub(super) forwards_in_flight: IntGauge,
     pub(super) cache_entries: IntGauge,
     pub(super) cache_bytes: IntGauge,
@@ -254,6 +365,11 @@ impl Default for Metrics {
             &["transport", "outcome"],
         )
         .expect("literal metric name");
+        let connections = IntGaugeVec::new(
+            Opts::new("plexus_dns_connections", "Open connections of clients."),
+            &["transport"],
+        )
+        .expect("literal metric name");
         let queries_each = Transport::ALL
             .iter()
             .flat_map(|t| Verdict::ALL.iter().map(move |v| (t, v)))
@@ -274,6 +390,11 @@ impl Default for Metrics {
         Self {
             queries,
             queries_each,
+            answers: Answers::new(),
+            query_log_suppressed: counter(
+                "plexus_dns_query_log_suppressed_total",
+                "Lines that the query log does not have since there were too many.",
+            ),
             refused: Counters::new("plexus_dns_refused_total", "DNS queries refused, by reason.", "reason"),
             forwarded: Counters::new(
                 "plexus_dns_forwarded_total",
@@ -305,7 +426,20 @@ impl Default for Metrics {
                 "plexus_dns_stale_answers_total",
                 "Answers from the last known good while the store was out of reach.",
             ),
-            tcp_connections: gauge("plexus_dns_tcp_connections", "Open TCP connections of clients."),
+            https_refused: Counters::new(
+                "plexus_dns_https_refused_total",
+                "Requests over HTTPS that are no queries, by reason.",
+                "reason",
+            ),
+            certificate_not_after: gauge(
+                "plexus_dns_certificate_not_after_seconds",
+                "When the certificate that clients are shown expires, in seconds since 1970; 0: there is none.",
+            ),
+            connections_each: Stream::ALL
+                .iter()
+                .map(|t| connections.with_label_values(&[t.as_str()]))
+                .collect(),
+            connections,
             forwards_in_flight: gauge("plexus_dns_forwards_in_flight", "Queries that wait for an upstream."),
             cache_entries: gauge("plexus_dns_cache_entries", "Answers of upstreams that are kept."),
             cache_bytes: gauge("plexus_dns_cache_bytes", "What they take of memory, about."),
@@ -331,8 +465,10 @@ impl Default for Metrics {
 impl Metrics {
     /// Adds every metric of this room to `registry`; fails if one of them is there already.
     pub fn register(&self, registry: &Registry) -> prometheus::Result<()> {
-        let all: [Box<dyn Collector>; 17] = [
+        let all: [Box<dyn Collector>; 21] = [
             Box::new(self.queries.clone()),
+            Box::new(self.answers.vec.clone()),
+            Box::new(self.query_log_suppressed.clone()),
             Box::new(self.refused.vec.clone()),
             Box::new(self.forwarded.vec.clone()),
             Box::new(self.dropped.vec.clone()),
@@ -341,7 +477,9 @@ impl Metrics {
             Box::new(self.seconds.clone()),
             Box::new(self.truncated.clone()),
             Box::new(self.stale_answers.clone()),
-            Box::new(self.tcp_connections.clone()),
+            Box::new(self.https_refused.vec.clone()),
+            Box::new(self.certificate_not_after.clone()),
+            Box::new(self.connections.clone()),
             Box::new(self.forwards_in_flight.clone()),
             Box::new(self.cache_entries.clone()),
             Box::new(self.cache_bytes.clone()),
@@ -353,6 +491,11 @@ impl Metrics {
         all.into_iter().try_for_each(|collector| registry.register(collector))
     }
 
+    /// Open connections that came this way.
+    pub(super) fn connections(&self, stream: Stream) -> &IntGauge {
+        &self.connections_each[stream.index()]
+    }
+
     /// Those of an upstream.
     pub(super) fn upstream(&self, name: String) -> UpstreamMetrics {
         let counter = |asked: &Asked| self.upstreams.with_label_values(&[&name, asked.as_str()]);
@@ -361,6 +504,15 @@ impl Metrics {
             seconds: self.upstream_seconds.with_label_values(&[&name]),
             all: (self.upstreams.clone(), self.upstream_seconds.clone()),
             name,
+        }
+    }
+
+    /// Counts answers that came this way.
+    pub(super) fn answered(&self, transport: Transport, tally: &Tally) {
+        for (asked, codes) in AskedType::ALL.iter().zip(&tally.0) {
+            for (code, count) in Code::ALL.iter().zip(codes).filter(|(_, count)| **count > 0) {
+                self.answers.of(transport, *asked, *code).inc_by(u64::from(*count));
+            }
         }
     }
 
@@ -387,6 +539,11 @@ impl Metrics {
 
     pub(super) fn took(&self, path: Path, time: Duration) {
         self.seconds_each[path.index()].observe(time.as_secs_f64());
+    }
+
+    #[cfg(test)]
+    pub(super) fn answers(&self, transport: Transport, asked: AskedType, code: Code) -> u64 {
+        self.answers.of(transport, asked, code).get()
     }
 
     #[cfg(test)]

@@ -20,8 +20,10 @@ mod guard;
 mod identity;
 mod message;
 mod metrics;
+mod padding;
 mod server;
 mod suffix;
+mod telling;
 mod ttls;
 mod wire;
 mod zone;
@@ -29,12 +31,14 @@ mod zone;
 pub use address::{UpstreamAddress, UpstreamError};
 pub use clients::{Clients, Member, TooManyClients};
 pub use config::{
-    Config, Domain, DomainError, Limits, Place, RateLimit, RecursionFor, Route, Upstreams, VirtualRanges,
+    Config, Domain, DomainError, Encrypted, Limits, Place, RateLimit, RecursionFor, Route, Upstreams,
+    VirtualRanges,
 };
 pub use forward::UpstreamReport;
 pub use identity::{Identity, ShownText, ShownTextError};
 pub use metrics::Metrics;
-pub use server::{BindError, Bound, Handle, Listener, bind};
+pub use server::{BindError, Bound, Handle, Listener, Over, bind};
 pub use suffix::{Suffix, SuffixError};
+pub use telling::{Frequent, TopReport};
 pub use ttls::{PatternError, ServicePattern, ServiceTtls, Ttl, TtlError, Ttls};
 pub use zone::{Excluded, Explanation, Outcome, Rule};

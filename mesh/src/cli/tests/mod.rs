@@ -1,5 +1,6 @@
 //! Transcripts: commands against a real admin server on loopback, over a catalog and a store that the test fills.
 
+mod names;
 mod network;
 mod upstreams;
 mod usage;
@@ -23,10 +24,8 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::*;
-use crate::admin::{self, Bound, Counts, Handles, Resolver, Traffic};
-use crate::api::{
-    PlainFor, Problem, Resolution, TookOver, UpstreamInfo, WhyBalance, WhyListener, WhyPick, WhyPlain,
-};
+use crate::admin::{self, Bound, Counts, Handles, Traffic};
+use crate::api::{PlainFor, Problem, TookOver, WhyBalance, WhyListener, WhyPick, WhyPlain};
 use crate::drain;
 use crate::inherited::Inherited;
 use crate::readiness::Readiness;
@@ -99,22 +98,6 @@ impl Traffic for Busy {
             ],
             _ => Vec::new(),
         }
-    }
-}
-
-impl Resolver for Busy {
-    fn explain(&self, name: &str, record_type: &str) -> std::result::Result<Resolution, String> {
-        Ok(Resolution {
-            name: format!("{name}.mesh.internal."),
-            record_type: record_type.to_owned(),
-            code: "NOERROR".to_owned(),
-            answers: vec![format!("{name}.mesh.internal. 5 IN {record_type} 192.0.2.1")],
-            why: vec!["1 of 2 endpoints serves".to_owned()],
-        })
-    }
-
-    fn upstreams(&self) -> Vec<UpstreamInfo> {
-        upstreams::two()
     }
 }
 

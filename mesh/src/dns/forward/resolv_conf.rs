@@ -1,8 +1,8 @@
 //! Whom to ask: the configured lists, or the name servers of resolv.conf, without ourselves.
 //!
 //! Once resolv.conf points here, as it should, forwarding to what it names would be a loop. A name server is ourselves
-//! if it is an address that we listen on, or if we listen on every address of this host and it is one of them. A server of TLS
-//! is never ourselves, who speak none.
+//! if it is an address that we listen on, or if we listen on every address of this host and it is one of them; a server of TLS,
+//! if we listen there for TLS.
 
 use std::fs;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
@@ -82,14 +82,19 @@ impl Source<'_> {
 
     fn is_ourselves(&self, server: &UpstreamAddress) -> bool {
         let UpstreamAddress { at: server, transport } = server;
-        !matches!(transport, Transport::Tls(_))
-            && self.listen.iter().any(|own| {
-                own.port() == server.port()
-                    && (own.ip() == server.ip()
-                        || own.ip().is_unspecified()
-                            && own.is_ipv4() == server.is_ipv4()
-                            && is_of_this_host(server.ip()))
-            })
+        let listen = match transport {
+            Transport::Tls(_) => {
+                self.config.encrypted.as_ref().map_or(&[][..], |encrypted| &encrypted.tls_listen)
+            }
+            Transport::Udp | Transport::Tcp => self.listen,
+        };
+        listen.iter().any(|own| {
+            own.port() == server.port()
+                && (own.ip() == server.ip()
+                    || own.ip().is_unspecified()
+                        && own.is_ipv4() == server.is_ipv4()
+                        && is_of_this_host(server.ip()))
+        })
     }
 }
 

@@ -1,4 +1,4 @@
-//! Taking an address for UDP and TCP, both or neither, and saying what to do when it cannot be had.
+//! Taking an address for UDP and TCP, both or neither, or for TLS or HTTPS, and saying what to do when it cannot be had.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
@@ -33,6 +33,50 @@ impl BindError {
     }
 }
 
+/// What an address is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Over {
+    /// UDP and TCP, which whoever is on the way can read.
+    Plain,
+    /// TLS.
+    Tls,
+    /// HTTPS.
+    Https,
+}
+
+/// What was taken of an address.
+#[derive(Debug)]
+pub(super) enum Taken {
+    Plain(Sockets),
+    Tls(TcpListener, SocketAddr),
+    Https(TcpListener, SocketAddr),
+}
+
+impl Taken {
+    /// Takes the address: the sockets of it that are there already, and new ones for what is missing.
+    pub(super) fn bind(wanted: SocketAddr, over: Over, inherited: &Inherited) -> Result<Self, BindError> {
+        let stream = |transport| {
+            let listener =
+                inherited.take(Transport::Tcp, wanted).pop().map_or_else(|| tcp(wanted), adopt_tcp);
+            let bound = listener.and_then(|listener| Ok((listener.local_addr()?, listener)));
+            bound.map_err(|source| BindError { address: wanted, transport, source })
+        };
+        match over {
+            Over::Plain => Sockets::bind(wanted, inherited).map(Self::Plain),
+            Over::Tls => stream("TLS").map(|(address, listener)| Self::Tls(listener, address)),
+            Over::Https => stream("HTTPS").map(|(address, listener)| Self::Https(listener, address)),
+        }
+    }
+
+    /// Where it is, with the port that the kernel chose where 0 was asked for.
+    pub(super) fn address(&self) -> SocketAddr {
+        match self {
+            Self::Plain(sockets) => sockets.address,
+            Self::Tls(_, address) | Self::Https(_, address) => *address,
+        }
+    }
+}
+
 /// Both sockets of an address, non-blocking, not yet part of a runtime.
 #[derive(Debug)]
 pub(super) struct Sockets {
@@ -44,7 +88,7 @@ pub(super) struct Sockets {
 }
 
 impl Sockets {
-    /// Takes the address: the sockets of it that are there already, and new ones for what is missing.
+    /// Both, wherever they come from.
     pub(super) fn bind(wanted: SocketAddr, inherited: &Inherited) -> Result<Self, BindError> {
         let failed = |transport| move |source| BindError { address: wanted, transport, source };
         let tcp_given = inherited.take(Transport::Tcp, wanted).pop();

@@ -1,4 +1,5 @@
-//! Sockets: bound first, then served until the drain begins. UDP and TCP on every configured address.
+//! Sockets: bound first, then served until the drain begins. UDP and TCP on every configured address, TLS and HTTPS on those for
+//! them.
 //!
 //! An address that cannot be bound does not stop the others: it is reported, and tried again on a slow tick. Binding
 //! needs no runtime; the sockets join the one that [`Bound::run`] runs on, which may be single-threaded.
@@ -6,21 +7,29 @@
 //! waits for upstreams is limited by the forwarder, connections by a semaphore, and a connection's share of all by its
 //! own limits.
 
+mod accept;
+mod asked;
 mod bind;
+mod certificate;
+mod https;
 mod open;
 mod tcp;
 mod udp;
 
+use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use nerve::tasks::Tasks;
 use synapse::catalog::Catalog;
+use tokio::net::TcpListener;
 
-pub use bind::BindError;
-use bind::Sockets;
+use accept::Spoken;
+pub use bind::{BindError, Over};
+use bind::{Sockets, Taken};
+use certificate::Certificate;
 use open::OpenSockets;
 
 use super::config::Config;
@@ -28,7 +37,8 @@ use super::fast::Fast;
 use super::forward::{Destination, Forwarder, Means, Servers, Source, UpstreamReport};
 use super::guard::Guard;
 use super::message::Handler;
-use super::metrics::Metrics;
+use super::metrics::{Dropped, Metrics};
+use super::telling::{Teller, TopReport};
 use super::zone::{Explanation, Outcome, Rule, Zone};
 use crate::drain::DrainWatcher;
 use crate::inherited::Inherited;
@@ -38,6 +48,8 @@ use crate::inherited::Inherited;
 pub struct Listener {
     /// As configured.
     pub wanted: SocketAddr,
+    /// What it is for.
+    pub over: Over,
     /// The address that is served (a port of 0 is chosen by the kernel), or why none is.
     pub state: Result<SocketAddr, String>,
 }
@@ -51,6 +63,9 @@ pub struct Handle {
     unread: Arc<Mutex<Option<String>>>,
     listeners: Arc<Mutex<Vec<Listener>>>,
     open: Arc<OpenSockets>,
+    teller: Arc<Teller>,
+    /// What clients of TLS are shown; or why nothing can be.
+    certificate: Option<Result<Certificate, String>>,
 }
 
 /// A DNS server whose sockets are bound, and which does not answer yet.
@@ -62,9 +77,12 @@ pub struct Bound {
     tasks: Tasks,
     inherited: Inherited,
     /// One a listener, in the same order; `None` where binding failed.
-    sockets: Vec<Option<Sockets>>,
+    sockets: Vec<Option<Taken>>,
     failures: Vec<BindError>,
 }
+
+/// Why a connection ended; `None`: it was the client's own end.
+type Ended = Option<Dropped>;
 
 /// Binds every address of `config`, with the sockets that are `inherited` where there are some. What fails is in
 /// [`Bound::failures`] and is tried again while it runs.
@@ -75,14 +93,14 @@ pub fn bind(config: Config, catalog: Catalog, inherited: Inherited, metrics: Arc
     let serial = u32::try_from(now & u64::from(u32::MAX)).unwrap_or(1);
     let zone = Arc::new(Zone::new(&config, catalog, serial));
     let (mut listeners, mut sockets, mut failures) = (Vec::new(), Vec::new(), Vec::new());
-    for &wanted in &config.listen {
-        match Sockets::bind(wanted, &inherited) {
-            Ok(bound) => {
-                listeners.push(Listener { wanted, state: Ok(bound.address) });
-                sockets.push(Some(bound));
+    for (wanted, over) in wanted(&config) {
+        match Taken::bind(wanted, over, &inherited) {
+            Ok(taken) => {
+                listeners.push(Listener { wanted, over, state: Ok(taken.address()) });
+                sockets.push(Some(taken));
             }
             Err(error) => {
-                listeners.push(Listener { wanted, state: Err(error.to_string()) });
+                listeners.push(Listener { wanted, over, state: Err(error.to_string()) });
                 sockets.push(None);
                 failures.push(error);
             }
@@ -93,11 +111,27 @@ pub fn bind(config: Config, catalog: Catalog, inherited: Inherited, metrics: Arc
     let servers = Arc::new(Servers::new(means, !config.forward_special_names));
     let open = Arc::new(OpenSockets::new(config.limits.tcp_connections));
     let unread = Arc::default();
-    let handle = Handle { zone, servers, unread, listeners: Arc::new(Mutex::new(listeners)), open };
+    let certificate = config
+        .encrypted
+        .as_ref()
+        .map(|encrypted| Certificate::new(encrypted.certificate.clone()).map_err(|error| error.to_string()));
+    let listeners = Arc::new(Mutex::new(listeners));
+    let teller = Arc::new(Teller::new(Arc::clone(&metrics), config.query_log));
+    let handle = Handle { zone, servers, unread, listeners, open, teller, certificate };
     let bound = Bound { config, metrics, handle, tasks, inherited, sockets, failures };
     bound.handle.count(&bound.metrics);
     bound.read_upstreams();
     bound
+}
+
+/// Every address, and what it is for.
+fn wanted(config: &Config) -> Vec<(SocketAddr, Over)> {
+    let (tls, https) = config
+        .encrypted
+        .as_ref()
+        .map_or((&[][..], &[][..]), |encrypted| (&encrypted.tls_listen, &encrypted.https_listen));
+    let all = [(&config.listen[..], Over::Plain), (tls, Over::Tls), (https, Over::Https)];
+    all.iter().flat_map(|(list, over)| list.iter().map(|wanted| (*wanted, *over))).collect()
 }
 
 impl Handle {
@@ -130,11 +164,21 @@ impl Handle {
         self.servers.reports()
     }
 
-    /// What keeps names outside the domain from being answered as it was meant.
+    /// What is asked most.
+    #[must_use]
+    pub fn top(&self) -> TopReport {
+        self.teller.top()
+    }
+
+    /// What keeps names outside the domain from being answered as it was meant, and clients of TLS from being spoken with.
     #[must_use]
     pub fn problems(&self) -> Vec<String> {
         let unread = self.unread.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        unread.into_iter().chain(self.servers.problems()).collect()
+        let certificate = self.certificate.as_ref().and_then(|certificate| match certificate {
+            Ok(certificate) => certificate.problem(),
+            Err(error) => Some(error.clone()),
+        });
+        unread.into_iter().chain(self.servers.problems()).chain(certificate).collect()
     }
 
     /// Every socket that is answered on, for another process to answer on as well.
@@ -172,7 +216,7 @@ impl Bound {
     /// The addresses that are bound.
     #[must_use]
     pub fn addresses(&self) -> Vec<SocketAddr> {
-        self.sockets.iter().flatten().map(|sockets| sockets.address).collect()
+        self.sockets.iter().flatten().map(Taken::address).collect()
     }
 
     /// The addresses that could not be bound yet, each with what to do about it.
@@ -205,9 +249,15 @@ impl Bound {
             handler: Arc::new(handler),
             fast: Arc::new(Fast::new(&self.config, zone(), Arc::clone(&guard))),
             open: Arc::clone(&self.handle.open),
+            teller: Arc::clone(&self.handle.teller),
+            certificate: self.handle.certificate.clone().and_then(Result::ok),
             idle: self.config.limits.tcp_idle,
+            handshake: self.config.limits.tls_handshake,
             tasks: tasks.clone(),
         };
+        if let Some(certificate) = &service.certificate {
+            certificate.follow(self.config.limits.retry, &tasks, &self.metrics);
+        }
         let zone = Arc::clone(&self.handle.zone);
         let stop = tasks.stop_token();
         tasks.spawn_restarted("dns addresses", move || {
@@ -241,9 +291,9 @@ impl Bound {
 
     fn serve_what_is_bound(&mut self, service: &Service) {
         for at in 0..self.sockets.len() {
-            let Some(sockets) = self.sockets[at].take() else { continue };
-            let address = sockets.address;
-            match service.serve(sockets) {
+            let Some(taken) = self.sockets[at].take() else { continue };
+            let address = taken.address();
+            match service.serve(taken) {
                 Ok(()) => tracing::info!(%address, "DNS is served"),
                 Err(error) => {
                     tracing::error!(%address, %error, "DNS sockets cannot join the runtime; they are bound anew");
@@ -258,10 +308,10 @@ impl Bound {
     fn bind_what_is_not(&mut self, service: &Service) {
         for (at, listener) in self.handle.listeners().into_iter().enumerate() {
             let Err(before) = listener.state else { continue };
-            match Sockets::bind(listener.wanted, &self.inherited) {
-                Ok(sockets) => {
-                    self.handle.set(at, Ok(sockets.address));
-                    self.sockets[at] = Some(sockets);
+            match Taken::bind(listener.wanted, listener.over, &self.inherited) {
+                Ok(taken) => {
+                    self.handle.set(at, Ok(taken.address()));
+                    self.sockets[at] = Some(taken);
                 }
                 Err(error) => {
                     let error = error.to_string();
@@ -278,7 +328,8 @@ impl Bound {
     /// Reads whom to ask; what cannot be read leaves the lists as they were.
     fn read_upstreams(&self) {
         let mut listen = self.config.listen.clone();
-        listen.extend(self.handle.listeners().iter().filter_map(|l| l.state.as_ref().ok().copied()));
+        let listeners = self.handle.listeners().into_iter().filter(|listener| listener.over == Over::Plain);
+        listen.extend(listeners.filter_map(|listener| listener.state.ok()));
         let read = Source { config: &self.config, listen: &listen }.read();
         let error = read.as_ref().err().map(ToString::to_string);
         if let Ok(lists) = read {
@@ -304,7 +355,10 @@ struct Service {
     handler: Arc<Handler>,
     fast: Arc<Fast>,
     open: Arc<OpenSockets>,
-    idle: std::time::Duration,
+    teller: Arc<Teller>,
+    certificate: Option<Certificate>,
+    idle: Duration,
+    handshake: Duration,
     tasks: Tasks,
 }
 
@@ -316,11 +370,34 @@ impl Service {
         }
     }
 
-    fn serve(&self, sockets: Sockets) -> std::io::Result<()> {
-        let udp = udp::Socket::new(sockets.udp, sockets.wildcard)?;
-        let tcp = tokio::net::TcpListener::from_std(sockets.tcp)?;
-        let at = self.open.add(udp, tcp);
-        let service = self.clone();
+    fn serve(&self, taken: Taken) -> io::Result<()> {
+        match taken {
+            Taken::Plain(Sockets { udp, tcp, wildcard, .. }) => {
+                let udp = udp::Socket::new(udp, wildcard)?;
+                let tcp = TcpListener::from_std(tcp)?;
+                self.serve_udp(udp);
+                self.serve_stream("dns tcp", tcp, Spoken::Tcp);
+            }
+            Taken::Tls(listener, _) => {
+                let certificate = self.certificate()?;
+                let spoken = Spoken::Tls(certificate.for_tls().map_err(io::Error::other)?, certificate);
+                self.serve_stream("dns tls", TcpListener::from_std(listener)?, spoken);
+            }
+            Taken::Https(listener, _) => {
+                let certificate = self.certificate()?;
+                let spoken = Spoken::Https(certificate.for_https().map_err(io::Error::other)?, certificate);
+                self.serve_stream("dns https", TcpListener::from_std(listener)?, spoken);
+            }
+        }
+        Ok(())
+    }
+
+    fn certificate(&self) -> io::Result<Certificate> {
+        self.certificate.clone().ok_or_else(|| io::Error::other("TLS cannot be served on this machine"))
+    }
+
+    fn serve_udp(&self, socket: udp::Socket) {
+        let (service, at) = (self.clone(), self.open.add_udp(socket));
         self.tasks.spawn_restarted("dns udp", move || {
             let (service, socket) = (service.clone(), service.open.udp(at));
             async move {
@@ -330,17 +407,19 @@ impl Service {
                 service.wait_if_closed().await;
             }
         });
-        let service = self.clone();
-        self.tasks.spawn_restarted("dns tcp", move || {
-            let (service, listener) = (service.clone(), service.open.tcp(at));
+    }
+
+    fn serve_stream(&self, name: &'static str, listener: TcpListener, spoken: Spoken) {
+        let (service, at) = (self.clone(), self.open.add_tcp(listener));
+        self.tasks.spawn_restarted(name, move || {
+            let (service, listener, spoken) = (service.clone(), service.open.tcp(at), spoken.clone());
             async move {
                 if let Some(listener) = listener {
-                    tcp::serve(listener, service.clone()).await;
+                    accept::serve(listener, spoken, service.clone()).await;
                 }
                 service.wait_if_closed().await;
             }
         });
-        Ok(())
     }
 }
 

@@ -12,13 +12,17 @@ use tokio_util::sync::CancellationToken;
 
 use super::udp;
 
-/// The two sockets of an address.
-type Pair = (Arc<udp::Socket>, Arc<TcpListener>);
+/// One of them.
+#[derive(Debug)]
+enum Socket {
+    Udp(Arc<udp::Socket>),
+    Tcp(Arc<TcpListener>),
+}
 
 /// Every socket, and how many connections there are.
 #[derive(Debug)]
 pub(super) struct OpenSockets {
-    sockets: Mutex<Vec<Pair>>,
+    sockets: Mutex<Vec<Socket>>,
     closed: CancellationToken,
     limit: usize,
     /// A permit a connection.
@@ -36,31 +40,49 @@ impl OpenSockets {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Vec<Pair>> {
+    fn lock(&self) -> MutexGuard<'_, Vec<Socket>> {
         // Whole between any two calls.
         self.sockets.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Tells where they are found again.
-    pub(super) fn add(&self, udp: udp::Socket, tcp: TcpListener) -> usize {
+    fn add(&self, socket: Socket) -> usize {
         let mut sockets = self.lock();
-        sockets.push((Arc::new(udp), Arc::new(tcp)));
+        sockets.push(socket);
         sockets.len() - 1
     }
 
+    /// Tells where it is found again.
+    pub(super) fn add_udp(&self, socket: udp::Socket) -> usize {
+        self.add(Socket::Udp(Arc::new(socket)))
+    }
+
+    /// Tells where it is found again.
+    pub(super) fn add_tcp(&self, listener: TcpListener) -> usize {
+        self.add(Socket::Tcp(Arc::new(listener)))
+    }
+
     pub(super) fn udp(&self, at: usize) -> Option<Arc<udp::Socket>> {
-        self.lock().get(at).map(|(udp, _)| Arc::clone(udp))
+        match self.lock().get(at)? {
+            Socket::Udp(socket) => Some(Arc::clone(socket)),
+            Socket::Tcp(_) => None,
+        }
     }
 
     pub(super) fn tcp(&self, at: usize) -> Option<Arc<TcpListener>> {
-        self.lock().get(at).map(|(_, tcp)| Arc::clone(tcp))
+        match self.lock().get(at)? {
+            Socket::Udp(_) => None,
+            Socket::Tcp(listener) => Some(Arc::clone(listener)),
+        }
     }
 
     /// Copies of all of them. One that cannot be copied is opened anew by whoever wants it.
     pub(super) fn copies(&self) -> Vec<OwnedFd> {
         let sockets = self.lock();
-        let pairs = sockets.iter().flat_map(|(udp, tcp)| [udp.as_fd(), tcp.as_fd()]);
-        pairs.filter_map(|socket| socket.try_clone_to_owned().ok()).collect()
+        let sockets = sockets.iter().map(|socket| match socket {
+            Socket::Udp(socket) => socket.as_fd(),
+            Socket::Tcp(listener) => listener.as_fd(),
+        });
+        sockets.filter_map(|socket| socket.try_clone_to_owned().ok()).collect()
     }
 
     /// Nothing new is taken from now on.

@@ -108,6 +108,7 @@ fn batch(socket: &Arc<Socket>, service: &Service, queries: &Datagrams, answers: 
         }
     }
     socket.send(answers, service);
+    answers.tell(service, None, began);
     metrics.queries_of(Transport::Udp, &answers.verdicts);
     metrics.took_all(Path::Zone, began.elapsed(), answers.verdicts.iter().sum());
 }
@@ -136,12 +137,13 @@ fn answer(
     match service.handler.handle(query, peer.client, Transport::Udp) {
         Reply::Now(octets) => answers.push(&octets, peer),
         Reply::Later(later) => {
-            let (socket, again) = (Arc::clone(socket), service.clone());
+            let (socket, again, came) = (Arc::clone(socket), service.clone(), Instant::now());
             service.tasks.spawn("dns udp forward", async move {
                 if let Some(octets) = later.wait_over_udp().await {
                     let mut one = Answers::new();
                     one.push(&octets, peer);
                     socket.send(&one, &again);
+                    one.tell(&again, Some("upstream"), came);
                 } else {
                     again.handler.metrics.dropped.inc(Dropped::RateLimited);
                 }
@@ -161,6 +163,12 @@ impl Answers {
         self.each.clear();
         self.octets.reserve(BATCH * usize::from(wire::UDP_PAYLOAD));
         self.verdicts = [0; Verdict::COUNT];
+    }
+
+    /// Once they are sent.
+    fn tell(&self, service: &Service, road: Option<&'static str>, came: Instant) {
+        let each = self.each.iter().map(|(range, peer)| (&self.octets[range.clone()], peer.client));
+        service.teller.tell(Transport::Udp, road, came, each);
     }
 
     fn push(&mut self, octets: &[u8], peer: Peer) {

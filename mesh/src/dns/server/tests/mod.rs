@@ -2,6 +2,7 @@
 
 mod aliases;
 mod authoritative;
+mod encrypted;
 mod forwarding;
 mod sockets;
 mod upstreams;
@@ -14,7 +15,7 @@ use hickory_proto::op::{Edns, Message, MessageType, OpCode, Query};
 use hickory_proto::rr::{Name, RecordType};
 use nerve::tasks::Tasks;
 use synapse::catalog::{Catalog, Change, Freshness, Writer};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpStream, UdpSocket};
 use tokio::time::timeout;
 
@@ -107,13 +108,14 @@ async fn udp(server: SocketAddr, query: &Message) -> Message {
     answer
 }
 
-async fn write_framed(stream: &mut TcpStream, query: &Message) {
+async fn write_framed(stream: &mut (impl AsyncWrite + Unpin), query: &Message) {
     let octets = query.to_vec().unwrap();
     stream.write_u16(octets.len().try_into().unwrap()).await.unwrap();
     stream.write_all(&octets).await.unwrap();
+    stream.flush().await.unwrap();
 }
 
-async fn read_framed(stream: &mut TcpStream) -> Message {
+async fn read_framed(stream: &mut (impl AsyncRead + Unpin)) -> Message {
     let read = async {
         let mut octets = vec![0; stream.read_u16().await.unwrap().into()];
         stream.read_exact(&mut octets).await.unwrap();

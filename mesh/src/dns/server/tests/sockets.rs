@@ -1,7 +1,7 @@
 //! Sockets: addresses, connections, beginning and end.
 
 use super::*;
-use crate::dns::metrics::Dropped;
+use crate::dns::metrics::{Dropped, Stream};
 
 #[tokio::test]
 async fn a_wildcard_socket_replies_from_the_address_that_was_asked() {
@@ -65,7 +65,7 @@ async fn a_query_that_waits_does_not_hold_up_the_next_of_its_connection() {
     stream.shutdown().await.unwrap();
     assert_eq!(read_framed(&mut stream).await.metadata.id, slow.metadata.id);
     assert_eq!(stream.read(&mut [0; 1]).await.unwrap(), 0);
-    eventually("the connection is closed", || world.metrics.tcp_connections.get() == 0).await;
+    eventually("the connection is closed", || world.metrics.connections(Stream::Tcp).get() == 0).await;
 }
 
 #[tokio::test]
@@ -75,13 +75,13 @@ async fn connections_are_bounded_in_number_in_idle_time_and_in_the_length_of_a_q
     config.limits.tcp_idle = Duration::from_millis(200);
     let world = start(config);
     let mut first = TcpStream::connect(world.address).await.unwrap();
-    eventually("the first is open", || world.metrics.tcp_connections.get() == 1).await;
+    eventually("the first is open", || world.metrics.connections(Stream::Tcp).get() == 1).await;
     let mut second = TcpStream::connect(world.address).await.unwrap();
     assert!(matches!(second.read(&mut [0; 1]).await, Ok(0) | Err(_)), "closed at once");
     assert_eq!(world.metrics.dropped.get(Dropped::TcpConnectionLimit), 1);
     assert!(matches!(timeout(PATIENCE, first.read(&mut [0; 1])).await.unwrap(), Ok(0) | Err(_)));
     eventually("the idle one is counted", || world.metrics.dropped.get(Dropped::TcpIdle) == 1).await;
-    eventually("its place is free", || world.metrics.tcp_connections.get() == 0).await;
+    eventually("its place is free", || world.metrics.connections(Stream::Tcp).get() == 0).await;
     let mut third = TcpStream::connect(world.address).await.unwrap();
     third.write_all(&[0xff, 0xff, 1]).await.unwrap();
     assert!(matches!(timeout(PATIENCE, third.read(&mut [0; 1])).await.unwrap(), Ok(0) | Err(_)));

@@ -7,14 +7,14 @@ use std::num::NonZeroU32;
 use std::str::FromStr;
 
 use nerve::document::{FromValue, Mismatch, Reported, Section, Value};
-use nerve::http::FilePath;
+use nerve::http::{CertificateFiles, FilePath};
 use nerve::period::Period;
 use serde::{Serialize, Serializer};
 
 use super::sections::{Node, all_as_text, as_text};
 use crate::dns::{
-    self, Clients, Domain, Member, RecursionFor, ServicePattern, ShownText, Suffix, Ttl, UpstreamAddress,
-    Upstreams,
+    self, Clients, Domain, Encrypted, Member, RecursionFor, ServicePattern, ShownText, Suffix, Ttl,
+    UpstreamAddress, Upstreams,
 };
 
 /// The table.
@@ -24,6 +24,18 @@ pub struct Dns {
     pub enabled: bool,
     /// Addresses, UDP and TCP.
     pub listen: Vec<SocketAddr>,
+    /// Addresses for DNS over TLS.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub tls_listen: Vec<SocketAddr>,
+    /// Addresses for DNS over HTTPS.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub https_listen: Vec<SocketAddr>,
+    /// PEM: the certificate that clients of both are shown, with those that lead to its authority behind it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls_cert_file: Option<FilePath>,
+    /// PEM: its key.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls_key_file: Option<FilePath>,
     /// The domain of the mesh.
     #[serde(serialize_with = "as_text")]
     pub domain: Domain,
@@ -77,6 +89,9 @@ pub struct Dns {
     pub cache_entries: u32,
     /// What they may take of memory.
     pub cache_bytes: NonZeroU32,
+    /// Which queries are logged.
+    #[serde(serialize_with = "as_text")]
+    pub query_log: QueryLog,
     /// Who is asked for names under a domain.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub route: Vec<Route>,
@@ -122,6 +137,10 @@ pub struct Rate(pub Option<NonZeroU32>);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ServeStale(pub Option<Period>);
 
+/// One query in so many is logged; `None`: none is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct QueryLog(pub Option<NonZeroU32>);
+
 /// `[[dns.route]]`: who is asked for the names under a domain.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Route {
@@ -141,9 +160,14 @@ impl Dns {
         let limit = dns::RateLimit::default();
         let (identity, version) = (section.given("identity"), section.given("version"));
         let ca_file = section.given("upstream_ca_file");
+        let (cert_file, key_file) = (section.given("tls_cert_file"), section.given("tls_key_file"));
         let read = Self {
             enabled: section.or("enabled", true),
             listen: section.or("listen", vec![SocketAddr::from((Ipv4Addr::LOCALHOST, 53))]),
+            tls_listen: section.or("tls_listen", Vec::new()),
+            https_listen: section.or("https_listen", Vec::new()),
+            tls_cert_file: cert_file?,
+            tls_key_file: key_file?,
             domain: section.or("domain", Domain::default()),
             alt_domains: section.or("alt_domains", Vec::new()),
             ttl: section.or("ttl", usual.ttls.services),
@@ -166,10 +190,12 @@ impl Dns {
             serve_stale: section.or("serve_stale", ServeStale(Period::new(usual.serve_stale).ok())),
             cache_entries: section.or("cache_entries", entries),
             cache_bytes: section.or("cache_bytes", bytes.unwrap_or(NonZeroU32::MAX)),
+            query_log: section.or("query_log", QueryLog(usual.query_log)),
             route: section.list("route", Route::read).into_iter().collect::<Result<_, _>>()?,
         };
         read.check_domains(section)?;
         read.check_routes(section)?;
+        read.check_certificate(section)?;
         Ok(read)
     }
 
@@ -213,6 +239,32 @@ impl Dns {
         Ok(())
     }
 
+    fn check_certificate(&self, section: &Section<'_>) -> Result<(), Reported> {
+        let is_wanted = !(self.tls_listen.is_empty() && self.https_listen.is_empty());
+        let (key, other) = match (&self.tls_cert_file, &self.tls_key_file, is_wanted) {
+            (None, Some(_), _) => ("tls_cert_file", "`tls_key_file` is given"),
+            (Some(_), None, _) => ("tls_key_file", "`tls_cert_file` is given"),
+            (None, None, true) => ("tls_cert_file", "there are addresses for TLS or HTTPS"),
+            (None, None, false) | (Some(_), Some(_), _) => return Ok(()),
+        };
+        Err(section.invalid(key, format!("it is missing, and {other}"), "the absolute path of a PEM file"))
+    }
+
+    /// Where clients ask over TLS and HTTPS, and what they are shown.
+    fn encrypted(&self) -> Option<Encrypted> {
+        if self.tls_listen.is_empty() && self.https_listen.is_empty() {
+            return None;
+        }
+        Some(Encrypted {
+            tls_listen: self.tls_listen.clone(),
+            https_listen: self.https_listen.clone(),
+            certificate: CertificateFiles {
+                cert_file: self.tls_cert_file.clone()?,
+                key_file: self.tls_key_file.clone()?,
+            },
+        })
+    }
+
     /// What the name server is told.
     pub(super) fn for_server(&self, node: &Node) -> dns::Config {
         let usual = dns::Config::default();
@@ -233,6 +285,7 @@ impl Dns {
             domain: self.domain.clone(),
             alt_domains: self.alt_domains.clone(),
             listen: self.listen.clone(),
+            encrypted: self.encrypted(),
             ttls: self.ttls.for_server(self.ttl),
             only_passing: self.only_passing,
             panic: self.panic,
@@ -245,6 +298,7 @@ impl Dns {
             prefetch: self.prefetch,
             serve_stale: self.serve_stale.0.map(Period::get).unwrap_or_default(),
             recursion,
+            query_log: self.query_log.0,
             cookies: self.cookies,
             rate_limit: self.rate_limit.0.map(|per_second| dns::RateLimit {
                 per_second,
@@ -412,6 +466,31 @@ impl FromStr for ServeStale {
     }
 }
 
+impl fmt::Display for QueryLog {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0.map(NonZeroU32::get) {
+            None => f.write_str("off"),
+            Some(1) => f.write_str("all"),
+            Some(every) => write!(f, "1/{every}"),
+        }
+    }
+}
+
+impl FromStr for QueryLog {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match (text, text.strip_prefix("1/")) {
+            ("off", _) => Ok(Self(None)),
+            ("all", _) => Ok(Self(Some(NonZeroU32::MIN))),
+            (_, Some(every)) => {
+                every.parse().map(|every| Self(Some(every))).map_err(|error| format!("{every:?}: {error}"))
+            }
+            (_, None) => Err(format!("{text:?} is no part of the queries")),
+        }
+    }
+}
+
 macro_rules! texts {
     ($($type:ty = $expected:literal),* $(,)?) => {$(
         impl FromValue for $type {
@@ -432,120 +511,10 @@ texts! {
     Domain = "a domain such as \"mesh.internal\"",
     Ttl = "whole seconds up to a day, such as \"5s\" or \"0s\"",
     ServeStale = "a duration up to \"1day\", or \"off\"",
+    QueryLog = "\"off\", \"all\", or one in so many: \"1/1000\"",
     UpstreamAddress = "an upstream such as \"192.0.2.53\", \"tcp://192.0.2.53:53\" or \"tls://192.0.2.53#dns.example.com\"",
     Suffix = "a domain such as \"corp.example\" or \"10.in-addr.arpa\"",
 }
 
 #[cfg(test)]
-mod tests {
-    use nerve::document::Document;
-
-    use super::*;
-
-    fn read(text: &str) -> Result<Dns, String> {
-        let document = Document::parse("x", text).unwrap();
-        document.decode(Dns::read).map_err(|errors| errors.to_string())
-    }
-
-    fn nowhere() -> Node {
-        Node { name: "a".parse().unwrap(), address: Ipv4Addr::LOCALHOST.into(), region: None, zone: None }
-    }
-
-    #[test]
-    fn what_is_not_given_is_as_the_room_has_it() {
-        assert_eq!(read("").unwrap().for_server(&nowhere()), dns::Config::default());
-    }
-
-    #[test]
-    fn upstreams_and_routes_are_read_as_they_are_written() {
-        let text = "upstreams = [\"192.0.2.53\", \"tls://192.0.2.54#dns.example.com\"]\nserve_stale = \"off\"\n\
-                    cache_entries = 0\n[[route]]\ndomain = \"corp.example\"\nupstreams = [\"tcp://192.0.2.55\"]\n\
-                    [[route]]\ndomain = \"secret.example\"\nupstreams = []\n";
-        let config = read(text).unwrap().for_server(&nowhere());
-        assert!(matches!(&config.upstreams, Upstreams::List(list) if list.len() == 2));
-        assert_eq!(config.routes.len(), 2);
-        assert_eq!((config.serve_stale.as_secs(), config.limits.cache_entries), (0, 0));
-        let off = read(&format!("recursion = \"off\"\n{text}")).unwrap().for_server(&nowhere());
-        assert_eq!(off.upstreams, Upstreams::None);
-        let everyone = read("recursion = \"everyone\"").unwrap().for_server(&nowhere());
-        assert_eq!(everyone.recursion, RecursionFor::Everyone);
-    }
-
-    #[test]
-    fn who_may_ask_is_shown_as_it_is_read() {
-        for text in
-            ["\"private\"", "\"everyone\"", "\"off\"", "[\"private\", \"198.51.100.0/24\"]", "[\"fd00::/8\"]"]
-        {
-            let text = format!("recursion = {text}");
-            let shown = nerve::document::to_toml(&read(&text).unwrap()).unwrap();
-            assert_eq!(read(&shown).unwrap(), read(&text).unwrap(), "{shown}");
-        }
-        let list = read("recursion = [\"private\", \"198.51.100.0/24\"]").unwrap().for_server(&nowhere());
-        for (client, may) in [("127.0.0.1", true), ("198.51.100.7", true), ("8.8.8.8", false)] {
-            assert_eq!(list.recursion.permits(client.parse().unwrap()), may, "{client}");
-        }
-    }
-
-    #[test]
-    fn what_guards_is_shown_as_it_is_read() {
-        let text = "cookies = false\nrate_limit = 50\nrate_limit_slip = 0\nrate_limit_exempt = [\"10.0.0.0/8\"]\n\
-                    identity = \"a\"\nversion = \"7\"\n";
-        let given = read(text).unwrap();
-        assert_eq!(read(&nerve::document::to_toml(&given).unwrap()).unwrap(), given);
-        let config = given.for_server(&nowhere());
-        let limit = config.rate_limit.unwrap();
-        assert_eq!((config.cookies, limit.per_second.get(), limit.slip), (false, 50, 0));
-        assert!(!limit.exempt.contains(Ipv4Addr::LOCALHOST.into()));
-        assert_eq!(config.identity.server.unwrap().as_str(), "a");
-        assert_eq!(read("rate_limit = \"off\"").unwrap().for_server(&nowhere()).rate_limit, None);
-    }
-
-    #[test]
-    fn times_to_live_are_as_dns_ttl_says_where_nothing_else_does() {
-        let text =
-            "ttl = \"7s\"\n[ttls]\nnodes = \"1m\"\nnegative = \"0s\"\nby_name = { \"db-*\" = \"0s\" }\n";
-        let ttls = read(text).unwrap().for_server(&nowhere()).ttls;
-        let [domains, services, reverse, nodes, negative] =
-            [ttls.domains, ttls.services, ttls.reverse, ttls.nodes, ttls.negative].map(Ttl::get);
-        assert_eq!([domains, services, reverse, nodes, negative], [7, 7, 7, 60, 0]);
-        assert_eq!(
-            ttls.of_services,
-            [("db-*".parse().unwrap(), "0s".parse().unwrap())].into_iter().collect()
-        );
-    }
-
-    #[test]
-    fn what_cannot_be_is_refused_with_its_reason() {
-        let route = |domain: &str| format!("[[route]]\ndomain = \"{domain}\"\nupstreams = []\n");
-        for (text, why) in [
-            ("upstreams = [\"dns.example.com\"]".to_owned(), "there is no IP address in it"),
-            ("recursion = \"some\"".to_owned(), "\"private\", \"everyone\", \"off\""),
-            ("rate_limit = 0".to_owned(), "from 1 to 50000"),
-            ("rate_limit = 50001".to_owned(), "from 1 to 50000"),
-            ("rate_limit = \"on\"".to_owned(), "from 1 to 50000"),
-            ("rate_limit_exempt = \"off\"".to_owned(), "\"private\", or a list"),
-            ("identity = \"\"".to_owned(), "1 to 64 characters"),
-            ("recursion = 7".to_owned(), "\"private\", \"everyone\", \"off\""),
-            ("recursion = [\"10.0.0.1/8\"]".to_owned(), "recursion[0]"),
-            (format!("recursion = [{}]", "\"private\",".repeat(65)), "it has 65 ranges"),
-            ("ttl = \"500ms\"".to_owned(), "DNS knows whole seconds only"),
-            ("ttls = { by_name = { \"a*b\" = \"1s\" } }".to_owned(), "\"a*b\" names no services"),
-            ("serve_stale = \"2days\"".to_owned(), "1day"),
-            ("upstream_ca_file = \"ca.pem\"".to_owned(), "is not absolute"),
-            ("[[route]]\ndomain = \"a\"".to_owned(), "route[0].upstreams: it is missing"),
-            (route("."), "the root is what `upstreams` are asked for"),
-            (route("a.example") + &route("A.example."), "there are two for a.example"),
-            (
-                "alt_domains = [\"consul\"]\n".to_owned() + &route("x.consul"),
-                "x.consul is under consul, which is answered here",
-            ),
-            ("alt_domains = [\"x.mesh.internal\"]".to_owned(), "x.mesh.internal is under mesh.internal, so"),
-            ("alt_domains = [\"a.b\", \"b\"]".to_owned(), "a.b is under b, so"),
-            ("alt_domains = [\"Mesh.Internal\"]".to_owned(), "mesh.internal is there twice"),
-            (route("x.mesh.internal"), "x.mesh.internal is under mesh.internal, which is answered here"),
-        ] {
-            let shown = read(&text).unwrap_err();
-            assert!(shown.contains(why), "{text}: {shown}");
-        }
-    }
-}
+mod tests;
