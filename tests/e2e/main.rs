@@ -19,6 +19,7 @@ mod direct;
 mod discover;
 mod dns;
 mod dns_forward;
+mod dns_link_local;
 mod docker;
 mod docker_mesh;
 mod docker_services;

@@ -1,7 +1,7 @@
 //! `[dns]`: the name server of this node, and whom it asks.
 
 use std::fmt;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::num::NonZeroU32;
 use std::str::FromStr;
 
@@ -12,6 +12,10 @@ use serde::Serialize;
 
 use super::sections::{Node, all_as_text, as_text};
 use crate::dns::{self, Domain, RecursionFor, Suffix, UpstreamAddress, Upstreams};
+use crate::link_local::LinkLocal;
+
+/// The port at the link-local address: what is in a resolv.conf has no other.
+const PORT: u16 = 53;
 
 /// The table.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -20,6 +24,9 @@ pub struct Dns {
     pub enabled: bool,
     /// Addresses, UDP and TCP.
     pub listen: Vec<SocketAddr>,
+    /// An address that every node gives itself, where its name server answers as well.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub link_local: Option<LinkLocal>,
     /// The domain of the mesh.
     #[serde(serialize_with = "as_text")]
     pub domain: Domain,
@@ -88,9 +95,11 @@ impl Dns {
         let entries = u32::try_from(usual.limits.cache_entries).unwrap_or(u32::MAX);
         let bytes = u32::try_from(usual.limits.cache_bytes).ok().and_then(NonZeroU32::new);
         let ca_file = section.given("upstream_ca_file");
+        let link_local = section.given("link_local");
         let read = Self {
             enabled: section.or("enabled", true),
             listen: section.or("listen", vec![SocketAddr::from((Ipv4Addr::LOCALHOST, 53))]),
+            link_local: link_local?,
             domain: section.or("domain", Text(Domain::default())).0,
             ttl: section.or("ttl", Period::seconds(5)),
             only_passing: section.or("only_passing", usual.only_passing),
@@ -125,6 +134,18 @@ impl Dns {
         Ok(())
     }
 
+    /// Where it answers: as configured, and at the link-local address unless one of those is on all addresses.
+    pub(super) fn addresses(&self) -> Vec<SocketAddr> {
+        let link_local = self.link_local.map(|address| SocketAddr::from((address.ip(), PORT)));
+        let covered = |address: &SocketAddr| {
+            let covers = |own: &SocketAddr| {
+                own == address || own.ip() == IpAddr::V4(Ipv4Addr::UNSPECIFIED) && own.port() == PORT
+            };
+            self.listen.iter().any(covers)
+        };
+        self.listen.iter().copied().chain(link_local.filter(|address| !covered(address))).collect()
+    }
+
     /// What the name server is told.
     pub(super) fn for_server(&self, node: &Node) -> dns::Config {
         let usual = dns::Config::default();
@@ -143,7 +164,7 @@ impl Dns {
         });
         dns::Config {
             domain: self.domain.clone(),
-            listen: self.listen.clone(),
+            listen: self.addresses(),
             ttl: self.ttl.get(),
             only_passing: self.only_passing,
             panic: self.panic,
@@ -232,6 +253,7 @@ texts! {
     Recursion = "\"private\", \"everyone\" or \"off\"",
     ServeStale = "a duration up to \"1day\", or \"off\"",
     UpstreamAddress = "an upstream such as \"192.0.2.53\", \"tcp://192.0.2.53:53\" or \"tls://192.0.2.53#dns.example.com\"",
+    LinkLocal = "an address such as \"169.254.53.53\"",
     Suffix = "a domain such as \"corp.example\" or \"10.in-addr.arpa\"",
 }
 
@@ -271,6 +293,17 @@ mod tests {
     }
 
     #[test]
+    fn the_link_local_address_is_listened_on_once() {
+        let listen = |text: &str| read(text).unwrap().for_server(&nowhere()).listen;
+        let shown = |text: &str| listen(text).iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
+        let own = "link_local = \"169.254.53.53\"\n";
+        assert_eq!(shown(own), "127.0.0.1:53 169.254.53.53:53");
+        assert_eq!(shown(&format!("{own}listen = [\"169.254.53.53:53\"]")), "169.254.53.53:53");
+        assert_eq!(shown(&format!("{own}listen = [\"0.0.0.0:53\"]")), "0.0.0.0:53");
+        assert_eq!(shown(&format!("{own}listen = [\"0.0.0.0:5300\"]")), "0.0.0.0:5300 169.254.53.53:53");
+    }
+
+    #[test]
     fn what_cannot_be_is_refused_with_its_reason() {
         let route = |domain: &str| format!("[[route]]\ndomain = \"{domain}\"\nupstreams = []\n");
         for (text, why) in [
@@ -278,6 +311,7 @@ mod tests {
             ("recursion = \"some\"".to_owned(), "\"private\", \"everyone\" or \"off\""),
             ("serve_stale = \"2days\"".to_owned(), "1day"),
             ("upstream_ca_file = \"ca.pem\"".to_owned(), "is not absolute"),
+            ("link_local = \"169.254.169.254\"".to_owned(), "clouds have their metadata"),
             ("[[route]]\ndomain = \"a\"".to_owned(), "route[0].upstreams: it is missing"),
             (route("."), "the root is what `upstreams` are asked for"),
             (route("a.example") + &route("A.example."), "there are two for a.example"),

@@ -59,8 +59,8 @@ pub(super) fn sections_agree(config: &Config, root: &Section<'_>) -> Result<(), 
 
 fn listeners(config: &Config) -> Vec<Listener> {
     let admin = config.admin.listen.iter().map(|&a| Listener { section: "admin", key: "listen", address: a });
-    let dns = config.dns.listen.iter().filter(|_| config.dns.enabled);
-    let dns = dns.map(|&a| Listener { section: "dns", key: "listen", address: a });
+    let dns = config.dns.addresses().into_iter().filter(|_| config.dns.enabled);
+    let dns = dns.map(|a| Listener { section: "dns", key: "listen", address: a });
     let localhost = config.ingress.localhost.iter().filter_map(|l| match l.listen.for_ingress() {
         LocalListen::Ip(address) => Some(Listener { section: "ingress", key: "localhost", address }),
         LocalListen::Unix(..) => None,
