@@ -1,7 +1,7 @@
 //! The command line: arguments in, one command run, its outcome as a result.
 //!
-//! One file a command. All but `agent`, `demo`, `config` and `network cleanup` are clients of an agent's admin address and change
-//! nothing by themselves. Never exits the process and never reads a configuration to find the agent: `--admin` says where it is.
+//! One file a command. All but `agent`, `demo`, `config`, `network cleanup` and `dns` are clients of an agent's admin address and
+//! change nothing by themselves. Never exits the process and never reads a configuration to find the agent: `--admin` says where it is.
 
 mod agent;
 mod attach;
@@ -12,10 +12,12 @@ mod completions;
 mod config;
 mod demo;
 mod deregister;
+mod dns;
 mod doctor;
 mod drain;
 mod endpoints;
 mod error;
+mod files;
 mod network;
 mod nodes;
 mod output;
@@ -72,6 +74,7 @@ enum Command {
     Why(why::Why),
     Status(status::Status),
     Doctor(doctor::Doctor),
+    Dns(dns::Dns),
     Resolve(resolve::Resolve),
     Publish(publish::Publish),
     Unpublish(publish::Unpublish),
@@ -143,6 +146,7 @@ async fn execute(command: Command, out: &mut Output<'_>) -> Result {
         Command::Why(command) => command.run(out).await,
         Command::Status(command) => command.run(out).await,
         Command::Doctor(command) => command.run(out).await,
+        Command::Dns(command) => command.run(out).await,
         Command::Resolve(command) => command.run(out).await,
         Command::Publish(command) => command.run(out).await,
         Command::Unpublish(command) => command.run(out).await,
