@@ -18,6 +18,7 @@ mod demo;
 mod direct;
 mod discover;
 mod dns;
+mod dns_clients;
 mod dns_forward;
 mod dns_link_local;
 mod docker;
