@@ -253,12 +253,7 @@ fn dnsmasq_asks_the_agent_for_the_domain_and_nobody_else() {
     site.host.write("dnsmasq.d/upstream.conf", &format!("no-resolv\nserver={}\n", b.address()));
     let before = site.host.files();
     let dnsmasq = || {
-        let arguments = [
-            "--keep-in-foreground",
-            "--user=root",
-            "--conf-file=/dev/null",
-            "--conf-dir=/etc/dnsmasq.d/,*.conf",
-        ];
+        let arguments = ["--no-daemon", "--conf-file=/dev/null", "--conf-dir=/etc/dnsmasq.d/,*.conf"];
         let rest = ["--listen-address=127.0.0.2", "--bind-interfaces", "--stop-dns-rebind", "--pid-file="];
         let mut command = site.host.command("dnsmasq");
         let log = site.cluster.world().log("dnsmasq");

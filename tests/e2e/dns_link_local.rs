@@ -8,6 +8,7 @@ use plexus_tests::client::dig;
 use plexus_tests::{Cluster, Namespace, Node, Settings, eventually, needs, plexus_program, run};
 
 use crate::INSTANCE;
+use crate::overlay::Container;
 
 const ADDRESS: &str = "169.254.53.53";
 /// The agent looks every 5 s whether it is still there.
@@ -84,6 +85,28 @@ fn containers_of_every_node_ask_the_same_address_and_get_their_own_node() {
         assert_eq!(asked_from(&container), expected);
         let more = [queries(a) > before[0], queries(b) > before[1]];
         assert_eq!(more, [node.name() == "a", node.name() == "b"], "its own node answers");
+    }
+}
+
+#[test]
+fn containers_of_overlay_networks_ask_their_own_node_too() {
+    needs!("etcd", "etcdctl", "dig", "nft");
+    let cluster = Cluster::of(2).without_agents().start();
+    let [a, b] = cluster.nodes();
+    let more = "[overlay]\nenabled = true\ndefault = [\"10.42.0.0/16\"]\n".to_owned();
+    let settings = Settings { more, ..cluster.settings().clone() };
+    for node in [a, b] {
+        configure(node, &settings);
+        node.restart_agent();
+    }
+    let _backend = a.serve("web", INSTANCE);
+    cluster.wait_serving("web", &["web-a-9000"]);
+    for node in [a, b] {
+        let _ =
+            eventually!(SOON, node.metric("plexus_overlay_networks", ""), |networks| *networks >= Some(1.0));
+        let container = Container::on(node, "box", "default");
+        let expected = [a.address().to_string()];
+        eventually!(SOON, asked_from(&container.namespace), |data| *data == expected);
     }
 }
 

@@ -218,27 +218,30 @@ fn no_server(info: &DnsInfo, method: Method) -> Error {
 
 /// Names outside the domain that come to the agent go on to somebody, who does not ask the agent again.
 fn others_are_answered(host: &Host, info: &DnsInfo, method: Method, all: bool) -> Result {
-    let from: PathBuf = match (info.others, method) {
+    let from: &[PathBuf] = match (info.others, method) {
         (DnsOthers::Refused, _) if all => {
             let why = "every name would be asked of the agent, which answers none outside the mesh's domain ([dns] recursion)";
             return Err(Error::failed(WHAT, why).hint("set recursion = \"private\", or leave out --all"));
         }
         (DnsOthers::Refused | DnsOthers::Configured, _) | (_, Method::ResolvConf) => return Ok(()),
-        // It asks servers of its own configuration besides those that it has from the network, for every name.
-        (DnsOthers::ResolvConf, Method::Resolved) => host.behind_stub(),
-        (DnsOthers::ResolvConf, Method::Dnsmasq) if all => host.resolv_conf(),
+        // It asks servers of its own configuration besides those that it has from the network, for every name. The agent asks
+        // whom it asks, where resolv.conf names it alone.
+        (DnsOthers::ResolvConf, Method::Resolved) => &[host.resolv_conf(), host.behind_stub()],
+        (DnsOthers::ResolvConf, Method::Dnsmasq) if all => &[host.resolv_conf()],
         (DnsOthers::ResolvConf, Method::Dnsmasq) => return Ok(()),
     };
-    let named = resolv_conf::servers(&read(&from)?.unwrap_or_default());
-    let is_other =
-        |named: &&SocketAddr| !named.ip().is_loopback() && !server::is_own(&info.listeners, **named);
-    if named.iter().any(|named| is_other(&named)) {
-        return Ok(());
+    let is_other = |named: &SocketAddr| !named.ip().is_loopback() && !server::is_own(&info.listeners, *named);
+    for file in from {
+        let named = resolv_conf::servers(&read(file)?.unwrap_or_default());
+        if named.iter().any(is_other) {
+            return Ok(());
+        }
     }
+    let from: Vec<String> = from.iter().map(|file| file.display().to_string()).collect();
     let why = format!(
         "{} asks the agent for other names as well, and the agent would have nobody else to ask: {} names no other server",
         method.who(),
-        from.display()
+        from.join(" or ")
     );
     Err(Error::failed(WHAT, why).hint(name_upstreams(&[])))
 }
