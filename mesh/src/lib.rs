@@ -13,6 +13,7 @@ pub mod doctor;
 pub mod drain;
 pub mod ingress;
 pub mod inherited;
+pub mod link_local;
 mod netlink;
 mod netns;
 mod nft;

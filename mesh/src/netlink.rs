@@ -3,12 +3,20 @@
 //! Each of these rooms has a file of its own for the rest.
 
 use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::AsFd;
 
+use nerve::model::Prefix;
+use rtnetlink::RouteMessageBuilder;
+use rtnetlink::packet_route::route::{RouteMessage, RouteProtocol, RouteScope, RouteType};
 use rtnetlink::packet_route::rule::RuleMessage;
 use rustix::io::Errno;
 use rustix::net::sockopt;
 
+/// `lo` has this index in every network namespace (`LOOPBACK_IFINDEX` of the kernel).
+pub(crate) const LOOPBACK: u32 = 1;
+/// The table of what is this host's own, asked before all others (`RT_TABLE_LOCAL` of the kernel).
+const TABLE_LOCAL: u8 = 255;
 /// More than the messages that some thousands of changed routes and neighbours come with.
 const EVENTS: usize = 8 << 20;
 
@@ -21,6 +29,25 @@ pub(crate) fn failed(what: &str, error: &rtnetlink::Error) -> io::Error {
     let advice =
         if error.kind() == io::ErrorKind::PermissionDenied { "; give the agent CAP_NET_ADMIN" } else { "" };
     io::Error::new(error.kind(), format!("cannot {what}: {error}{advice}"))
+}
+
+/// The route that makes a range this host's own, marked by this number: `ip route add local RANGE dev lo proto N`.
+pub(crate) fn local_route(range: Prefix, protocol: u8) -> RouteMessage {
+    let mut message = match range.network() {
+        IpAddr::V4(v4) => {
+            let route = RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(v4, range.length());
+            // As `ip route` does: a local IPv4 route is of scope host.
+            route.scope(RouteScope::Host).output_interface(LOOPBACK).build()
+        }
+        IpAddr::V6(v6) => {
+            let route = RouteMessageBuilder::<Ipv6Addr>::new().destination_prefix(v6, range.length());
+            route.output_interface(LOOPBACK).build()
+        }
+    };
+    message.header.kind = RouteType::Local;
+    message.header.table = TABLE_LOCAL;
+    message.header.protocol = RouteProtocol::Other(protocol);
+    message
 }
 
 /// Does a routing rule that was found do what is wanted? The kernel adds attributes that say nothing.

@@ -18,6 +18,7 @@ pub mod server;
 pub mod soak;
 
 mod cluster;
+mod host;
 mod netns;
 mod node;
 mod process;
@@ -28,6 +29,7 @@ mod wait;
 mod world;
 
 pub use cluster::{Builder, Cluster};
+pub use host::Host;
 pub use netns::{Fabric, Family, Namespace};
 pub use node::{Node, ServiceFile, Settings};
 pub use process::{Process, Ran, Signal, run};

@@ -126,7 +126,7 @@ pub(crate) const ROOMS: &[Room] = &[
     room("mesh::inherited", &["nerve::model"]),
     room("mesh::readiness", &[]),
     // What this host's routes say, for whoever is to stay out of their way.
-    room("mesh::netlink", &[]),
+    room("mesh::netlink", &["nerve::model"]),
     room("mesh::routes", &["nerve::model", "mesh::netlink"]),
     room("mesh::netns", &[]),
     room("mesh::nft", &["mesh::netlink"]),
@@ -162,6 +162,8 @@ pub(crate) const ROOMS: &[Room] = &[
             "mesh::routes",
         ],
     ),
+    // One address of this node; who listens there is another's business.
+    room("mesh::link_local", &["nerve::model", "nerve::tasks", "mesh::netlink", "mesh::routes"]),
     // Tells the proxy whom it may connect as; what the kernel needs for that is nobody else's business.
     room(
         "mesh::steer",
@@ -248,6 +250,7 @@ pub(crate) const ROOMS: &[Room] = &[
             "mesh::dns",
             "mesh::docker",
             "mesh::ingress",
+            "mesh::link_local",
             "mesh::proxy",
             "mesh::overlay",
             "mesh::steer",
@@ -356,6 +359,7 @@ pub(crate) const HOMES: &[Home] = &[
         &[
             "mesh/src/agent/demo",
             "mesh/src/routes/netlink.rs",
+            "mesh/src/link_local/netlink.rs",
             "mesh/src/netlink.rs",
             "mesh/src/nft.rs",
             "mesh/src/overlay",

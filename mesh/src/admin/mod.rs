@@ -10,6 +10,7 @@
 mod attachments;
 mod checks;
 mod consul;
+mod dns;
 mod doctor;
 mod guard;
 mod local;
@@ -40,8 +41,8 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::api::{
-    Finding, Problem, Resolution, TookOver, TopList, UpstreamInfo, WatcherInfo, WhyBalance, WhyListener,
-    WhyPick, WhyPlain,
+    DnsInfo, Finding, Problem, Resolution, TookOver, TopList, UpstreamInfo, WatcherInfo, WhyBalance,
+    WhyListener, WhyPick, WhyPlain,
 };
 use crate::readiness::Readiness;
 use crate::routes::Route;
@@ -98,6 +99,8 @@ pub struct Handles {
     pub examiner: Examiner,
     /// What DNS answers here; `None` where it does not run.
     pub resolver: Option<Arc<dyn Resolver>>,
+    /// Where it does so.
+    pub name_server: NameServer,
     /// Where this node looks for services.
     pub watchers: WatcherStates,
     /// What only the agent knows to fail: a refused reload, a missing privilege.
@@ -109,6 +112,9 @@ pub type VirtualAddresses = Arc<dyn Fn(&Service) -> Vec<IpAddr> + Send + Sync>;
 
 /// Where an endpoint of a service sees this node's address instead of the clients'.
 pub type Plain = Arc<dyn Fn(&Service, &Instance) -> WhyPlain + Send + Sync>;
+
+/// Where this node's name server answers, at this moment.
+pub type NameServer = Arc<dyn Fn() -> DnsInfo + Send + Sync>;
 
 /// How the watchers of this node stand, in the order in which they are believed.
 pub type WatcherStates = Arc<dyn Fn() -> Vec<WatcherInfo> + Send + Sync>;

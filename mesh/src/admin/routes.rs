@@ -13,8 +13,8 @@ use nerve::tasks::Tasks;
 use super::consul::{Reads, catalog, health};
 use super::refusal::Refusal;
 use super::{
-    Handles, Metrics, attachments, checks, consul, doctor, guard, local, names, networks, read, settings,
-    upstreams, watchers, write,
+    Handles, Metrics, attachments, checks, consul, dns, doctor, guard, local, names, networks, read,
+    settings, upstreams, watchers, write,
 };
 use crate::api::{self, path};
 use crate::drain::DrainWatcher;
@@ -55,6 +55,7 @@ fn routes(handles: Arc<Handles>, reads: Arc<Reads>) -> Router {
         .route(path::SERVICE, get(read::service))
         .route(path::NODES, get(read::nodes))
         .route(path::WATCHERS, get(watchers::list))
+        .route(path::DNS, get(dns::info))
         .route(path::UPSTREAMS, get(upstreams::list))
         .route(path::DNS_TOP, get(names::top))
         .route(path::WHY, get(read::why))

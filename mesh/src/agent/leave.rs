@@ -32,6 +32,7 @@ pub(super) async fn leave(rooms: Rooms) {
     rooms.owners.vip.shutdown().await;
     rooms.vip.withdraw().await;
     rooms.steer.withdraw().await;
+    rooms.link_local.withdraw().await;
     end(rooms).await;
 }
 

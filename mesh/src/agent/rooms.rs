@@ -25,7 +25,7 @@ use crate::drain::DrainTrigger;
 use crate::inherited::Inherited;
 use crate::proxy::DataPlane;
 use crate::readiness::{Guard, Readiness};
-use crate::{ingress, overlay, steer, vip};
+use crate::{ingress, link_local, overlay, steer, vip};
 
 /// The catalog on disk, in the state directory.
 const MEMORY_FILE: &str = "catalog.json";
@@ -51,6 +51,7 @@ pub(super) struct Rooms {
     pub(super) overlay: overlay::Handle,
     /// `None` where Docker is not served.
     pub(super) docker_server: Option<DrainTrigger>,
+    pub(super) link_local: link_local::Handle,
     pub(super) name_server: Option<NameServer>,
     /// `None` until it answers, which is the last thing that an agent starts with.
     pub(super) admin: Option<DrainTrigger>,
@@ -87,7 +88,7 @@ pub(super) struct Owners {
     pub(super) rest: Tasks,
     /// Ingress stops opening ports first.
     pub(super) ingress: Tasks,
-    /// Claims and routes of virtual addresses, what steers answers, and overlay networks: another agent goes on with them at once.
+    /// Claims and routes of virtual addresses, the link-local address, what steers answers, and overlay networks: another agent goes on with them at once.
     pub(super) vip: Tasks,
     /// Another agent may go on with the session while connections here are finished.
     pub(super) registrar: Tasks,

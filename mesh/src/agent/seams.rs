@@ -1,6 +1,7 @@
 //! What the admin interface asks of rooms that it does not know: their types turned into its own.
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
@@ -14,11 +15,12 @@ use tokio::sync::Semaphore;
 use super::synapse_conf::SynapseConf;
 use crate::admin::{self, Counts, Resolver, Traffic};
 use crate::api::{
-    Finding, PlainFor, Problem, Resolution, TopEntry, TopList, UpstreamInfo, WatcherInfo, WhyBalance,
-    WhyListener, WhyPick, WhyPlain,
+    DnsInfo, DnsListener, DnsOthers, Finding, PlainFor, Problem, Resolution, TopEntry, TopList, UpstreamInfo,
+    WatcherInfo, WhyBalance, WhyListener, WhyPick, WhyPlain,
 };
 use crate::balance::EndpointReport;
-use crate::{dns, docker, doctor, ingress, overlay, steer, vip};
+use crate::config::{Config, Recursion};
+use crate::{dns, docker, doctor, ingress, link_local, overlay, steer, vip};
 
 impl Traffic for ingress::Handle {
     fn endpoint(&self, service: &ServiceName, endpoint: &InstanceId) -> Counts {
@@ -240,6 +242,38 @@ pub(super) fn watchers(store: Watcher, others: Watchers) -> admin::WatcherStates
     })
 }
 
+/// Where the name server answers, and what is to be asked of it.
+pub(super) fn name_server(config: &Config, problems: &Problems) -> admin::NameServer {
+    let (node, dns) = (&config.node, &config.dns);
+    let others = match (&dns.recursion, dns.upstreams.is_empty()) {
+        (Recursion::Off, _) => DnsOthers::Refused,
+        (_, true) => DnsOthers::ResolvConf,
+        (_, false) => DnsOthers::Configured,
+    };
+    let info = DnsInfo {
+        probe: (format!("{}.node.{}", node.name, dns.domain), node.address),
+        domains: [&dns.domain].into_iter().chain(&dns.alt_domains).map(ToString::to_string).collect(),
+        ranges: config.vip.range.clone(),
+        listeners: Vec::new(),
+        others,
+    };
+    let (problems, link_local) = (problems.clone(), config.link_local());
+    Arc::new(move || {
+        let listeners = problems.dns.iter().flat_map(dns::Handle::listeners);
+        let listeners = listeners.filter(|listener| listener.over == dns::Over::Plain);
+        let listeners = listeners.map(|listener| {
+            // Its sockets are there before the address is.
+            let is_link_local = link_local.is_some_and(|own| IpAddr::from(own.ip()) == listener.wanted.ip());
+            let problem = problems.link_local.problem().filter(|_| is_link_local);
+            DnsListener {
+                address: listener.state.clone().unwrap_or(listener.wanted),
+                problem: listener.state.err().or(problem),
+            }
+        });
+        DnsInfo { listeners: listeners.collect(), ..info.clone() }
+    })
+}
+
 /// Everything that fails on this node and that only its rooms know.
 #[derive(Debug, Clone)]
 pub(super) struct Problems {
@@ -248,6 +282,7 @@ pub(super) struct Problems {
     pub(super) steer: steer::Handle,
     pub(super) overlay: overlay::Handle,
     pub(super) docker: docker::Handle,
+    pub(super) link_local: link_local::Handle,
     pub(super) dns: Option<dns::Handle>,
     pub(super) watcher: Watcher,
     pub(super) watchers: Watchers,
@@ -292,7 +327,7 @@ impl Problems {
         let places = places.filter_map(|stands| {
             Some(problem("watcher", format!("{}: {}", stands.watcher, stands.last_error?)))
         });
-        let upstreams = self.dns.iter().flat_map(dns::Handle::problems);
+        let upstreams = self.dns.iter().flat_map(dns::Handle::problems).chain(self.link_local.problem());
         let upstreams = upstreams.map(|message| problem("dns", message));
         let announcements = self.announcements.problems().into_iter();
         let announcements = announcements

@@ -23,7 +23,7 @@ use super::handover::{Door, Left, Outcome, SERVE_WITHIN, Taking, be_alone};
 use super::metrics::Metrics;
 use super::name_server::NameServer;
 use super::rooms::{Owners, Rooms, findings_file, memory_file, sections_file};
-use super::seams::{Problems, examiner, seen_instead, watchers as watcher_states};
+use super::seams::{Problems, examiner, name_server, seen_instead, watchers as watcher_states};
 use super::synapse_conf::SynapseConf;
 use super::{Origin, Phase, Succession};
 use crate::api::TookOver;
@@ -32,7 +32,7 @@ use crate::drain;
 use crate::inherited::Inherited;
 use crate::proxy::DataPlane;
 use crate::readiness::Readiness;
-use crate::{admin, balance, dns, docker, ingress, overlay, proxy, routes, steer, vip};
+use crate::{admin, balance, dns, docker, ingress, link_local, overlay, proxy, routes, steer, vip};
 
 /// How long a start waits for places where services are found besides the store. One that is out of reach says so, mostly sooner.
 const WATCHED_WITHIN: Duration = Duration::from_secs(3);
@@ -124,6 +124,7 @@ impl Rooms {
         // What is done with it: connections and names.
         let catalog = bound.catalog;
         let name_server = start_name_server(bound.names)?;
+        let link_local = link_local::start(config.link_local(), &owners.vip).await;
         let vip = start_vip(bound.vip, &catalog, &store, registry, &owners.vip).await?;
         let (usual_way, tell_usual_way) = usual_way();
         let steer = start_steering(&config, &catalog, &bound.plane, usual_way, registry, &owners.vip)?;
@@ -147,6 +148,7 @@ impl Rooms {
             steer: steer.clone(),
             overlay: overlay.clone(),
             docker: docker::Handle::default(),
+            link_local: link_local.clone(),
             dns: name_server.as_ref().map(|name_server| name_server.handle.clone()),
             watcher: watcher.clone(),
             watchers: watchers.clone(),
@@ -172,6 +174,7 @@ impl Rooms {
             steer,
             overlay,
             docker_server: None,
+            link_local,
             name_server,
             admin: None,
             inherited,
@@ -305,6 +308,7 @@ impl Rooms {
             host_routes: Arc::new(|| Box::pin(routes::read())),
             examiner: examiner(&self.overlay),
             resolver: resolver(self.name_server.as_ref()),
+            name_server: name_server(&self.config, &self.problems),
             problems: Arc::new(move || listed.list()),
         };
         self.admin_sockets = bound.sockets().into_iter().map(Arc::new).collect();

@@ -8,6 +8,7 @@ mod attach;
 mod check;
 mod consul;
 mod consul_reads;
+mod dns;
 mod doctor;
 mod names;
 mod network;
@@ -30,6 +31,7 @@ pub use consul_reads::{
     ConsulAddress, ConsulCatalogService, ConsulHealthCheck, ConsulHealthEntry, ConsulInstance, ConsulNode,
     ConsulNodeServiceList, ConsulNodeServices,
 };
+pub use dns::{DnsInfo, DnsListener, DnsOthers};
 pub use doctor::{Checkup, Finding};
 pub use names::{TopEntry, TopList};
 pub use network::{NetworkInfo, NetworkRequest, NetworkSummary, Networks, SubnetInfo};
@@ -91,6 +93,8 @@ pub mod path {
     pub const NODES: &str = "/v1/plexus/nodes";
     /// `GET`: [`super::WatcherList`].
     pub const WATCHERS: &str = "/v1/plexus/watchers";
+    /// `GET`: [`super::DnsInfo`].
+    pub const DNS: &str = "/v1/plexus/dns";
     /// The servers that other names are asked of.
     pub const UPSTREAMS: &str = "/v1/plexus/upstreams";
     /// `GET`: [`super::TopList`].

@@ -1,7 +1,7 @@
 //! The command line: arguments in, one command run, its outcome as a result.
 //!
-//! One file a command. All but `agent`, `demo`, `config` and `network cleanup` are clients of an agent's admin address and change
-//! nothing by themselves. Never exits the process and never reads a configuration to find the agent: `--admin` says where it is.
+//! One file a command. All but `agent`, `demo`, `config`, `network cleanup` and `dns` are clients of an agent's admin address and
+//! change nothing by themselves. Never exits the process and never reads a configuration to find the agent: `--admin` says where it is.
 
 mod agent;
 mod attach;
@@ -17,6 +17,7 @@ mod doctor;
 mod drain;
 mod endpoints;
 mod error;
+mod files;
 mod network;
 mod nodes;
 mod output;

@@ -8,6 +8,7 @@ use nerve::source::{DockerAddress, DockerConfig, Local, SmartstackConfig};
 use nerve::store::StoreConfig;
 
 use super::{Config, Nerve, Node};
+use crate::link_local::LinkLocal;
 use crate::{dns, docker, ingress, overlay, proxy, steer, vip};
 
 impl Node {
@@ -160,6 +161,12 @@ impl Config {
     pub fn smartstack_source(&self) -> Option<SmartstackConfig> {
         let Nerve { file, instance_id } = self.sources.nerve.clone()?;
         Some(SmartstackConfig { file, instance_id })
+    }
+
+    /// The link-local address that this node is to give itself.
+    #[must_use]
+    pub fn link_local(&self) -> Option<LinkLocal> {
+        self.dns.link_local.filter(|_| self.dns.enabled)
     }
 
     /// What the name server is told; `None` where it does not run.

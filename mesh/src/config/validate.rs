@@ -59,11 +59,13 @@ pub(super) fn sections_agree(config: &Config, root: &Section<'_>) -> Result<(), 
 
 fn listeners(config: &Config) -> Vec<Listener> {
     let admin = config.admin.listen.iter().map(|&a| Listener { section: "admin", key: "listen", address: a });
-    let dns = &config.dns;
-    let dns = [("listen", &dns.listen), ("tls_listen", &dns.tls_listen), ("https_listen", &dns.https_listen)]
-        .into_iter()
-        .filter(|_| config.dns.enabled)
-        .flat_map(|(key, all)| all.iter().map(move |&a| Listener { section: "dns", key, address: a }));
+    let (dns, plain) = (&config.dns, config.dns.addresses());
+    let dns: Vec<Listener> =
+        [("listen", &plain), ("tls_listen", &dns.tls_listen), ("https_listen", &dns.https_listen)]
+            .into_iter()
+            .filter(|_| dns.enabled)
+            .flat_map(|(key, all)| all.iter().map(move |&a| Listener { section: "dns", key, address: a }))
+            .collect();
     let localhost = config.ingress.localhost.iter().filter_map(|l| match l.listen.for_ingress() {
         LocalListen::Ip(address) => Some(Listener { section: "ingress", key: "localhost", address }),
         LocalListen::Unix(..) => None,

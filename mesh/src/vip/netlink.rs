@@ -4,25 +4,19 @@
 //! ever touched. The connection is a future that moves while something else is awaited: whoever opens one polls both.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::pin::Pin;
 
 use futures_util::{Stream, StreamExt};
 use nerve::model::Prefix;
 use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
 use rtnetlink::packet_route::RouteNetlinkMessage;
-use rtnetlink::packet_route::route::{RouteMessage, RouteProtocol, RouteScope, RouteType};
-use rtnetlink::{Handle, MulticastGroup, RouteMessageBuilder, new_multicast_connection};
+use rtnetlink::{Handle, MulticastGroup, new_multicast_connection};
 
 use super::plan::{OURS, is_ours};
-use crate::netlink::failed;
+use crate::netlink::{LOOPBACK, failed, local_route};
 use crate::routes::Route;
 use crate::routes::netlink::{destination_of, list};
 
-/// `lo` has this index in every network namespace (`LOOPBACK_IFINDEX` of the kernel).
-const LOOPBACK: u32 = 1;
-/// The table of what is this host's own, asked before all others (`RT_TABLE_LOCAL` of the kernel).
-const TABLE_LOCAL: u8 = 255;
 /// What may take a route away or put one in the way. Addresses come as routes of the table `local`; a link that goes down
 /// takes its routes along without a word about them.
 const GROUPS: [MulticastGroup; 3] =
@@ -77,7 +71,7 @@ impl Netlink {
 
     /// Makes `range` local: `ip route add local RANGE dev lo proto 80`. Tells whether it was missing.
     pub(super) async fn add(&self, range: Prefix) -> io::Result<bool> {
-        match self.handle.route().add(ours(range)).execute().await {
+        match self.handle.route().add(local_route(range, OURS)).execute().await {
             Ok(()) => Ok(true),
             Err(error) => match failed("add", &error) {
                 error if error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
@@ -88,7 +82,7 @@ impl Netlink {
 
     /// Takes our route to `range` away: `ip route del local RANGE dev lo proto 80`.
     pub(super) async fn remove(&self, range: Prefix) -> io::Result<()> {
-        let removed = self.handle.route().del(ours(range)).execute().await;
+        let removed = self.handle.route().del(local_route(range, OURS)).execute().await;
         removed.map_err(|e| failed(&format!("remove the route to {range}"), &e))
     }
 }
@@ -106,22 +100,4 @@ pub(super) async fn remove_all() -> io::Result<()> {
         removed = remove => removed,
         () = connection => Err(io::Error::other("the kernel ended the netlink connection")),
     }
-}
-
-fn ours(range: Prefix) -> RouteMessage {
-    let mut message = match range.network() {
-        IpAddr::V4(v4) => {
-            let route = RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(v4, range.length());
-            // As `ip route` does: a local IPv4 route is of scope host.
-            route.scope(RouteScope::Host).output_interface(LOOPBACK).build()
-        }
-        IpAddr::V6(v6) => {
-            let route = RouteMessageBuilder::<Ipv6Addr>::new().destination_prefix(v6, range.length());
-            route.output_interface(LOOPBACK).build()
-        }
-    };
-    message.header.kind = RouteType::Local;
-    message.header.table = TABLE_LOCAL;
-    message.header.protocol = RouteProtocol::Other(OURS);
-    message
 }

@@ -4,7 +4,7 @@
 //! is made beside its place and renamed: a runtime that looks meanwhile sees all of it or nothing.
 
 use std::collections::BTreeMap;
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
@@ -15,6 +15,7 @@ use super::version::Version;
 use crate::api::{Changed, NetworkInfo, path};
 use crate::cli::attach::each_once;
 use crate::cli::error::Error;
+use crate::cli::files::{beside, remove_leftover, write};
 use crate::cli::output::Output;
 use crate::cli::register::Pair;
 use crate::cli::{Reach, Result, print_change};
@@ -114,36 +115,6 @@ fn link(program: &Path, link: &Path) -> io::Result<bool> {
     remove_leftover(&beside)?;
     std::os::unix::fs::symlink(program, &beside)?;
     std::fs::rename(&beside, link).map(|()| true)
-}
-
-/// Makes `file` have this text. Tells whether it had not.
-fn write(file: &Path, text: &str) -> io::Result<bool> {
-    if std::fs::read(file).is_ok_and(|there| there == text.as_bytes()) {
-        return Ok(false);
-    }
-    let beside = beside(file)?;
-    remove_leftover(&beside)?;
-    let mut new = std::fs::File::create_new(&beside)?;
-    new.write_all(text.as_bytes())?;
-    new.sync_all()?;
-    std::fs::rename(&beside, file).map(|()| true)
-}
-
-/// A name beside another one, in a directory that is made; no runtime reads what ends so.
-fn beside(path: &Path) -> io::Result<PathBuf> {
-    if let Some(directory) = path.parent() {
-        std::fs::create_dir_all(directory)?;
-    }
-    let mut name = path.as_os_str().to_owned();
-    name.push(".new");
-    Ok(name.into())
-}
-
-fn remove_leftover(path: &Path) -> io::Result<()> {
-    match std::fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
-    }
 }
 
 #[cfg(test)]

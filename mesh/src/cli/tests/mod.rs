@@ -1,5 +1,6 @@
 //! Transcripts: commands against a real admin server on loopback, over a catalog and a store that the test fills.
 
+mod dns;
 mod names;
 mod network;
 mod upstreams;
@@ -185,6 +186,7 @@ impl World {
             examiner: Arc::new(|| Box::pin(async { Vec::new() })),
             watchers: Arc::new(watchers::two),
             resolver: Some(Arc::new(Busy)),
+            name_server: Arc::new(dns::a_name_server),
             problems: Arc::new(|| {
                 let message =
                     "plexus.toml:3:1: log.levl: unknown key; the configuration that runs stays".to_owned();

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::num::NonZeroU32;
 use std::str::FromStr;
 
@@ -16,6 +16,10 @@ use crate::dns::{
     self, Clients, Domain, Encrypted, Member, RecursionFor, ServicePattern, ShownText, Suffix, Ttl,
     UpstreamAddress, Upstreams,
 };
+use crate::link_local::LinkLocal;
+
+/// The port at the link-local address: what is in a resolv.conf has no other.
+const PORT: u16 = 53;
 
 /// The table.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -24,6 +28,9 @@ pub struct Dns {
     pub enabled: bool,
     /// Addresses, UDP and TCP.
     pub listen: Vec<SocketAddr>,
+    /// An address that every node gives itself, where its name server answers as well.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub link_local: Option<LinkLocal>,
     /// Addresses for DNS over TLS.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub tls_listen: Vec<SocketAddr>,
@@ -160,10 +167,12 @@ impl Dns {
         let limit = dns::RateLimit::default();
         let (identity, version) = (section.given("identity"), section.given("version"));
         let ca_file = section.given("upstream_ca_file");
+        let link_local = section.given("link_local");
         let (cert_file, key_file) = (section.given("tls_cert_file"), section.given("tls_key_file"));
         let read = Self {
             enabled: section.or("enabled", true),
             listen: section.or("listen", vec![SocketAddr::from((Ipv4Addr::LOCALHOST, 53))]),
+            link_local: link_local?,
             tls_listen: section.or("tls_listen", Vec::new()),
             https_listen: section.or("https_listen", Vec::new()),
             tls_cert_file: cert_file?,
@@ -265,6 +274,18 @@ impl Dns {
         })
     }
 
+    /// Where it answers: as configured, and at the link-local address unless one of those is on all addresses.
+    pub(super) fn addresses(&self) -> Vec<SocketAddr> {
+        let link_local = self.link_local.map(|address| SocketAddr::from((address.ip(), PORT)));
+        let covered = |address: &SocketAddr| {
+            let covers = |own: &SocketAddr| {
+                own == address || own.ip() == IpAddr::V4(Ipv4Addr::UNSPECIFIED) && own.port() == PORT
+            };
+            self.listen.iter().any(covers)
+        };
+        self.listen.iter().copied().chain(link_local.filter(|address| !covered(address))).collect()
+    }
+
     /// What the name server is told.
     pub(super) fn for_server(&self, node: &Node) -> dns::Config {
         let usual = dns::Config::default();
@@ -284,7 +305,7 @@ impl Dns {
         dns::Config {
             domain: self.domain.clone(),
             alt_domains: self.alt_domains.clone(),
-            listen: self.listen.clone(),
+            listen: self.addresses(),
             encrypted: self.encrypted(),
             ttls: self.ttls.for_server(self.ttl),
             only_passing: self.only_passing,
@@ -513,6 +534,7 @@ texts! {
     ServeStale = "a duration up to \"1day\", or \"off\"",
     QueryLog = "\"off\", \"all\", or one in so many: \"1/1000\"",
     UpstreamAddress = "an upstream such as \"192.0.2.53\", \"tcp://192.0.2.53:53\" or \"tls://192.0.2.53#dns.example.com\"",
+    LinkLocal = "an address such as \"169.254.53.53\"",
     Suffix = "a domain such as \"corp.example\" or \"10.in-addr.arpa\"",
 }
 

@@ -73,6 +73,17 @@ fn times_to_live_are_as_dns_ttl_says_where_nothing_else_does() {
 }
 
 #[test]
+fn the_link_local_address_is_listened_on_once() {
+    let listen = |text: &str| read(text).unwrap().for_server(&nowhere()).listen;
+    let shown = |text: &str| listen(text).iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
+    let own = "link_local = \"169.254.53.53\"\n";
+    assert_eq!(shown(own), "127.0.0.1:53 169.254.53.53:53");
+    assert_eq!(shown(&format!("{own}listen = [\"169.254.53.53:53\"]")), "169.254.53.53:53");
+    assert_eq!(shown(&format!("{own}listen = [\"0.0.0.0:53\"]")), "0.0.0.0:53");
+    assert_eq!(shown(&format!("{own}listen = [\"0.0.0.0:5300\"]")), "0.0.0.0:5300 169.254.53.53:53");
+}
+
+#[test]
 fn what_cannot_be_is_refused_with_its_reason() {
     let route = |domain: &str| format!("[[route]]\ndomain = \"{domain}\"\nupstreams = []\n");
     for (text, why) in [
@@ -101,6 +112,7 @@ fn what_cannot_be_is_refused_with_its_reason() {
         ("query_log = \"some\"".to_owned(), "\"off\", \"all\", or one in so many"),
         ("serve_stale = \"2days\"".to_owned(), "1day"),
         ("upstream_ca_file = \"ca.pem\"".to_owned(), "is not absolute"),
+        ("link_local = \"169.254.169.254\"".to_owned(), "clouds have their metadata"),
         ("[[route]]\ndomain = \"a\"".to_owned(), "route[0].upstreams: it is missing"),
         (route("."), "the root is what `upstreams` are asked for"),
         (route("a.example") + &route("A.example."), "there are two for a.example"),

@@ -6,11 +6,14 @@
 
 use std::fs;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::dns::address::{PORT, Transport, UpstreamAddress};
 use crate::dns::config::{Config, Route, Upstreams};
 
+/// What systemd-resolved answers on itself, and where it says whom it asks (systemd-resolved(8)).
+const STUB: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(127, 0, 0, 53));
+const BEHIND_STUB: &str = "/run/systemd/resolve/resolv.conf";
 /// resolv.conf(5) has three; whoever writes more is listened to, within reason.
 const MOST_SERVERS: usize = 16;
 
@@ -56,7 +59,7 @@ impl Source<'_> {
             Upstreams::None => return Ok(lists),
             Upstreams::List(list) => list.clone(),
             Upstreams::ResolvConf(path) => match fs::read_to_string(path) {
-                Ok(text) => name_servers(&text),
+                Ok(text) => behind_stub(name_servers(&text), Path::new(BEHIND_STUB)),
                 Err(source) => return Err(ReadError { path: path.clone(), source }),
             },
         };
@@ -116,6 +119,15 @@ fn name_servers(text: &str) -> Vec<UpstreamAddress> {
         }
     }
     servers
+}
+
+/// Whom systemd-resolved asks, where it is the only one that is named: it may have been told to ask us, and then asking it would be
+/// a loop. Nobody but itself, where that cannot be read.
+fn behind_stub(named: Vec<UpstreamAddress>, file: &Path) -> Vec<UpstreamAddress> {
+    if named.is_empty() || named.iter().any(|server| server.at.ip() != STUB) {
+        return named;
+    }
+    fs::read_to_string(file).map_or(named, |text| name_servers(&text))
 }
 
 /// An address, perhaps with a scope (`fe80::1%2`); a scope by name needs the kernel to read and is left out.
@@ -184,6 +196,21 @@ mod tests {
         assert_eq!(left, [0, 1]);
         let off = Config { upstreams: Upstreams::None, ..config };
         assert_eq!(lists(&off, &[]), Lists::default(), "off is off for routes too");
+    }
+
+    #[test]
+    fn behind_a_stub_are_those_whom_it_asks() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("resolv.conf");
+        let behind = |text: &str| shown(&behind_stub(name_servers(text), &file));
+        let stub = "nameserver 127.0.0.53\noptions edns0\n";
+        assert_eq!(behind(stub), ["127.0.0.53:53"], "nobody says whom it asks");
+        fs::write(&file, "nameserver 192.0.2.53\n").unwrap();
+        assert_eq!(behind(stub), ["192.0.2.53:53"]);
+        assert_eq!(behind("nameserver 192.0.2.54\n"), ["192.0.2.54:53"]);
+        assert_eq!(behind("nameserver 127.0.0.53\nnameserver 192.0.2.54\n").len(), 2);
+        fs::write(&file, "search .\n").unwrap();
+        assert!(behind(stub).is_empty(), "it has nobody to ask but us");
     }
 
     #[test]

@@ -122,8 +122,17 @@ fn udp(address: SocketAddr) -> io::Result<UdpSocket> {
         socket.set_only_v6(true)?;
     }
     prepare_udp(&socket, address)?;
+    may_come_later(&socket, address)?;
     socket.bind(&address.into())?;
     Ok(socket.into())
+}
+
+/// A link-local address may be taken before this host has it: the agent gives it to itself, and may have to do so again.
+fn may_come_later(socket: &Socket, address: SocketAddr) -> io::Result<()> {
+    match address.ip() {
+        IpAddr::V4(ip) if ip.is_link_local() => socket.set_freebind_v4(true),
+        _ => Ok(()),
+    }
 }
 
 /// What every UDP socket of ours is like; also one that somebody else has bound.
@@ -158,6 +167,7 @@ fn tcp(address: SocketAddr) -> io::Result<TcpListener> {
     // Connections of the program before this one, in TIME_WAIT, do not keep the port.
     socket.set_reuse_address(true)?;
     socket.set_nonblocking(true)?;
+    may_come_later(&socket, address)?;
     socket.bind(&address.into())?;
     socket.listen(TCP_BACKLOG)?;
     Ok(socket.into())
@@ -202,6 +212,12 @@ mod tests {
         let error = Sockets::bind("192.0.2.200:0".parse().unwrap(), &Inherited::default()).unwrap_err();
         assert!(error.to_string().contains("no interface of this host"), "{error}");
         assert!(std::error::Error::source(&error).is_some());
+    }
+
+    #[test]
+    fn a_link_local_address_is_taken_before_it_is_ours() {
+        let address = "169.254.53.200:0".parse().unwrap();
+        assert_eq!(Sockets::bind(address, &Inherited::default()).unwrap().address.ip(), address.ip());
     }
 
     #[test]
