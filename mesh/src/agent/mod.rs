@@ -111,7 +111,7 @@ impl Agent {
                         let _ = tell.send(Ok(rooms.started()));
                         match rooms.serve(stopped, reloads).await {
                             Ending::Leave => leave::leave(rooms).await,
-                            Ending::HandedOver(successor) => leave::to(successor, rooms).await,
+                            Ending::HandedOver(successor) => Box::pin(leave::to(successor, rooms)).await,
                         }
                     }
                     Err(error) => {

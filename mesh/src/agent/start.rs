@@ -116,10 +116,8 @@ impl Rooms {
         // What is known: from memory at once, then from the store.
         let synapse_metrics = synapse::Metrics::new()?;
         synapse_metrics.register(registry)?;
-        let synapse_conf = SynapseConf::read(&config).await;
         let filled = (bound.writer, recalled, &synapse_metrics);
-        let (synapse_conf, watcher, watchers) =
-            start_watching(&config, synapse_conf, &store, filled, &owners.rest).await;
+        let (synapse_conf, watcher, watchers) = start_watching(&config, &store, filled, &owners.rest).await;
 
         // What is done with it: connections and names.
         let catalog = bound.catalog;
@@ -489,13 +487,12 @@ fn open_store(
 /// The store first: what it says goes before what any other place does.
 async fn start_watching(
     config: &Config,
-    synapse_conf: SynapseConf,
     store: &Arc<dyn Store>,
     (writer, recalled, metrics): (Writer, Option<Recalled>, &synapse::Metrics),
     tasks: &Tasks,
 ) -> (SynapseConf, watcher::store::Handle, watcher::Watchers) {
     let watchers = watcher::Watchers::new(writer.layers(), metrics.clone(), &findings_file(config), tasks);
-    let synapse_conf = synapse_conf.following(watchers.data(&sections_file(config)));
+    let synapse_conf = SynapseConf::read(config).await.following(watchers.data(&sections_file(config)));
     watchers.layers().settle(synapse_conf.settings());
     let usual = watcher::store::Config::default();
     let store = watcher::store::start(usual, Arc::clone(store), writer, recalled, metrics.clone(), tasks);

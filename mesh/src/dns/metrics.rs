@@ -360,16 +360,16 @@ impl Default for Metrics {
     fn default() -> Self {
         let counter = |name, help| IntCounter::new(name, help).expect("literal metric name");
         let gauge = |name, help| IntGauge::new(name, help).expect("literal metric name");
-        let queries = IntCounterVec::new(
-            Opts::new("plexus_dns_queries_total", "DNS queries by transport and what became of them."),
+        let counters = |name, help, labels: &[&str]| {
+            IntCounterVec::new(Opts::new(name, help), labels).expect("literal metric name")
+        };
+        let queries = counters(
+            "plexus_dns_queries_total",
+            "DNS queries by transport and what became of them.",
             &["transport", "outcome"],
-        )
-        .expect("literal metric name");
-        let connections = IntGaugeVec::new(
-            Opts::new("plexus_dns_connections", "Open connections of clients."),
-            &["transport"],
-        )
-        .expect("literal metric name");
+        );
+        let connections = Opts::new("plexus_dns_connections", "Open connections of clients.");
+        let connections = IntGaugeVec::new(connections, &["transport"]).expect("literal metric name");
         let queries_each = Transport::ALL
             .iter()
             .flat_map(|t| Verdict::ALL.iter().map(move |v| (t, v)))
@@ -377,15 +377,11 @@ impl Default for Metrics {
             .collect();
         let buckets =
             vec![0.000_01, 0.000_03, 0.000_1, 0.000_3, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0];
-        let seconds = HistogramVec::new(
-            HistogramOpts::new(
-                "plexus_dns_answer_seconds",
-                "Time from reading a query to its answer, by the way it was answered.",
-            )
-            .buckets(buckets),
-            &["path"],
-        )
-        .expect("literal metric name");
+        let seconds = HistogramOpts::new(
+            "plexus_dns_answer_seconds",
+            "Time from reading a query to its answer, by the way it was answered.",
+        );
+        let seconds = HistogramVec::new(seconds.buckets(buckets), &["path"]).expect("literal metric name");
         let seconds_each = Path::ALL.iter().map(|p| seconds.with_label_values(&[p.as_str()])).collect();
         Self {
             queries,
@@ -443,11 +439,11 @@ impl Default for Metrics {
             forwards_in_flight: gauge("plexus_dns_forwards_in_flight", "Queries that wait for an upstream."),
             cache_entries: gauge("plexus_dns_cache_entries", "Answers of upstreams that are kept."),
             cache_bytes: gauge("plexus_dns_cache_bytes", "What they take of memory, about."),
-            upstreams: IntCounterVec::new(
-                Opts::new("plexus_dns_upstream_queries_total", "Questions to an upstream, by result."),
+            upstreams: counters(
+                "plexus_dns_upstream_queries_total",
+                "Questions to an upstream, by result.",
                 &["upstream", "result"],
-            )
-            .expect("literal metric name"),
+            ),
             upstream_seconds: GaugeVec::new(
                 Opts::new("plexus_dns_upstream_seconds", "How long an upstream takes to answer, smoothed."),
                 &["upstream"],
