@@ -110,7 +110,7 @@ impl Agent {
                         // The receiver waits for this; were it gone, the process is ending.
                         let _ = tell.send(Ok(rooms.started()));
                         match rooms.serve(stopped, reloads).await {
-                            Ending::Leave => leave::leave(rooms).await,
+                            Ending::Leave => Box::pin(leave::leave(rooms)).await,
                             Ending::HandedOver(successor) => Box::pin(leave::to(successor, rooms)).await,
                         }
                     }

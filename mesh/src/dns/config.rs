@@ -4,7 +4,7 @@
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::num::NonZeroU32;
+use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -63,6 +63,8 @@ pub struct Config {
     pub rate_limit: Option<RateLimit>,
     /// What the server says of itself. Default: nothing.
     pub identity: Identity,
+    /// So many threads answer over UDP, each with a socket of its own for each address. Default 1.
+    pub threads: NonZeroUsize,
     /// One query in so many is logged. Default: none.
     pub query_log: Option<NonZeroU32>,
     /// Bounds of everything that could grow.
@@ -252,6 +254,7 @@ impl Default for Config {
             cookies: true,
             rate_limit: Some(RateLimit::default()),
             identity: Identity::default(),
+            threads: NonZeroUsize::MIN,
             query_log: None,
             limits: Limits::default(),
             virtual_ranges: VirtualRanges::default(),

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::num::NonZeroU32;
+use std::num::{NonZeroU32, NonZeroUsize};
 use std::str::FromStr;
 
 use nerve::document::{FromValue, Mismatch, Reported, Section, Value};
@@ -99,6 +99,8 @@ pub struct Dns {
     /// Which queries are logged.
     #[serde(serialize_with = "as_text")]
     pub query_log: QueryLog,
+    /// Threads that answer over UDP.
+    pub threads: usize,
     /// Who is asked for names under a domain.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub route: Vec<Route>,
@@ -200,6 +202,8 @@ impl Dns {
             cache_entries: section.or("cache_entries", entries),
             cache_bytes: section.or("cache_bytes", bytes.unwrap_or(NonZeroU32::MAX)),
             query_log: section.or("query_log", QueryLog(usual.query_log)),
+            threads: section
+                .or_where("threads", usual.threads.get(), "1 to 64", |threads| (1..=64).contains(threads)),
             route: section.list("route", Route::read).into_iter().collect::<Result<_, _>>()?,
         };
         read.check_domains(section)?;
@@ -320,6 +324,7 @@ impl Dns {
             serve_stale: self.serve_stale.0.map(Period::get).unwrap_or_default(),
             recursion,
             query_log: self.query_log.0,
+            threads: NonZeroUsize::new(self.threads).unwrap_or(usual.threads),
             cookies: self.cookies,
             rate_limit: self.rate_limit.0.map(|per_second| dns::RateLimit {
                 per_second,

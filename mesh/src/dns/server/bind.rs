@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
+use std::num::NonZeroUsize;
 use std::os::fd::OwnedFd;
 
 use nix::sys::socket::{setsockopt, sockopt};
@@ -54,7 +55,12 @@ pub(super) enum Taken {
 
 impl Taken {
     /// Takes the address: the sockets of it that are there already, and new ones for what is missing.
-    pub(super) fn bind(wanted: SocketAddr, over: Over, inherited: &Inherited) -> Result<Self, BindError> {
+    pub(super) fn bind(
+        wanted: SocketAddr,
+        over: Over,
+        threads: NonZeroUsize,
+        inherited: &Inherited,
+    ) -> Result<Self, BindError> {
         let stream = |transport| {
             let listener =
                 inherited.take(Transport::Tcp, wanted).pop().map_or_else(|| tcp(wanted), adopt_tcp);
@@ -62,7 +68,7 @@ impl Taken {
             bound.map_err(|source| BindError { address: wanted, transport, source })
         };
         match over {
-            Over::Plain => Sockets::bind(wanted, inherited).map(Self::Plain),
+            Over::Plain => Sockets::bind(wanted, threads, inherited).map(Self::Plain),
             Over::Tls => stream("TLS").map(|(address, listener)| Self::Tls(listener, address)),
             Over::Https => stream("HTTPS").map(|(address, listener)| Self::Https(listener, address)),
         }
@@ -77,10 +83,11 @@ impl Taken {
     }
 }
 
-/// Both sockets of an address, non-blocking, not yet part of a runtime.
+/// The sockets of an address, non-blocking, not yet part of a runtime.
 #[derive(Debug)]
 pub(super) struct Sockets {
-    pub(super) udp: UdpSocket,
+    /// One for each thread that answers; more where there were more before.
+    pub(super) udp: Vec<UdpSocket>,
     pub(super) tcp: TcpListener,
     pub(super) address: SocketAddr,
     /// It takes what comes for any address of this host, so a reply has to say which one it leaves from.
@@ -88,26 +95,33 @@ pub(super) struct Sockets {
 }
 
 impl Sockets {
-    /// Both, wherever they come from.
-    pub(super) fn bind(wanted: SocketAddr, inherited: &Inherited) -> Result<Self, BindError> {
+    /// All of them, wherever they come from.
+    pub(super) fn bind(
+        wanted: SocketAddr,
+        threads: NonZeroUsize,
+        inherited: &Inherited,
+    ) -> Result<Self, BindError> {
         let failed = |transport| move |source| BindError { address: wanted, transport, source };
+        let wildcard = wanted.ip().is_unspecified();
         let tcp_given = inherited.take(Transport::Tcp, wanted).pop();
-        if let Some(given) = inherited.take(Transport::Udp, wanted).pop() {
-            let udp = adopt_udp(given, wanted).map_err(failed("UDP"))?;
+        let udp_given = inherited.take(Transport::Udp, wanted);
+        if !udp_given.is_empty() || tcp_given.is_some() {
             let tcp = tcp_given.map_or_else(|| tcp(wanted), adopt_tcp).map_err(failed("TCP"))?;
-            return Ok(Self { udp, tcp, address: wanted, wildcard: wanted.ip().is_unspecified() });
-        }
-        if let Some(given) = tcp_given {
-            let (tcp, udp) = (adopt_tcp(given).map_err(failed("TCP"))?, udp(wanted).map_err(failed("UDP"))?);
-            return Ok(Self { udp, tcp, address: wanted, wildcard: wanted.ip().is_unspecified() });
+            let udp: io::Result<Vec<_>> =
+                udp_given.into_iter().map(|given| adopt_udp(given, wanted)).collect();
+            let udp = udp.and_then(|given| one_a_thread(given, wanted, threads)).map_err(failed("UDP"))?;
+            return Ok(Self { udp, tcp, address: wanted, wildcard });
         }
         let mut attempts = if wanted.port() == 0 { PORT_ATTEMPTS } else { 1 };
         loop {
             attempts -= 1;
-            let udp = udp(wanted).map_err(failed("UDP"))?;
-            let address = udp.local_addr().map_err(failed("UDP"))?;
+            let first = udp(wanted, false).map_err(failed("UDP"))?;
+            let address = first.local_addr().map_err(failed("UDP"))?;
             match tcp(address) {
-                Ok(tcp) => return Ok(Self { udp, tcp, address, wildcard: wanted.ip().is_unspecified() }),
+                Ok(tcp) => {
+                    let udp = one_a_thread(vec![first], address, threads).map_err(failed("UDP"))?;
+                    return Ok(Self { udp, tcp, address, wildcard });
+                }
                 Err(error) if error.kind() == io::ErrorKind::AddrInUse && attempts > 0 => {}
                 Err(error) => return Err(failed("TCP")(error)),
             }
@@ -115,7 +129,26 @@ impl Sockets {
     }
 }
 
-fn udp(address: SocketAddr) -> io::Result<UdpSocket> {
+/// As many sockets of the address as there are threads. The first is had alone, so that a program that has the address is noticed; only
+/// then others may share it, which have to be of the same user.
+fn one_a_thread(
+    mut sockets: Vec<UdpSocket>,
+    address: SocketAddr,
+    threads: NonZeroUsize,
+) -> io::Result<Vec<UdpSocket>> {
+    if sockets.is_empty() {
+        sockets.push(udp(address, false)?);
+    }
+    if sockets.len() < threads.get() {
+        sockets.iter().try_for_each(|socket| setsockopt(socket, sockopt::ReusePort, &true))?;
+    }
+    while sockets.len() < threads.get() {
+        sockets.push(udp(address, true)?);
+    }
+    Ok(sockets)
+}
+
+fn udp(address: SocketAddr, is_shared: bool) -> io::Result<UdpSocket> {
     let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
     if address.is_ipv6() {
         // Each family has its own socket, so that both wildcards can be listened on.
@@ -123,6 +156,7 @@ fn udp(address: SocketAddr) -> io::Result<UdpSocket> {
     }
     prepare_udp(&socket, address)?;
     may_come_later(&socket, address)?;
+    setsockopt(&socket, sockopt::ReusePort, &is_shared)?;
     socket.bind(&address.into())?;
     Ok(socket.into())
 }
@@ -196,11 +230,13 @@ fn hint(error: &io::Error, address: SocketAddr) -> String {
 mod tests {
     use super::*;
 
+    const ONE: NonZeroUsize = NonZeroUsize::MIN;
+
     #[test]
     fn udp_and_tcp_get_the_same_port_or_none() {
-        let first = Sockets::bind("127.0.0.1:0".parse().unwrap(), &Inherited::default()).unwrap();
-        assert_eq!(first.udp.local_addr().unwrap(), first.tcp.local_addr().unwrap());
-        let error = Sockets::bind(first.address, &Inherited::default()).unwrap_err().to_string();
+        let first = Sockets::bind("127.0.0.1:0".parse().unwrap(), ONE, &Inherited::default()).unwrap();
+        assert_eq!(first.udp[0].local_addr().unwrap(), first.tcp.local_addr().unwrap());
+        let error = Sockets::bind(first.address, ONE, &Inherited::default()).unwrap_err().to_string();
         assert!(
             error.contains("another program has it") && error.contains(&first.address.to_string()),
             "{error}"
@@ -209,7 +245,7 @@ mod tests {
 
     #[test]
     fn an_address_that_is_not_ours_is_said_to_be_so() {
-        let error = Sockets::bind("192.0.2.200:0".parse().unwrap(), &Inherited::default()).unwrap_err();
+        let error = Sockets::bind("192.0.2.200:0".parse().unwrap(), ONE, &Inherited::default()).unwrap_err();
         assert!(error.to_string().contains("no interface of this host"), "{error}");
         assert!(std::error::Error::source(&error).is_some());
     }
@@ -217,21 +253,46 @@ mod tests {
     #[test]
     fn a_link_local_address_is_taken_before_it_is_ours() {
         let address = "169.254.53.200:0".parse().unwrap();
-        assert_eq!(Sockets::bind(address, &Inherited::default()).unwrap().address.ip(), address.ip());
+        assert_eq!(Sockets::bind(address, ONE, &Inherited::default()).unwrap().address.ip(), address.ip());
     }
 
     #[test]
     fn sockets_that_are_there_are_taken_and_what_is_missing_is_opened() {
-        let first = Sockets::bind("127.0.0.1:0".parse().unwrap(), &Inherited::default()).unwrap();
+        let first = Sockets::bind("127.0.0.1:0".parse().unwrap(), ONE, &Inherited::default()).unwrap();
         let inherited = Inherited::default();
         let (address, udp) = (first.address, first.udp);
-        inherited.add(udp.into()).unwrap();
+        udp.into_iter().for_each(|udp| drop(inherited.add(udp.into()).unwrap()));
         drop(first.tcp);
-        let second = Sockets::bind(address, &inherited).unwrap();
-        assert_eq!((second.udp.local_addr().unwrap(), second.tcp.local_addr().unwrap()), (address, address));
+        let second = Sockets::bind(address, ONE, &inherited).unwrap();
+        assert_eq!(
+            (second.udp[0].local_addr().unwrap(), second.tcp.local_addr().unwrap()),
+            (address, address)
+        );
         assert!(inherited.left().is_empty());
         inherited.add(second.tcp.into()).unwrap();
         drop(second.udp);
-        assert_eq!(Sockets::bind(address, &inherited).unwrap().address, address);
+        assert_eq!(Sockets::bind(address, ONE, &inherited).unwrap().address, address);
+    }
+
+    #[test]
+    fn a_thread_has_a_socket_and_those_that_were_there_are_all_taken() {
+        let three = NonZeroUsize::new(3).unwrap();
+        let first = Sockets::bind("127.0.0.1:0".parse().unwrap(), three, &Inherited::default()).unwrap();
+        let address = first.address;
+        assert_eq!(first.udp.len(), 3);
+        assert!(first.udp.iter().all(|socket| socket.local_addr().unwrap() == address));
+        let inherited = Inherited::default();
+        first.udp.into_iter().for_each(|udp| drop(inherited.add(udp.into()).unwrap()));
+        drop(first.tcp);
+        let fewer = Sockets::bind(address, ONE, &inherited).unwrap();
+        assert_eq!(fewer.udp.len(), 3, "what waits in them is not lost");
+        fewer.udp.into_iter().take(1).for_each(|udp| drop(inherited.add(udp.into()).unwrap()));
+        drop(fewer.tcp);
+        assert_eq!(Sockets::bind(address, three, &inherited).unwrap().udp.len(), 3);
+        // Alone at first, whoever else would share.
+        let other = Socket::new(Domain::IPV4, Type::DGRAM, None).unwrap();
+        setsockopt(&other, sockopt::ReusePort, &true).unwrap();
+        other.bind(&address.into()).unwrap();
+        assert!(Sockets::bind(address, three, &Inherited::default()).is_err());
     }
 }

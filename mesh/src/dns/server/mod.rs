@@ -14,6 +14,7 @@ mod certificate;
 mod https;
 mod open;
 mod tcp;
+mod threads;
 mod udp;
 
 use std::io;
@@ -31,6 +32,7 @@ pub use bind::{BindError, Over};
 use bind::{Sockets, Taken};
 use certificate::Certificate;
 use open::OpenSockets;
+use threads::Threads;
 
 use super::config::Config;
 use super::fast::Fast;
@@ -94,7 +96,7 @@ pub fn bind(config: Config, catalog: Catalog, inherited: Inherited, metrics: Arc
     let zone = Arc::new(Zone::new(&config, catalog, serial));
     let (mut listeners, mut sockets, mut failures) = (Vec::new(), Vec::new(), Vec::new());
     for (wanted, over) in wanted(&config) {
-        match Taken::bind(wanted, over, &inherited) {
+        match Taken::bind(wanted, over, config.threads, &inherited) {
             Ok(taken) => {
                 listeners.push(Listener { wanted, over, state: Ok(taken.address()) });
                 sockets.push(Some(taken));
@@ -255,6 +257,7 @@ impl Bound {
             handshake: self.config.limits.tls_handshake,
             tasks: tasks.clone(),
         };
+        let threads = Threads::start(self.config.threads);
         if let Some(certificate) = &service.certificate {
             certificate.follow(self.config.limits.retry, &tasks, &self.metrics);
         }
@@ -278,22 +281,23 @@ impl Bound {
                     self.handle.zone.tidy();
                     guard.tidy();
                     self.read_upstreams();
-                    self.serve_what_is_bound(&service);
-                    self.bind_what_is_not(&service);
+                    self.serve_what_is_bound(&service, &threads);
+                    self.bind_what_is_not(&service, &threads);
                 }
             }
         }
         self.handle.stop_accepting();
         tasks.shutdown().await;
+        threads.end();
         // Held until here: a drain is over when the last answer is sent.
         drop(drain);
     }
 
-    fn serve_what_is_bound(&mut self, service: &Service) {
+    fn serve_what_is_bound(&mut self, service: &Service, threads: &Threads) {
         for at in 0..self.sockets.len() {
             let Some(taken) = self.sockets[at].take() else { continue };
             let address = taken.address();
-            match service.serve(taken) {
+            match service.serve(taken, threads) {
                 Ok(()) => tracing::info!(%address, "DNS is served"),
                 Err(error) => {
                     tracing::error!(%address, %error, "DNS sockets cannot join the runtime; they are bound anew");
@@ -305,10 +309,10 @@ impl Bound {
     }
 
     /// Level, not edge: whatever is configured and not served is tried, on every tick.
-    fn bind_what_is_not(&mut self, service: &Service) {
+    fn bind_what_is_not(&mut self, service: &Service, threads: &Threads) {
         for (at, listener) in self.handle.listeners().into_iter().enumerate() {
             let Err(before) = listener.state else { continue };
-            match Taken::bind(listener.wanted, listener.over, &self.inherited) {
+            match Taken::bind(listener.wanted, listener.over, self.config.threads, &self.inherited) {
                 Ok(taken) => {
                     self.handle.set(at, Ok(taken.address()));
                     self.sockets[at] = Some(taken);
@@ -322,7 +326,7 @@ impl Bound {
                 }
             }
         }
-        self.serve_what_is_bound(service);
+        self.serve_what_is_bound(service, threads);
     }
 
     /// Reads whom to ask; what cannot be read leaves the lists as they were.
@@ -370,12 +374,17 @@ impl Service {
         }
     }
 
-    fn serve(&self, taken: Taken) -> io::Result<()> {
+    fn serve(&self, taken: Taken, threads: &Threads) -> io::Result<()> {
         match taken {
             Taken::Plain(Sockets { udp, tcp, wildcard, .. }) => {
-                let udp = udp::Socket::new(udp, wildcard)?;
                 let tcp = TcpListener::from_std(tcp)?;
-                self.serve_udp(udp);
+                for (number, socket) in udp.into_iter().enumerate() {
+                    let service = self.clone();
+                    threads.run_on(number, move || match udp::Socket::new(socket, wildcard) {
+                        Ok(socket) => service.serve_udp(socket),
+                        Err(error) => tracing::error!(%error, "a UDP socket for DNS cannot join its runtime"),
+                    });
+                }
                 self.serve_stream("dns tcp", tcp, Spoken::Tcp);
             }
             Taken::Tls(listener, _) => {

@@ -27,6 +27,24 @@ async fn a_wildcard_socket_replies_from_the_address_that_was_asked() {
 }
 
 #[tokio::test]
+async fn several_threads_answer_at_one_address_until_the_drain() {
+    let world = start(Config { threads: std::num::NonZeroUsize::new(3).unwrap(), ..config() });
+    assert_eq!(world.handle.sockets().len(), 0, "nothing is served yet");
+    eventually("all of them", || world.handle.sockets().len() == 4).await;
+    // Each from another port, so that none of the three is left out.
+    for _ in 0..60 {
+        assert_eq!(udp(world.address, &query("web.mesh.internal.", RecordType::A)).await.answers.len(), 2);
+    }
+    let threads = || {
+        let tasks = std::fs::read_dir("/proc/self/task").unwrap().flatten();
+        let names = tasks.filter_map(|task| std::fs::read_to_string(task.path().join("comm")).ok());
+        names.filter(|name| name.starts_with("dns-")).count()
+    };
+    assert!(threads() >= 2);
+    assert_eq!(world.drain.drain(PATIENCE).await, Drained::Completely);
+}
+
+#[tokio::test]
 async fn an_address_that_is_taken_is_reported_and_served_once_it_is_free() {
     let holder = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
     let taken = holder.local_addr().unwrap();
@@ -112,5 +130,6 @@ async fn a_drain_answers_what_waits_closes_what_idles_and_frees_the_port() {
     let (drained, answer) = tokio::join!(drained, late_answer);
     assert_eq!(drained, Drained::Completely);
     assert_eq!(answer.metadata.id, asked.metadata.id);
-    assert!(Sockets::bind(world.address, &Inherited::default()).is_ok(), "the port is free");
+    let again = Sockets::bind(world.address, std::num::NonZeroUsize::MIN, &Inherited::default());
+    assert!(again.is_ok(), "the port is free");
 }
