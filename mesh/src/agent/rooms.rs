@@ -195,6 +195,7 @@ impl Rooms {
                 wire = knock(door.as_ref()) => match give(self, wire, &stop).await {
                     Ok(successor) => {
                         self.metrics.note_handover(Outcome::HandedOver);
+                        door.into_iter().for_each(Door::leave_to_the_next);
                         return Ending::HandedOver(successor);
                     }
                     Err(error) => {

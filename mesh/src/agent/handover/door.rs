@@ -26,8 +26,10 @@ pub(in crate::agent) struct Door {
     listener: UnixListener,
     path: PathBuf,
     beside: PathBuf,
-    /// Device and number of the socket's file: the path may be the next agent's by the time that this one ends.
+    /// Device and number of the socket's file: the path may be another's by the time that this one ends.
     identity: (u64, u64),
+    /// The next agent puts its own in the place of the path, maybe at this very moment.
+    is_followed: bool,
 }
 
 impl Door {
@@ -51,12 +53,17 @@ impl Door {
             let what = format!("the socket {} cannot be made: {error}", path.display());
             io::Error::new(error.kind(), what)
         })?;
-        Ok(Self { listener, path, beside, identity })
+        Ok(Self { listener, path, beside, identity, is_followed: false })
     }
 
     /// From now on this is whom the path leads to.
     pub(in crate::agent) fn open(&self) -> io::Result<()> {
         fs::rename(&self.beside, &self.path)
+    }
+
+    /// Another agent has taken over: the path is its own to replace, so that nobody removes what it puts there.
+    pub(in crate::agent) fn leave_to_the_next(mut self) {
+        self.is_followed = true;
     }
 
     /// The next that knocks, unless it only wanted to know whether anybody is there. Cancel-safe: whoever is forgotten is hung
@@ -70,7 +77,8 @@ impl Door {
 
 impl Drop for Door {
     fn drop(&mut self) {
-        for path in [&self.beside, &self.path] {
+        let path = (!self.is_followed).then_some(&self.path);
+        for path in path.into_iter().chain([&self.beside]) {
             if fs::symlink_metadata(path).is_ok_and(|file| (file.dev(), file.ino()) == self.identity) {
                 // One that stays is told from one that lives by connecting.
                 let _ = fs::remove_file(path);
@@ -123,7 +131,14 @@ mod tests {
         assert!(heard.unwrap().is_some());
         let (_, heard) = tokio::join!(async { drop(knock_at(&state).await) }, second.knock());
         assert!(heard.unwrap().is_none(), "it only wanted to know");
-        drop(second);
+        let third = Door::make(&state).unwrap();
+        second.leave_to_the_next();
+        assert!(
+            path.exists() && knock_at(&state).await.unwrap().is_none(),
+            "it leads to nobody for a moment"
+        );
+        third.open().unwrap();
+        drop(third);
         assert!(!path.exists());
     }
 
