@@ -11,8 +11,8 @@ use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use http_body_util::{BodyExt, Full, Limited};
-use hyper::body::{Body, Bytes, Incoming};
+use http_body_util::{BodyExt, Full};
+use hyper::body::{Body, Buf, Bytes, Incoming};
 use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
 use hyper::rt::Executor;
 use hyper::server::conn::{http1, http2};
@@ -37,6 +37,8 @@ const MESSAGE: &str = "application/dns-message";
 const MOST_STREAMS: u32 = 100;
 /// The longest head: that of a GET has the longest query in it.
 const LONGEST_HEAD: usize = 16 * 1024;
+/// Octets of a body that are read, although a query has fewer.
+const MOST_READ: usize = 64 * 1024;
 /// What a client may send before it is read, and what waits to be read by it.
 const WINDOW: u32 = 16 * 1024;
 const SEND_BUFFER: usize = 64 * 1024;
@@ -270,21 +272,35 @@ async fn message<B: Body<Error: Into<BoxError>>>(
         Method::POST => {
             let kind = request.headers().get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok());
             let kind = kind.and_then(|kind| kind.split(';').next()).unwrap_or_default();
-            if !kind.trim().eq_ignore_ascii_case(MESSAGE) {
-                return Err(HttpRefusal::MediaType);
-            }
-            if request.body().size_hint().lower() > LONGEST_QUERY as u64 {
-                return Err(HttpRefusal::TooLong);
-            }
-            match timeout(within, Limited::new(request.into_body(), LONGEST_QUERY).collect()).await {
-                Ok(Ok(body)) => Ok(body.to_bytes().to_vec()),
-                Ok(Err(error)) if error.is::<http_body_util::LengthLimitError>() => Err(HttpRefusal::TooLong),
-                Ok(Err(_)) => Err(HttpRefusal::Malformed),
-                Err(_) => Err(HttpRefusal::Slow),
-            }
+            let is_message = kind.trim().eq_ignore_ascii_case(MESSAGE);
+            let body = timeout(within, in_body(request.into_body())).await;
+            let octets = body.map_err(|_| HttpRefusal::Slow)??;
+            if is_message { Ok(octets) } else { Err(HttpRefusal::MediaType) }
         }
         _ => Err(HttpRefusal::Method),
     }
+}
+
+/// Also what is refused is read, unless it says that it is too long: whoever is still sending when the connection ends may never see
+/// why.
+async fn in_body<B: Body<Error: Into<BoxError>>>(body: B) -> Result<Vec<u8>, HttpRefusal> {
+    if body.size_hint().lower() > LONGEST_QUERY as u64 {
+        return Err(HttpRefusal::TooLong);
+    }
+    let (mut octets, mut length) = (Vec::new(), 0);
+    tokio::pin!(body);
+    while let Some(frame) = body.frame().await {
+        let Ok(data) = frame.map_err(|_| HttpRefusal::Malformed)?.into_data() else { continue };
+        let mut data = data;
+        length += data.remaining();
+        if length > MOST_READ {
+            break;
+        }
+        if length <= LONGEST_QUERY {
+            octets.extend_from_slice(&data.copy_to_bytes(data.remaining()));
+        }
+    }
+    if length > LONGEST_QUERY { Err(HttpRefusal::TooLong) } else { Ok(octets) }
 }
 
 fn in_url(query: &str) -> Result<Vec<u8>, HttpRefusal> {
