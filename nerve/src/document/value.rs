@@ -431,14 +431,16 @@ impl FromValue for Period {
     }
 }
 
+/// Types that are texts in a document, each with what is expected there.
+#[macro_export]
 macro_rules! texts {
     ($($type:ty = $expected:literal),* $(,)?) => {$(
-        impl FromValue for $type {
+        impl $crate::document::FromValue for $type {
             fn expected() -> String {
                 $expected.to_owned()
             }
 
-            fn from_value(value: &Value) -> Result<Self, Vec<Mismatch>> {
+            fn from_value(value: &$crate::document::Value) -> Result<Self, Vec<$crate::document::Mismatch>> {
                 value.parse_text($expected)
             }
         }

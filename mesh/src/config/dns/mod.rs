@@ -517,21 +517,7 @@ impl FromStr for QueryLog {
     }
 }
 
-macro_rules! texts {
-    ($($type:ty = $expected:literal),* $(,)?) => {$(
-        impl FromValue for $type {
-            fn expected() -> String {
-                $expected.to_owned()
-            }
-
-            fn from_value(value: &Value) -> Result<Self, Vec<Mismatch>> {
-                value.parse_text($expected)
-            }
-        }
-    )*};
-}
-
-texts! {
+nerve::texts! {
     ShownText = "a text of 1 to 64 characters of ASCII",
     Member = "\"private\", or a range of addresses such as \"10.0.0.0/8\"",
     Domain = "a domain such as \"mesh.internal\"",
