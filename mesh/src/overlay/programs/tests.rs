@@ -92,8 +92,8 @@ fn expected(frame: &[u8], is_outward: bool) -> Option<Vec<u8>> {
     after[14 + life] -= 1;
     if v4 {
         let sum = u32::from(u16::from_be_bytes([packet[10], packet[11]])) + 0x0100;
-        // RFC 1624: what is carried over is added at the other end.
-        let sum = u16::try_from((sum & 0xffff) + u32::from(sum >= 0xffff)).unwrap();
+        // RFC 1624: what is carried over is added at the other end, and what is all ones is zero.
+        let sum = u16::try_from((sum + u32::from(sum >= 0xffff)) & 0xffff).unwrap();
         after[24..26].copy_from_slice(&sum.to_be_bytes());
     }
     is_known.then_some(after)
