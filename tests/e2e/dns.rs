@@ -81,6 +81,17 @@ fn many_addresses_are_a_few_at_a_time_and_all_of_them_over_tcp_where_all_are_ask
     assert!((2..60).contains(&some.data.len()) && !some.flags.contains(&"tc".to_owned()), "{some:?}");
     let truncated = ask("tasks.many.mesh.internal", "+ignore");
     assert!(truncated.flags.contains(&"tc".to_owned()), "{truncated:?}");
+    assert!((20..60).contains(&truncated.data.len()), "who cannot ask over TCP has some: {truncated:?}");
+    let sorted = |mut data: Vec<String>| {
+        data.sort();
+        data
+    };
+    let again = eventually!(
+        Duration::from_secs(5),
+        ask("tasks.many.mesh.internal", "+ignore"),
+        |again| sorted(again.data.clone()) != sorted(truncated.data.clone())
+    );
+    assert_eq!(again.data.len(), truncated.data.len(), "others, and as many");
     assert_eq!(ask("tasks.many.mesh.internal", "+tcp").data.len(), 60);
 }
 

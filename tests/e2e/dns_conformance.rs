@@ -198,7 +198,8 @@ fn each_question_of_the_compliance_tests_is_answered_as_it_is_to_be() {
         (Query::new(MANY, A).edns(u16::MAX), 1232),
     ] {
         let answer = line.ask(&query);
-        let is_cut = answer.has(flag::TC) && answer.answers.is_empty();
+        // As many as there is room for: who cannot ask over TCP has those.
+        let is_cut = answer.has(flag::TC) && answer.answers.len() < 60 && answer.length + 64 > most;
         assert!(is_cut || (answer.answers.len() == 60 && most == 1232), "{answer:?}");
         assert!(answer.length <= most && answer.opt.is_some() == query.opt.is_some(), "{answer:?}");
         let whole = ask_over_tcp(a, &query);

@@ -1,19 +1,18 @@
 //! From the octets of a query to those of its answer: what is refused, what the zone answers, what is forwarded.
 //!
-//! Messages are read by `hickory_server`'s request and written by its response, names in the client's spelling (0x20).
+//! Messages are read by `hickory_server`'s request, names in the client's spelling (0x20).
 //! Before it reads, the header is checked: hickory reserves memory for as many records as the header claims.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
-use hickory_proto::op::{LowerQuery, Metadata, ResponseCode};
+use hickory_proto::op::{LowerQuery, Metadata, Query, ResponseCode, emit_message_parts};
 use hickory_proto::rr::rdata::TXT;
 use hickory_proto::rr::{DNSClass, Name, RData, Record, RecordType};
 use hickory_proto::serialize::binary::BinEncoder;
 use hickory_server::net::xfer::Protocol;
 use hickory_server::server::Request;
-use hickory_server::zone_handler::MessageResponseBuilder;
 
 use super::alias::Alias;
 use super::config::{Config, RecursionFor, Upstreams};
@@ -353,10 +352,12 @@ impl Handler {
         metadata.response_code = code;
         metadata.authoritative = matches!(verdict, Verdict::Answered | Verdict::NoData | Verdict::NxDomain);
         metadata.recursion_available = self.forwards && self.recursion.permits(asker.address.ip());
-        let Some(octets) = write(request, metadata, answer, said, asker.most()) else {
+        let query = request.queries.queries().first().map(LowerQuery::original);
+        let written = query.and_then(|query| write(query, metadata, answer, said, asker.most()));
+        let Some(octets) = written else {
             return bare(request.as_slice(), rcode::SERV_FAIL, said);
         };
-        if wire::flags(&octets) & flag::TRUNCATED != 0 {
+        if is_cut(&octets) {
             self.metrics.truncated.inc();
         }
         octets
@@ -384,11 +385,11 @@ fn counts(octets: &[u8]) -> Option<[u16; 4]> {
     ])
 }
 
-/// Writes the most that fits: everything; without the additionals, which nobody has to have (RFC 2181 section 9); the
-/// question alone, marked as cut short.
+/// Writes the most that fits: everything; without the additionals, which nobody has to have (RFC 2181 section 9); as many
+/// of the answers as there is room for, marked as cut short: who cannot ask over TCP has those.
 fn write(
-    request: &Request,
-    mut metadata: Metadata,
+    query: &Query,
+    metadata: Metadata,
     answer: &Answer,
     said: Option<&Said>,
     most: u16,
@@ -399,28 +400,14 @@ fn write(
         said.push(&mut opt, metadata.response_code.high(), note);
     }
     let room = most.saturating_sub(u16::try_from(opt.len()).unwrap_or(u16::MAX));
-    let emit = |metadata: Metadata, answers: &[Record], authority: &[Record], additionals: &[Record]| {
-        let builder = MessageResponseBuilder::from_message_request(request);
-        let mut octets = Vec::with_capacity(usize::from(wire::PLAIN_UDP_PAYLOAD));
-        let mut encoder = BinEncoder::new(&mut octets);
-        encoder.set_max_size(room);
-        let response = builder.build(metadata, answers, authority, &[], additionals);
-        match response.destructive_emit(&mut encoder) {
-            Ok(_) => Some(octets),
-            Err(error) => {
-                tracing::warn!(%error, "DNS answer cannot be written; the client gets SERVFAIL");
-                None
-            }
-        }
-    };
-    let whole = |octets: &Vec<u8>| wire::flags(octets) & flag::TRUNCATED == 0;
-    let mut octets = emit(metadata, &answer.answers, &answer.authority, &answer.additionals)?;
-    if !whole(&octets) {
-        octets = emit(metadata, &answer.answers, &answer.authority, &[])?;
+    // The encoder wants room for a name before it sees that a pointer does: what fits is told by what there is in the end.
+    let fits = |octets: &Vec<u8>| octets.len() <= usize::from(room) && !is_cut(octets);
+    let mut octets = emit(query, metadata, answer, &answer.additionals, u16::MAX)?;
+    if !fits(&octets) && !answer.additionals.is_empty() {
+        octets = emit(query, metadata, answer, &[], u16::MAX)?;
     }
-    if !whole(&octets) {
-        metadata.truncation = true;
-        octets = emit(metadata, &[], &[], &[])?;
+    if !fits(&octets) {
+        octets = emit(query, metadata, answer, &[], room)?;
     }
     if said.is_some() {
         octets.append(&mut opt);
@@ -428,6 +415,46 @@ fn write(
         wire::put_u16(&mut octets, 10, additionals);
     }
     Some(octets)
+}
+
+fn is_cut(octets: &[u8]) -> bool {
+    wire::flags(octets) & flag::TRUNCATED != 0
+}
+
+/// The sections one after the other, each as far as there is room; the first that has none for all sets TC.
+fn emit(
+    query: &Query,
+    metadata: Metadata,
+    answer: &Answer,
+    additionals: &[Record],
+    room: u16,
+) -> Option<Vec<u8>> {
+    let mut octets = Vec::with_capacity(usize::from(wire::PLAIN_UDP_PAYLOAD));
+    let mut encoder = BinEncoder::new(&mut octets);
+    encoder.set_max_size(room);
+    let written = emit_message_parts(
+        &metadata,
+        // Not the octets that came: names are to point to this one.
+        &mut std::iter::once(query),
+        &mut answer.answers.iter(),
+        &mut answer.authority.iter(),
+        &mut additionals.iter(),
+        None,
+        None,
+        &mut encoder,
+    );
+    // What was begun and did not fit is behind it still.
+    let end = encoder.offset();
+    match written {
+        Ok(_) => {
+            octets.truncate(end);
+            Some(octets)
+        }
+        Err(error) => {
+            tracing::warn!(%error, "DNS answer cannot be written; the client gets SERVFAIL");
+            None
+        }
+    }
 }
 
 /// A header alone, for what could not be read any further.

@@ -172,15 +172,9 @@ mod tests {
     }
 
     fn service(client_address: Option<ClientAddress>) -> Service {
-        Service {
-            name: "web".parse().unwrap(),
-            settings: Arc::new(ServiceSettings { client_address, ..ServiceSettings::default() }),
-            stored: None,
-            watched_ports: Vec::new(),
-            endpoints: Vec::new(),
-            vips: Vec::new(),
-            generation: 0,
-        }
+        let mut service = Service::empty("web".parse().unwrap());
+        service.settings = Arc::new(ServiceSettings { client_address, ..ServiceSettings::default() });
+        service
     }
 
     fn handle(off: bool) -> Handle {

@@ -19,14 +19,16 @@ use super::control::{Control, Local, Name};
 pub(crate) const BATCH: usize = 64;
 
 /// The largest datagram, or run of datagrams that the kernel received as one, is 65,535 bytes with its headers.
-const ROOM: usize = 65_536;
-/// Three cache lines more, so that the beginnings of the buffers do not compete for the same lines of the caches.
-const STRIDE: usize = ROOM + 192;
+pub(crate) const LARGEST: usize = 65_536;
+/// Three cache lines more than the room, so that the beginnings of the buffers do not compete for the same lines of the caches.
+const APART: usize = 192;
 
 /// Buffers for a batch of datagrams, and what is known of those that are in them.
 #[derive(Debug)]
 pub(crate) struct Datagrams {
     bytes: Box<[u8]>,
+    /// Of each.
+    room: usize,
     heads: Vec<Head>,
 }
 
@@ -41,7 +43,7 @@ pub(crate) struct Head {
     pub(crate) length: usize,
     /// Bytes of each datagram but the last.
     pub(crate) segment: usize,
-    /// It was longer than its buffer. The kernel makes none of that size; if it ever does, this says so.
+    /// It was longer than its buffer.
     pub(crate) truncated: bool,
     /// How many the socket could not hold since it was opened, where the socket counts them.
     pub(crate) missed: Option<u32>,
@@ -61,9 +63,11 @@ pub(crate) struct Outgoing<'a> {
 }
 
 impl Datagrams {
-    /// Empty buffers. Memory is taken where they are used: small datagrams take a page each.
-    pub(crate) fn new() -> Self {
-        Self { bytes: vec![0; BATCH * STRIDE].into_boxed_slice(), heads: Vec::with_capacity(BATCH) }
+    /// Empty buffers for datagrams of so many bytes; longer ones are cut short. Memory is taken where they are used: a small one takes a
+    /// page of a large room.
+    pub(crate) fn new(room: usize) -> Self {
+        let bytes = vec![0; BATCH * (room + APART)].into_boxed_slice();
+        Self { bytes, room, heads: Vec::with_capacity(BATCH) }
     }
 
     /// Forgets what is in them.
@@ -88,7 +92,7 @@ impl Datagrams {
 
     /// The bytes of the one at `index`.
     pub(crate) fn bytes(&self, index: usize) -> &[u8] {
-        &self.bytes[index * STRIDE..][..self.heads[index].length]
+        &self.bytes[index * (self.room + APART)..][..self.heads[index].length]
     }
 
     /// Receives what waits, at most `limit` datagrams and what fits, behind those that are there. Tells how many came; fewer than
@@ -99,10 +103,11 @@ impl Datagrams {
         let mut controls = [const { MaybeUninit::<Control>::uninit() }; BATCH];
         let mut slices = [const { MaybeUninit::<libc::iovec>::uninit() }; BATCH];
         let mut headers = [const { MaybeUninit::<libc::mmsghdr>::uninit() }; BATCH];
-        let buffers = self.bytes[self.heads.len() * STRIDE..].chunks_exact_mut(STRIDE);
+        let (room, apart) = (self.room, self.room + APART);
+        let buffers = self.bytes[self.heads.len() * apart..].chunks_exact_mut(apart);
         for (index, buffer) in buffers.take(limit).enumerate() {
             let slice =
-                slices[index].write(libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: ROOM });
+                slices[index].write(libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: room });
             let name = names[index].write(Name::EMPTY);
             let control = controls[index].write(Control::EMPTY);
             let header = headers[index].write(empty_header());
@@ -137,17 +142,17 @@ impl Datagrams {
                     controls[index].assume_init_mut(),
                 )
             };
-            self.heads.push(head(header, name, control));
+            self.heads.push(head(header, name, control, room));
         }
         Ok(received)
     }
 }
 
 #[allow(clippy::unnecessary_cast, reason = "its type differs between the C libraries")]
-fn head(header: &libc::mmsghdr, name: &Name, control: &mut Control) -> Head {
+fn head(header: &libc::mmsghdr, name: &Name, control: &mut Control, room: usize) -> Head {
     control.used = header.msg_hdr.msg_controllen as usize;
     let said = control.said();
-    let length = (header.msg_len as usize).min(ROOM);
+    let length = (header.msg_len as usize).min(room);
     Head {
         from: if header.msg_hdr.msg_namelen > 0 { name.address() } else { None },
         to: said.to,
@@ -241,7 +246,7 @@ mod tests {
         let messages: Vec<Outgoing<'_>> =
             slices.iter().map(|pieces| Outgoing { to: None, from: None, pieces, segment: None }).collect();
         assert_eq!(send(&a, &messages), Ok(10));
-        let mut received = Datagrams::new();
+        let mut received = Datagrams::new(LARGEST);
         assert_eq!(received.receive(&b, 4), Ok(4));
         assert_eq!(received.receive(&b, BATCH), Ok(6));
         assert_eq!(received.receive(&b, BATCH), Err(Errno::AGAIN));
@@ -257,7 +262,7 @@ mod tests {
         let pieces = [IoSlice::new(b"abc"), IoSlice::new(b"def"), IoSlice::new(b"g")];
         let message = Outgoing { to: None, from: None, pieces: &pieces, segment: Some(3) };
         assert_eq!(send(&a, &[message]), Ok(1));
-        let mut received = Datagrams::new();
+        let mut received = Datagrams::new(LARGEST);
         assert_eq!(received.receive(&b, BATCH), Ok(3));
         assert_eq!([0, 1, 2].map(|n| received.bytes(n)), [&b"abc"[..], b"def", b"g"]);
     }

@@ -28,7 +28,7 @@ pub use freshness::Freshness;
 pub use layers::{Rank, WatchedPort};
 pub(crate) use names::Names;
 pub use network::{NetworkChange, NetworkChanges, NetworkUpdate, NetworkView, Subnets};
-pub use service::Service;
+pub use service::{Service, Validity};
 pub use subscription::{NodeChanges, ServiceChanges, Subscription};
 pub use writer::{Change, Layer, Layers, Writer};
 
@@ -41,6 +41,8 @@ struct Inner {
     nodes: papaya::HashMap<NodeName, Arc<Node>>,
     /// Counted after each.
     node_changes: AtomicU64,
+    /// Counted after each of a service or a node.
+    changes: AtomicU64,
     /// Claims on virtual addresses, also of services that are no more.
     vips: papaya::HashMap<IpAddr, ServiceName>,
     /// Kept with each change, so that a metric need not count a hundred thousand.
@@ -63,6 +65,7 @@ impl Catalog {
             services: papaya::HashMap::new(),
             nodes: papaya::HashMap::new(),
             node_changes: AtomicU64::new(0),
+            changes: AtomicU64::new(0),
             vips: papaya::HashMap::new(),
             endpoints: AtomicUsize::new(0),
             freshness: ArcSwap::from_pointee(Freshness::Awaiting),
@@ -123,6 +126,12 @@ impl Catalog {
     #[must_use]
     pub fn node_changes(&self) -> u64 {
         self.0.node_changes.load(Ordering::Acquire)
+    }
+
+    /// How often a service or a node came, went or was another than before: the same number, the same services and nodes.
+    #[must_use]
+    pub fn changes(&self) -> u64 {
+        self.0.changes.load(Ordering::Acquire)
     }
 
     /// Every virtual address that a service has or had, in no order: one may be claimed for a service that is gone.

@@ -12,6 +12,7 @@ use nerve::model::{
 use papaya::Guard;
 
 use super::layers::{NodeSettings, Rank, Said};
+use super::service::Validity;
 use super::{Catalog, Endpoint, Freshness, Inner, NetworkUpdate, Service};
 
 /// One change of the catalog.
@@ -162,6 +163,7 @@ impl Inner {
         let nodes = self.nodes.pin();
         if nodes.insert(name.clone(), Arc::clone(&node)).is_none_or(|before| *before != node) {
             self.node_changes.fetch_add(1, Ordering::Release);
+            self.changes.fetch_add(1, Ordering::Release);
             self.node_subscribers.mark(|names| names.extend([name.clone()]));
         }
     }
@@ -169,6 +171,7 @@ impl Inner {
     fn remove_node(&self, name: NodeName) {
         if self.nodes.pin().remove(&name).is_some() {
             self.node_changes.fetch_add(1, Ordering::Release);
+            self.changes.fetch_add(1, Ordering::Release);
             self.node_subscribers.mark(|names| names.extend([name.clone()]));
         }
     }
@@ -277,13 +280,17 @@ impl State {
         let before = old.as_ref().map_or(0, |service| service.endpoints.len());
         inner.endpoints.fetch_add(new.endpoints.len(), Ordering::Relaxed);
         inner.endpoints.fetch_sub(before, Ordering::Relaxed);
+        if let Some(old) = &old {
+            old.validity.end();
+        }
         if new.is_void() {
             services.remove(name);
         } else {
             self.generation += 1;
-            new.generation = self.generation;
+            (new.generation, new.validity) = (self.generation, Validity::default());
             services.insert(name.clone(), Arc::new(new));
         }
+        inner.changes.fetch_add(1, Ordering::Release);
         inner.subscribers.mark(|names| names.extend([name.clone()]));
         true
     }
@@ -388,6 +395,26 @@ mod tests {
         assert_eq!(writer.apply([Change::PutInstance(instance("web", "2", 80))]), 1);
         assert!(Arc::ptr_eq(&api, &catalog.service("api").unwrap()));
         assert_eq!(catalog.service("web").unwrap().endpoints.len(), 2);
+    }
+
+    #[test]
+    fn a_snapshot_holds_until_another_takes_its_place() {
+        let (catalog, mut writer) = Catalog::new();
+        writer.apply([
+            Change::PutInstance(instance("web", "1", 80)),
+            Change::PutInstance(instance("api", "1", 81)),
+        ]);
+        let validity = |service: &str| catalog.service(service).unwrap().validity();
+        let (web, api, changes) = (validity("web"), validity("api"), catalog.changes());
+        writer.apply([Change::PutInstance(instance("web", "1", 80))]);
+        assert!(web.holds() && catalog.changes() == changes, "nothing new");
+        writer.apply([Change::PutInstance(instance("web", "2", 80))]);
+        assert_eq!(catalog.changes(), changes + 1);
+        let changed = validity("web");
+        assert_eq!([web.holds(), changed.holds(), api.holds()], [false, true, true]);
+        let all = ["1", "2"].map(|id| Change::RemoveInstance(name("web"), InstanceId::new(id).unwrap()));
+        writer.apply(all);
+        assert!(!changed.holds() && catalog.service("web").is_none());
     }
 
     #[test]

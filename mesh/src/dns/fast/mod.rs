@@ -6,18 +6,21 @@
 //! answer: a test holds them against each other.
 
 use std::net::IpAddr;
+use std::ptr;
 use std::sync::Arc;
 
 use nerve::model::Prefix;
 use rand::Rng;
-use synapse::catalog::{Freshness, Service};
+use rand::rngs::StdRng;
+use smallvec::SmallVec;
+use synapse::catalog::Freshness;
 
 use super::config::{Config, RecursionFor, Upstreams};
 use super::guard::{self, Asked, Guard, Said, Sent};
 use super::metrics::{Transport, Verdict};
 use super::ttls::Ttl;
 use super::wire::{self, flag, kind};
-use super::zone::{Prepared, Steps, Zone};
+use super::zone::{Prepared, PreparedHost, Shelf, Steps, Zone};
 
 /// The most labels that stand before the domain in a name that is answered here.
 const MOST_LABELS: usize = 2;
@@ -33,8 +36,7 @@ pub(super) struct Fast {
     guard: Arc<Guard>,
     /// The domains' octets, in lower case, with the root's.
     apexes: Box<[Box<[u8]>]>,
-    /// The numbers of the SOA.
-    soa: [u8; 20],
+    soa: Soa,
     most: usize,
     recursion: RecursionFor,
     forwards: bool,
@@ -45,6 +47,21 @@ pub(super) struct Fast {
 pub(super) struct Moment {
     ranges: Arc<[Prefix]>,
     guard: guard::Moment,
+}
+
+/// What a task that answers keeps from one query to the next.
+#[derive(Debug)]
+pub(super) struct Desk {
+    shelf: Shelf,
+    rng: StdRng,
+}
+
+/// What was put behind.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Made {
+    pub(super) verdict: Verdict,
+    /// Where the question's name ends.
+    pub(super) name_end: usize,
 }
 
 /// A query that has nothing unusual.
@@ -75,18 +92,25 @@ struct Lower {
 /// What an answer has.
 enum Found<'a> {
     Address(IpAddr, Ttl),
-    V4(&'a Steps<[u8; 4]>, Ttl),
-    V6(&'a Steps<[u8; 16]>, Ttl),
+    V4(&'a Steps<[[u8; 4]; 4]>, Ttl),
+    V6(&'a Steps<[[u8; 16]; 1]>, Ttl),
     Targets(&'a Prepared),
     NoData,
     NxDomain,
+}
+
+impl Desk {
+    /// What has to be done now and then.
+    pub(super) fn tidy(&mut self) {
+        self.shelf.tidy();
+    }
 }
 
 impl Fast {
     pub(super) fn new(config: &Config, zone: Arc<Zone>, guard: Arc<Guard>) -> Self {
         Self {
             apexes: zone.apexes(),
-            soa: zone.soa_numbers(),
+            soa: Soa::new(zone.ttls().negative, zone.soa_numbers()),
             most: config.limits.answers_udp.max(1),
             recursion: config.recursion.clone(),
             forwards: config.upstreams != Upstreams::None,
@@ -101,6 +125,10 @@ impl Fast {
         is_live.then(|| Moment { ranges: self.zone.virtual_ranges(), guard: self.guard.moment() })
     }
 
+    pub(super) fn desk(&self) -> Desk {
+        Desk { shelf: Shelf::new(Arc::clone(&self.zone)), rng: rand::make_rng() }
+    }
+
     /// Puts the answer behind what is in `out`, or nothing if it is not to be sent; `None`, and nothing more in `out`: it is to be
     /// answered elsewhere.
     pub(super) fn answer(
@@ -108,24 +136,24 @@ impl Fast {
         query: &[u8],
         client: IpAddr,
         moment: &Moment,
-        rng: &mut impl Rng,
+        desk: &mut Desk,
         out: &mut Vec<u8>,
-    ) -> Option<Verdict> {
+    ) -> Option<Made> {
         let mut query = Query::read(query)?;
         let name = Lower::read(&query, &self.apexes)?;
         let mut standing = self.guard.meet(query.asked.as_ref(), client, Transport::Udp, &moment.guard);
         (query.said, query.most) = (standing.said.take(), standing.most.into());
         let begin = out.len();
-        let verdict = self.find(&query, &name, client, moment, rng, out);
-        if verdict.is_none() || out.len() - begin > query.most {
+        let verdict = self.find(&query, &name, client, moment, desk, out);
+        let Some(verdict) = verdict.filter(|_| out.len() - begin <= query.most) else {
             out.truncate(begin);
             return None;
-        }
+        };
         self.guard.count(&standing);
         standing.said = query.said;
         // Nothing is behind `begin` where it does not pass.
         let _ = self.guard.pass(out, begin, &standing, client, &moment.guard);
-        verdict
+        Some(Made { verdict, name_end: query.end })
     }
 
     fn find(
@@ -134,20 +162,20 @@ impl Fast {
         name: &Lower,
         client: IpAddr,
         moment: &Moment,
-        rng: &mut impl Rng,
+        Desk { shelf, rng }: &mut Desk,
         out: &mut Vec<u8>,
     ) -> Option<Verdict> {
         let mut write = |found: &Found<'_>| self.write(query, name, client, found, rng, out);
-        let catalog = self.zone.catalog();
         match (name.label(0)?, name.label(1)) {
-            (one, None) => match catalog.service(one) {
-                Some(service) => self.of_service(&service, query, Some(moment), write),
-                None if self.zone.has_below(one) => None,
+            (one, None) => match shelf.service(one) {
+                Some(service) => self.of_service(service, query, Some(&moment.ranges), write),
+                None if self.zone.has_below(std::str::from_utf8(one).ok()?) => None,
                 None => write(&Found::NxDomain),
             },
-            (service, Some("service")) => self.of_service(&*catalog.service(service)?, query, None, write),
-            (node, Some("node")) => {
-                let address = catalog.node(node)?.address.to_canonical();
+            (service, Some(b"service")) => self.of_service(shelf.service(service)?, query, None, write),
+            (node, Some(b"node")) => {
+                let node = self.zone.catalog().node(std::str::from_utf8(node).ok()?)?;
+                let address = node.address.to_canonical();
                 match (query.kind, address) {
                     (kind::A, IpAddr::V4(_)) | (kind::AAAA, IpAddr::V6(_)) => {
                         write(&Found::Address(address, self.zone.ttls().nodes))
@@ -156,47 +184,45 @@ impl Fast {
                     _ => None,
                 }
             }
-            (service, Some("_tcp" | "_udp")) if query.kind == kind::SRV => {
-                let service = catalog.service(service.strip_prefix('_')?)?;
-                self.of_service(&service, query, None, write)
+            (service, Some(b"_tcp" | b"_udp")) if query.kind == kind::SRV => {
+                self.of_service(shelf.service(service.strip_prefix(b"_")?)?, query, None, write)
             }
             _ => None,
         }
     }
 
-    /// By its virtual addresses where there is a moment to know them by, else by its endpoints.
+    /// By its virtual addresses that are in these ranges if there are any, else by its endpoints.
     fn of_service(
         &self,
-        service: &Service,
+        service: &Prepared,
         query: &Query<'_>,
-        moment: Option<&Moment>,
+        ranges: Option<&[Prefix]>,
         mut write: impl FnMut(&Found<'_>) -> Option<Verdict>,
     ) -> Option<Verdict> {
-        if service.settings.external.is_some() {
+        if service.is_external {
             return None;
         }
-        let prepared = self.zone.prepared(service);
-        if let Some(moment) = moment.filter(|_| matches!(query.kind, kind::A | kind::AAAA))
-            && service.settings.wants_vip()
+        if let Some(ranges) = ranges
+            && matches!(query.kind, kind::A | kind::AAAA)
         {
-            let usable = |ip: &&IpAddr| moment.ranges.iter().any(|range| range.contains(**ip));
+            let usable = |ip: &&IpAddr| ranges.iter().any(|range| range.contains(**ip));
             let mut vips = service.vips.iter().filter(usable).peekable();
             if vips.peek().is_some() {
                 return match vips.find(|ip| ip.is_ipv4() == (query.kind == kind::A)) {
-                    Some(ip) => write(&Found::Address(*ip, prepared.virtual_ttl)),
-                    None if prepared.is_out => None,
+                    Some(ip) => write(&Found::Address(*ip, service.virtual_ttl)),
+                    None if service.is_out => None,
                     None => write(&Found::NoData),
                 };
             }
         }
         // There is more to be said about it.
-        if prepared.is_out {
+        if service.is_out {
             return None;
         }
         match query.kind {
-            kind::A if !prepared.v4.is_empty() => write(&Found::V4(&prepared.v4, prepared.ttl)),
-            kind::AAAA if !prepared.v6.is_empty() => write(&Found::V6(&prepared.v6, prepared.ttl)),
-            kind::SRV if !prepared.targets.is_empty() => write(&Found::Targets(&prepared)),
+            kind::A if !service.v4.is_empty() => write(&Found::V4(&service.v4, service.ttl)),
+            kind::AAAA if !service.v6.is_empty() => write(&Found::V6(&service.v6, service.ttl)),
+            kind::SRV if !service.targets.is_empty() => write(&Found::Targets(service)),
             kind::A | kind::AAAA | kind::SRV => write(&Found::NoData),
             _ => None,
         }
@@ -212,33 +238,24 @@ impl Fast {
         out: &mut Vec<u8>,
     ) -> Option<Verdict> {
         let begin = out.len();
-        let asked = wire::flags(query.octets);
-        let is_missing = matches!(found, Found::NxDomain);
-        let mut flags = flag::RESPONSE | flag::AUTHORITATIVE;
-        flags |= asked & (flag::RECURSION_DESIRED | flag::CHECKING_DISABLED);
-        if self.forwards && self.recursion.permits(client) {
-            flags |= flag::RECURSION_AVAILABLE;
-        }
-        flags |= if is_missing { wire::rcode::NX_DOMAIN } else { wire::rcode::NO_ERROR };
-        out.extend_from_slice(&query.octets[..2]);
-        out.extend_from_slice(&flags.to_be_bytes());
-        out.extend_from_slice(&[0, 1, 0, 0, 0, 0, 0, 0]);
+        // The header comes last.
+        out.extend_from_slice(&[0; wire::HEADER]);
         // In the client's spelling.
         out.extend_from_slice(&query.octets[wire::HEADER..query.end + 4]);
         let most = query.most.saturating_sub(query.said.as_ref().map_or(0, Said::length));
         let (mut answers, mut authorities, mut additionals) = (0, 0, 0);
         let verdict = match found {
             Found::Address(ip, ttl) => {
-                push_address(*ip, &QUESTION, *ttl, out);
+                push_address(*ip, QUESTION, *ttl, out);
                 answers = 1;
                 Verdict::Answered
             }
             Found::V4(all, ttl) => {
-                answers = all.pick(self.most, rng, |ip| push_record(&QUESTION, kind::A, *ttl, ip, out));
+                answers = all.pick(self.most, rng, |ip| push_record(QUESTION, kind::A, *ttl, ip, out));
                 Verdict::Answered
             }
             Found::V6(all, ttl) => {
-                answers = all.pick(self.most, rng, |ip| push_record(&QUESTION, kind::AAAA, *ttl, ip, out));
+                answers = all.pick(self.most, rng, |ip| push_record(QUESTION, kind::AAAA, *ttl, ip, out));
                 Verdict::Answered
             }
             Found::Targets(prepared) => {
@@ -246,19 +263,33 @@ impl Fast {
                 Verdict::Answered
             }
             Found::NoData | Found::NxDomain => {
-                self.soa(u16::try_from(wire::HEADER + name.apex).ok()?, out);
+                self.soa.push(u16::try_from(wire::HEADER + name.apex).ok()?, out);
                 authorities = 1;
-                if is_missing { Verdict::NxDomain } else { Verdict::NoData }
+                if matches!(found, Found::NxDomain) { Verdict::NxDomain } else { Verdict::NoData }
             }
         };
         if let Some(said) = &query.said {
             said.push(out, 0, None);
             additionals += 1;
         }
-        for (at, count) in [(6, answers), (8, authorities), (10, additionals)] {
-            wire::put_u16(out, begin + at, u16::try_from(count).ok()?);
+        let counts = [answers, authorities, additionals].map(u16::try_from);
+        let [Ok(answers), Ok(authorities), Ok(additionals)] = counts else { return None };
+        let mut header = [0; wire::HEADER];
+        header[..2].copy_from_slice(&query.octets[..2]);
+        let numbers = [self.flags(query, client, verdict), 1, answers, authorities, additionals];
+        for (place, number) in header[2..].chunks_exact_mut(2).zip(numbers) {
+            place.copy_from_slice(&number.to_be_bytes());
         }
+        out[begin..begin + wire::HEADER].copy_from_slice(&header);
         Some(verdict)
+    }
+
+    fn flags(&self, query: &Query<'_>, client: IpAddr, verdict: Verdict) -> u16 {
+        let asked = wire::flags(query.octets) & (flag::RECURSION_DESIRED | flag::CHECKING_DISABLED);
+        let recursion = self.forwards && self.recursion.permits(client);
+        let available = if recursion { flag::RECURSION_AVAILABLE } else { 0 };
+        let code = if verdict == Verdict::NxDomain { wire::rcode::NX_DOMAIN } else { wire::rcode::NO_ERROR };
+        flag::RESPONSE | flag::AUTHORITATIVE | asked | available | code
     }
 
     /// The answers, and behind them the addresses of their hosts where they fit. Tells how many of each there are.
@@ -276,28 +307,27 @@ impl Fast {
         // Targets are under the domain that was asked for.
         let apex = &self.apexes[asked.domain];
         // Where the name of each host stands, so that its address may point there.
-        let (mut hosts, mut count) = ([(0, 0); MOST_TARGETS], 0);
+        let mut hosts = SmallVec::<[(&PreparedHost, usize); MOST_TARGETS]>::new();
         let answers = prepared.targets.pick(self.most, rng, |target| {
-            let (name, _) = &prepared.hosts[target.host];
-            push_head(&QUESTION, kind::SRV, prepared.ttl, 6 + name.len() + apex.len(), out);
+            let host = &*target.host;
+            push_head(QUESTION, kind::SRV, prepared.ttl, 6 + host.name.len() + apex.len(), out);
             for number in [0, target.weight, target.port] {
                 out.extend_from_slice(&number.to_be_bytes());
             }
-            if hosts[..count].iter().all(|(host, _)| *host != target.host) {
-                hosts[count] = (target.host, out.len() - begin);
-                count += 1;
+            if hosts.iter().all(|(known, _)| !ptr::eq(*known, host)) {
+                hosts.push((host, out.len() - begin));
             }
             // RFC 2782: never compressed.
-            out.extend_from_slice(name);
+            out.extend_from_slice(&host.name);
             out.extend_from_slice(apex);
         });
         if out.len() - begin > most {
             return None;
         }
-        let end = out.len();
-        for (host, at) in &hosts[..count] {
-            let pointer = u16::try_from(*at).ok()? | 0xc000;
-            push_address(prepared.hosts[*host].1, &pointer.to_be_bytes(), self.zone.ttls().nodes, out);
+        let (end, mut count) = (out.len(), hosts.len());
+        for (host, at) in hosts {
+            let pointer = u16::try_from(at).ok()? | 0xc000;
+            push_address(host.address, pointer.to_be_bytes(), self.zone.ttls().nodes, out);
         }
         if out.len() - begin > most {
             // Nobody has to have them (RFC 2181 section 9).
@@ -306,37 +336,56 @@ impl Fast {
         }
         Some((answers, count))
     }
+}
 
-    /// The SOA of a negative answer; the domain stands in the question.
-    fn soa(&self, apex: u16, out: &mut Vec<u8>) {
+/// The SOA of a negative answer, but for where in the message the domain stands.
+#[derive(Debug)]
+struct Soa {
+    octets: Box<[u8]>,
+    /// Where pointers to the domain belong.
+    pointers: [usize; 3],
+}
+
+impl Soa {
+    fn new(ttl: Ttl, numbers: [u8; 20]) -> Self {
         const NAMES: [&[u8]; 2] = [b"\x02ns\x04addr", b"\x0ahostmaster"];
-        let pointer = (apex | 0xc000).to_be_bytes();
-        let length = NAMES.iter().map(|name| name.len() + 2).sum::<usize>() + self.soa.len();
-        push_head(&pointer, kind::SOA, self.zone.ttls().negative, length, out);
-        for name in NAMES {
-            out.extend_from_slice(name);
-            out.extend_from_slice(&pointer);
+        let length = NAMES.iter().map(|name| name.len() + 2).sum::<usize>() + numbers.len();
+        let (mut octets, mut pointers) = (Vec::new(), [0; 3]);
+        push_head([0; 2], kind::SOA, ttl, length, &mut octets);
+        for (name, pointer) in NAMES.iter().zip(&mut pointers[1..]) {
+            octets.extend_from_slice(name);
+            *pointer = octets.len();
+            octets.extend_from_slice(&[0; 2]);
         }
-        out.extend_from_slice(&self.soa);
+        octets.extend_from_slice(&numbers);
+        Self { octets: octets.into(), pointers }
+    }
+
+    fn push(&self, apex: u16, out: &mut Vec<u8>) {
+        let begin = out.len();
+        out.extend_from_slice(&self.octets);
+        for pointer in self.pointers {
+            wire::put_u16(out, begin + pointer, apex | 0xc000);
+        }
     }
 }
 
-/// What stands before a record's data.
-fn push_head(owner: &[u8], kind: u16, ttl: Ttl, length: usize, out: &mut Vec<u8>) {
-    out.extend_from_slice(owner);
-    out.extend_from_slice(&kind.to_be_bytes());
-    out.extend_from_slice(&[0, 1]);
-    out.extend_from_slice(&ttl.get().to_be_bytes());
+/// What stands before a record's data; the owner is a pointer.
+fn push_head(owner: [u8; 2], kind: u16, ttl: Ttl, length: usize, out: &mut Vec<u8>) {
+    let ([kind_high, kind_low], ttl) = (kind.to_be_bytes(), ttl.get().to_be_bytes());
     // An address, or at most two names and five numbers.
-    out.extend_from_slice(&u16::try_from(length).unwrap_or(0).to_be_bytes());
+    let [high, low] = u16::try_from(length).unwrap_or(0).to_be_bytes();
+    out.extend_from_slice(&[
+        owner[0], owner[1], kind_high, kind_low, 0, 1, ttl[0], ttl[1], ttl[2], ttl[3], high, low,
+    ]);
 }
 
-fn push_record(owner: &[u8], kind: u16, ttl: Ttl, data: &[u8], out: &mut Vec<u8>) {
-    push_head(owner, kind, ttl, data.len(), out);
+fn push_record<const N: usize>(owner: [u8; 2], kind: u16, ttl: Ttl, data: &[u8; N], out: &mut Vec<u8>) {
+    push_head(owner, kind, ttl, N, out);
     out.extend_from_slice(data);
 }
 
-fn push_address(ip: IpAddr, owner: &[u8], ttl: Ttl, out: &mut Vec<u8>) {
+fn push_address(ip: IpAddr, owner: [u8; 2], ttl: Ttl, out: &mut Vec<u8>) {
     match ip.to_canonical() {
         IpAddr::V4(ip) => push_record(owner, kind::A, ttl, &ip.octets(), out),
         IpAddr::V6(ip) => push_record(owner, kind::AAAA, ttl, &ip.octets(), out),
@@ -420,9 +469,9 @@ impl Lower {
         (at == below).then_some(lower)
     }
 
-    fn label(&self, at: usize) -> Option<&str> {
+    fn label(&self, at: usize) -> Option<&[u8]> {
         let (begin, end) = *self.labels[..self.count].get(at)?;
-        std::str::from_utf8(&self.octets[begin..end]).ok()
+        self.octets.get(begin..end)
     }
 }
 

@@ -12,6 +12,7 @@ use super::Service;
 use crate::dns::message::Reply;
 use crate::dns::metrics::{Dropped, Transport};
 use crate::dns::padding;
+use crate::dns::telling::Answer;
 
 /// No query that we answer is longer.
 pub(super) const LONGEST_QUERY: usize = 4096;
@@ -38,7 +39,7 @@ impl Service {
         let pads = is_encrypted && padding::is_wanted(query);
         let teller = Arc::clone(&self.teller);
         let finished = move |mut answer: Vec<u8>, road| {
-            teller.tell(transport, road, came, std::iter::once((answer.as_slice(), client)));
+            teller.tell(transport, road, came, std::iter::once((Answer::read(&answer), client)));
             if pads {
                 padding::pad(&mut answer);
             }

@@ -278,7 +278,6 @@ impl Bound {
             tokio::select! {
                 () = drain.signaled() => break,
                 _ = tick.tick(), if self.handle.open.accepts() => {
-                    self.handle.zone.tidy();
                     guard.tidy();
                     self.read_upstreams();
                     self.serve_what_is_bound(&service, &threads);

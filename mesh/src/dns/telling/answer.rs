@@ -7,27 +7,30 @@ use crate::dns::wire::{self, flag, kind, rcode};
 
 /// The octets of one.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Answer<'a>(pub(super) &'a [u8]);
+pub(in crate::dns) struct Answer<'a> {
+    octets: &'a [u8],
+    /// Where the name ends that was asked for; `None` where the query could not be read.
+    name_end: Option<usize>,
+}
 
 impl<'a> Answer<'a> {
-    /// The name that was asked for and the type; `None` where the query could not be read.
+    /// One whose question's name ends there.
+    pub(in crate::dns) fn to(octets: &'a [u8], name_end: usize) -> Self {
+        Self { octets, name_end: Some(name_end) }
+    }
+
+    pub(in crate::dns) fn read(octets: &'a [u8]) -> Self {
+        Self { octets, name_end: wire::question_end(octets).map(|end| end - 4) }
+    }
+
+    /// The name that was asked for and the type.
     pub(super) fn question(self) -> Option<(&'a [u8], u16)> {
-        if wire::u16_at(self.0, 4) != Some(1) {
-            return None;
-        }
-        let mut end = wire::HEADER;
-        loop {
-            match *self.0.get(end)? {
-                0 => break,
-                length @ 1..=63 => end += 1 + usize::from(length),
-                _ => return None,
-            }
-        }
-        Some((self.0.get(wire::HEADER..=end)?, wire::u16_at(self.0, end + 1)?))
+        let end = self.name_end?;
+        Some((self.octets.get(wire::HEADER..end)?, wire::u16_at(self.octets, end)?))
     }
 
     pub(super) fn asked_type(self) -> AskedType {
-        match self.question().map(|(_, kind)| kind) {
+        match self.name_end.and_then(|end| wire::u16_at(self.octets, end)) {
             Some(kind::A) => AskedType::A,
             Some(2) => AskedType::Ns,
             Some(kind::SOA) => AskedType::Soa,
@@ -43,9 +46,9 @@ impl<'a> Answer<'a> {
 
     pub(super) fn code(self) -> Code {
         // Without records it may say more than fits its header.
-        let is_bare = wire::u32_at(self.0, 6) == Some(0) && wire::u16_at(self.0, 10) != Some(0);
-        let upper = if is_bare { wire::scan(self.0).map_or(0, |scan| scan.extended_rcode) } else { 0 };
-        match u16::from(upper) << 4 | wire::flags(self.0) & flag::RCODE {
+        let is_bare = wire::u32_at(self.octets, 6) == Some(0) && wire::u16_at(self.octets, 10) != Some(0);
+        let upper = if is_bare { wire::scan(self.octets).map_or(0, |scan| scan.extended_rcode) } else { 0 };
+        match u16::from(upper) << 4 | wire::flags(self.octets) & flag::RCODE {
             rcode::NO_ERROR => Code::NoError,
             rcode::FORM_ERR => Code::FormErr,
             rcode::SERV_FAIL => Code::ServFail,
@@ -59,7 +62,7 @@ impl<'a> Answer<'a> {
 
     /// Where it is from, if no upstream was asked.
     pub(super) fn road(self) -> &'static str {
-        let is_own = wire::flags(self.0) & flag::AUTHORITATIVE != 0;
+        let is_own = wire::flags(self.octets) & flag::AUTHORITATIVE != 0;
         match (is_own, self.code()) {
             (true, _) => "zone",
             (false, Code::NoError | Code::NxDomain) => "cache",
@@ -114,17 +117,20 @@ mod tests {
             (9, 16, AskedType::Txt, Code::Other, "none"),
         ] {
             let octets = answer(flags, kind);
-            let answer = Answer(&octets);
+            let answer = Answer::read(&octets);
             assert_eq!((answer.asked_type(), answer.code(), answer.road()), (asked, code, road));
             assert_eq!(written(answer.question().unwrap().0), "www.example.");
         }
         let mut bad_version = answer(0, 1);
         let opt = wire::scan(&bad_version).unwrap().opt.unwrap().0;
         bad_version[opt + 5] = 1;
-        assert_eq!(Answer(&bad_version).code(), Code::BadVers);
+        assert_eq!(Answer::read(&bad_version).code(), Code::BadVers);
         // A header alone, as who cannot be understood gets it.
         let bare = [0, 7, 0x80, 1, 0, 0, 0, 0, 0, 0, 0, 0];
-        assert_eq!((Answer(&bare).asked_type(), Answer(&bare).code()), (AskedType::Other, Code::FormErr));
+        assert_eq!(
+            (Answer::read(&bare).asked_type(), Answer::read(&bare).code()),
+            (AskedType::Other, Code::FormErr)
+        );
     }
 
     #[test]
@@ -137,7 +143,7 @@ mod tests {
     proptest! {
         #[test]
         fn no_octets_are_too_odd_to_be_told(octets in proptest::collection::vec(any::<u8>(), 0..100)) {
-            let answer = Answer(&octets);
+            let answer = Answer::read(&octets);
             let _ = (answer.asked_type(), answer.code(), answer.road());
             prop_assert!(written(&octets).is_ascii());
         }

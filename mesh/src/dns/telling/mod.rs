@@ -18,7 +18,8 @@ use hickory_proto::rr::RecordType;
 use smallvec::SmallVec;
 
 use super::metrics::{Label, Metrics, Tally, Transport};
-use answer::{Answer, written};
+pub(super) use answer::Answer;
+use answer::written;
 use sample::{Bounded, Sampled, Skip};
 use top::{Count, Top};
 
@@ -131,16 +132,16 @@ impl Teller {
         transport: Transport,
         road: Option<&'static str>,
         came: Instant,
-        answers: impl Iterator<Item = (&'a [u8], SocketAddr)>,
+        answers: impl ExactSizeIterator<Item = (Answer<'a>, SocketAddr)>,
     ) {
         let (mut tally, mut logged, mut suppressed) = (Tally::default(), SmallVec::<[_; 4]>::new(), 0);
         let mut state = self.lock();
         state.turn(came);
-        for (octets, client) in answers {
-            let answer = Answer(octets);
+        state.now.queries += answers.len() as u64;
+        state.sampled.expect(answers.len(), came);
+        for (answer, client) in answers {
             tally.add(answer.asked_type(), answer.code());
-            state.now.queries += 1;
-            if let Some(weight) = state.sampled.take(came) {
+            if let Some(weight) = state.sampled.take() {
                 let address = Address(client.ip().to_canonical());
                 state.now.clients.add(&address, weight);
                 if let Some((name, _)) = answer.question() {
@@ -243,7 +244,7 @@ mod tests {
     fn tell(teller: &Teller, at: Instant, labels: &[&str]) {
         let answers: Vec<_> = labels.iter().map(|label| answer(label)).collect();
         let client: SocketAddr = "192.0.2.1:5".parse().unwrap();
-        teller.tell(Transport::Udp, None, at, answers.iter().map(|octets| (octets.as_slice(), client)));
+        teller.tell(Transport::Udp, None, at, answers.iter().map(|octets| (Answer::read(octets), client)));
     }
 
     #[test]

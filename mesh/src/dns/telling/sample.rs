@@ -54,9 +54,9 @@ impl Sampled {
         Self { skip: Skip::new(1), begun: now, count: 0 }
     }
 
-    /// For how many this one stands; `None`: it is passed over.
-    pub(super) fn take(&mut self, now: Instant) -> Option<u64> {
-        self.count += 1;
+    /// So many come now.
+    pub(super) fn expect(&mut self, count: usize, now: Instant) {
+        self.count += count as u64;
         let age = now.saturating_duration_since(self.begun);
         if age >= LOOK {
             let a_second = self.count as f64 / age.as_secs_f64();
@@ -72,8 +72,11 @@ impl Sampled {
             }
             (self.begun, self.count) = (now, 0);
         }
-        let stands_for = u64::from(self.skip.every);
-        self.skip.hits().then_some(stands_for)
+    }
+
+    /// For how many the next one stands; `None`: it is passed over.
+    pub(super) fn take(&mut self) -> Option<u64> {
+        self.skip.hits().then_some(self.skip.every.into())
     }
 }
 

@@ -28,8 +28,7 @@ pub use explain::{Excluded, Explanation, Outcome, Rule};
 use lookup::{Found, Group, Known};
 use origin::{Host, Origin, Origins};
 use pick::Rules;
-use prepared::Shelf;
-pub(super) use prepared::{Prepared, Steps, octets};
+pub(super) use prepared::{Prepared, PreparedHost, Shelf, Steps, octets};
 use reverse::{Owned, Owners};
 use zone_names::ZoneNames;
 
@@ -44,7 +43,6 @@ pub(super) struct Zone {
     ttls: Ttls,
     most_tcp: usize,
     virtual_ranges: VirtualRanges,
-    shelf: Shelf,
     rules: Rules,
     owners: Owners,
     zones: ZoneNames,
@@ -112,7 +110,6 @@ impl Zone {
             ttls: config.ttls.clone(),
             most_tcp: config.limits.answers_tcp.max(1),
             virtual_ranges: config.virtual_ranges.clone(),
-            shelf: Shelf::new(),
             owners: Owners::default(),
             zones: ZoneNames::default(),
             rules: Rules {

@@ -1,16 +1,21 @@
 //! What a service's answers are made of, put together once a change instead of once a query.
 //!
 //! Made when it is asked for first, of the snapshot that the catalog has at that moment; so an answer is never older than the
-//! catalog, and a change costs the services that somebody asks for.
+//! catalog, and a change costs the services that somebody asks for. Whoever answers keeps a shelf of its own, so that finding
+//! something is one look into a table whose places hold all that most answers need: where there are many names, memory is
+//! what a look costs.
 
+use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
+use std::fmt;
+use std::hash::{Hash, Hasher};
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use hickory_proto::rr::Name;
-use nerve::model::ServiceName;
 use rand::{Rng, RngExt};
-use synapse::catalog::Service;
+use smallvec::{Array, SmallVec};
+use synapse::catalog::{Catalog, Service, Validity};
 
 use super::lookup::Group;
 use super::{Zone, none_serves, pick};
@@ -18,42 +23,52 @@ use crate::dns::config::Place;
 use crate::dns::ttls::Ttl;
 
 /// The answers' parts.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub(in crate::dns) struct Prepared {
-    /// Of the service.
-    generation: u64,
+    /// It is known to hold as of so many changes of the catalog.
+    seen: u64,
     /// Of the nodes, whose names are in `targets`.
     nodes: u64,
+    /// Of the snapshot that it is made of.
+    validity: Validity,
     /// How long what is said of its endpoints may be kept.
     pub(in crate::dns) ttl: Ttl,
     /// How long its virtual address may be kept.
     pub(in crate::dns) virtual_ttl: Ttl,
-    pub(in crate::dns) v4: Steps<[u8; 4]>,
-    pub(in crate::dns) v6: Steps<[u8; 16]>,
-    pub(in crate::dns) targets: Steps<PreparedTarget>,
-    /// The hosts of the targets: their names, as octets without the domain, and their addresses.
-    pub(in crate::dns) hosts: Box<[(Box<[u8]>, IpAddr)]>,
+    /// Its virtual addresses, if it wants to be answered by them.
+    pub(in crate::dns) vips: SmallVec<[IpAddr; 1]>,
+    pub(in crate::dns) v4: Steps<[[u8; 4]; 4]>,
+    pub(in crate::dns) v6: Steps<[[u8; 16]; 1]>,
+    pub(in crate::dns) targets: Steps<[PreparedTarget; 2]>,
     /// Nobody serves, which there is more to be said about.
     pub(in crate::dns) is_out: bool,
+    /// It is a name outside the mesh.
+    pub(in crate::dns) is_external: bool,
 }
 
 /// Some of a kind, the nearest first. In which order those stand that are equally near has no meaning.
-#[derive(Debug, PartialEq, Eq)]
-pub(in crate::dns) struct Steps<T> {
-    all: Vec<T>,
+pub(in crate::dns) struct Steps<A: Array> {
+    /// As many as the array has stand with the rest of what is prepared, so that they cost no further look into memory.
+    all: SmallVec<A>,
     /// Where each distance ends.
     ends: [usize; Place::FAR as usize + 1],
 }
 
-impl<T> Default for Steps<T> {
-    fn default() -> Self {
-        Self { all: Vec::new(), ends: Default::default() }
+impl<A: Array<Item: fmt::Debug>> fmt::Debug for Steps<A> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Steps").field("all", &self.all).field("ends", &self.ends).finish()
     }
 }
 
-impl<T> Steps<T> {
+impl<A: Array> Default for Steps<A> {
+    fn default() -> Self {
+        Self { all: SmallVec::new(), ends: Default::default() }
+    }
+}
+
+impl<A: Array> Steps<A> {
     /// Behind the others; none that is farther away is there already.
-    fn push(&mut self, step: u8, one: T) {
+    fn push(&mut self, step: u8, one: A::Item) {
         self.all.push(one);
         self.ends[usize::from(step)..].fill(self.all.len());
     }
@@ -68,7 +83,12 @@ impl<T> Steps<T> {
     }
 
     /// At most `most`, the nearest first, in turn of those that are equally near. Tells how many.
-    pub(in crate::dns) fn pick(&self, most: usize, rng: &mut impl Rng, mut each: impl FnMut(&T)) -> usize {
+    pub(in crate::dns) fn pick<'a>(
+        &'a self,
+        most: usize,
+        rng: &mut impl Rng,
+        mut each: impl FnMut(&'a A::Item),
+    ) -> usize {
         let (mut left, mut begin) = (most, 0);
         for end in self.ends {
             let step = &self.all[begin..end];
@@ -83,45 +103,132 @@ impl<T> Steps<T> {
 }
 
 /// Where a client is to connect.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub(in crate::dns) struct PreparedTarget {
     pub(in crate::dns) weight: u16,
     pub(in crate::dns) port: u16,
-    /// Among the hosts.
-    pub(in crate::dns) host: usize,
+    /// The same one for all that are there.
+    pub(in crate::dns) host: Arc<PreparedHost>,
+}
+
+/// Where targets are.
+#[derive(Debug, PartialEq, Eq, Hash)]
+pub(in crate::dns) struct PreparedHost {
+    /// As octets, without the domain.
+    pub(in crate::dns) name: Box<[u8]>,
+    pub(in crate::dns) address: IpAddr,
+}
+
+/// Hosts that are named, each once: many services are on few.
+type Hosts = HashSet<Arc<PreparedHost>>;
+
+fn known(host: PreparedHost, hosts: &mut Hosts) -> Arc<PreparedHost> {
+    if let Some(known) = hosts.get(&host) {
+        return Arc::clone(known);
+    }
+    let host = Arc::new(host);
+    hosts.insert(Arc::clone(&host));
+    host
 }
 
 /// What is prepared, by the services' names.
-pub(super) type Shelf = papaya::HashMap<ServiceName, Arc<Prepared>>;
+#[derive(Debug)]
+pub(in crate::dns) struct Shelf {
+    zone: Arc<Zone>,
+    ready: HashMap<Label, Prepared>,
+    hosts: Hosts,
+}
+
+/// A label of a name; zero behind its octets, which may be zero themselves.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Label {
+    length: u8,
+    octets: [u8; Self::LONGEST],
+}
+
+impl Label {
+    /// RFC 1035 section 2.3.4.
+    const LONGEST: usize = 63;
+
+    fn new(label: &[u8]) -> Option<Self> {
+        let mut octets = [0; Self::LONGEST];
+        octets.get_mut(..label.len())?.copy_from_slice(label);
+        Some(Self { length: u8::try_from(label.len()).ok()?, octets })
+    }
+
+    fn as_bytes(&self) -> &[u8] {
+        &self.octets[..usize::from(self.length)]
+    }
+
+    fn as_str(&self) -> Option<&str> {
+        std::str::from_utf8(self.as_bytes()).ok()
+    }
+}
+
+impl Hash for Label {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        state.write(self.as_bytes());
+    }
+}
+
+impl fmt::Debug for Label {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}", String::from_utf8_lossy(self.as_bytes()))
+    }
+}
+
+impl Shelf {
+    pub(in crate::dns) fn new(zone: Arc<Zone>) -> Self {
+        Self { zone, ready: HashMap::new(), hosts: Hosts::new() }
+    }
+
+    /// What the answers of the service of this name are made of, if there is one.
+    pub(in crate::dns) fn service(&mut self, name: &[u8]) -> Option<&Prepared> {
+        let catalog = &self.zone.catalog;
+        // Read before anything else: what changes from here on is another number.
+        let changes = catalog.changes();
+        match self.ready.entry(Label::new(name)?) {
+            Entry::Occupied(mut entry) => {
+                let prepared = entry.get_mut();
+                if prepared.seen != changes && prepared.holds(catalog) {
+                    prepared.seen = changes;
+                } else if prepared.seen != changes {
+                    let Some(service) = entry.key().as_str().and_then(|name| catalog.service(name)) else {
+                        entry.remove();
+                        return None;
+                    };
+                    entry.insert(self.zone.prepare(&service, changes, &mut self.hosts));
+                }
+                Some(entry.into_mut())
+            }
+            Entry::Vacant(entry) => {
+                let service = catalog.service(entry.key().as_str()?)?;
+                Some(entry.insert(self.zone.prepare(&service, changes, &mut self.hosts)))
+            }
+        }
+    }
+
+    /// Lets go of what was prepared for services that are gone, if there may be any.
+    pub(in crate::dns) fn tidy(&mut self) {
+        let catalog = &self.zone.catalog;
+        if self.ready.len() > catalog.service_count() {
+            self.ready.retain(|name, _| name.as_str().is_some_and(|name| catalog.service(name).is_some()));
+        }
+        self.hosts.retain(|host| Arc::strong_count(host) > 1);
+    }
+}
+
+impl Prepared {
+    fn holds(&self, catalog: &Catalog) -> bool {
+        self.nodes == catalog.node_changes() && self.validity.holds()
+    }
+}
 
 impl Zone {
-    /// What the answers of a service are made of.
-    pub(in crate::dns) fn prepared(&self, service: &Service) -> Arc<Prepared> {
+    fn prepare(&self, service: &Service, changes: u64, hosts: &mut Hosts) -> Prepared {
         let nodes = self.catalog.node_changes();
-        let shelf = self.shelf.pin();
-        if let Some(prepared) = shelf.get(&service.name)
-            && prepared.generation == service.generation
-            && prepared.nodes == nodes
-        {
-            return Arc::clone(prepared);
-        }
-        let prepared = Arc::new(self.prepare(service, nodes));
-        shelf.insert(service.name.clone(), Arc::clone(&prepared));
-        prepared
-    }
-
-    /// Lets go of what was prepared for services that are gone.
-    pub(in crate::dns) fn tidy(&self) {
-        let shelf = self.shelf.pin();
-        if shelf.len() > self.catalog.service_count() {
-            shelf.retain(|name, _| self.catalog.service(name.as_str()).is_some());
-        }
-    }
-
-    fn prepare(&self, service: &Service, nodes: u64) -> Prepared {
         let (mut v4, mut v6, mut seen) = (Steps::default(), Steps::default(), HashSet::new());
         let (mut targets, mut named) = (Steps::default(), HashSet::new());
-        let (mut hosts, mut places) = (Vec::new(), HashMap::<Box<[u8]>, usize>::new());
         for endpoint in self.rules.wanted(&service.endpoints, &Group::All, &mut rand::rng()) {
             let instance = &endpoint.instance;
             let address = instance.address.to_canonical();
@@ -136,23 +243,23 @@ impl Zone {
             if !named.insert((target.address, target.port)) {
                 continue;
             }
-            let name = self.host(&target).octets();
-            let host = *places.entry(name.clone()).or_insert_with(|| {
-                hosts.push((name, target.address));
-                hosts.len() - 1
-            });
+            let host = PreparedHost { name: self.host(&target).octets(), address: target.address };
+            let host = known(host, hosts);
             targets.push(step, PreparedTarget { weight: target.weight, port: target.port, host });
         }
+        let wants_vip = service.settings.wants_vip();
         Prepared {
-            generation: service.generation,
+            seen: changes,
             nodes,
+            validity: service.validity(),
             ttl: self.ttls.service(&service.name),
             virtual_ttl: self.ttls.virtual_address(&service.name),
+            vips: service.vips.iter().copied().filter(|_| wants_vip).collect(),
             v4,
             v6,
             targets,
-            hosts: hosts.into(),
             is_out: none_serves(service, &Group::All).is_some(),
+            is_external: service.settings.external.is_some(),
         }
     }
 }
@@ -175,7 +282,7 @@ mod tests {
     proptest! {
         #[test]
         fn the_nearest_come_first_and_each_once(counts in proptest::array::uniform3(0..6usize), most in 0..20usize) {
-            let mut steps = Steps::default();
+            let mut steps = Steps::<[(u8, usize); 2]>::default();
             for (step, count) in (0u8..).zip(counts) {
                 (0..count).for_each(|number| steps.push(step, (step, number)));
             }

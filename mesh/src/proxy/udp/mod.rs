@@ -32,7 +32,7 @@ use super::route::ListenerId;
 use super::udp_metrics::Lost;
 use super::udp_route::Route;
 use crate::balance::Endpoint;
-use crate::sys::datagrams::{BATCH, Datagrams};
+use crate::sys::datagrams::{BATCH, Datagrams, LARGEST};
 use batch::Piece;
 use listening::{Listening, canonical};
 use session::{Session, Upstream};
@@ -83,7 +83,7 @@ impl Udp {
             sessions: Table::default(),
             limits,
             descriptors,
-            buffers: Datagrams::new(),
+            buffers: Datagrams::new(LARGEST),
             answers: Vec::with_capacity(BATCH),
             again: VecDeque::new(),
             look: None,
