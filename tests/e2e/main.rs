@@ -4,6 +4,7 @@
 
 #![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod admin_access;
 mod attached_services;
 mod attachments;
 mod balance;

@@ -132,7 +132,12 @@ fn an_instance_with_a_port_beside_its_socket_is_reached_by_what_is_nearer() {
     assert_eq!(b.dig("web.mesh.internal", "A").data, [a.address().to_string()]);
     // As the command line registers it.
     let socket = a.directory().join("app.sock").to_string_lossy().into_owned();
-    let said = a.plexus(["register", "api", "--socket", &socket, "--check", "http=/healthz"]).ok();
+    let (token, more) = a.write_token("on-call", "operate", "operator-0123456789abcdef");
+    a.configure(&Settings { more, ..cluster.settings().clone() });
+    a.signal_agent(Signal::HUP);
+    let register =
+        ["register", "api", "--socket", &socket, "--check", "http=/healthz", "--token-file", &token];
+    let said = eventually!(SOON, a.plexus(register), plexus_tests::Ran::success).ok();
     assert!(said.contains("api-a-app.sock") && said.contains(&format!("unix:{socket}")), "{said}");
     eventually!(SOON, a.serving("api"), |ids| *ids == ["api-a-app.sock"]);
     assert!(a.plexus(["status"]).ok().contains(&format!("unix:{socket}")));

@@ -194,6 +194,19 @@ impl Node {
         replace(&self.config_file(), &text);
     }
 
+    /// A file with a token, and the table that has the agent know it by this name for this role.
+    ///
+    /// # Panics
+    /// It cannot be written.
+    pub fn write_token(&self, name: &str, role: &str, token: &str) -> (String, String) {
+        let path = self.directory.join(name);
+        replace(&path, token);
+        let path = path.to_string_lossy().into_owned();
+        let summed = self.exec("sha256sum", &[&path]).ok();
+        let sha256 = summed.split_whitespace().next().expect("a digest");
+        (path, format!("[[admin.token]]\nname = \"{name}\"\nrole = \"{role}\"\nsha256 = \"{sha256}\"\n"))
+    }
+
     /// Puts a file into services.d, as editors do: complete from the moment it has its name.
     pub fn write_service_file(&self, file: &str, text: &str) {
         replace(&self.directory.join("services.d").join(file), text);

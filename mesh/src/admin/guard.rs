@@ -1,7 +1,7 @@
 //! What the admin interface refuses before it looks at a request: browsers acting for a foreign page.
 //!
-//! The interface has no passwords: whoever reaches the address may change things, which is why it listens on loopback
-//! unless told otherwise. A browser on the same machine reaches loopback too, in the name of any page that it shows.
+//! Who comes over loopback may change things unless told otherwise, and a browser on the same machine comes over loopback, in the name
+//! of any page that it shows.
 //! Two rules keep such pages out. A *write* must be one that a foreign page cannot send without asking first (the Fetch
 //! standard's CORS preflight, which is never granted here), and have no foreign `Origin`: it carries `content-type:
 //! application/json`, or it is a `PUT`, which is asked for whatever it carries, and which clients of Consul send without a type.

@@ -5,9 +5,9 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use axum::Json;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Path, Query, Request, State};
+use axum::{Extension, Json};
 use hyper::StatusCode;
 use nerve::document::Document;
 use nerve::model::{InstanceId, ServiceName};
@@ -15,6 +15,7 @@ use nerve::registrar::Registration;
 use nerve::source::{ApiError, Draft};
 use serde::Deserialize;
 
+use super::access::{Caller, Role};
 use super::refusal::{Answer, Refusal, nearest};
 use super::write::{body, bytes};
 use super::{Handles, Shared, checks};
@@ -47,7 +48,11 @@ pub(super) fn all(handles: &Handles) -> Vec<LocalInstance> {
 }
 
 /// The body has the keys of a `[[service]]` table, and is read by the same reader.
-pub(super) async fn register(State(handles): Shared, request: Request) -> Answer<Changed> {
+pub(super) async fn register(
+    State(handles): Shared,
+    Extension(caller): Extension<Caller>,
+    request: Request,
+) -> Answer<Changed> {
     let bytes = bytes(request.into_body()).await?;
     let text =
         std::str::from_utf8(&bytes).map_err(|_| Refusal::bad_request("the request's body is not UTF-8"))?;
@@ -55,7 +60,7 @@ pub(super) async fn register(State(handles): Shared, request: Request) -> Answer
         .and_then(|document| document.decode(Draft::read))
         .map_err(|errors| Refusal::bad_request(errors.to_string().replace('\n', "; ")))?;
     let known = all(&handles);
-    let definition = handles.registrar.register(draft).await.map_err(refusal)?;
+    let definition = handles.registrar.register(draft, caller.trust()).await.map_err(refusal)?;
     let key = &definition.key;
     let replaced = known.iter().any(|known| known.service == key.service && known.id == key.id);
     let verb = if replaced { "changed" } else { "taken in" };
@@ -93,12 +98,19 @@ pub(super) async fn deregister(
     Ok(Json(Changed { message, changed: true, notes: Vec::new() }))
 }
 
-pub(super) async fn drain(State(handles): Shared, request: Request) -> Answer<Changed> {
+pub(super) async fn drain(
+    State(handles): Shared,
+    Extension(caller): Extension<Caller>,
+    request: Request,
+) -> Answer<Changed> {
     let DrainRequest { instance, service, draining } = body(request).await?;
     match instance {
         Some(id) => drain_instance(&handles, &id, service.as_ref(), draining).await,
         None if service.is_some() => Err(Refusal::bad_request("`service` is given without `instance`")),
-        None => drain_node(&handles, draining).await,
+        None => {
+            caller.may(Role::Operate)?;
+            drain_node(&handles, draining).await
+        }
     }
 }
 

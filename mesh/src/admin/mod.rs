@@ -4,9 +4,10 @@
 //! command line ([`crate::api`] has the types). It reads the handles of every room and changes only what a user asks
 //! for: published ports, overlay networks, instances of this node, drains. Everything that fails on the node is told by `/v1/plexus/status`.
 //!
-//! It has no passwords: it must listen on loopback, or on a network whose every member may operate the mesh. Only the
-//! agent imports this room.
+//! Who may do what there is [`access`]'s to say: unless told otherwise, who comes over loopback everything, and who comes from elsewhere
+//! nothing without a token. Only the agent imports this room.
 
+mod access;
 mod attachments;
 mod checks;
 mod consul;
@@ -35,7 +36,6 @@ use std::sync::Arc;
 use futures_util::future::BoxFuture;
 use nerve::model::{Instance, InstanceId, Node, ServiceName};
 use nerve::store::Store;
-use serde::Serialize;
 use synapse::catalog::{Catalog, Service};
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -47,26 +47,31 @@ use crate::api::{
 use crate::readiness::Readiness;
 use crate::routes::Route;
 
+pub use access::{Access, Digest, DigestError, Role, RoleError, Rules, Token};
 pub use attachments::{Attacher, NotAttached};
 pub use metrics::Metrics;
 pub use server::Bound;
 
 /// Where the admin interface listens.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
     /// TCP addresses; none: no admin interface.
     pub listen: Vec<SocketAddr>,
+    /// Who may do what.
+    pub access: Access,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { listen: vec![SocketAddr::from((Ipv4Addr::LOCALHOST, 7070))] }
+        Self { listen: vec![SocketAddr::from((Ipv4Addr::LOCALHOST, 7070))], access: Access::default() }
     }
 }
 
 /// What the admin interface reads and asks.
 #[derive(Clone)]
 pub struct Handles {
+    /// Who may do what.
+    pub rules: Rules,
     /// This node, as it is registered.
     pub node: Arc<Node>,
     /// When the agent started.

@@ -4,6 +4,7 @@ use axum::Json;
 use axum::response::{IntoResponse, Response};
 use hyper::StatusCode;
 
+use super::access::Denied;
 use crate::api::ErrorBody;
 
 /// Why a request is not done.
@@ -51,6 +52,12 @@ impl Refusal {
     #[must_use]
     pub(super) fn or_hint(self, hint: impl Into<String>) -> Self {
         if self.body.hint.is_some() { self } else { self.hint(hint) }
+    }
+}
+
+impl From<Denied> for Refusal {
+    fn from(denied: Denied) -> Self {
+        Self::new(StatusCode::FORBIDDEN, &denied).hint(denied.hint())
     }
 }
 

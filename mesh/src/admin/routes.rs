@@ -10,6 +10,7 @@ use axum::routing::{delete, get, put};
 use hyper::{StatusCode, header};
 use nerve::tasks::Tasks;
 
+use super::access::{Caller, Role, Rules};
 use super::consul::{Reads, catalog, health};
 use super::refusal::Refusal;
 use super::{
@@ -29,16 +30,17 @@ pub(super) struct Routers {
 #[derive(Clone)]
 struct Gate {
     metrics: Metrics,
+    rules: Rules,
     loopback: bool,
 }
 
 /// The same routes behind two gates.
 pub(super) fn routers(handles: Handles, metrics: &Metrics, tasks: Tasks, drain: DrainWatcher) -> Routers {
-    let handles = Arc::new(handles);
+    let (rules, handles) = (handles.rules.clone(), Arc::new(handles));
     let reads = Reads::new(Arc::clone(&handles), metrics.clone(), tasks, drain);
     let routes = routes(handles, Arc::new(reads));
     let behind = |loopback| {
-        let gate = Gate { metrics: metrics.clone(), loopback };
+        let gate = Gate { metrics: metrics.clone(), rules: rules.clone(), loopback };
         routes.clone().layer(middleware::from_fn_with_state(gate, pass))
     };
     Routers { loopback: behind(true), network: behind(false) }
@@ -116,30 +118,47 @@ fn consul_reads(reads: Arc<Reads>) -> Router<Arc<Handles>> {
         .with_state(reads)
 }
 
-/// Every request passes here: refused if it is foreign, given up if it takes too long, counted.
+/// Every request passes here: refused if it is foreign or not let in, given up if it takes too long, counted.
 async fn pass(State(gate): State<Gate>, request: Request, next: Next) -> Response {
-    let response = match guard::check(request.method(), request.headers(), gate.loopback) {
-        Err(foreign) => {
-            gate.metrics.refused.with_label_values(&[foreign.as_str()]).inc();
-            Refusal::new(StatusCode::FORBIDDEN, "the admin interface refuses requests of foreign web pages")
-                .hint(foreign.hint())
-                .into_response()
-        }
-        Ok(()) => {
-            let within = api::within(request.uri().path());
-            match tokio::time::timeout(within, next.run(request)).await {
-                Ok(response) => as_json(response),
-                Err(_) => {
-                    let late = format!("the request was not done within {within:?}");
-                    Refusal::new(StatusCode::GATEWAY_TIMEOUT, late)
-                        .hint("is the store reachable?")
-                        .into_response()
-                }
-            }
-        }
+    let response = match gate.let_in(&request) {
+        Err(refusal) => refusal.into_response(),
+        Ok(caller) => answer(caller, request, next).await,
     };
     gate.metrics.responses.with_label_values(&[response.status().as_str()]).inc();
     response
+}
+
+impl Gate {
+    fn let_in(&self, request: &Request) -> Result<Caller, Refusal> {
+        let (method, headers) = (request.method(), request.headers());
+        guard::check(method, headers, self.loopback).map_err(|foreign| {
+            self.metrics.refused.with_label_values(&[foreign.as_str()]).inc();
+            Refusal::new(StatusCode::FORBIDDEN, "the admin interface refuses requests of foreign web pages")
+                .hint(foreign.hint())
+        })?;
+        let admitted = self.rules.admit((method, request.uri(), headers), self.loopback);
+        admitted
+            .inspect_err(|denied| self.metrics.refused.with_label_values(&[denied.as_str()]).inc())
+            .map_err(Refusal::from)
+    }
+}
+
+async fn answer(caller: Caller, mut request: Request, next: Next) -> Response {
+    let path = request.uri().path().to_owned();
+    let within = api::within(&path);
+    let is_operation = Role::needed(request.method(), &path) == Role::Operate;
+    let (method, by) = (request.method().clone(), caller.name().to_owned());
+    request.extensions_mut().insert(caller);
+    let Ok(response) = tokio::time::timeout(within, next.run(request)).await else {
+        let late = format!("the request was not done within {within:?}");
+        return Refusal::new(StatusCode::GATEWAY_TIMEOUT, late)
+            .hint("is the store reachable?")
+            .into_response();
+    };
+    if is_operation && response.status().is_success() {
+        tracing::info!(by, %method, path, "operated through the admin interface");
+    }
+    as_json(response)
 }
 
 /// What the router itself refuses (a path that is not UTF-8) is plain text: every refusal of ours is JSON.

@@ -20,12 +20,12 @@ use super::name_server::NameServer;
 use super::seams::Problems;
 use super::synapse_conf::SynapseConf;
 use super::{Phase, Started};
-use crate::config::{self, Config};
+use crate::config::{self, Admin, Config};
 use crate::drain::DrainTrigger;
 use crate::inherited::Inherited;
 use crate::proxy::DataPlane;
 use crate::readiness::{Guard, Readiness};
-use crate::{ingress, link_local, overlay, steer, vip};
+use crate::{admin, ingress, link_local, overlay, steer, vip};
 
 /// The catalog on disk, in the state directory.
 const MEMORY_FILE: &str = "catalog.json";
@@ -59,6 +59,8 @@ pub(super) struct Rooms {
     pub(super) inherited: Inherited,
     /// For the next agent; they keep the addresses taken.
     pub(super) admin_sockets: Vec<Arc<OwnedFd>>,
+    /// Who may do what there.
+    pub(super) admin_rules: admin::Rules,
     pub(super) problems: Problems,
     pub(super) readiness: Readiness,
     pub(super) owners: Owners,
@@ -216,6 +218,7 @@ impl Rooms {
         }
         self.problems.note_reload(needs_restart);
         self.services.replace(config.services.clone());
+        self.admin_rules.replace(config.admin().access);
         if let Some(smartstack) = self.smartstack.clone() {
             let reload = async move { smartstack.reload().await };
             self.owners.registrar.spawn_while_wanted("Nerve's configuration", reload);
@@ -228,6 +231,7 @@ impl Rooms {
         self.config.output = config.output;
         self.config.ingress.localhost = config.ingress.localhost;
         self.config.drain = config.drain;
+        self.config.admin = Admin { listen: std::mem::take(&mut self.config.admin.listen), ..config.admin };
         self.config.log = config.log;
     }
 

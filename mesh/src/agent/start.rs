@@ -158,6 +158,7 @@ impl Rooms {
             door: Arc::default(),
         };
         let mut rooms = Self {
+            admin_rules: admin::Rules::new(config.admin().access),
             config,
             catalog,
             registrar,
@@ -289,6 +290,7 @@ impl Rooms {
         metrics.register(&registry)?;
         let listed = self.problems.clone();
         let handles = admin::Handles {
+            rules: self.admin_rules.clone(),
             node: Arc::new(this_node(&self.config)),
             started: tokio::time::Instant::now(),
             took_over,

@@ -53,6 +53,9 @@ pub const DEFAULT_URL: &str = "http://127.0.0.1:7070";
 /// The environment variable that replaces [`DEFAULT_URL`].
 pub const URL_VARIABLE: &str = "PLEXUS_ADMIN";
 
+/// The environment variable that names a file with the token to show there.
+pub const TOKEN_VARIABLE: &str = "PLEXUS_TOKEN_FILE";
+
 /// How long an agent takes for a request at most: then it says itself that it was not done. Longer than any call to the store; what is
 /// attached or detached waits its turn besides, of which a node may have hundreds at once, and clients of Consul's may ask to wait for a change.
 #[must_use]

@@ -139,7 +139,7 @@ impl Attach {
         let owner = None;
         let request = AttachRequest { id, network, namespace, interface, addresses, owner, labels, aliases };
         let done: NewAttachment =
-            reach.admin.send(&what, Method::POST, api::path::ATTACHMENTS, &request).await?;
+            reach.agent().send(&what, Method::POST, api::path::ATTACHMENTS, &request).await?;
         out.as_json(reach.json);
         out.answer(&done, |out, done| {
             let Attachment { interface, addresses, network, instances, .. } = &done.attachment;
@@ -156,7 +156,7 @@ impl Detach {
     pub(super) async fn run(self, out: &mut Output<'_>) -> Result {
         let what = format!("detaching {} from network {}", self.namespace.word, self.network);
         let path = api::path::ATTACHMENT.replace("{id}", &escape(&self.namespace.id(&self.network)));
-        let changed: Changed = self.reach.admin.send(&what, Method::DELETE, &path, &()).await?;
+        let changed: Changed = self.reach.agent().send(&what, Method::DELETE, &path, &()).await?;
         print_change(out, self.reach.json, &changed)
     }
 }
@@ -164,7 +164,7 @@ impl Detach {
 impl List {
     pub(super) async fn run(self, out: &mut Output<'_>) -> Result {
         let answer: Attachments =
-            self.reach.admin.get("listing what is attached", api::path::ATTACHMENTS).await?;
+            self.reach.agent().get("listing what is attached", api::path::ATTACHMENTS).await?;
         out.as_json(self.reach.json);
         out.answer(&answer, |out, answer| {
             let table = table(&answer.attachments);

@@ -43,7 +43,7 @@ impl Cleanup {
         const WHAT: &str = "removing what overlay networks have left";
         // Any other answer than a status is no agent's.
         let running =
-            self.reach.admin.get::<Status>(WHAT, api::path::STATUS).await.ok().filter(|_| !self.force);
+            self.reach.agent().get::<Status>(WHAT, api::path::STATUS).await.ok().filter(|_| !self.force);
         if let Some(Status { node, .. }) = running {
             return Err(Error::failed(WHAT, format!("the agent of node {node} runs and would put it back"))
                 .hint("stop it first (`systemctl stop plexus`); --force if that is not the agent of this machine"));

@@ -1,14 +1,17 @@
 //! The client of the agent's admin address: one request, one connection, bounded in time and size.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Bytes;
+use hyper::header::HeaderValue;
 use hyper::{Method, Request, StatusCode, Uri, header};
 use hyper_util::rt::TokioIo;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::net::TcpStream;
+use zeroize::Zeroizing;
 
 use super::error::{Error, Fault, Result};
 use crate::api;
@@ -27,6 +30,8 @@ pub(super) struct Client {
     authority: String,
     host: String,
     port: u16,
+    /// Its first line is the token that is shown.
+    token_file: Option<PathBuf>,
 }
 
 impl std::str::FromStr for Client {
@@ -47,11 +52,33 @@ impl std::str::FromStr for Client {
         let port = uri.port_u16().unwrap_or(7070);
         let authority = format!("{host}:{port}");
         let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
-        Ok(Self { authority, host, port })
+        Ok(Self { authority, host, port, token_file: None })
     }
 }
 
 impl Client {
+    /// Shows the token in this file, if there is one.
+    pub(super) fn with_token(self, token_file: Option<PathBuf>) -> Self {
+        Self { token_file, ..self }
+    }
+
+    /// What is shown, as a header has it.
+    async fn bearer(&self, what: &str) -> Result<Option<HeaderValue>> {
+        let Some(file) = &self.token_file else { return Ok(None) };
+        let wrong = |why: &dyn std::fmt::Display| {
+            Error::failed(what, format!("the token in {} cannot be shown: {why}", file.display()))
+        };
+        let text = Zeroizing::new(tokio::fs::read_to_string(file).await.map_err(|error| wrong(&error))?);
+        let token = text.lines().next().unwrap_or_default().trim();
+        if token.is_empty() {
+            return Err(wrong(&"its first line is empty"));
+        }
+        let header = Zeroizing::new(format!("Bearer {token}"));
+        let mut header = HeaderValue::from_str(&header).map_err(|error| wrong(&error))?;
+        header.set_sensitive(true);
+        Ok(Some(header))
+    }
+
     /// As it is written in a configuration; `None`: it is where an agent is unless told otherwise.
     pub(super) fn other_url(&self) -> Option<String> {
         let url = format!("http://{}", self.authority);
@@ -82,9 +109,10 @@ impl Client {
         path: &str,
         body: Bytes,
     ) -> Result<T> {
+        let bearer = self.bearer(what).await?;
         let stream = self.connect(what).await?;
         let within = api::within(path) + GRACE;
-        let answer = tokio::time::timeout(within, self.exchange(stream, method, path, body));
+        let answer = tokio::time::timeout(within, self.exchange(stream, bearer, (method, path), body));
         let (status, body) = match answer.await {
             Err(_) => {
                 let why = format!("the agent at {} did not answer within {within:?}", self.authority);
@@ -131,12 +159,12 @@ impl Client {
     async fn exchange(
         &self,
         stream: TcpStream,
-        method: Method,
-        path: &str,
+        bearer: Option<HeaderValue>,
+        (method, path): (Method, &str),
         body: Bytes,
     ) -> std::result::Result<(StatusCode, Bytes), Box<dyn std::error::Error + Send + Sync>> {
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-        let request = Request::builder()
+        let mut request = Request::builder()
             .method(method)
             .uri(path)
             .header(header::HOST, &self.authority)
@@ -144,6 +172,9 @@ impl Client {
             .header(header::ACCEPT, "application/json")
             .header(header::USER_AGENT, concat!("plexus/", env!("CARGO_PKG_VERSION")))
             .body(Full::new(body))?;
+        if let Some(bearer) = bearer {
+            request.headers_mut().insert(header::AUTHORIZATION, bearer);
+        }
         let exchange = async {
             let answer = sender.send_request(request).await?;
             let status = answer.status();

@@ -34,7 +34,7 @@ impl Deregister {
         if let Some(service) = &self.service {
             path = format!("{path}?service={service}");
         }
-        let changed: Changed = self.reach.admin.send(&what, Method::DELETE, &path, &()).await?;
+        let changed: Changed = self.reach.agent().send(&what, Method::DELETE, &path, &()).await?;
         print_change(out, self.reach.json, &changed)
     }
 }

@@ -26,7 +26,7 @@ pub(super) struct Doctor {
 
 impl Doctor {
     pub(super) async fn run(self, out: &mut Output<'_>) -> Result {
-        let answer: Checkup = self.reach.admin.get("looking for what is wrong", api::path::DOCTOR).await?;
+        let answer: Checkup = self.reach.agent().get("looking for what is wrong", api::path::DOCTOR).await?;
         out.as_json(self.reach.json);
         out.answer(&answer, human)?;
         let bad = answer.findings.iter().filter(|finding| finding.state == Finding::BAD).count();

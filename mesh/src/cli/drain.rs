@@ -69,7 +69,7 @@ impl Target {
         let verb = if draining { "draining" } else { "undraining" };
         let what = self.id.as_ref().map_or_else(|| format!("{verb} the node"), |id| format!("{verb} {id}"));
         let body = DrainRequest { instance: self.id, service: self.service, draining };
-        let changed: Changed = self.reach.admin.send(&what, Method::PUT, api::path::DRAIN, &body).await?;
+        let changed: Changed = self.reach.agent().send(&what, Method::PUT, api::path::DRAIN, &body).await?;
         print_change(out, self.reach.json, &changed)
     }
 }

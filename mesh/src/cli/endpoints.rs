@@ -28,7 +28,7 @@ impl Endpoints {
     pub(super) async fn run(self, out: &mut Output<'_>) -> Result {
         let what = format!("listing the endpoints of {}", self.service);
         let path = api::path::SERVICE.replace("{service}", self.service.as_str());
-        let answer: api::Endpoints = self.reach.admin.get(&what, &path).await?;
+        let answer: api::Endpoints = self.reach.agent().get(&what, &path).await?;
         out.as_json(self.reach.json);
         out.answer(&answer, |out, answer| {
             stale_banner(out, answer.stale.as_ref())?;

@@ -34,6 +34,7 @@ mod watchers;
 mod why;
 
 use std::ffi::OsString;
+use std::path::PathBuf;
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
 
@@ -105,9 +106,19 @@ struct Reach {
     #[arg(long, value_name = "URL", env = crate::api::URL_VARIABLE, default_value = crate::api::DEFAULT_URL)]
     admin: Client,
 
+    /// A file whose first line is a token, for what the agent does not let everyone do
+    #[arg(long, value_name = "FILE", env = crate::api::TOKEN_VARIABLE)]
+    token_file: Option<PathBuf>,
+
     /// Print JSON, for programs
     #[arg(long)]
     json: bool,
+}
+
+impl Reach {
+    fn agent(&self) -> Client {
+        self.admin.clone().with_token(self.token_file.clone())
+    }
 }
 
 /// Runs the command that `arguments` (the program's name first) ask for.

@@ -136,7 +136,7 @@ impl Create {
         let pools = self.pools().map_err(|error| Error::failed(&what, error))?;
         let Self { name, vni, mtu, reaches, direct, reach, .. } = self;
         let body = NetworkRequest { pools, vni, mtu, reaches: reaches.into_iter().collect(), direct };
-        let changed: Changed = reach.admin.send(&what, Method::PUT, &path(&name), &body).await?;
+        let changed: Changed = reach.agent().send(&what, Method::PUT, &path(&name), &body).await?;
         print_change(out, reach.json, &changed)
     }
 
@@ -159,7 +159,7 @@ impl Create {
 
 impl Ls {
     async fn run(self, out: &mut Output<'_>) -> Result {
-        let answer: Networks = self.reach.admin.get("listing the networks", api::path::NETWORKS).await?;
+        let answer: Networks = self.reach.agent().get("listing the networks", api::path::NETWORKS).await?;
         out.as_json(self.reach.json);
         out.answer(&answer, |out, answer| {
             stale_banner(out, answer.stale.as_ref())?;
@@ -186,7 +186,7 @@ impl Rm {
     async fn run(self, out: &mut Output<'_>) -> Result {
         let what = format!("removing network {}", self.name);
         let path = path(&self.name) + if self.force { "?force=true" } else { "" };
-        let changed: Changed = self.reach.admin.send(&what, Method::DELETE, &path, &()).await?;
+        let changed: Changed = self.reach.agent().send(&what, Method::DELETE, &path, &()).await?;
         print_change(out, self.reach.json, &changed)
     }
 }
@@ -194,7 +194,7 @@ impl Rm {
 impl Inspect {
     async fn run(self, out: &mut Output<'_>) -> Result {
         let what = format!("looking at network {}", self.name);
-        let answer: NetworkInfo = self.reach.admin.get(&what, &path(&self.name)).await?;
+        let answer: NetworkInfo = self.reach.agent().get(&what, &path(&self.name)).await?;
         out.as_json(self.reach.json);
         out.answer(&answer, |out, answer| {
             stale_banner(out, answer.stale.as_ref())?;

@@ -24,7 +24,7 @@ pub(super) struct Nodes {
 
 impl Nodes {
     pub(super) async fn run(self, out: &mut Output<'_>) -> Result {
-        let answer: api::Nodes = self.reach.admin.get("listing the nodes", api::path::NODES).await?;
+        let answer: api::Nodes = self.reach.agent().get("listing the nodes", api::path::NODES).await?;
         out.as_json(self.reach.json);
         out.answer(&answer, |out, answer| {
             stale_banner(out, answer.stale.as_ref())?;

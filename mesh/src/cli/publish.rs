@@ -68,7 +68,7 @@ impl Publish {
         let what = format!("publishing {port} for {}", self.service);
         let path = api::path::PORTS.replace("{service}", self.service.as_str());
         let body = PublishRequest { port };
-        let changed: Changed = self.reach.admin.send(&what, Method::PUT, &path, &body).await?;
+        let changed: Changed = self.reach.agent().send(&what, Method::PUT, &path, &body).await?;
         print_change(out, self.reach.json, &changed)
     }
 }
@@ -80,7 +80,7 @@ impl Unpublish {
             .replace("{service}", self.service.as_str())
             .replace("{port}", &self.port.range().to_string())
             .replace("{protocol}", &self.port.protocol.to_string());
-        let changed: Changed = self.reach.admin.send(&what, Method::DELETE, &path, &()).await?;
+        let changed: Changed = self.reach.agent().send(&what, Method::DELETE, &path, &()).await?;
         print_change(out, self.reach.json, &changed)
     }
 }

@@ -21,7 +21,7 @@ Examples:
   plexus register web --port 8080
   plexus register web --port 8080 --check http=/healthz --interval 1s --rise 2 --fall 3
   plexus register web --port 8081 --id web-canary --tag v2 --weight 10 --check tcp
-  plexus register app --socket /run/gunicorn.sock --check http=/healthz
+  plexus register app --socket /run/gunicorn.sock --check http=/healthz --token-file /etc/plexus/tokens/operators
   plexus register db --port 5432 --named-port metrics=9187 --label role=primary";
 
 /// Check an instance on this node and register it
@@ -33,7 +33,7 @@ pub(super) struct Register {
     /// Its main port
     #[arg(long, required_unless_present = "socket")]
     port: Option<NonZeroU16>,
-    /// The unix socket that it listens on: how this node's balancer connects to it
+    /// The unix socket that it listens on: how this node's balancer connects to it; only who shows a token with the role `operate` says so
     #[arg(long, value_name = "PATH")]
     socket: Option<UnixPath>,
     /// A further port, by name
@@ -120,7 +120,7 @@ impl Register {
         let what = format!("registering an instance of {}", self.service);
         let request = self.request();
         let changed: Changed =
-            self.reach.admin.send(&what, Method::POST, api::path::INSTANCES, &request).await?;
+            self.reach.agent().send(&what, Method::POST, api::path::INSTANCES, &request).await?;
         print_change(out, self.reach.json, &changed)
     }
 

@@ -35,7 +35,7 @@ impl Resolve {
         let path =
             format!("{}?name={}&type={}", api::path::RESOLVE, escape(&self.name), escape(&self.record_type));
         let what = format!("resolving {}", self.name);
-        let answer: api::Resolution = self.reach.admin.get(&what, &path).await?;
+        let answer: api::Resolution = self.reach.agent().get(&what, &path).await?;
         out.as_json(self.reach.json);
         out.answer(&answer, human)?;
         Ok(())

@@ -24,7 +24,8 @@ pub(super) struct Services {
 
 impl Services {
     pub(super) async fn run(self, out: &mut Output<'_>) -> Result {
-        let answer: api::Services = self.reach.admin.get("listing the services", api::path::SERVICES).await?;
+        let answer: api::Services =
+            self.reach.agent().get("listing the services", api::path::SERVICES).await?;
         out.as_json(self.reach.json);
         out.answer(&answer, |out, answer| {
             stale_banner(out, answer.stale.as_ref())?;

@@ -76,7 +76,7 @@ impl Settings {
     pub(super) async fn run(self, out: &mut Output<'_>) -> Result {
         let what = format!("reading the settings of {}", self.service);
         let path = api::path::SETTINGS.replace("{service}", self.service.as_str());
-        let answer: api::Settings = self.reach.admin.get(&what, &path).await?;
+        let answer: api::Settings = self.reach.agent().get(&what, &path).await?;
         out.as_json(self.reach.json);
         out.answer(&answer, human)?;
         Ok(())
@@ -113,7 +113,7 @@ pub(super) async fn change(
     out: &mut Output<'_>,
 ) -> Result {
     let path = api::path::SETTINGS.replace("{service}", service.as_str());
-    let changed: Changed = reach.admin.send(what, Method::PUT, &path, &request).await?;
+    let changed: Changed = reach.agent().send(what, Method::PUT, &path, &request).await?;
     print_change(out, reach.json, &changed)
 }
 

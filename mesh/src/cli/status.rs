@@ -26,7 +26,7 @@ pub(super) struct Status {
 
 impl Status {
     pub(super) async fn run(self, out: &mut Output<'_>) -> Result {
-        let answer: api::Status = self.reach.admin.get("asking for the status", api::path::STATUS).await?;
+        let answer: api::Status = self.reach.agent().get("asking for the status", api::path::STATUS).await?;
         out.as_json(self.reach.json);
         out.answer(&answer, human)?;
         Ok(())

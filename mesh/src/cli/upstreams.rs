@@ -27,7 +27,7 @@ pub(super) struct Upstreams {
 impl Upstreams {
     pub(super) async fn run(self, out: &mut Output<'_>) -> Result {
         let answer: api::UpstreamList =
-            self.reach.admin.get("listing the upstreams", api::path::UPSTREAMS).await?;
+            self.reach.agent().get("listing the upstreams", api::path::UPSTREAMS).await?;
         out.as_json(self.reach.json);
         out.answer(&answer, |out, answer| {
             let mut table = Table::new(&[

@@ -43,7 +43,8 @@ impl Vip {
             Switch::On => VirtualIp::On,
             Switch::Off => VirtualIp::Off,
         };
-        let changed: Changed = self.reach.admin.send(&what, Method::PUT, &path, &VipRequest { vip }).await?;
+        let changed: Changed =
+            self.reach.agent().send(&what, Method::PUT, &path, &VipRequest { vip }).await?;
         print_change(out, self.reach.json, &changed)
     }
 }

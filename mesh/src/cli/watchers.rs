@@ -25,7 +25,7 @@ pub(super) struct Watchers {
 impl Watchers {
     pub(super) async fn run(self, out: &mut Output<'_>) -> Result {
         let answer: api::WatcherList =
-            self.reach.admin.get("listing the watchers", api::path::WATCHERS).await?;
+            self.reach.agent().get("listing the watchers", api::path::WATCHERS).await?;
         out.as_json(self.reach.json);
         out.answer(&answer, |out, answer| {
             let mut table = Table::new(&[

@@ -37,7 +37,7 @@ impl Why {
     pub(super) async fn run(self, out: &mut Output<'_>) -> Result {
         let what = format!("explaining {}", self.service);
         let path = api::path::WHY.replace("{service}", self.service.as_str());
-        let answer: api::Why = self.reach.admin.get(&what, &path).await?;
+        let answer: api::Why = self.reach.agent().get(&what, &path).await?;
         out.as_json(self.reach.json);
         out.answer(&answer, human)?;
         Ok(())

@@ -5,6 +5,7 @@
 //! apply. All mistakes of a file are told at once, each with its line; a half-right file is never used. No room imports
 //! this one.
 
+mod admin;
 mod checks;
 mod dns;
 mod docker;
@@ -24,6 +25,7 @@ use nerve::document::{Document, Errors, Reported, Section};
 use nerve::source::{Draft, Located, read_config};
 use serde::{Serialize, Serializer};
 
+pub use admin::{Admin, AdminToken};
 pub use checks::Checks;
 pub use dns::{Dns, QueryLog, Rate, Recursion, Route, ServeStale, Ttls};
 pub use docker::Docker;
@@ -32,7 +34,7 @@ pub use machine::Machine;
 pub use output::{Output, OutputFiles};
 pub use reload::{Reload, diff};
 pub use sections::{
-    Admin, Drain, Ingress, Log, LogFormat, LogLevel, Node, Overlay, Proxy, Secret, SecretFile, Store, Vip,
+    Drain, Ingress, Log, LogFormat, LogLevel, Node, Overlay, Proxy, Secret, SecretFile, Store, Vip,
 };
 pub use sources::{Checked, Nerve, Sources, Synapse};
 
@@ -156,7 +158,7 @@ impl Config {
             checks: checks?,
             proxy,
             dns: dns?,
-            admin,
+            admin: admin?,
             drain,
             log,
             services: services?,

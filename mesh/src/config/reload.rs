@@ -9,7 +9,17 @@ use serde_json::Value;
 use super::Config;
 
 /// Keys, or whole tables of keys, that a running agent applies. Everything else is bound when it starts.
-const LIVE: &[&str] = &["service", "watch", "output", "ingress.localhost", "log.level", "drain"];
+const LIVE: &[&str] = &[
+    "service",
+    "watch",
+    "output",
+    "ingress.localhost",
+    "log.level",
+    "drain",
+    "admin.loopback_role",
+    "admin.network_role",
+    "admin.token",
+];
 
 /// The keys that differ, as they are written in the file (`dns.ttl`).
 #[derive(Debug, Clone, PartialEq, Eq, Default)]

@@ -4,7 +4,7 @@
 //! come from it. What a room makes of them is in `rooms`.
 
 use std::fmt;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::num::{NonZeroU16, NonZeroU32};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -157,13 +157,6 @@ pub struct Proxy {
     /// UDP sessions at the same time, over all ports; without it, a quarter of the connections.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_udp_sessions: Option<NonZeroU32>,
-}
-
-/// `[admin]`: the interface of the command line, of Prometheus and of orchestrators.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Admin {
-    /// Addresses.
-    pub listen: Vec<SocketAddr>,
 }
 
 /// `[log]`: what is logged, and how.
@@ -361,12 +354,6 @@ impl Proxy {
             udp_idle_timeout: section.or("udp_idle_timeout", Period::seconds(60)),
             max_udp_sessions: section.optional("max_udp_sessions"),
         }
-    }
-}
-
-impl Admin {
-    pub(super) fn read(section: &mut Section<'_>) -> Self {
-        Self { listen: section.or("listen", crate::admin::Config::default().listen) }
     }
 }
 

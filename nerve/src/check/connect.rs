@@ -77,9 +77,13 @@ impl Target {
         Ok(Self { kind, port, unix, address })
     }
 
-    /// Whoever has a check connect anywhere asks what this node may ask.
+    /// Whoever has a check connect anywhere asks what this node may ask, and of a unix socket what the agent may.
     pub(super) fn liberty(&self) -> Option<Liberty> {
-        self.address.is_some().then_some(Liberty::Addresses)
+        match self {
+            Self { unix: Some(_), .. } => Some(Liberty::Sockets),
+            Self { address: Some(_), .. } => Some(Liberty::Addresses),
+            _ => None,
+        }
     }
 
     /// The address that it means for `instance`.

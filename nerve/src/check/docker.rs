@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::connect::connect;
 use super::means::Of;
 use super::seen::Seen;
-use super::{Judge, Level};
+use super::{Judge, Level, Liberty};
 use crate::document::{Reported, Section};
 use crate::http::Connection;
 use crate::model::{Address, UnixPath};
@@ -102,6 +102,10 @@ impl Docker {
 
 #[async_trait]
 impl Judge for Docker {
+    fn liberty(&self) -> Option<Liberty> {
+        self.engine.is_some().then_some(Liberty::Sockets)
+    }
+
     fn describe(&self) -> String {
         format!("docker {}", self.docker)
     }

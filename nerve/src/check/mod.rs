@@ -152,6 +152,8 @@ pub enum Liberty {
     Programs,
     /// It sends what is in a file that its definition names.
     Files,
+    /// It speaks with a unix socket that its definition names, and is whom the socket takes the agent for.
+    Sockets,
     /// It connects to an address that its definition names.
     Addresses,
 }
@@ -162,6 +164,10 @@ impl fmt::Display for Liberty {
             Self::Programs => "runs a program on this node, and only the node's own files may say which",
             Self::Files => {
                 "sends what is in a file of this node, and only the node's own files may say which"
+            }
+            Self::Sockets => {
+                "connects to a unix socket of this node with the agent's rights, and only the node's own files, or \
+                 whoever may operate it, say which"
             }
             Self::Addresses => {
                 "connects to another address than the instance's, and labels may not say which"

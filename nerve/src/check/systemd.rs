@@ -7,8 +7,8 @@
 use async_trait::async_trait;
 use serde::Serialize;
 
-use super::Check;
 use super::dbus::Bus;
+use super::{Check, Liberty};
 use crate::document::{Reported, Section};
 use crate::model::{ListensOn, UnixPath};
 
@@ -59,6 +59,10 @@ impl Systemd {
 impl Check for Systemd {
     fn describe(&self) -> String {
         format!("systemd {}", self.systemd)
+    }
+
+    fn liberty(&self) -> Option<Liberty> {
+        self.bus.is_some().then_some(Liberty::Sockets)
     }
 
     async fn probe(&self, _instance: &ListensOn) -> Result<String, String> {

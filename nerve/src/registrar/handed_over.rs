@@ -7,7 +7,7 @@ use tokio::net::TcpListener;
 use super::tests::{ADDRESS, Agent, Faulty, agent, agent_after, eventually, located, registered, tcp};
 use super::*;
 use crate::model::{Health, Instance, Node};
-use crate::source::{ApiError, Draft};
+use crate::source::{ApiError, Draft, Trust};
 use crate::store::{Change, Path, Watch, WatchEvent};
 
 const SOON: Duration = Duration::from_secs(5);
@@ -119,9 +119,9 @@ async fn a_registrar_that_takes_back_goes_on_and_one_that_hangs_is_not_handed_ov
     registered(&store, &[Health::Passing]).await;
     agent.handle.hand_over(SOON).await.unwrap();
     let draft = || Draft::new("web".parse().unwrap(), 9.try_into().unwrap());
-    assert!(matches!(agent.handle.register(draft()).await, Err(ApiError::HandedOver)));
+    assert!(matches!(agent.handle.register(draft(), Trust::Anyone).await, Err(ApiError::HandedOver)));
     agent.handle.take_back().await;
-    agent.handle.register(draft()).await.unwrap();
+    agent.handle.register(draft(), Trust::Anyone).await.unwrap();
     registered(&store, &[Health::Passing; 2]).await;
     store.hangs.send_replace(true);
     agent.handle.set_node_drain(true).await.unwrap();

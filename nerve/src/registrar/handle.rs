@@ -13,7 +13,7 @@ use super::writer::{Asked, Paused};
 use super::{HandOverError, LeaveError};
 use crate::check::{CheckSpec, SelfReport};
 use crate::model::{InstanceId, ServiceName};
-use crate::source::{ApiError, ApiSource, Definition, Draft, Drains, InstanceKey, Located, Origin};
+use crate::source::{ApiError, ApiSource, Definition, Draft, Drains, InstanceKey, Located, Origin, Trust};
 
 /// What an agent that was killed has left stands for one time to live of its session, and is looked at again within another.
 const LEFT_BEHIND: u32 = 3;
@@ -99,10 +99,10 @@ impl Handle {
     ///
     /// # Errors
     /// It is wrong in itself, defined elsewhere on this node, or cannot be kept.
-    pub async fn register(&self, draft: Draft) -> Result<Definition, ApiError> {
+    pub async fn register(&self, draft: Draft, trust: Trust) -> Result<Definition, ApiError> {
         let key = draft.resolve(self.api.local())?.key;
         self.only_here(&key)?;
-        let definition = self.api.register(draft).await?;
+        let definition = self.api.register(draft, trust).await?;
         self.in_force(&definition).await;
         Ok(definition)
     }
@@ -146,9 +146,9 @@ impl Handle {
     ///
     /// # Errors
     /// It is defined in a file, the check is wrong, or the change cannot be kept.
-    pub async fn add_check(&self, key: &InstanceKey, check: CheckSpec) -> Result<(), ApiError> {
+    pub async fn add_check(&self, key: &InstanceKey, check: CheckSpec, trust: Trust) -> Result<(), ApiError> {
         self.only_here(key)?;
-        self.in_force(&self.api.add_check(key, check).await?).await;
+        self.in_force(&self.api.add_check(key, check, trust).await?).await;
         Ok(())
     }
 

@@ -11,7 +11,7 @@ use tokio::net::TcpListener;
 use super::*;
 use crate::check::{CheckSpec, Probe, Tcp, Timing};
 use crate::model::{Health, Instance, Node};
-use crate::source::{ConfigSource, Definition, Draft, Local, Located, Origin};
+use crate::source::{ConfigSource, Definition, Draft, Local, Located, Origin, Trust};
 use crate::store::{
     self, EmbeddedStore, Entry, Error, ErrorKind, Expect, Listing, Path, Revision, Session, SessionKeeper,
     SessionLost, Swap, Watch,
@@ -405,7 +405,7 @@ async fn drains_registrations_and_refusals_of_the_run_time_api() {
     let agent = agent(&store, vec![located(1, Vec::new())]);
     let handle = &agent.handle;
     let draft = |port| Draft::new("api".parse().unwrap(), NonZeroU16::new(port).unwrap());
-    let defined: Definition = handle.register(draft(2)).await.unwrap();
+    let defined: Definition = handle.register(draft(2), Trust::Anyone).await.unwrap();
     registered(&store, &[Health::Passing; 2]).await;
     let draining = async |expected: [bool; 2]| {
         eventually(&format!("{expected:?}"), async || {
@@ -426,7 +426,14 @@ async fn drains_registrations_and_refusals_of_the_run_time_api() {
     let in_file = handle.deregister(&"web-a-1".parse().unwrap(), None).await.unwrap_err();
     assert_eq!(in_file.to_string(), "instance web/web-a-1 is defined in plexus.toml:1; change it there");
     let again = Draft::new("web".parse().unwrap(), NonZeroU16::MIN);
-    assert!(handle.register(again).await.unwrap_err().to_string().contains("is defined in plexus.toml:1"));
+    assert!(
+        handle
+            .register(again, Trust::Anyone)
+            .await
+            .unwrap_err()
+            .to_string()
+            .contains("is defined in plexus.toml:1")
+    );
     let unknown = handle.set_drain(&"x".parse().unwrap(), None, true).await.unwrap_err();
     assert!(unknown.to_string().starts_with("this node has no instance x"), "{unknown}");
     handle.deregister(&defined.key.id, None).await.unwrap();
@@ -445,8 +452,8 @@ async fn what_was_registered_at_run_time_is_deregistered_when_it_was_not_well_fo
         deregister_critical_after: Some(Period::seconds(1)),
         ..Draft::new("api".parse().unwrap(), NonZeroU16::new(port).unwrap())
     };
-    let well = agent.handle.register(draft(open)).await.unwrap();
-    agent.handle.register(draft(closed)).await.unwrap();
+    let well = agent.handle.register(draft(open), Trust::Anyone).await.unwrap();
+    agent.handle.register(draft(closed), Trust::Anyone).await.unwrap();
     let left = async || {
         let instances = agent.handle.instances();
         instances.iter().map(|instance| instance.located.definition.key.to_string()).collect::<Vec<_>>()

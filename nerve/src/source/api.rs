@@ -19,6 +19,15 @@ use crate::check::{CheckSpec, Liberty};
 use crate::document::{Document, Errors, MAX_BYTES, Reported, Section};
 use crate::model::{InstanceId, ServiceName};
 
+/// Whom a registration comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Trust {
+    /// Anyone who reaches the interface: a program of this node, as a rule.
+    Anyone,
+    /// Somebody who has shown that it may operate this node.
+    Operator,
+}
+
 /// Why a registration, deregistration or drain was refused.
 #[derive(Debug, thiserror::Error)]
 pub enum ApiError {
@@ -132,9 +141,21 @@ impl ApiSource {
     ///
     /// # Errors
     /// It is wrong in itself, or cannot be kept.
-    pub async fn register(&self, draft: Draft) -> Result<Definition, ApiError> {
+    pub async fn register(&self, draft: Draft, trust: Trust) -> Result<Definition, ApiError> {
+        draft.checks.iter().try_for_each(|check| allowed(check, trust))?;
+        // Connections to a service are made by the agent, and may come from other nodes.
+        if draft.socket.is_some() && trust == Trust::Anyone {
+            let message =
+                "connections there are made with the agent's rights, and only the node's own files, or \
+                           whoever may operate it, say where to; define the instance in services.d"
+                    .to_owned();
+            return Err(DraftError { key: "socket", message }.into());
+        }
+        self.take_in(draft).await
+    }
+
+    async fn take_in(&self, draft: Draft) -> Result<Definition, ApiError> {
         let definition = draft.resolve(&self.0.local)?;
-        draft.checks.iter().try_for_each(allowed)?;
         let registered = definition.clone();
         self.change(|state| {
             state.services.retain(|(_, known)| known.key != definition.key);
@@ -148,8 +169,13 @@ impl ApiSource {
     ///
     /// # Errors
     /// There is none, the check is wrong, or the change cannot be kept.
-    pub async fn add_check(&self, key: &InstanceKey, check: CheckSpec) -> Result<Definition, ApiError> {
-        allowed(&check)?;
+    pub async fn add_check(
+        &self,
+        key: &InstanceKey,
+        check: CheckSpec,
+        trust: Trust,
+    ) -> Result<Definition, ApiError> {
+        allowed(&check, trust)?;
         self.change_draft(key, |draft| draft.checks.push(check)).await
     }
 
@@ -174,7 +200,7 @@ impl ApiSource {
         let known = self.0.state.lock().await.services.iter().find(|(_, known)| known.key == *key).cloned();
         let Some((mut draft, _)) = known else { return Err(ApiError::Unknown(key.to_string())) };
         change(&mut draft);
-        self.register(draft).await
+        self.take_in(draft).await
     }
 
     /// Removes an instance that was registered here; its drain goes with it.
@@ -254,10 +280,12 @@ impl ApiSource {
     }
 }
 
-/// Whoever reaches the interface can connect wherever this node can; running programs and reading files is another matter.
-fn allowed(check: &CheckSpec) -> Result<(), DraftError> {
+/// Whoever reaches the interface can connect wherever this node can; running programs and reading files is another matter, and
+/// so is what unix sockets let nobody else do: a container runtime's makes whoever speaks with it root.
+fn allowed(check: &CheckSpec, trust: Trust) -> Result<(), DraftError> {
     match check.probe.liberty() {
         None | Some(Liberty::Addresses) => Ok(()),
+        Some(Liberty::Sockets) if trust == Trust::Operator => Ok(()),
         Some(liberty) => {
             let message = format!("`{}` {liberty}; define the instance in services.d", check.probe.kind());
             Err(DraftError { key: "check", message })
@@ -376,8 +404,8 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let state = root.path().join("state");
         let source = ApiSource::open(Some(&state), local());
-        let first = source.register(draft(1)).await.unwrap();
-        let second = source.register(draft(2)).await.unwrap();
+        let first = source.register(draft(1), Trust::Anyone).await.unwrap();
+        let second = source.register(draft(2), Trust::Anyone).await.unwrap();
         source.set_drain(&first.key, true).await.unwrap();
         source.set_drain(&second.key, true).await.unwrap();
         source.set_node_drain(true).await.unwrap();
@@ -394,8 +422,8 @@ mod tests {
     async fn a_torn_recent_file_costs_the_last_changes_and_no_others() {
         let root = tempfile::tempdir().unwrap();
         let source = ApiSource::open(Some(root.path()), local());
-        source.register(draft(1)).await.unwrap();
-        source.register(draft(2)).await.unwrap();
+        source.register(draft(1), Trust::Anyone).await.unwrap();
+        source.register(draft(2), Trust::Anyone).await.unwrap();
         assert_eq!(keys(&ApiSource::open(Some(root.path()), local())), ["web/web-a-1", "web/web-a-2"]);
         let recent = Kept::new(root.path()).recent().to_owned();
         let text = std::fs::read_to_string(&recent).unwrap();
@@ -406,10 +434,13 @@ mod tests {
     #[tokio::test]
     async fn the_same_id_again_replaces_and_a_wrong_one_changes_nothing() {
         let source = ApiSource::open(None, local());
-        source.register(draft(1)).await.unwrap();
-        source.register(Draft { weight: crate::model::Weight(NonZeroU16::MIN), ..draft(1) }).await.unwrap();
+        source.register(draft(1), Trust::Anyone).await.unwrap();
+        source
+            .register(Draft { weight: crate::model::Weight(NonZeroU16::MIN), ..draft(1) }, Trust::Anyone)
+            .await
+            .unwrap();
         let wrong = Draft { address: Some("0.0.0.0".parse().unwrap()), ..draft(2) };
-        assert!(matches!(source.register(wrong).await, Err(ApiError::Draft(_))));
+        assert!(matches!(source.register(wrong, Trust::Anyone).await, Err(ApiError::Draft(_))));
         assert_eq!(keys(&source), ["web/web-a-1"]);
     }
 
@@ -428,7 +459,7 @@ mod tests {
         let blocked = root.path().join("file");
         std::fs::write(&blocked, "").unwrap();
         let source = ApiSource::open(Some(&blocked), local());
-        let error = source.register(draft(1)).await.unwrap_err();
+        let error = source.register(draft(1), Trust::Anyone).await.unwrap_err();
         assert!(matches!(error, ApiError::Write { .. }) && keys(&source).is_empty(), "{error}");
     }
 }

@@ -28,7 +28,7 @@ use tokio::sync::watch;
 use crate::document::{Reported, Section};
 
 pub use announcement::{Announcement, Limit, NodeMode, Registry};
-pub use api::{ApiError, ApiSource, Drains};
+pub use api::{ApiError, ApiSource, Drains, Trust};
 pub use attached::{Attached, AttachedSource};
 pub use definition::{Definition, Draft, DraftError, InstanceKey, Local};
 pub use docker::{DockerAddress, DockerConfig, DockerSource};

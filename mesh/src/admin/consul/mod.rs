@@ -16,9 +16,9 @@ mod translate;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use axum::Json;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Path, Query, Request, State};
+use axum::{Extension, Json};
 use hyper::StatusCode;
 use nerve::check::{CheckSpec, default_id as check_id};
 use nerve::document::Document;
@@ -30,6 +30,7 @@ use serde_json::{Value, json};
 
 pub(super) use self::reads::{MAX_WAITING, Reads};
 use self::translate::{consul_id, draft, instance_id};
+use super::access::Caller;
 use super::refusal::{Answer, Refusal};
 use super::write::body;
 use super::{Handles, Shared, checks, local};
@@ -46,10 +47,14 @@ const SERVER_PORT: u16 = 8300;
 /// What reading answers are made of, as each of them gets it.
 type Asked = State<Arc<Reads>>;
 
-pub(super) async fn register(State(handles): Shared, request: Request) -> Result<StatusCode, Refusal> {
+pub(super) async fn register(
+    State(handles): Shared,
+    Extension(caller): Extension<Caller>,
+    request: Request,
+) -> Result<StatusCode, Refusal> {
     let service: ConsulService = received(request).await?;
     let draft = draft(&service, &handles.node.name)?;
-    handles.registrar.register(draft).await.map_err(local::refusal)?;
+    handles.registrar.register(draft, caller.trust()).await.map_err(local::refusal)?;
     Ok(StatusCode::OK)
 }
 
@@ -101,7 +106,11 @@ pub(super) async fn all_checks(State(handles): Shared) -> Json<BTreeMap<String, 
 }
 
 /// A check by itself is added to the service that it names.
-pub(super) async fn register_check(State(handles): Shared, request: Request) -> Result<StatusCode, Refusal> {
+pub(super) async fn register_check(
+    State(handles): Shared,
+    Extension(caller): Extension<Caller>,
+    request: Request,
+) -> Result<StatusCode, Refusal> {
     let check: ConsulCheck = received(request).await?;
     let Some(service) = check.service_id.as_ref().filter(|id| !id.is_empty()) else {
         return Err(Refusal::bad_request("ServiceID: a check is of a service here, and none is named")
@@ -113,7 +122,8 @@ pub(super) async fn register_check(State(handles): Shared, request: Request) -> 
     let spec = Document::parse_json("request", &written.to_string())
         .and_then(|document| document.decode(CheckSpec::read))
         .map_err(|errors| Refusal::bad_request(errors.to_string().replace('\n', "; ")))?;
-    handles.registrar.add_check(&instance.located.definition.key, spec).await.map_err(local::refusal)?;
+    let key = &instance.located.definition.key;
+    handles.registrar.add_check(key, spec, caller.trust()).await.map_err(local::refusal)?;
     Ok(StatusCode::OK)
 }
 

@@ -114,7 +114,8 @@ impl Plan {
         writeln!(out, "services_dir = {:?}\n", node.services_dir(state_dir).to_string_lossy())?;
         writeln!(out, "[node]\nname = \"{}\"\naddress = \"{}\"\n", node.name, node.address)?;
         writeln!(out, "[store]\nurl = \"embedded\"\n")?;
-        writeln!(out, "[admin]\nlisten = [\"{}\"]\n", node.admin)?;
+        // Whoever reaches the nodes' own networks plays with the demo.
+        writeln!(out, "[admin]\nlisten = [\"{}\"]\nnetwork_role = \"operate\"\n", node.admin)?;
         writeln!(out, "[dns]\nlisten = [\"{}\"]\n", node.dns)?;
         writeln!(out, "[ingress]\nlisten = [\"{}\"]\n", node.address)?;
         if self.has_containers {

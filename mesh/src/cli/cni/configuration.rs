@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::path::PathBuf;
 
 use nerve::model::NetworkName;
 use serde::Deserialize;
@@ -21,6 +22,7 @@ struct Written {
     network: Option<String>,
     interface: Option<String>,
     admin: Option<String>,
+    token_file: Option<PathBuf>,
     #[serde(default)]
     ipam: Ipam,
     dns: Option<Value>,
@@ -95,6 +97,8 @@ pub(super) struct Configuration {
     pub(super) interface: Option<String>,
     /// Where the agent is, if it is not where it is unless told otherwise.
     pub(super) admin: Option<Client>,
+    /// The file whose token it is shown.
+    pub(super) token_file: Option<PathBuf>,
     /// The plugin that gives addresses; `None`: the agent does.
     pub(super) ipam: Option<String>,
     pub(super) dns: Option<Value>,
@@ -119,7 +123,7 @@ impl Configuration {
     }
 
     fn of(version: Version, written: Written) -> Result<Self, Failure> {
-        let Written { name, network, interface, admin, ipam, dns, before, valid, .. } = written;
+        let Written { name, network, interface, admin, token_file, ipam, dns, before, valid, .. } = written;
         let (mut runtime, args) = (written.runtime, written.args.cni);
         let name = name.filter(|name| !name.is_empty()).ok_or_else(|| wrong("name", "it is missing"))?;
         let network = match network {
@@ -155,6 +159,7 @@ impl Configuration {
             network,
             interface,
             admin,
+            token_file,
             ipam,
             dns,
             addresses,

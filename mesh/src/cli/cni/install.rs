@@ -65,7 +65,7 @@ impl Install {
         let linked = link(&program, &plugin)
             .map_err(failed(format!("linking {} to this program", plugin.display())))?;
         let file = conf_dir.join(format!("10-plexus-{name}.conflist"));
-        let text = format!("{:#}\n", conflist(&name, &network, reach.admin.other_url(), &labels));
+        let text = format!("{:#}\n", conflist(&name, &network, reach.agent().other_url(), &labels));
         let written = write(&file, &text).map_err(failed(format!("writing {}", file.display())))?;
         let message = format!(
             "containers that ask for {name} are attached to network {network}: {} and {}",
@@ -74,7 +74,7 @@ impl Install {
         );
         // What is not there yet may be there when the first container is.
         let path = path::NETWORK.replace("{network}", network.as_str());
-        let asked = reach.admin.get::<NetworkInfo>(&format!("looking for network {network}"), &path).await;
+        let asked = reach.agent().get::<NetworkInfo>(&format!("looking for network {network}"), &path).await;
         let notes = asked.err().map(|error| error.to_string()).into_iter().collect();
         print_change(out, reach.json, &Changed { message, changed: linked || written, notes })
     }

@@ -61,12 +61,16 @@ fn agent(
     configuration: &Configuration,
     variable: impl Fn(&str) -> Option<OsString>,
 ) -> Result<Client, Failure> {
+    let token = configuration.token_file.clone().or_else(|| variable(api::TOKEN_VARIABLE).map(PathBuf::from));
     if let Some(admin) = &configuration.admin {
-        return Ok(admin.clone());
+        return Ok(admin.clone().with_token(token));
     }
     let named = variable(api::URL_VARIABLE);
     let url = named.as_ref().map_or(api::DEFAULT_URL.into(), |url| url.to_string_lossy());
-    url.parse().map_err(|error| Failure::new(Code::Environment, format!("{}: {error}", api::URL_VARIABLE)))
+    let client: Client = url
+        .parse()
+        .map_err(|error| Failure::new(Code::Environment, format!("{}: {error}", api::URL_VARIABLE)))?;
+    Ok(client.with_token(token))
 }
 
 fn owned((label, value): (&String, &String)) -> (String, String) {

@@ -74,7 +74,7 @@ pub(super) struct Done {
 impl Install {
     pub(super) async fn run(self, out: &mut Output<'_>) -> Result {
         let info: DnsInfo =
-            self.reach.admin.get("asking the agent where it answers names", api::path::DNS).await?;
+            self.reach.agent().get("asking the agent where it answers names", api::path::DNS).await?;
         let host = Host::this();
         let mut done = self.plan(&host, &info)?;
         if !self.dry_run && done.changed {

@@ -33,7 +33,7 @@ pub(super) struct Top {
 impl Top {
     pub(super) async fn run(self, out: &mut Output<'_>) -> Result {
         let path = api::path::DNS_TOP;
-        let answer: api::TopList = self.reach.admin.get("asking for the most frequent names", path).await?;
+        let answer: api::TopList = self.reach.agent().get("asking for the most frequent names", path).await?;
         out.as_json(self.reach.json);
         out.answer(&answer, |out, answer| {
             out.line(format!("{} queries in {:.0} s", answer.queries, answer.window_seconds))?;

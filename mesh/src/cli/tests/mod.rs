@@ -162,6 +162,7 @@ impl World {
         metrics.register(&registry).unwrap();
         let readiness = Readiness::new();
         let handles = Handles {
+            rules: admin::Rules::new(admin::Access::default()),
             attacher: Arc::new(crate::agent::attachments::Attachments::new(
                 crate::overlay::Handle::default(),
                 Local { node: "a".parse().unwrap(), address: "192.0.2.1".parse().unwrap() },
@@ -193,7 +194,8 @@ impl World {
                 vec![Problem { what: "config".to_owned(), message }]
             }),
         };
-        let config = admin::Config { listen: vec!["127.0.0.1:0".parse().unwrap()] };
+        let config =
+            admin::Config { listen: vec!["127.0.0.1:0".parse().unwrap()], ..admin::Config::default() };
         let bound = Bound::bind(&config, &Inherited::default()).await.unwrap();
         let address = bound.addresses()[0];
         let (trigger, watcher) = drain::channel();
