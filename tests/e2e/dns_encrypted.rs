@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use plexus_tests::server::real::Server;
-use plexus_tests::{Cluster, Node, eventually, needs};
+use plexus_tests::{Cluster, Node, Signal, eventually, needs};
 
 use crate::INSTANCE;
 use crate::dns_forward::certificate;
@@ -233,4 +233,13 @@ fn what_is_asked_is_counted_sampled_and_logged() {
     let suppressed = || a.metric("plexus_dns_query_log_suppressed_total", "").unwrap_or_default();
     let _ = eventually!(SOON, suppressed(), |count| *count > 0.0);
     names.stop().assert_unharmed();
+    // It ends, and begins, while the agent runs.
+    let text = fs::read_to_string(a.config_file()).expect("a configuration");
+    fs::write(a.config_file(), text.replace("query_log = \"all\"", "query_log = \"off\"")).expect("written");
+    a.signal_agent(Signal::HUP);
+    eventually!(SOON, a.agent_log(), |log| log.contains("applied=\"dns.query_log\""));
+    let logged = || a.agent_log().lines().filter(|line| line.contains("mesh::dns::query")).count();
+    let before = logged();
+    let _ = a.dig(WEB, "A");
+    assert_eq!(logged(), before);
 }

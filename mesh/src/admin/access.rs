@@ -200,6 +200,12 @@ impl Rules {
         self.0.store(Arc::new(access));
     }
 
+    /// May nobody do anything who comes from elsewhere?
+    pub(super) fn shut_out_the_network(&self) -> bool {
+        let access = self.0.load();
+        access.network == Role::None && access.tokens.is_empty()
+    }
+
     /// Lets a request in, or not.
     pub(super) fn admit(
         &self,
@@ -334,6 +340,7 @@ mod tests {
     #[test]
     fn a_role_may_what_those_before_it_may() {
         let rules = rules();
+        assert!(!rules.shut_out_the_network() && Rules::new(Access::default()).shut_out_the_network());
         let reader: &[_] = &[("authorization", "Bearer reader")];
         let operator: &[_] = &[("x-consul-token", "operator")];
         for (request, nobody, local, reads, operates) in [

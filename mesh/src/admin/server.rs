@@ -76,6 +76,15 @@ impl Bound {
 
     /// Serves `handles` until `drain` is signalled, then finishes the requests that are open. `tasks` owns the connections.
     pub async fn run(self, handles: super::Handles, metrics: Metrics, tasks: Tasks, drain: DrainWatcher) {
+        let mut addresses = self.addresses().into_iter();
+        if let Some(address) = addresses.find(|address| !address.ip().to_canonical().is_loopback())
+            && handles.rules.shut_out_the_network()
+        {
+            tracing::warn!(
+                %address,
+                "the admin interface listens there and lets nobody do anything: [admin] has no token, and no network_role"
+            );
+        }
         let routers = routes::routers(handles, &metrics, tasks.clone(), drain.clone());
         let server = Server { routers, metrics, tasks, free: Arc::new(Semaphore::new(MAX_CONNECTIONS)) };
         let accepting = self.listeners.iter().map(|listener| server.accept(listener, drain.clone()));

@@ -219,6 +219,9 @@ impl Rooms {
         self.problems.note_reload(needs_restart);
         self.services.replace(config.services.clone());
         self.admin_rules.replace(config.admin().access);
+        if let Some(name_server) = &self.name_server {
+            name_server.handle.log_queries(config.dns.query_log.0);
+        }
         if let Some(smartstack) = self.smartstack.clone() {
             let reload = async move { smartstack.reload().await };
             self.owners.registrar.spawn_while_wanted("Nerve's configuration", reload);
@@ -233,6 +236,7 @@ impl Rooms {
         self.config.drain = config.drain;
         self.config.admin = Admin { listen: std::mem::take(&mut self.config.admin.listen), ..config.admin };
         self.config.log = config.log;
+        self.config.dns.query_log = config.dns.query_log;
     }
 
     /// Tells everyone what is in force of it, and of what our own configuration says of the same.

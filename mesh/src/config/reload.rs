@@ -19,6 +19,7 @@ const LIVE: &[&str] = &[
     "admin.loopback_role",
     "admin.network_role",
     "admin.token",
+    "dns.query_log",
 ];
 
 /// The keys that differ, as they are written in the file (`dns.ttl`).

@@ -19,6 +19,7 @@ mod udp;
 
 use std::io;
 use std::net::SocketAddr;
+use std::num::NonZeroU32;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -181,6 +182,11 @@ impl Handle {
             Err(error) => Some(error.clone()),
         });
         unread.into_iter().chain(self.servers.problems()).chain(certificate).collect()
+    }
+
+    /// One query in so many is logged from now on, or none.
+    pub fn log_queries(&self, query_log: Option<NonZeroU32>) {
+        self.teller.log_queries(query_log);
     }
 
     /// Every socket that is answered on, for another process to answer on as well.

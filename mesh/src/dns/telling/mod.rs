@@ -121,6 +121,11 @@ impl Teller {
         Self { metrics, state: Mutex::new(state) }
     }
 
+    /// One query in so many is logged from now on.
+    pub(super) fn log_queries(&self, query_log: Option<NonZeroU32>) {
+        self.lock().log = query_log.map(|every| Skip::new(every.get()));
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         // Whole between any two calls.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
@@ -292,5 +297,11 @@ mod tests {
         assert_eq!(metrics.query_log_suppressed.get(), 50);
         tell(&teller, began + Duration::from_secs(1), &many);
         assert_eq!(metrics.query_log_suppressed.get(), 100);
+        teller.log_queries(None);
+        tell(&teller, began + Duration::from_secs(2), &many);
+        assert_eq!(metrics.query_log_suppressed.get(), 100, "there is no log");
+        teller.log_queries(NonZeroU32::new(1));
+        tell(&teller, began + Duration::from_secs(3), &many);
+        assert_eq!(metrics.query_log_suppressed.get(), 150);
     }
 }
