@@ -19,10 +19,9 @@ use serde::{Serialize, Serializer};
 use crate::api::path;
 
 /// What somebody may do.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Role {
     /// Ask whether the agent is well.
-    #[default]
     None,
     /// Ask for everything else.
     Read,

@@ -145,11 +145,9 @@ impl ApiSource {
         draft.checks.iter().try_for_each(|check| allowed(check, trust))?;
         // Connections to a service are made by the agent, and may come from other nodes.
         if draft.socket.is_some() && trust == Trust::Anyone {
-            let message =
-                "connections there are made with the agent's rights, and only the node's own files, or \
-                           whoever may operate it, say where to; define the instance in services.d"
-                    .to_owned();
-            return Err(DraftError { key: "socket", message }.into());
+            let why = "connections there are made with the agent's rights, and only the node's own files, or whoever may \
+                       operate it, say where to; define the instance in services.d";
+            return Err(DraftError { key: "socket", message: why.to_owned() }.into());
         }
         self.take_in(draft).await
     }
@@ -441,6 +439,11 @@ mod tests {
             .unwrap();
         let wrong = Draft { address: Some("0.0.0.0".parse().unwrap()), ..draft(2) };
         assert!(matches!(source.register(wrong, Trust::Anyone).await, Err(ApiError::Draft(_))));
+        let socket = Draft { socket: Some("/run/app.sock".parse().unwrap()), ..draft(3) };
+        let refused = source.register(socket.clone(), Trust::Anyone).await.unwrap_err().to_string();
+        assert!(refused.contains("with the agent's rights"), "{refused}");
+        let key = source.register(socket, Trust::Operator).await.unwrap().key;
+        source.deregister(&key).await.unwrap();
         assert_eq!(keys(&source), ["web/web-a-1"]);
     }
 
