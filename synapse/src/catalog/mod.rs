@@ -28,7 +28,7 @@ pub use freshness::Freshness;
 pub use layers::{Rank, WatchedPort};
 pub(crate) use names::Names;
 pub use network::{NetworkChange, NetworkChanges, NetworkUpdate, NetworkView, Subnets};
-pub use service::{Service, Validity};
+pub use service::Service;
 pub use subscription::{NodeChanges, ServiceChanges, Subscription};
 pub use writer::{Change, Layer, Layers, Writer};
 
@@ -41,7 +41,7 @@ struct Inner {
     nodes: papaya::HashMap<NodeName, Arc<Node>>,
     /// Counted after each.
     node_changes: AtomicU64,
-    /// Counted after each of a service or a node.
+    /// Counted after each of a service or a node, once the subscribers know.
     changes: AtomicU64,
     /// Claims on virtual addresses, also of services that are no more.
     vips: papaya::HashMap<IpAddr, ServiceName>,
@@ -128,7 +128,8 @@ impl Catalog {
         self.0.node_changes.load(Ordering::Acquire)
     }
 
-    /// How often a service or a node came, went or was another than before: the same number, the same services and nodes.
+    /// How often a service or a node came, went or was another than before: the same number, the same services and nodes. Whoever
+    /// reads another number finds in its subscriptions what has changed until then.
     #[must_use]
     pub fn changes(&self) -> u64 {
         self.0.changes.load(Ordering::Acquire)

@@ -2,7 +2,6 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use nerve::model::{InstanceId, PublishedPort, ServiceName, ServiceSettings};
 
@@ -28,26 +27,6 @@ pub struct Service {
     /// Grows with each change of this service, also over its disappearance; for waiting on one and for telling
     /// snapshots apart. Not without gaps.
     pub generation: u64,
-    pub(super) validity: Validity,
-}
-
-/// Tells whether a snapshot still holds, to whoever keeps something that was made of it. Clones tell of the same snapshot.
-#[derive(Debug, Clone, Default)]
-pub struct Validity {
-    is_over: Arc<AtomicBool>,
-}
-
-impl Validity {
-    /// False from just before another snapshot takes its place, or none.
-    #[must_use]
-    pub fn holds(&self) -> bool {
-        !self.is_over.load(Ordering::Acquire)
-    }
-
-    /// To be called before what comes next is published: nobody who has seen that finds this one valid.
-    pub(super) fn end(&self) {
-        self.is_over.store(true, Ordering::Release);
-    }
 }
 
 impl Service {
@@ -62,14 +41,7 @@ impl Service {
             endpoints: Vec::new(),
             vips: Vec::new(),
             generation: 0,
-            validity: Validity::default(),
         }
-    }
-
-    /// Tells from now on whether this snapshot still holds.
-    #[must_use]
-    pub fn validity(&self) -> Validity {
-        self.validity.clone()
     }
 
     /// The endpoints that get traffic.

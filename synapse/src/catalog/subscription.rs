@@ -21,6 +21,12 @@ struct Dirty<C> {
     wake: Notify,
 }
 
+impl<C: Default> Dirty<C> {
+    fn take(&self) -> C {
+        std::mem::take(&mut *self.changes.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
 impl<C> Dirty<C> {
     fn mark(&self, mark: impl FnOnce(&mut C)) {
         mark(&mut self.changes.lock().unwrap_or_else(PoisonError::into_inner));
@@ -73,11 +79,17 @@ impl<C: Default + PartialEq> Subscription<C> {
     pub async fn changed(&mut self) -> C {
         loop {
             let woken = self.0.wake.notified();
-            let changes = std::mem::take(&mut *self.0.changes.lock().unwrap_or_else(PoisonError::into_inner));
+            let changes = self.0.take();
             if changes != C::default() {
                 return changes;
             }
             woken.await;
         }
+    }
+
+    /// Takes all that has changed, which may be nothing. For whoever looks now and then, by [`Catalog::changes`](super::Catalog::changes).
+    #[must_use]
+    pub fn take(&mut self) -> C {
+        self.0.take()
     }
 }

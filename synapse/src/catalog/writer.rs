@@ -12,7 +12,6 @@ use nerve::model::{
 use papaya::Guard;
 
 use super::layers::{NodeSettings, Rank, Said};
-use super::service::Validity;
 use super::{Catalog, Endpoint, Freshness, Inner, NetworkUpdate, Service};
 
 /// One change of the catalog.
@@ -163,16 +162,16 @@ impl Inner {
         let nodes = self.nodes.pin();
         if nodes.insert(name.clone(), Arc::clone(&node)).is_none_or(|before| *before != node) {
             self.node_changes.fetch_add(1, Ordering::Release);
-            self.changes.fetch_add(1, Ordering::Release);
             self.node_subscribers.mark(|names| names.extend([name.clone()]));
+            self.changes.fetch_add(1, Ordering::Release);
         }
     }
 
     fn remove_node(&self, name: NodeName) {
         if self.nodes.pin().remove(&name).is_some() {
             self.node_changes.fetch_add(1, Ordering::Release);
-            self.changes.fetch_add(1, Ordering::Release);
             self.node_subscribers.mark(|names| names.extend([name.clone()]));
+            self.changes.fetch_add(1, Ordering::Release);
         }
     }
 }
@@ -280,18 +279,15 @@ impl State {
         let before = old.as_ref().map_or(0, |service| service.endpoints.len());
         inner.endpoints.fetch_add(new.endpoints.len(), Ordering::Relaxed);
         inner.endpoints.fetch_sub(before, Ordering::Relaxed);
-        if let Some(old) = &old {
-            old.validity.end();
-        }
         if new.is_void() {
             services.remove(name);
         } else {
             self.generation += 1;
-            (new.generation, new.validity) = (self.generation, Validity::default());
+            new.generation = self.generation;
             services.insert(name.clone(), Arc::new(new));
         }
-        inner.changes.fetch_add(1, Ordering::Release);
         inner.subscribers.mark(|names| names.extend([name.clone()]));
+        inner.changes.fetch_add(1, Ordering::Release);
         true
     }
 }
@@ -398,23 +394,21 @@ mod tests {
     }
 
     #[test]
-    fn a_snapshot_holds_until_another_takes_its_place() {
+    fn who_sees_another_number_of_changes_finds_what_changed() {
         let (catalog, mut writer) = Catalog::new();
+        let mut subscription = catalog.subscribe();
         writer.apply([
             Change::PutInstance(instance("web", "1", 80)),
             Change::PutInstance(instance("api", "1", 81)),
         ]);
-        let validity = |service: &str| catalog.service(service).unwrap().validity();
-        let (web, api, changes) = (validity("web"), validity("api"), catalog.changes());
+        assert_eq!((catalog.changes(), subscription.take().len()), (2, 2));
         writer.apply([Change::PutInstance(instance("web", "1", 80))]);
-        assert!(web.holds() && catalog.changes() == changes, "nothing new");
+        assert_eq!((catalog.changes(), subscription.take().len()), (2, 0), "nothing new");
         writer.apply([Change::PutInstance(instance("web", "2", 80))]);
-        assert_eq!(catalog.changes(), changes + 1);
-        let changed = validity("web");
-        assert_eq!([web.holds(), changed.holds(), api.holds()], [false, true, true]);
+        assert_eq!((catalog.changes(), subscription.take()), (3, [name("web")].into()));
         let all = ["1", "2"].map(|id| Change::RemoveInstance(name("web"), InstanceId::new(id).unwrap()));
         writer.apply(all);
-        assert!(!changed.holds() && catalog.service("web").is_none());
+        assert_eq!((catalog.changes(), subscription.take()), (4, [name("web")].into()));
     }
 
     #[test]

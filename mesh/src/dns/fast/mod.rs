@@ -119,10 +119,13 @@ impl Fast {
         }
     }
 
-    /// What holds now; `None` while nothing is answered here.
-    pub(super) fn moment(&self) -> Option<Moment> {
+    /// What holds now, also at this desk, for queries that have come; `None` while nothing is answered here.
+    pub(super) fn moment(&self, desk: &mut Desk) -> Option<Moment> {
         let is_live = matches!(&*self.zone.catalog().freshness(), Freshness::Live);
-        is_live.then(|| Moment { ranges: self.zone.virtual_ranges(), guard: self.guard.moment() })
+        is_live.then(|| {
+            desk.shelf.renew();
+            Moment { ranges: self.zone.virtual_ranges(), guard: self.guard.moment() }
+        })
     }
 
     pub(super) fn desk(&self) -> Desk {

@@ -122,7 +122,7 @@ fn query(
 /// The two answers; `None` where the short road leaves it to the other.
 fn both(roads: &Roads, query: &[u8], client: IpAddr) -> (Option<(Vec<u8>, Verdict)>, Vec<u8>) {
     let mut out = b"before".to_vec();
-    let moment = roads.fast.moment().unwrap();
+    let moment = roads.fast.moment(&mut roads.desk.borrow_mut()).unwrap();
     let made = roads.fast.answer(query, client, &moment, &mut roads.desk.borrow_mut(), &mut out);
     assert_eq!(&out[..6], b"before");
     assert!(made.is_some() || out.len() == 6);
@@ -267,7 +267,7 @@ proptest! {
             octets[2..12].copy_from_slice(&[1, 0, 0, 1, 0, 0, 0, 0, 0, 0]);
         }
         let roads = roads();
-        let (moment, mut out) = (roads.fast.moment().unwrap(), Vec::new());
+        let (moment, mut out) = (roads.fast.moment(&mut roads.desk.borrow_mut()).unwrap(), Vec::new());
         let client = IpAddr::from([127, 0, 0, 1]);
         let verdict = roads.fast.answer(&octets, client, &moment, &mut roads.desk.borrow_mut(), &mut out);
         prop_assert!(verdict.is_some() || out.is_empty());
@@ -293,7 +293,7 @@ fn a_stranger_gets_so_many_answers_a_second_by_both_roads_together() {
         octets if is_cut(octets) => cut += 1,
         _ => whole += 1,
     };
-    let moment = roads.fast.moment().unwrap();
+    let moment = roads.fast.moment(&mut roads.desk.borrow_mut()).unwrap();
     for _ in 0..300 {
         let mut out = Vec::new();
         let octets = ask(Has::ItsOwn, RecordType::A);
@@ -397,5 +397,5 @@ fn what_most_ask_takes_the_short_road() {
     roads
         .writer
         .set_freshness(Freshness::Stale { since: std::time::SystemTime::now(), reason: "gone".to_owned() });
-    assert!(roads.fast.moment().is_none(), "what is stale is told");
+    assert!(roads.fast.moment(&mut roads.desk.borrow_mut()).is_none(), "what is stale is told");
 }

@@ -115,7 +115,7 @@ fn batch(
 ) {
     let (began, metrics) = (Instant::now(), &service.handler.metrics);
     answers.clear();
-    let moment = service.fast.moment();
+    let moment = service.fast.moment(desk);
     for at in 0..queries.len() {
         let (head, octets) = (queries.head(at), queries.bytes(at));
         let Some(client) = head.from else {

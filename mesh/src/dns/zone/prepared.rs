@@ -15,7 +15,7 @@ use std::sync::Arc;
 use hickory_proto::rr::Name;
 use rand::{Rng, RngExt};
 use smallvec::{Array, SmallVec};
-use synapse::catalog::{Catalog, Service, Validity};
+use synapse::catalog::{Service, Subscription};
 
 use super::lookup::Group;
 use super::{Zone, none_serves, pick};
@@ -25,12 +25,8 @@ use crate::dns::ttls::Ttl;
 /// The answers' parts.
 #[derive(Debug)]
 pub(in crate::dns) struct Prepared {
-    /// It is known to hold as of so many changes of the catalog.
-    seen: u64,
-    /// Of the nodes, whose names are in `targets`.
+    /// It is made as of so many changes of the nodes, whose names are in `targets`.
     nodes: u64,
-    /// Of the snapshot that it is made of.
-    validity: Validity,
     /// How long what is said of its endpoints may be kept.
     pub(in crate::dns) ttl: Ttl,
     /// How long its virtual address may be kept.
@@ -135,8 +131,14 @@ fn known(host: PreparedHost, hosts: &mut Hosts) -> Arc<PreparedHost> {
 #[derive(Debug)]
 pub(in crate::dns) struct Shelf {
     zone: Arc<Zone>,
+    /// What is here holds as of the last look at what has changed.
     ready: HashMap<Label, Prepared>,
     hosts: Hosts,
+    changed: Subscription,
+    /// How many changes of the catalog have been looked at.
+    changes: u64,
+    /// How many of its nodes.
+    nodes: u64,
 }
 
 /// A label of a name; zero behind its octets, which may be zero themselves.
@@ -179,54 +181,47 @@ impl fmt::Debug for Label {
 
 impl Shelf {
     pub(in crate::dns) fn new(zone: Arc<Zone>) -> Self {
-        Self { zone, ready: HashMap::new(), hosts: Hosts::new() }
+        let mut changed = zone.catalog.subscribe();
+        // What is there already: nothing is made of it yet.
+        drop(changed.take());
+        Self { zone, ready: HashMap::new(), hosts: Hosts::new(), changed, changes: 0, nodes: 0 }
+    }
+
+    /// Lets go of what has changed until now. To be called when queries have come, before they are answered.
+    pub(in crate::dns) fn renew(&mut self) {
+        let catalog = &self.zone.catalog;
+        let changes = catalog.changes();
+        if self.changes == changes {
+            return;
+        }
+        for name in self.changed.take() {
+            if let Some(label) = Label::new(name.as_str().as_bytes()) {
+                self.ready.remove(&label);
+            }
+        }
+        (self.changes, self.nodes) = (changes, catalog.node_changes());
     }
 
     /// What the answers of the service of this name are made of, if there is one.
     pub(in crate::dns) fn service(&mut self, name: &[u8]) -> Option<&Prepared> {
-        let catalog = &self.zone.catalog;
-        // Read before anything else: what changes from here on is another number.
-        let changes = catalog.changes();
-        match self.ready.entry(Label::new(name)?) {
-            Entry::Occupied(mut entry) => {
-                let prepared = entry.get_mut();
-                if prepared.seen != changes && prepared.holds(catalog) {
-                    prepared.seen = changes;
-                } else if prepared.seen != changes {
-                    let Some(service) = entry.key().as_str().and_then(|name| catalog.service(name)) else {
-                        entry.remove();
-                        return None;
-                    };
-                    entry.insert(self.zone.prepare(&service, changes, &mut self.hosts));
-                }
-                Some(entry.into_mut())
-            }
-            Entry::Vacant(entry) => {
-                let service = catalog.service(entry.key().as_str()?)?;
-                Some(entry.insert(self.zone.prepare(&service, changes, &mut self.hosts)))
-            }
-        }
+        let label = Label::new(name)?;
+        let known = match self.ready.entry(label) {
+            Entry::Occupied(known) if known.get().nodes == self.nodes => return Some(known.into_mut()),
+            entry => entry,
+        };
+        let service = self.zone.catalog.service(label.as_str()?)?;
+        let prepared = self.zone.prepare(&service, self.nodes, &mut self.hosts);
+        Some(known.insert_entry(prepared).into_mut())
     }
 
-    /// Lets go of what was prepared for services that are gone, if there may be any.
+    /// Lets go of what nothing needs any more.
     pub(in crate::dns) fn tidy(&mut self) {
-        let catalog = &self.zone.catalog;
-        if self.ready.len() > catalog.service_count() {
-            self.ready.retain(|name, _| name.as_str().is_some_and(|name| catalog.service(name).is_some()));
-        }
         self.hosts.retain(|host| Arc::strong_count(host) > 1);
     }
 }
 
-impl Prepared {
-    fn holds(&self, catalog: &Catalog) -> bool {
-        self.nodes == catalog.node_changes() && self.validity.holds()
-    }
-}
-
 impl Zone {
-    fn prepare(&self, service: &Service, changes: u64, hosts: &mut Hosts) -> Prepared {
-        let nodes = self.catalog.node_changes();
+    fn prepare(&self, service: &Service, nodes: u64, hosts: &mut Hosts) -> Prepared {
         let (mut v4, mut v6, mut seen) = (Steps::default(), Steps::default(), HashSet::new());
         let (mut targets, mut named) = (Steps::default(), HashSet::new());
         for endpoint in self.rules.wanted(&service.endpoints, &Group::All, &mut rand::rng()) {
@@ -249,9 +244,7 @@ impl Zone {
         }
         let wants_vip = service.settings.wants_vip();
         Prepared {
-            seen: changes,
             nodes,
-            validity: service.validity(),
             ttl: self.ttls.service(&service.name),
             virtual_ttl: self.ttls.virtual_address(&service.name),
             vips: service.vips.iter().copied().filter(|_| wants_vip).collect(),
