@@ -205,14 +205,14 @@ impl Fast {
         if service.is_external {
             return None;
         }
-        if let Some(ranges) = ranges
+        if let (Some(ranges), Some(ttl)) = (ranges, service.virtual_ttl)
             && matches!(query.kind, kind::A | kind::AAAA)
         {
             let usable = |ip: &&IpAddr| ranges.iter().any(|range| range.contains(**ip));
             let mut vips = service.vips.iter().filter(usable).peekable();
             if vips.peek().is_some() {
                 return match vips.find(|ip| ip.is_ipv4() == (query.kind == kind::A)) {
-                    Some(ip) => write(&Found::Address(*ip, service.virtual_ttl)),
+                    Some(ip) => write(&Found::Address(*ip, ttl)),
                     None if service.is_out => None,
                     None => write(&Found::NoData),
                 };

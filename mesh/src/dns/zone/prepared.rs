@@ -22,32 +22,48 @@ use super::{Zone, none_serves, pick};
 use crate::dns::config::Place;
 use crate::dns::ttls::Ttl;
 
-/// The answers' parts.
+/// The answers' parts, laid out by how often they are wanted: a question for addresses costs a cache line of this, one for targets two.
 #[derive(Debug)]
+#[repr(C)]
 pub(in crate::dns) struct Prepared {
     /// It is made as of so many changes of the nodes, whose names are in `targets`.
     nodes: u64,
     /// How long what is said of its endpoints may be kept.
     pub(in crate::dns) ttl: Ttl,
-    /// How long its virtual address may be kept.
-    pub(in crate::dns) virtual_ttl: Ttl,
-    /// Its virtual addresses, if it wants to be answered by them.
-    pub(in crate::dns) vips: SmallVec<[IpAddr; 1]>,
-    pub(in crate::dns) v4: Steps<[[u8; 4]; 4]>,
-    pub(in crate::dns) v6: Steps<[[u8; 16]; 1]>,
-    pub(in crate::dns) targets: Steps<[PreparedTarget; 2]>,
+    /// How long its virtual addresses may be kept, if it has any and wants to be answered by them.
+    pub(in crate::dns) virtual_ttl: Option<Ttl>,
     /// Nobody serves, which there is more to be said about.
     pub(in crate::dns) is_out: bool,
     /// It is a name outside the mesh.
     pub(in crate::dns) is_external: bool,
+    pub(in crate::dns) v4: Steps<[[u8; 4]; 4]>,
+    /// None where `virtual_ttl` is none.
+    pub(in crate::dns) vips: SmallVec<[IpAddr; 1]>,
+    pub(in crate::dns) v6: Steps<[[u8; 16]; 1]>,
+    pub(in crate::dns) targets: Steps<[PreparedTarget; 2]>,
 }
+
+#[cfg(target_pointer_width = "64")]
+const _: () = {
+    use std::mem::offset_of;
+
+    assert!(offset_of!(Prepared, vips) == CACHE_LINE);
+    // As a table has them.
+    assert!(
+        offset_of!((Label, Prepared), 1) == CACHE_LINE && size_of::<(Label, Prepared)>() == 4 * CACHE_LINE
+    );
+};
+
+/// Of the processors that this runs on, as a rule.
+#[cfg(target_pointer_width = "64")]
+const CACHE_LINE: usize = 64;
 
 /// Some of a kind, the nearest first. In which order those stand that are equally near has no meaning.
 pub(in crate::dns) struct Steps<A: Array> {
     /// As many as the array has stand with the rest of what is prepared, so that they cost no further look into memory.
     all: SmallVec<A>,
     /// Where each distance ends.
-    ends: [usize; Place::FAR as usize + 1],
+    ends: [u32; Place::FAR as usize + 1],
 }
 
 impl<A: Array<Item: fmt::Debug>> fmt::Debug for Steps<A> {
@@ -66,7 +82,8 @@ impl<A: Array> Steps<A> {
     /// Behind the others; none that is farther away is there already.
     fn push(&mut self, step: u8, one: A::Item) {
         self.all.push(one);
-        self.ends[usize::from(step)..].fill(self.all.len());
+        let end = u32::try_from(self.all.len()).unwrap_or(u32::MAX);
+        self.ends[usize::from(step)..].fill(end);
     }
 
     pub(in crate::dns) fn is_empty(&self) -> bool {
@@ -86,7 +103,7 @@ impl<A: Array> Steps<A> {
         mut each: impl FnMut(&'a A::Item),
     ) -> usize {
         let (mut left, mut begin) = (most, 0);
-        for end in self.ends {
+        for end in self.ends.map(|end| end as usize) {
             let step = &self.all[begin..end];
             let start = if step.len() > 1 { rng.random_range(0..step.len()) } else { 0 };
             let (before, from) = step.split_at(start);
@@ -141,8 +158,9 @@ pub(in crate::dns) struct Shelf {
     nodes: u64,
 }
 
-/// A label of a name; zero behind its octets, which may be zero themselves.
+/// A label of a name; zero behind its octets, which may be zero themselves. What stands behind it in a table begins a cache line.
 #[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(align(64))]
 struct Label {
     length: u8,
     octets: [u8; Self::LONGEST],
@@ -242,12 +260,12 @@ impl Zone {
             let host = known(host, hosts);
             targets.push(step, PreparedTarget { weight: target.weight, port: target.port, host });
         }
-        let wants_vip = service.settings.wants_vip();
+        let has_vip = service.settings.wants_vip() && !service.vips.is_empty();
         Prepared {
             nodes,
             ttl: self.ttls.service(&service.name),
-            virtual_ttl: self.ttls.virtual_address(&service.name),
-            vips: service.vips.iter().copied().filter(|_| wants_vip).collect(),
+            virtual_ttl: has_vip.then(|| self.ttls.virtual_address(&service.name)),
+            vips: service.vips.iter().copied().filter(|_| has_vip).collect(),
             v4,
             v6,
             targets,
