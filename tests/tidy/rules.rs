@@ -324,7 +324,16 @@ pub(crate) const HOMES: &[Home] = &[
     home("http-body-util", HTTP),
     home("hickory-proto", &["mesh/src/dns", "synapse/src/watch/resolve"]),
     home("hickory-server", &["mesh/src/dns"]),
-    home("rustls", TLS),
+    home(
+        "rustls",
+        &[
+            "nerve/src/http/tls.rs",
+            "nerve/src/http/tls_server.rs",
+            // Handshakes between nodes, over the data plane's own sockets, and what is shown there.
+            "mesh/src/proxy/tunnel/",
+            "mesh/src/proxy/tunnel_table.rs",
+        ],
+    ),
     home("rustls-native-certs", &["nerve/src/http/tls.rs"]),
     home("tokio-rustls", TLS),
     home("regex", &["nerve/src/check/http", "mesh/src/admin/consul/filter"]),
@@ -336,6 +345,8 @@ pub(crate) const HOMES: &[Home] = &[
             "synapse/src/watch/aws/sign.rs",
             // Tokens are known by their digests.
             "mesh/src/admin/access.rs",
+            // Records of TLS are protected where they stand, which rustls does in vectors of its own.
+            "mesh/src/proxy/tunnel/record.rs",
             // The other side of a signature.
             "tests/src/server/aws",
         ],

@@ -29,6 +29,7 @@ mod report;
 mod run;
 mod sample;
 mod save;
+mod tunnel;
 mod usage;
 
 use std::process::ExitCode;
@@ -43,6 +44,7 @@ pub fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let outcome = match arguments.actor {
         None => run::run(&arguments.options),
+        Some(ActorCommand::Node { node, directory }) => tunnel::run(&node, &directory),
         Some(ActorCommand::Client) => client::run(),
         Some(ActorCommand::Backend { datagrams, faulty }) => backend::run(&datagrams, faulty),
     };

@@ -24,6 +24,14 @@ pub(crate) enum ActorCommand {
     /// The load generator
     #[command(hide = true)]
     Client,
+    /// One of two nodes with a tunnel between them
+    #[command(hide = true)]
+    Node {
+        /// What it is to do
+        node: String,
+        /// Where certificates are
+        directory: PathBuf,
+    },
     /// The server behind the balancers
     #[command(hide = true)]
     Backend {
@@ -54,9 +62,10 @@ pub(crate) struct Options {
     /// Data-plane threads of the balancers
     #[arg(long, value_delimiter = ',', default_values_t = [1, 2])]
     pub(crate) threads: Vec<usize>,
-    /// Who is measured: direct, plexus, haproxy, haproxy-copy, nginx
+    /// Who is measured: direct, plexus, haproxy, haproxy-copy, nginx; tunnel, haproxy-tls
     ///
-    /// Without it all of them, haproxy-copy with streams alone.
+    /// Without it all of the first five, haproxy-copy with streams alone. The last two are two balancers in a row with mutual TLS
+    /// between them.
     #[arg(long, value_delimiter = ',', value_name = "NAME,…")]
     pub(crate) peers: Vec<Peer>,
     /// The program under test; `plexus` beside this program otherwise

@@ -45,7 +45,7 @@ pub(crate) fn table(case: &Case, threads: usize, columns: &Columns) -> String {
         let _ = write!(text, "| {} |{}", row.label, shown.collect::<String>());
         if reference.is_some() {
             let of = |wanted| medians.iter().find(|(peer, _)| Some(*peer) == wanted).map(|(_, value)| *value);
-            let ratio = of(Some(Peer::Plexus)).zip(of(reference)).filter(|_| row.is_ratio_shown);
+            let ratio = of(ours(columns)).zip(of(reference)).filter(|_| row.is_ratio_shown);
             let ratio = ratio.map(|(plexus, other)| format!("{:.2}", plexus / other)).unwrap_or_default();
             let _ = write!(text, " {ratio} |");
         }
@@ -62,7 +62,8 @@ pub(crate) fn summary(results: &[(Case, usize, Columns)]) -> String {
     );
     for (case, threads, columns) in results {
         let Some(peer) = reference(columns) else { continue };
-        let (plexus, other) = (&columns[&Peer::Plexus], &columns[&peer]);
+        let Some(plexus) = ours(columns).map(|ours| &columns[&ours]) else { continue };
+        let other = &columns[&peer];
         let ratio = |value: fn(&Sample) -> f64| {
             let ratio = median(plexus, value) / median(other, value);
             if ratio.is_finite() { format!("{ratio:.2}") } else { "–".to_owned() }
@@ -90,9 +91,16 @@ pub(crate) fn summary(results: &[(Case, usize, Columns)]) -> String {
     text
 }
 
-/// Whom plexus is compared with: the HAProxy that carries more.
+/// What of ours is compared with others: a tunnel, where there is one, with another pair.
+fn ours(columns: &Columns) -> Option<Peer> {
+    [Peer::Tunnel, Peer::Plexus].into_iter().find(|peer| columns.contains_key(peer))
+}
+
+/// Whom it is compared with: the HAProxy that carries more.
 fn reference(columns: &Columns) -> Option<Peer> {
-    columns.get(&Peer::Plexus)?;
+    if ours(columns)? == Peer::Tunnel {
+        return Some(Peer::HaproxyTls).filter(|peer| columns.contains_key(peer));
+    }
     let rate = |peer: &Peer| columns.get(peer).map(|samples| median(samples, |sample| sample.figures.rate));
     let found = [Peer::Haproxy, Peer::HaproxyCopy].into_iter().filter(|peer| columns.contains_key(peer));
     found.max_by(|a, b| rate(a).partial_cmp(&rate(b)).unwrap_or(std::cmp::Ordering::Equal))

@@ -59,11 +59,16 @@ fn terms(options: &Options) -> anyhow::Result<Terms> {
         Some(given) => given.clone(),
         None => std::env::current_exe()?.with_file_name("plexus"),
     };
-    ensure!(plexus.is_file(), "no {}: cargo build --release -p mesh, or give --plexus", plexus.display());
+    let is_needed = options.peers.is_empty() || options.peers.contains(&Peer::Plexus);
+    ensure!(
+        !is_needed || plexus.is_file(),
+        "no {}: cargo build --release -p mesh, or give --plexus",
+        plexus.display()
+    );
     Ok(Terms {
         warm_up: seconds(options.warm_up)?,
         window: seconds(options.seconds)?,
-        plexus: plexus.canonicalize()?,
+        plexus: if is_needed { plexus.canonicalize()? } else { plexus },
         faulty: options.faulty_backend,
         patience: seconds(options.patience)?,
     })
@@ -72,7 +77,7 @@ fn terms(options: &Options) -> anyhow::Result<Terms> {
 /// Who is measured in a case. What is not installed is left out, and said, unless it was asked for by name.
 fn peers(options: &Options, case: &Case) -> anyhow::Result<Vec<Peer>> {
     let asked = !options.peers.is_empty();
-    let mut peers = if asked { options.peers.clone() } else { Peer::ALL.to_vec() };
+    let mut peers = if asked { options.peers.clone() } else { Peer::USUAL.to_vec() };
     if !asked && !case.streams() {
         peers.retain(|peer| *peer != Peer::HaproxyCopy);
     }

@@ -23,14 +23,14 @@ struct Place<T> {
 
 impl Key {
     /// Generations wrap here, so that a key and a kind fit into the 64 bits that epoll keeps for us.
-    const GENERATION_BITS: u32 = 29;
+    const GENERATION_BITS: u32 = 28;
 
-    /// The key in the lower 61 bits.
+    /// The key in the lower 60 bits.
     pub(super) fn to_bits(self) -> u64 {
         u64::from(self.generation) << 32 | u64::from(self.index)
     }
 
-    /// What [`Key::to_bits`] made, whatever stands above its 61 bits.
+    /// What [`Key::to_bits`] made, whatever stands above its 60 bits.
     pub(super) fn from_bits(bits: u64) -> Self {
         let generation = (bits >> 32) as u32 & ((1 << Self::GENERATION_BITS) - 1);
         #[allow(clippy::cast_possible_truncation, reason = "the lower half is the index")]

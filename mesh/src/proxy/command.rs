@@ -8,6 +8,7 @@ use super::arena::Key;
 use super::inbox::Inbox;
 use super::peer::Peer;
 use super::route::{ListenerId, OpenRoute, Route};
+use super::tunnel_route::TunnelRoute;
 use super::udp_route::Route as UdpRoute;
 use crate::balance::{Closing, Endpoint};
 
@@ -19,6 +20,8 @@ pub(super) enum Command {
     Serve(OwnedFd, Peer, OpenRoute),
     /// Take datagrams from the socket.
     OpenUdp(Arc<OwnedFd>, Box<UdpRoute>),
+    /// Take other nodes' tunnels from the socket.
+    OpenTunnels(Arc<OwnedFd>, Arc<TunnelRoute>),
     /// Take what waits, then nothing more.
     StopAccepting(ListenerId),
     /// Take nothing more: what waits belongs to whoever else has the socket.

@@ -82,6 +82,21 @@ impl Flow {
         self.held = Held::Bytes(Box::new(Bytes { bytes: bytes.into(), written: 0, last }));
     }
 
+    /// What is held of octets that were read and not written.
+    pub(super) fn held(&self) -> &[u8] {
+        match &self.held {
+            Held::Bytes(held) => &held.bytes[held.written..],
+            Held::Nothing | Held::Pipe(_) => &[],
+        }
+    }
+
+    /// What is held went another way. Tells how much that was.
+    pub(super) fn release(&mut self) -> usize {
+        let count = self.held().len();
+        self.held = Held::Nothing;
+        count
+    }
+
     /// Is there something that the sink has not taken?
     pub(super) fn holds(&self) -> bool {
         !matches!(self.held, Held::Nothing)

@@ -16,6 +16,9 @@ use super::timers::Timers;
 /// costs few calls.
 const BUFFER_BYTES: usize = 64 * 1024;
 
+/// Eight records of TLS that are full, in which streams of tunnels are sealed and opened.
+pub(super) const RECORDS: usize = 8 * 16_406;
+
 /// A thread's poller, timers, buffer, pipes and clock.
 #[derive(Debug)]
 pub(super) struct Io {
@@ -23,6 +26,8 @@ pub(super) struct Io {
     pub(super) timers: Timers,
     /// Holds nothing between two calls: what is not written at once is copied out of it.
     pub(super) buffer: Box<[u8]>,
+    /// The same for tunnels.
+    pub(super) records: Box<[u8]>,
     pub(super) pipes: Pipes,
     inbox: Arc<Inbox<Command>>,
     /// When the thread last woke; read once for all that is done then.
@@ -36,6 +41,8 @@ impl Io {
             poller: Poller::new()?,
             timers: Timers::new(now),
             buffer: vec![0; BUFFER_BYTES].into_boxed_slice(),
+            // Memory that is never touched is none.
+            records: vec![0; RECORDS].into_boxed_slice(),
             pipes: Pipes::default(),
             inbox,
             now,

@@ -1,48 +1,29 @@
-//! A listening socket on one thread.
+//! A listening socket on one thread, and where its clients go.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use rustix::io::Errno;
 
+use super::acceptor::{Accepted, Acceptor};
 use super::arena::Key;
-use super::peer::Peer;
 use super::poll::{Poller, Subject};
 use super::route::{OpenRoute, Route};
-use super::{socket, unix};
-use crate::sys;
-
-/// Out of descriptors or memory: the kernel will not have more at once.
-const PAUSE: Duration = Duration::from_millis(50);
 
 /// A socket that clients come from, and where they go.
 pub(super) struct Listening {
-    /// Shared with other threads where there are too many listeners for a socket a thread.
-    socket: Arc<OwnedFd>,
+    acceptor: Acceptor,
     pub(super) route: Arc<Route>,
     /// Those of all threads, in their order.
     routes: Arc<[Arc<Route>]>,
-    paused_until: Option<Instant>,
-    /// The last accept was refused, which is in the log.
-    is_failing: bool,
-}
-
-/// What an accept brought.
-pub(super) enum Accepted {
-    Client(OwnedFd, Peer),
-    Nothing,
-    /// The kernel refuses: out of descriptors or memory.
-    Failed(Errno),
 }
 
 impl Listening {
-    /// Accepts in a row before the connections of the thread get their turn.
-    pub(super) const BURST: usize = 64;
-
     /// Of the thread with this index.
     pub(super) fn new(socket: Arc<OwnedFd>, routes: Arc<[Arc<Route>]>, thread: usize) -> Self {
-        Self { socket, route: Arc::clone(&routes[thread]), routes, paused_until: None, is_failing: false }
+        let route = Arc::clone(&routes[thread]);
+        Self { acceptor: Acceptor::new(socket, route.is_unix), route, routes }
     }
 
     /// The way of a client that the thread with this index is to serve.
@@ -51,74 +32,28 @@ impl Listening {
     }
 
     pub(super) fn socket(&self) -> BorrowedFd<'_> {
-        self.socket.as_fd()
+        self.acceptor.socket()
     }
 
     /// How many clients wait to be accepted; where that cannot be asked, how many may.
     pub(super) fn waiting(&self) -> u32 {
-        let most = socket::BACKLOG.unsigned_abs();
-        if self.route.is_unix { most } else { sys::sockopt::clients_waiting(self.socket()).unwrap_or(most) }
+        self.acceptor.waiting()
     }
 
     pub(super) fn accept(&mut self) -> Accepted {
-        loop {
-            let accepted = if self.route.is_unix {
-                unix::accept(&*self.socket).map(|client| (client, Peer::Unix))
-            } else {
-                socket::accept(&*self.socket).map(|(client, peer)| (client, Peer::Ip(peer)))
-            };
-            match accepted {
-                Ok((client, peer)) => {
-                    self.is_failing = false;
-                    return Accepted::Client(client, peer);
-                }
-                Err(Errno::AGAIN) => return Accepted::Nothing,
-                // The client gave up between handshake and accept: nothing of ours is wrong (accept(2), «Error handling»).
-                Err(error) if is_the_clients(error) => {}
-                Err(error) => return Accepted::Failed(error),
-            }
-        }
+        self.acceptor.accept()
     }
 
     /// Stops watching for a moment, so that a thread that may accept nothing does not spin. Tells until when.
     pub(super) fn pause(&mut self, poller: &Poller, now: Instant, error: Errno) -> Instant {
-        if !self.is_failing {
-            self.is_failing = true;
-            let error = std::io::Error::from(error);
-            tracing::warn!(service = %self.route.balancer.service(), %error, "cannot accept; it is tried again every {} ms until it can (raise LimitNOFILE if descriptors ran out)", PAUSE.as_millis());
-        }
-        let _ = poller.remove(self.socket());
-        let until = now + PAUSE;
-        self.paused_until = Some(until);
-        until
+        self.acceptor.pause(poller, now, error, self.route.balancer.service().as_str())
     }
 
     pub(super) fn is_paused(&self, now: Instant) -> bool {
-        self.paused_until.is_some_and(|until| until <= now)
+        self.acceptor.is_paused(now)
     }
 
     pub(super) fn resume(&mut self, poller: &Poller, key: Key) {
-        self.paused_until = None;
-        if let Err(error) = poller.add_level(self.socket(), Subject::Listener(key)) {
-            tracing::error!(service = %self.route.balancer.service(), %error, "a listener cannot be watched again");
-        }
+        self.acceptor.resume(poller, Subject::Listener(key), self.route.balancer.service().as_str());
     }
-}
-
-/// Errors of one connection that never was, not of the listener.
-fn is_the_clients(error: Errno) -> bool {
-    matches!(
-        error,
-        Errno::CONNABORTED
-            | Errno::INTR
-            | Errno::NOTCONN
-            | Errno::NETDOWN
-            | Errno::PROTO
-            | Errno::NOPROTOOPT
-            | Errno::HOSTDOWN
-            | Errno::HOSTUNREACH
-            | Errno::OPNOTSUPP
-            | Errno::NETUNREACH
-            | Errno::PERM
-    )
 }

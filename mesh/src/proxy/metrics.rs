@@ -13,13 +13,14 @@ use prometheus::{
 };
 
 use super::count::{Count, counters, raise};
-use super::{Dropped, Plain, udp_metrics};
+use super::{Dropped, Plain, tunnel_metrics, udp_metrics};
 
 /// Everything that the data plane counts.
 #[derive(Debug, Clone)]
 pub struct Metrics {
     tallies: Tallies,
     pub(super) udp: udp_metrics::Tallies,
+    pub(super) tunnels: tunnel_metrics::Tallies,
     connect: HistogramVec,
     /// Accepts that the kernel refused for want of descriptors or memory.
     pub(super) accept_errors: IntCounter,
@@ -94,6 +95,7 @@ impl Metrics {
         Ok(Self {
             tallies,
             udp: udp_metrics::Tallies::new()?,
+            tunnels: tunnel_metrics::Tallies::new()?,
             connect: HistogramVec::new(
                 HistogramOpts::new(
                     "plexus_connect_seconds",
@@ -113,6 +115,7 @@ impl Metrics {
     pub fn register(&self, registry: &Registry) -> prometheus::Result<()> {
         registry.register(Box::new(self.tallies.clone()))?;
         registry.register(Box::new(self.udp.clone()))?;
+        registry.register(Box::new(self.tunnels.clone()))?;
         registry.register(Box::new(self.connect.clone()))?;
         registry.register(Box::new(self.accept_errors.clone()))
     }

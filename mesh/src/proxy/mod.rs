@@ -6,6 +6,7 @@
 //! opens and closes listeners by message and never waits in the path of a connection. Knows nothing of the catalog: what a
 //! service is, its balancer says. `docs/performance.md` says why.
 
+mod acceptor;
 mod arena;
 mod command;
 mod connection;
@@ -34,6 +35,11 @@ mod tests;
 mod timers;
 mod transparent;
 mod trusted;
+mod tunnel;
+mod tunnel_listener;
+mod tunnel_metrics;
+mod tunnel_route;
+mod tunnel_table;
 mod udp;
 mod udp_metrics;
 mod udp_route;
@@ -52,6 +58,11 @@ pub use plane::{DataPlane, Listener, ListenerSpec, Sharing};
 pub use socket_file::{Access, Account, Mode, SocketFileError};
 pub use transparent::{Plain, Steering, Way, Ways};
 pub use trusted::TrustedProxy;
+pub use tunnel::header as tunnel_header;
+pub use tunnel_listener::TunnelListenerSpec;
+pub use tunnel_metrics::TunnelFailure;
+pub use tunnel_route::{Refusal, TunnelCall, TunnelTargets};
+pub use tunnel_table::{Identify, TunnelCredentials, TunnelPeer, TunnelTable};
 pub use udp_metrics::Lost;
 pub use unix_listener::{UnixListenError, UnixListenerSpec};
 

@@ -20,7 +20,8 @@ use super::route::{ListenerId, OpenConnections, Route};
 use super::seat::Seat;
 use super::socket_file::SocketFile;
 use super::transparent::Steering;
-use super::worker::Worker;
+use super::tunnel_table::TunnelTable;
+use super::worker::{Surroundings, Worker};
 use super::{BindError, Config, Transport, socket, udp};
 use crate::balance::{Balancer, OnClosing};
 
@@ -77,6 +78,7 @@ pub struct DataPlane {
     limit: Arc<ConnectionLimit>,
     pub(super) threads: Vec<Thread>,
     pub(super) steering: Arc<Steering>,
+    tunnels: Arc<TunnelTable>,
     next_listener: AtomicU64,
     /// UDP listeners by address, those too that have stopped and still have sessions.
     pub(super) udp: Mutex<HashMap<SocketAddr, (ListenerId, Weak<AtomicBool>)>>,
@@ -103,8 +105,17 @@ impl DataPlane {
         let seats = (0..threads.get())
             .map(|_| Ok(Arc::new(Seat::new(Arc::new(Inbox::new()?)))))
             .collect::<io::Result<Arc<[_]>>>()?;
+        let tunnels = Arc::<TunnelTable>::default();
+        let surroundings = Surroundings {
+            seats: Arc::clone(&seats),
+            limit: Arc::clone(&limit),
+            udp,
+            tunnels: Arc::clone(&tunnels),
+            tcp: config.tcp.clone(),
+            metrics: metrics.clone(),
+        };
         let threads = (0..threads.get())
-            .map(|index| Thread::start(index, &seats, &limit, udp, &metrics))
+            .map(|index| Thread::start(index, surroundings.clone()))
             .collect::<Result<_, _>>()?;
         Ok(Self {
             config: Arc::new(config),
@@ -112,6 +123,7 @@ impl DataPlane {
             limit,
             threads,
             steering: Arc::default(),
+            tunnels,
             next_listener: AtomicU64::new(0),
             udp: Mutex::default(),
         })
@@ -173,18 +185,29 @@ impl DataPlane {
 
     /// Inherited sockets, and as many more as the way of sharing needs; at least one.
     fn sockets(&self, spec: &ListenerSpec) -> io::Result<Vec<Arc<OwnedFd>>> {
-        let options = &self.config.tcp;
         let wanted = match spec.sharing {
             Sharing::PerThread => self.threads.len(),
             Sharing::One => 1,
         };
-        let mut sockets = spec.inherited.clone();
+        self.sockets_at(spec.address, wanted, &spec.inherited, spec.overlaps)
+    }
+
+    /// Inherited sockets, and as many more as are wanted.
+    pub(super) fn sockets_at(
+        &self,
+        address: SocketAddr,
+        wanted: usize,
+        inherited: &[Arc<OwnedFd>],
+        overlaps: bool,
+    ) -> io::Result<Vec<Arc<OwnedFd>>> {
+        let options = &self.config.tcp;
+        let mut sockets = inherited.to_vec();
         sockets.iter().try_for_each(|socket| socket::adopt(socket, options))?;
         let mut address = match sockets.first() {
             Some(socket) => socket::local_address(socket)?,
-            None => spec.address,
+            None => address,
         };
-        if sockets.is_empty() && address.port() != 0 && !spec.overlaps {
+        if sockets.is_empty() && address.port() != 0 && !overlaps {
             socket::probe(address)?;
         }
         while sockets.len() < wanted {
@@ -194,7 +217,7 @@ impl DataPlane {
                     sockets.push(Arc::new(socket));
                 }
                 // Those that were inherited do not share their port: the threads share them.
-                Err(_) if !spec.inherited.is_empty() => break,
+                Err(_) if !inherited.is_empty() => break,
                 Err(error) => return Err(error),
             }
         }
@@ -212,6 +235,7 @@ impl DataPlane {
             connect_time: self.metrics.connect_time(service),
             trusted_proxies: Arc::clone(&self.config.trusted_proxies),
             steering: Arc::clone(&self.steering),
+            tunnels: Arc::clone(&self.tunnels),
             is_unix: matches!(listener.address, Address::Unix(_)),
             load: Arc::clone(&self.threads[thread].seat.load),
         }
@@ -232,6 +256,12 @@ impl DataPlane {
     #[must_use]
     pub fn steering(&self) -> Arc<Steering> {
         Arc::clone(&self.steering)
+    }
+
+    /// Where it is said which nodes are reached by tunnels, and what is shown there; none until somebody says so.
+    #[must_use]
+    pub fn tunnels(&self) -> Arc<TunnelTable> {
+        Arc::clone(&self.tunnels)
     }
 
     /// How many client connections may be open at once.
@@ -255,19 +285,12 @@ impl DataPlane {
 }
 
 impl Thread {
-    fn start(
-        index: usize,
-        seats: &Arc<[Arc<Seat>]>,
-        limit: &Arc<ConnectionLimit>,
-        udp: udp::Limits,
-        metrics: &Metrics,
-    ) -> io::Result<Self> {
-        let seat = Arc::clone(&seats[index]);
-        let (seats, limit, metrics) = (Arc::clone(seats), Arc::clone(limit), metrics.clone());
+    fn start(index: usize, surroundings: Surroundings) -> io::Result<Self> {
+        let seat = Arc::clone(&surroundings.seats[index]);
         // Says whether it could start, so that an error is the caller's and not the thread's.
         let (tell, told) = std::sync::mpsc::sync_channel(1);
         let handle = std::thread::Builder::new().name(format!("data-{index}")).spawn(move || {
-            match Worker::new(index, seats, limit, udp, metrics) {
+            match Worker::new(index, surroundings) {
                 Ok(worker) => {
                     let _ = tell.send(Ok(()));
                     worker.run();

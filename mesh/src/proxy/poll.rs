@@ -31,10 +31,16 @@ pub(super) enum Subject {
     UdpListener(Key),
     /// The endpoint's socket of a UDP session.
     UdpSession(Key),
+    /// A socket that other nodes' tunnels come to.
+    TunnelListener(Key),
+    /// The socket of a tunnel.
+    Tunnel(Key),
+    /// The endpoint's socket of a stream that arrived by a tunnel.
+    Target(Key),
 }
 
 impl Subject {
-    const KIND_SHIFT: u32 = 61;
+    const KIND_SHIFT: u32 = 60;
 
     fn data(self) -> EventData {
         let (kind, key) = match self {
@@ -44,6 +50,9 @@ impl Subject {
             Self::Endpoint(key) => (3, key.to_bits()),
             Self::UdpListener(key) => (4, key.to_bits()),
             Self::UdpSession(key) => (5, key.to_bits()),
+            Self::TunnelListener(key) => (6, key.to_bits()),
+            Self::Tunnel(key) => (7, key.to_bits()),
+            Self::Target(key) => (8, key.to_bits()),
         };
         EventData::new_u64(kind << Self::KIND_SHIFT | key)
     }
@@ -57,6 +66,9 @@ impl Subject {
             3 => Self::Endpoint(key),
             4 => Self::UdpListener(key),
             5 => Self::UdpSession(key),
+            6 => Self::TunnelListener(key),
+            7 => Self::Tunnel(key),
+            8 => Self::Target(key),
             _ => Self::Inbox,
         }
     }
@@ -182,6 +194,9 @@ mod tests {
                 Subject::Endpoint(key),
                 Subject::UdpListener(key),
                 Subject::UdpSession(key),
+                Subject::TunnelListener(key),
+                Subject::Tunnel(key),
+                Subject::Target(key),
             ] {
                 assert_eq!(Subject::of(subject.data()), subject);
             }

@@ -10,6 +10,7 @@ use super::load::Load;
 use super::metrics::Tally;
 use super::peer::Peer;
 use super::transparent::Steering;
+use super::tunnel_table::TunnelTable;
 use super::{Config, TrustedProxy};
 use crate::balance::Balancer;
 
@@ -26,6 +27,8 @@ pub(super) struct Route {
     pub(super) trusted_proxies: Arc<[TrustedProxy]>,
     /// Which endpoints can be shown the client's address.
     pub(super) steering: Arc<Steering>,
+    /// Which endpoints are reached by tunnels.
+    pub(super) tunnels: Arc<TunnelTable>,
     /// Clients come by a unix socket.
     pub(super) is_unix: bool,
     /// The thread's.

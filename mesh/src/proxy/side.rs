@@ -1,10 +1,10 @@
 //! One socket of a connection, and what is known of it.
 
-use std::io;
+use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::io::Errno;
-use rustix::net::{RecvFlags, SendFlags, Shutdown};
+use rustix::net::{RecvAncillaryBuffer, RecvFlags, SendAncillaryBuffer, SendFlags, Shutdown};
 
 use super::poll::{Interest, Poller, Readiness, Subject};
 use super::{TcpOptions, socket};
@@ -96,42 +96,83 @@ impl Side {
     pub(super) fn read(&mut self, buffer: &mut [u8]) -> Result<Option<Read>, Errno> {
         loop {
             let space = buffer.len();
-            match rustix::net::recv(&self.fd, &mut *buffer, RecvFlags::empty()) {
-                Ok((_, 0)) => return Ok(Some(Read { count: 0, last: true })),
-                Ok((_, count)) => {
-                    // A short read took all there was; what comes later is told by a new edge.
-                    let all = count < space && !self.stops_short;
-                    self.readable = !all;
-                    return Ok(Some(Read { count, last: all && self.finished }));
-                }
-                Err(Errno::INTR) => {}
-                Err(Errno::AGAIN) => {
-                    self.readable = false;
-                    return Ok(None);
-                }
-                Err(error) => return Err(error),
+            let received =
+                rustix::net::recv(&self.fd, &mut *buffer, RecvFlags::empty()).map(|(_, count)| count);
+            if received != Err(Errno::INTR) {
+                return self.note_read(received, space);
             }
+        }
+    }
+
+    /// The same, to several places that together have so much space.
+    pub(super) fn read_into(
+        &mut self,
+        pieces: &mut [IoSliceMut<'_>],
+        space: usize,
+    ) -> Result<Option<Read>, Errno> {
+        loop {
+            let mut control = RecvAncillaryBuffer::default();
+            let received = rustix::net::recvmsg(&self.fd, pieces, &mut control, RecvFlags::empty());
+            let received = received.map(|message| message.bytes);
+            if received != Err(Errno::INTR) {
+                return self.note_read(received, space);
+            }
+        }
+    }
+
+    fn note_read(&mut self, received: Result<usize, Errno>, space: usize) -> Result<Option<Read>, Errno> {
+        match received {
+            Ok(0) => Ok(Some(Read { count: 0, last: true })),
+            Ok(count) => {
+                // A short read took all there was; what comes later is told by a new edge.
+                let all = count < space && !self.stops_short;
+                self.readable = !all;
+                Ok(Some(Read { count, last: all && self.finished }))
+            }
+            Err(Errno::AGAIN) => {
+                self.readable = false;
+                Ok(None)
+            }
+            Err(error) => Err(error),
         }
     }
 
     /// Writes once what it takes of `bytes`; 0 when it takes nothing now. With `last`, a FIN is to follow and goes out
     /// with them.
     pub(super) fn write(&mut self, bytes: &[u8], last: bool) -> Result<usize, Errno> {
-        let flags = if last { SendFlags::NOSIGNAL | SendFlags::MORE } else { SendFlags::NOSIGNAL };
         self.before_write();
         loop {
-            match rustix::net::send(&self.fd, bytes, flags) {
-                Ok(count) => {
-                    self.writable = count == bytes.len();
-                    return Ok(count);
-                }
-                Err(Errno::INTR) => {}
-                Err(Errno::AGAIN) => {
-                    self.writable = false;
-                    return Ok(0);
-                }
-                Err(error) => return Err(error),
+            let sent = rustix::net::send(&self.fd, bytes, sending(last));
+            if sent != Err(Errno::INTR) {
+                return self.note_write(sent, bytes.len());
             }
+        }
+    }
+
+    /// The same with what stands in several places.
+    pub(super) fn write_all_of(&mut self, pieces: &[IoSlice<'_>], last: bool) -> Result<usize, Errno> {
+        self.before_write();
+        let length = pieces.iter().map(|piece| piece.len()).sum();
+        loop {
+            let mut control = SendAncillaryBuffer::default();
+            let sent = rustix::net::sendmsg(&self.fd, pieces, &mut control, sending(last));
+            if sent != Err(Errno::INTR) {
+                return self.note_write(sent, length);
+            }
+        }
+    }
+
+    fn note_write(&mut self, sent: Result<usize, Errno>, length: usize) -> Result<usize, Errno> {
+        match sent {
+            Ok(count) => {
+                self.writable = count == length;
+                Ok(count)
+            }
+            Err(Errno::AGAIN) => {
+                self.writable = false;
+                Ok(0)
+            }
+            Err(error) => Err(error),
         }
     }
 
@@ -160,6 +201,11 @@ impl Side {
     pub(super) fn reset(self) {
         socket::reset(self.fd);
     }
+}
+
+/// With `last`, a FIN is to follow.
+fn sending(last: bool) -> SendFlags {
+    if last { SendFlags::NOSIGNAL | SendFlags::MORE } else { SendFlags::NOSIGNAL }
 }
 
 impl AsFd for Side {

@@ -10,19 +10,22 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::acceptor::{Accepted, Acceptor};
 use super::arena::{Arena, Key};
 use super::command::Command;
 use super::connection::{Connection, Step};
 use super::io::Io;
 use super::limit::ConnectionLimit;
-use super::listening::{Accepted, Listening};
+use super::listening::Listening;
 use super::metrics::Metrics;
 use super::peer::Peer;
 use super::poll::{Events, Readiness, Subject};
 use super::route::{ListenerId, OpenRoute};
 use super::seat::{Seat, Spread};
+use super::tunnel::{Offer, Tunnels};
+use super::tunnel_table::TunnelTable;
 use super::udp::{Limits, Udp};
-use super::{Dropped, socket};
+use super::{Dropped, TcpOptions, socket};
 use crate::balance::{Closing, Endpoint};
 
 /// How a connection is ended.
@@ -47,6 +50,7 @@ pub(super) struct Worker {
     listeners: Arena<Listening>,
     connections: Arena<Connection>,
     udp: Udp,
+    tunnels: Tunnels,
     /// Connections that have more to do, in their order.
     again: VecDeque<Key>,
     /// Listening sockets that have clients waiting.
@@ -58,14 +62,20 @@ pub(super) struct Worker {
     ended: bool,
 }
 
+/// What a thread has in common with the others.
+#[derive(Clone)]
+pub(super) struct Surroundings {
+    pub(super) seats: Arc<[Arc<Seat>]>,
+    pub(super) limit: Arc<ConnectionLimit>,
+    pub(super) udp: Limits,
+    pub(super) tunnels: Arc<TunnelTable>,
+    pub(super) tcp: TcpOptions,
+    pub(super) metrics: Metrics,
+}
+
 impl Worker {
-    pub(super) fn new(
-        index: usize,
-        seats: Arc<[Arc<Seat>]>,
-        limit: Arc<ConnectionLimit>,
-        udp: Limits,
-        metrics: Metrics,
-    ) -> io::Result<Self> {
+    pub(super) fn new(index: usize, surroundings: Surroundings) -> io::Result<Self> {
+        let Surroundings { seats, limit, udp, tunnels, tcp, metrics } = surroundings;
         let inbox = &seats[index].inbox;
         let io = Io::new(Arc::clone(inbox))?;
         io.poller.add_level(&**inbox, Subject::Inbox)?;
@@ -77,6 +87,7 @@ impl Worker {
             listeners: Arena::default(),
             connections: Arena::default(),
             udp: Udp::new(udp, Arc::clone(&limit)),
+            tunnels: Tunnels::new(tunnels, tcp, Arc::clone(&limit), metrics.tunnels.tally(index)),
             again: VecDeque::new(),
             arrivals: Vec::new(),
             young: VecDeque::new(),
@@ -105,10 +116,12 @@ impl Worker {
                 }
             }
             self.udp_step(Udp::finish);
+            self.tunnel_step(Tunnels::turn);
             // Whoever is served already comes first: a new client waits no longer for it, and the slowest wait less.
             while let Some(listener) = self.arrivals.pop() {
                 self.accept(listener);
             }
+            self.give_tunnels();
             self.io.timers.expired(self.io.now, &mut woken);
             for key in woken.drain(..) {
                 self.wake(key);
@@ -124,7 +137,7 @@ impl Worker {
         }
         let young = self.young.front().map(|(at, _)| (*at + SETTLED).saturating_duration_since(self.io.now));
         let timer = self.io.timers.next(self.io.now);
-        [young, timer, self.udp.next(self.io.now)].into_iter().flatten().min()
+        [young, timer, self.udp.next(self.io.now), self.tunnels.next(self.io.now)].into_iter().flatten().min()
     }
 
     fn dispatch(&mut self, subject: Subject, readiness: Readiness) {
@@ -139,6 +152,18 @@ impl Worker {
                 udp.listener_ready(key, io);
             }),
             Subject::UdpSession(key) => self.udp_step(|udp, io| udp.session_ready(key, io)),
+            Subject::Tunnel(key) => {
+                let user = self.tunnel_step(|tunnels, io| tunnels.ready(key, readiness, io)).flatten();
+                if let Some(user) = user {
+                    self.step(user, |connection, io| connection.tunnel_ready(user, readiness, io));
+                }
+            }
+            Subject::Target(key) => {
+                self.tunnel_step(|tunnels, io| tunnels.target_ready(key, readiness, io));
+            }
+            Subject::TunnelListener(key) => {
+                self.tunnel_step(|tunnels, io| tunnels.accept(key, io));
+            }
             Subject::Listener(key) => self.arrivals.push(key),
             Subject::Inbox => self.read_inbox(),
         }
@@ -150,6 +175,7 @@ impl Worker {
         {
             listening.resume(&self.io.poller, key);
         }
+        self.tunnel_step(|tunnels, io| tunnels.woken(key, io));
         self.step(key, |connection, io| connection.woken(key, io));
     }
 
@@ -160,6 +186,7 @@ impl Worker {
         match catch_unwind(AssertUnwindSafe(|| step(connection, io))) {
             Ok(Step::Wait) => {}
             Ok(Step::Again) => self.again.push_back(key),
+            Ok(Step::WantsTunnel) => self.ask_for_tunnel(key),
             Ok(Step::Finished) => self.end(key, Ending::Finished),
             Ok(Step::Closed(reason)) => self.end(key, Ending::Closed(reason)),
             Ok(Step::Dropped(reason)) => self.end(key, Ending::Reset(reason)),
@@ -168,6 +195,42 @@ impl Worker {
                 self.end(key, Ending::Reset(Dropped::Panic));
             }
         }
+        // Before anything is heard of a tunnel that the connection has no longer.
+        self.tunnels.collect(&mut self.io);
+    }
+
+    fn ask_for_tunnel(&mut self, key: Key) {
+        // The one that it had just now may be the next.
+        self.tunnels.collect(&mut self.io);
+        let wanted = self.connections.get(key).and_then(Connection::wanted_tunnel).cloned();
+        if let Some(peer) = wanted {
+            self.tunnel_step(|tunnels, io| tunnels.ask(&peer, key, io));
+        }
+    }
+
+    /// Connections that have asked for a tunnel are given one, or told why there is none.
+    fn give_tunnels(&mut self) {
+        while let Some(Offer { connection: key, peer, tunnel }) = self.tunnels.next_offer() {
+            let wanted = self.connections.get(key).and_then(Connection::wanted_tunnel);
+            if wanted == Some(&peer) {
+                self.step(key, |connection, io| connection.tunnel_came(key, tunnel, io));
+            } else if let Ok(tunnel) = tunnel {
+                // It has found another way, or is gone.
+                tunnel.give_back();
+                self.tunnels.collect(&mut self.io);
+            }
+        }
+    }
+
+    /// Lets the tunnels do something. A panic there costs the streams that were under way.
+    fn tunnel_step<R>(&mut self, step: impl FnOnce(&mut Tunnels, &mut Io) -> R) -> Option<R> {
+        let (tunnels, io) = (&mut self.tunnels, &mut self.io);
+        let done = catch_unwind(AssertUnwindSafe(|| step(tunnels, io)));
+        if done.is_err() {
+            tracing::error!("a tunnel's step panicked; what came by this thread's tunnels is broken off");
+            self.tunnels.forget(&mut self.io);
+        }
+        done.ok()
     }
 
     /// Lets the UDP sockets do something. A panic there costs the datagrams that were under way.
@@ -184,7 +247,7 @@ impl Worker {
         connection.route.tally.ended.add(1);
         self.limit.give_back();
         match ending {
-            Ending::Finished => {}
+            Ending::Finished => connection.finish(),
             Ending::Closed(reason) => connection.route.tally.dropped(reason),
             Ending::Reset(reason) => {
                 connection.route.tally.dropped(reason);
@@ -205,7 +268,7 @@ impl Worker {
     }
 
     fn accept(&mut self, key: Key) {
-        for _ in 0..Listening::BURST {
+        for _ in 0..Acceptor::BURST {
             let Some(listening) = self.listeners.get_mut(key) else { return };
             match listening.accept() {
                 Accepted::Client(client, peer) => self.arrived(key, client, peer),
@@ -258,17 +321,23 @@ impl Worker {
             match command {
                 Command::Open(socket, routes) => self.open(Listening::new(socket, routes, self.index)),
                 Command::Serve(client, peer, route) => self.begin(client, peer, route),
+                Command::OpenTunnels(socket, route) => {
+                    self.tunnel_step(|tunnels, io| tunnels.open(socket, route, io));
+                }
                 Command::OpenUdp(socket, route) => self.udp_step(|udp, io| udp.open(socket, *route, io)),
                 Command::StopAccepting(listener) => {
                     self.stop_accepting(listener);
+                    self.tunnel_step(|tunnels, io| tunnels.let_go(listener, io));
                     self.udp_step(|udp, io| udp.stop_accepting(listener, io));
                 }
                 Command::HandOver(listener) => {
                     self.let_go(listener);
+                    self.tunnel_step(|tunnels, io| tunnels.let_go(listener, io));
                     self.udp_step(|udp, io| udp.hand_over(listener, io));
                 }
                 Command::Reset(listener) => {
                     self.reset(|c| c.route.listener == listener);
+                    self.tunnel_step(|tunnels, io| tunnels.reset(listener, io));
                     self.udp_step(|udp, _| udp.reset(listener));
                 }
                 Command::Close(endpoint, Closing::All) => {

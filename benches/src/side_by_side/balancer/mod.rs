@@ -5,6 +5,7 @@
 
 mod haproxy;
 mod nginx;
+mod pairs;
 mod plexus;
 
 use std::fmt;
@@ -33,12 +34,27 @@ pub(crate) enum Peer {
     HaproxyCopy,
     /// nginx's stream module.
     Nginx,
+    /// Two data planes of this repository with a tunnel between them.
+    Tunnel,
+    /// Two HAProxys with mutual TLS between them.
+    HaproxyTls,
 }
 
 impl Peer {
-    /// All of them.
-    pub(crate) const ALL: [Self; 5] =
+    /// Those that are measured unless others are asked for.
+    pub(crate) const USUAL: [Self; 5] =
         [Self::Direct, Self::Plexus, Self::Haproxy, Self::HaproxyCopy, Self::Nginx];
+
+    /// All of them.
+    const ALL: [Self; 7] = [
+        Self::Direct,
+        Self::Plexus,
+        Self::Haproxy,
+        Self::HaproxyCopy,
+        Self::Nginx,
+        Self::Tunnel,
+        Self::HaproxyTls,
+    ];
 
     /// Its name in options, tables and files.
     #[must_use]
@@ -49,6 +65,8 @@ impl Peer {
             Self::Haproxy => "haproxy",
             Self::HaproxyCopy => "haproxy-copy",
             Self::Nginx => "nginx",
+            Self::Tunnel => "tunnel",
+            Self::HaproxyTls => "haproxy-tls",
         }
     }
 
@@ -56,9 +74,9 @@ impl Peer {
     #[must_use]
     pub(crate) fn program(self) -> Option<&'static str> {
         match self {
-            Self::Haproxy | Self::HaproxyCopy => Some("haproxy"),
+            Self::Haproxy | Self::HaproxyCopy | Self::HaproxyTls => Some("haproxy"),
             Self::Nginx => Some("nginx"),
-            Self::Direct | Self::Plexus => None,
+            Self::Direct | Self::Plexus | Self::Tunnel => None,
         }
     }
 }
@@ -107,8 +125,8 @@ pub(crate) struct Unable(pub(crate) String);
 pub(crate) struct Balancer {
     /// Where clients go.
     pub(crate) targets: Vec<SocketAddrV4>,
-    /// Killed when dropped; none for `direct`.
-    process: Option<Process>,
+    /// Killed when dropped; none for `direct`, two for pairs.
+    processes: Vec<Process>,
 }
 
 /// Starts a peer. It answers or will soon: the caller waits for that.
@@ -116,25 +134,30 @@ pub(crate) fn start(peer: Peer, lab: &Lab, setup: &Setup) -> anyhow::Result<Resu
     if let Some(unable) = has_no_part(peer, setup) {
         return Ok(Err(unable));
     }
-    let process = match peer {
-        Peer::Direct => None,
+    let processes = match peer {
+        Peer::Direct => Vec::new(),
         Peer::Plexus => match plexus::start(lab, setup)? {
-            Ok(process) => Some(process),
+            Ok(process) => vec![process],
             Err(unable) => return Ok(Err(unable)),
         },
-        Peer::Haproxy => Some(haproxy::start(lab, setup, true)?),
-        Peer::HaproxyCopy => Some(haproxy::start(lab, setup, false)?),
-        Peer::Nginx => Some(nginx::start(lab, setup)?),
+        Peer::Haproxy => vec![haproxy::start(lab, setup, true)?],
+        Peer::HaproxyCopy => vec![haproxy::start(lab, setup, false)?],
+        Peer::Nginx => vec![nginx::start(lab, setup)?],
+        Peer::Tunnel => pairs::tunnel(lab, setup)?,
+        Peer::HaproxyTls => pairs::haproxy(lab, setup)?,
     };
     let targets = match peer {
         Peer::Direct => setup.endpoints.clone(),
         _ => (FIRST_PORT..FIRST_PORT + setup.listeners).flat_map(lab::front).collect(),
     };
-    Ok(Ok(Balancer { targets, process }))
+    Ok(Ok(Balancer { targets, processes }))
 }
 
 fn has_no_part(peer: Peer, setup: &Setup) -> Option<Unable> {
     let why = match peer {
+        Peer::Tunnel | Peer::HaproxyTls if setup.datagrams || !setup.spares.is_empty() => {
+            "pairs carry connections, and have no way to change their endpoints"
+        }
         Peer::Haproxy | Peer::HaproxyCopy if setup.datagrams => "HAProxy balances no UDP",
         Peer::Direct if !setup.spares.is_empty() => "nobody chooses, so nobody needs to know of changes",
         Peer::Nginx if !setup.spares.is_empty() => {
@@ -148,9 +171,10 @@ fn has_no_part(peer: Peer, setup: &Setup) -> Option<Unable> {
 impl Balancer {
     /// The end of its log, and an error if it has ended.
     pub(crate) fn check(&mut self) -> anyhow::Result<()> {
-        let Some(process) = &mut self.process else { return Ok(()) };
-        if let Some(status) = process.status() {
-            bail!("{} ended ({status}) and said: {}", process.name(), process.output());
+        for process in &mut self.processes {
+            if let Some(status) = process.status() {
+                bail!("{} ended ({status}) and said: {}", process.name(), process.output());
+            }
         }
         Ok(())
     }
@@ -168,7 +192,9 @@ impl Control {
         match peer {
             Peer::Plexus => Ok(Self::Plexus(plexus::Control::open()?)),
             Peer::Haproxy | Peer::HaproxyCopy => Ok(Self::Haproxy(haproxy::Control::open(socket)?)),
-            Peer::Direct | Peer::Nginx => bail!("{peer} has no way to change its endpoints"),
+            Peer::Direct | Peer::Nginx | Peer::Tunnel | Peer::HaproxyTls => {
+                bail!("{peer} has no way to change its endpoints")
+            }
         }
     }
 

@@ -3,7 +3,9 @@
 //! A connection is a small state that its thread's events push forward; it holds no task, no buffer and no timer of its
 //! own. A client fails only when no endpoint accepts within the deadline, or a limit that somebody set says so.
 
+mod far;
 mod search;
+mod through;
 
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
@@ -14,6 +16,7 @@ use nerve::model::ClientAddress;
 use rustix::io::Errno;
 use smallvec::SmallVec;
 
+use self::far::Far;
 use self::search::Search;
 use super::arena::Key;
 use super::flow::{Broken, Flow, Moved};
@@ -24,6 +27,7 @@ use super::proxy_protocol::{self, Addresses};
 use super::route::OpenRoute;
 use super::side::{Delay, Side};
 use super::transparent::Held;
+use super::tunnel_table::TunnelPeer;
 use super::{Dropped, socket};
 use crate::balance::{Endpoint, Lease, Permit};
 
@@ -45,7 +49,9 @@ pub(super) struct Connection {
     shown_as: ClientAddress,
     /// The endpoint's socket has the client's address.
     held: Option<Held>,
-    endpoint: Option<Side>,
+    endpoint: Option<Far>,
+    /// A tunnel to there is waited for.
+    wanted: Option<Arc<TunnelPeer>>,
     to_endpoint: Flow,
     to_client: Flow,
     lease: Option<Lease>,
@@ -85,6 +91,8 @@ pub(super) enum Step {
     Wait,
     /// It has more to do at once.
     Again,
+    /// It waits for a tunnel, which its thread is to find or to make.
+    WantsTunnel,
     /// Both directions ended by FIN.
     Finished,
     /// It is broken off, by RST.
@@ -107,6 +115,7 @@ impl Connection {
             shown_as: ClientAddress::default(),
             held: None,
             endpoint: None,
+            wanted: None,
             to_endpoint: Flow::default(),
             to_client: Flow::default(),
             lease: None,
@@ -253,7 +262,7 @@ impl Connection {
 
     /// The endpoint's socket has something to say.
     pub(super) fn endpoint_ready(&mut self, key: Key, readiness: Readiness, io: &mut Io) -> Step {
-        let Some(endpoint) = &mut self.endpoint else { return Step::Wait };
+        let Some(Far::Plain(endpoint)) = &mut self.endpoint else { return Step::Wait };
         endpoint.note(readiness);
         match self.stage {
             Stage::Relaying => self.relay(key, io),
@@ -290,14 +299,26 @@ impl Connection {
     /// Moves what can be moved, both ways.
     pub(super) fn relay(&mut self, key: Key, io: &mut Io) -> Step {
         let Some(endpoint) = &mut self.endpoint else { return Step::Wait };
-        let client = &mut self.client;
-        let up = self.to_endpoint.run(client, endpoint, Subject::Endpoint(key), io, self.to_client.ended);
-        // Also when the endpoint takes nothing any more: what it had said before is still to be delivered.
-        let down = match up {
-            Err(Broken::Source) => Ok(Moved::default()),
-            _ => self.to_client.run(endpoint, client, Subject::Client(key), io, self.to_endpoint.ended),
+        let (client, client_subject) = (&mut self.client, Subject::Client(key));
+        let (to_endpoint, to_client) = (&mut self.to_endpoint, &mut self.to_client);
+        let up = match endpoint {
+            Far::Plain(endpoint) => {
+                to_endpoint.run(client, endpoint, Subject::Endpoint(key), io, to_client.ended)
+            }
+            Far::Tunnel(tunnel) => tunnel.send(client, io),
         };
-        let failed = (client.failed, endpoint.failed);
+        // Also when the endpoint takes nothing any more: what it had said before is still to be delivered.
+        let down = match (up, &mut *endpoint) {
+            (Err(Broken::Source), _) => Ok(Moved::default()),
+            (_, Far::Plain(endpoint)) => {
+                to_client.run(endpoint, client, client_subject, io, to_endpoint.ended)
+            }
+            (_, Far::Tunnel(tunnel)) => tunnel.receive(client, client_subject, io),
+        };
+        let (failed, is_over) = match endpoint {
+            Far::Plain(endpoint) => ((client.failed, endpoint.failed), to_endpoint.ended && to_client.ended),
+            Far::Tunnel(tunnel) => ((client.failed, tunnel.has_failed()), tunnel.is_over()),
+        };
         if let (Ok(up), Ok(down)) = (up, down) {
             self.note_moved(up, down, io.now);
         }
@@ -305,7 +326,7 @@ impl Connection {
             (Err(Broken::Source), _) | (Ok(_), Err(Broken::Sink)) => Step::Dropped(Dropped::ClientReset),
             (Err(Broken::Sink), _) | (Ok(_), Err(Broken::Source)) => self.endpoint_broke_off(),
             (Ok(up), Ok(down)) => match failed {
-                _ if self.to_endpoint.ended && self.to_client.ended => Step::Finished,
+                _ if is_over => Step::Finished,
                 // Broken, but neither read nor written, which would have told.
                 (true, _) => Step::Dropped(Dropped::ClientReset),
                 (_, true) => self.endpoint_broke_off(),
@@ -363,7 +384,8 @@ impl Connection {
         }
         let quiet_at = self.active + QUIET;
         let is_quiet = io.now >= quiet_at && !self.awaits_answer;
-        if is_quiet && !self.to_endpoint.holds() && !self.to_client.holds() {
+        let holds = self.endpoint.as_ref().is_some_and(Far::holds);
+        if is_quiet && !holds && !self.to_endpoint.holds() && !self.to_client.holds() {
             return Step::Closed(Dropped::EndpointDied);
         }
         io.timers.set(if io.now < quiet_at { quiet_at } else { io.now + QUIET }, key);
@@ -376,6 +398,13 @@ impl Connection {
         self.client.keep_alive(options);
         if let Some(endpoint) = &self.endpoint {
             endpoint.keep_alive(options);
+        }
+    }
+
+    /// Both directions have ended: what can be used again is given back.
+    pub(super) fn finish(self) {
+        if let Some(endpoint) = self.endpoint {
+            endpoint.finish();
         }
     }
 

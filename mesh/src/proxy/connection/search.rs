@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use nerve::model::{Address, ClientAddress};
 use rustix::io::Errno;
 
+use super::far::Far;
 use super::{Connection, Stage, Step};
 use crate::balance::{ClientKey, ConnectFailure, Lease, Ticket, Tried};
 use crate::proxy::arena::Key;
@@ -64,6 +65,11 @@ impl Connection {
 
     /// Tries one; `None` if it cannot be connected to.
     fn try_endpoint(&mut self, key: Key, io: &mut Io, lease: Lease, early: &mut usize) -> Option<Step> {
+        if let Some(peer) = self.tunnel_to(&lease) {
+            self.hold(io, std::mem::take(early));
+            self.lease = Some(lease);
+            return Some(self.want_tunnel(key, peer, io));
+        }
         let attempt = self.attempt(key, io, &lease, *early);
         let is_unix = matches!(lease.endpoint().address(), Address::Unix(_));
         self.lease = Some(lease);
@@ -194,7 +200,7 @@ impl Connection {
         };
         let interest = if written > 0 { Interest::Read } else { Interest::ReadAndWrite };
         endpoint.watch(&io.poller, Subject::Endpoint(key), interest).map_err(|_| Errno::NOMEM)?;
-        self.endpoint = Some(endpoint);
+        self.endpoint = Some(Far::Plain(endpoint));
         if written == 0 {
             return Ok(Stage::Connecting);
         }
@@ -226,7 +232,7 @@ impl Connection {
     }
 
     pub(super) fn attempt_failed(&mut self, error: Errno) {
-        (self.endpoint, self.held) = (None, None);
+        (self.endpoint, self.held, self.wanted) = (None, None, None);
         let was_overdue = self.search.as_mut().is_some_and(|search| std::mem::take(&mut search.overdue));
         if !was_overdue {
             self.note_failure(error);
@@ -263,7 +269,7 @@ impl Connection {
         }
         self.note_failure(Errno::TIMEDOUT);
         if let Ok(lease) = self.pick(io.now) {
-            (self.endpoint, self.held) = (None, None);
+            (self.endpoint, self.held, self.wanted) = (None, None, None);
             self.route.tally.retries.add(1);
             return self.try_endpoints(key, io, Ok(lease), 0);
         }

@@ -3,6 +3,7 @@
 mod connecting;
 mod services;
 mod sockets;
+mod tunnel;
 mod unix;
 
 use std::io::{ErrorKind, Read, Write};

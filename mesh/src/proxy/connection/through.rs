@@ -1,0 +1,122 @@
+//! Connecting through a tunnel: the connection asks its thread for one, begins a stream, and hears whether the endpoint is
+//! connected. A refusal is what a failed connect is. What the client said first is kept until then, for another endpoint.
+
+use std::sync::Arc;
+
+use nerve::model::{Address, ClientAddress};
+use rustix::io::Errno;
+
+use super::far::Far;
+use super::{Connection, Stage, Step};
+use crate::balance::Lease;
+use crate::proxy::Plain;
+use crate::proxy::arena::Key;
+use crate::proxy::io::Io;
+use crate::proxy::poll::Readiness;
+use crate::proxy::tunnel::header::Header;
+use crate::proxy::tunnel::{Answer, Fault, Tunnel};
+use crate::proxy::tunnel_table::TunnelPeer;
+
+impl Connection {
+    /// The tunnel that leads to an endpoint; `None`: it is connected to directly.
+    pub(super) fn tunnel_to(&self, lease: &Lease) -> Option<Arc<TunnelPeer>> {
+        let endpoint = lease.endpoint();
+        match endpoint.address() {
+            Address::Ip(_) => self.route.tunnels.to(endpoint.node()),
+            Address::Unix(_) => None,
+        }
+    }
+
+    /// Waits for a tunnel to the endpoint that was picked.
+    pub(super) fn want_tunnel(&mut self, key: Key, peer: Arc<TunnelPeer>, io: &mut Io) -> Step {
+        (self.endpoint, self.held) = (None, None);
+        if self.shown_as == ClientAddress::Transparent {
+            self.route.tally.plain(Plain::Elsewhere);
+        }
+        self.wanted = Some(peer);
+        self.stage = Stage::Connecting;
+        io.timers.set(self.attempt_ends(), key);
+        Step::WantsTunnel
+    }
+
+    /// The tunnel that it waits for.
+    pub(in crate::proxy) fn wanted_tunnel(&self) -> Option<&Arc<TunnelPeer>> {
+        self.wanted.as_ref()
+    }
+
+    /// The thread has a tunnel for it, or none.
+    pub(in crate::proxy) fn tunnel_came(
+        &mut self,
+        key: Key,
+        offer: Result<Box<Tunnel>, Errno>,
+        io: &mut Io,
+    ) -> Step {
+        self.wanted = None;
+        match offer.map(|tunnel| self.begin_stream(tunnel, io)) {
+            Ok(Ok(())) => self.hear_answer(key, io),
+            // Nothing was said: the node has closed it before, and another tunnel may do.
+            Ok(Err(_)) => self.hear_fault(key, Fault::Closed, io),
+            Err(error) => {
+                self.attempt_failed(error);
+                self.look_on(key, io)
+            }
+        }
+    }
+
+    fn hear_fault(&mut self, key: Key, fault: Fault, io: &mut Io) -> Step {
+        let again = self.lease.as_ref().and_then(|lease| self.tunnel_to(lease));
+        match again {
+            // It was about to go, and has not looked at this: nothing has failed.
+            Some(peer) if fault == Fault::Closed => self.want_tunnel(key, peer, io),
+            _ => {
+                self.attempt_failed(fault.errno());
+                self.look_on(key, io)
+            }
+        }
+    }
+
+    fn begin_stream(&mut self, mut tunnel: Box<Tunnel>, io: &mut Io) -> Result<(), Fault> {
+        let target = self.lease.as_ref().and_then(|lease| lease.endpoint().address().ip());
+        let target = target.ok_or(Fault::Broken(Errno::INVAL))?;
+        let service = self.route.balancer.service().as_str();
+        let header = Header { target, service, client: self.peer.ip() };
+        tunnel.open(&header, self.to_endpoint.held(), io)?;
+        self.endpoint = Some(Far::Tunnel(tunnel));
+        Ok(())
+    }
+
+    /// The tunnel's socket has something to say.
+    pub(in crate::proxy) fn tunnel_ready(&mut self, key: Key, readiness: Readiness, io: &mut Io) -> Step {
+        let Some(Far::Tunnel(tunnel)) = &mut self.endpoint else { return Step::Wait };
+        tunnel.note(readiness);
+        match self.stage {
+            Stage::Relaying => self.relay(key, io),
+            Stage::Connecting => self.hear_answer(key, io),
+            Stage::Header | Stage::Queued | Stage::BacklogFull => Step::Wait,
+        }
+    }
+
+    fn hear_answer(&mut self, key: Key, io: &mut Io) -> Step {
+        let Some(Far::Tunnel(tunnel)) = &mut self.endpoint else { return Step::Wait };
+        match tunnel.answer(io) {
+            Ok(None) => Step::Wait,
+            Ok(Some(Answer::Connected)) => {
+                // They are there, and are of no use to another endpoint any more.
+                let early = self.to_endpoint.release();
+                self.awaits_answer = early > 0;
+                self.route.tally.to_endpoint.add(early as u64);
+                self.connected(key, io)
+            }
+            Ok(Some(Answer::Refused(reason))) => {
+                if let Some(Far::Tunnel(mut tunnel)) = self.endpoint.take()
+                    && tunnel.abort().is_ok()
+                {
+                    tunnel.give_back();
+                }
+                self.attempt_failed(reason.errno());
+                self.look_on(key, io)
+            }
+            Err(fault) => self.hear_fault(key, fault, io),
+        }
+    }
+}
