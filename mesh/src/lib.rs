@@ -11,6 +11,7 @@ pub mod dns;
 pub mod docker;
 pub mod doctor;
 pub mod drain;
+pub mod identity;
 pub mod ingress;
 pub mod inherited;
 pub mod link_local;

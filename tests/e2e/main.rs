@@ -35,6 +35,7 @@ mod handover;
 mod haproxy_output;
 mod harness;
 mod health;
+mod identity;
 mod ingress;
 mod mistakes;
 mod network;

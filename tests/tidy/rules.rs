@@ -47,6 +47,7 @@ pub(crate) const ROOMS: &[Room] = &[
     ),
     room("nerve::settings", &["nerve::model", "nerve::store"]),
     room("nerve::publish", &["nerve::model", "nerve::settings", "nerve::store"]),
+    room("nerve::enrolment", &["nerve::model", "nerve::store"]),
     room("nerve::vips", &["nerve::model", "nerve::store"]),
     // Who holds what of a network; the networks ask it before one of them goes.
     room("nerve::subnets", &["nerve::model", "nerve::hash", "nerve::store"]),
@@ -206,6 +207,8 @@ pub(crate) const ROOMS: &[Room] = &[
             "mesh::sys",
         ],
     ),
+    // Who this node is: by certificates, tokens, and what signing nodes have in common by the store.
+    room("mesh::identity", &["nerve::enrolment", "nerve::model", "nerve::store", "nerve::tasks"]),
     // Read handles of all rooms; nobody but the agent imports it.
     room(
         "mesh::admin",
@@ -224,6 +227,7 @@ pub(crate) const ROOMS: &[Room] = &[
             "synapse::catalog",
             "mesh::api",
             "mesh::drain",
+            "mesh::identity",
             "mesh::inherited",
             "mesh::readiness",
             "mesh::routes",
@@ -249,6 +253,7 @@ pub(crate) const ROOMS: &[Room] = &[
             "mesh::balance",
             "mesh::dns",
             "mesh::docker",
+            "mesh::identity",
             "mesh::ingress",
             "mesh::link_local",
             "mesh::proxy",
@@ -261,7 +266,10 @@ pub(crate) const ROOMS: &[Room] = &[
     room("mesh::agent", &["*"]),
     // A client of the admin interface, but for the commands that start an agent or read a file, and the one that removes what
     // an agent has left in the kernel.
-    room("mesh::cli", &["nerve::model", "mesh::api", "mesh::agent", "mesh::config", "mesh::overlay"]),
+    room(
+        "mesh::cli",
+        &["nerve::model", "mesh::api", "mesh::agent", "mesh::config", "mesh::identity", "mesh::overlay"],
+    ),
     room("mesh::main", &["mesh::cli"]),
 ];
 
@@ -293,7 +301,7 @@ const HTTP: &[&str] = &[
 ];
 
 /// Who speaks TLS: with servers, and with clients.
-const TLS: &[&str] = &["nerve/src/http/tls.rs", "nerve/src/http/tls_server.rs"];
+const TLS: &[&str] = &["nerve/src/http/tls.rs", "nerve/src/http/tls_server.rs", "mesh/src/identity"];
 
 /// Crates whose types must leak nowhere else: exchanging one is a change of its home.
 pub(crate) const HOMES: &[Home] = &[
@@ -317,6 +325,8 @@ pub(crate) const HOMES: &[Home] = &[
             "mesh/src/admin/consul",
             "mesh/src/dns/ttls.rs",
             "synapse/src/watch/aws",
+            "mesh/src/identity",
+            "mesh/src/admin/identity.rs",
         ],
     ),
     home("hyper", HTTP),
@@ -336,11 +346,22 @@ pub(crate) const HOMES: &[Home] = &[
             "synapse/src/watch/aws/sign.rs",
             // Tokens are known by their digests.
             "mesh/src/admin/access.rs",
+            "mesh/src/identity",
             // The other side of a signature.
             "tests/src/server/aws",
         ],
     ),
-    home("zeroize", &["synapse/src/watch/aws/secret.rs", "mesh/src/cli/client.rs"]),
+    home(
+        "zeroize",
+        &[
+            "synapse/src/watch/aws/secret.rs",
+            "mesh/src/cli/client.rs",
+            "mesh/src/config/identity.rs",
+            "mesh/src/identity",
+        ],
+    ),
+    home("rcgen", &["mesh/src/identity"]),
+    home("x509-parser", &["mesh/src/identity/certificate.rs"]),
     home("quick-xml", &["synapse/src/watch/aws", "synapse/src/watch/ec2.rs"]),
     home("md5", &["nerve/src/check/scram.rs"]),
     home(
@@ -351,6 +372,7 @@ pub(crate) const HOMES: &[Home] = &[
             "synapse/src/watch/decode.rs",
             // A question in a URL.
             "mesh/src/dns/server/https.rs",
+            "mesh/src/identity",
         ],
     ),
     home("axum", &["mesh/src/admin"]),
@@ -381,7 +403,7 @@ pub(crate) const HOMES: &[Home] = &[
             "mesh/src/proxy",
         ],
     ),
-    home("rand", &["mesh/src/dns"]),
+    home("rand", &["mesh/src/dns", "mesh/src/identity"]),
     home(
         "rustix",
         &[

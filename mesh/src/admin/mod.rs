@@ -14,6 +14,7 @@ mod consul;
 mod dns;
 mod doctor;
 mod guard;
+mod identity;
 mod local;
 mod metrics;
 mod names;
@@ -44,6 +45,7 @@ use crate::api::{
     DnsInfo, Finding, Problem, Resolution, TookOver, TopList, UpstreamInfo, WatcherInfo, WhyBalance,
     WhyListener, WhyPick, WhyPlain,
 };
+use crate::identity::Handle as Identity;
 use crate::readiness::Readiness;
 use crate::routes::Route;
 
@@ -106,6 +108,8 @@ pub struct Handles {
     pub resolver: Option<Arc<dyn Resolver>>,
     /// Where it does so.
     pub name_server: NameServer,
+    /// Who this node is; `None` while the agent starts.
+    pub identity: Option<Identity>,
     /// Where this node looks for services.
     pub watchers: WatcherStates,
     /// What only the agent knows to fail: a refused reload, a missing privilege.

@@ -6,7 +6,7 @@ use axum::Router;
 use axum::extract::{Request, State};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{delete, get, put};
+use axum::routing::{delete, get, post, put};
 use hyper::{StatusCode, header};
 use nerve::tasks::Tasks;
 
@@ -14,8 +14,8 @@ use super::access::{Caller, Role, Rules};
 use super::consul::{Reads, catalog, health};
 use super::refusal::Refusal;
 use super::{
-    Handles, Metrics, attachments, checks, consul, dns, doctor, guard, local, names, networks, read,
-    settings, upstreams, watchers, write,
+    Handles, Metrics, attachments, checks, consul, dns, doctor, guard, identity, local, names, networks,
+    read, settings, upstreams, watchers, write,
 };
 use crate::api::{self, path};
 use crate::drain::DrainWatcher;
@@ -56,6 +56,9 @@ fn routes(handles: Arc<Handles>, reads: Arc<Reads>) -> Router {
         .route(path::SERVICES, get(read::services))
         .route(path::SERVICE, get(read::service))
         .route(path::NODES, get(read::nodes))
+        .route(path::REVOCATION, put(identity::revoke))
+        .route(path::IDENTITY, get(identity::info))
+        .route(path::JOIN_TOKENS, post(identity::make_token))
         .route(path::WATCHERS, get(watchers::list))
         .route(path::DNS, get(dns::info))
         .route(path::UPSTREAMS, get(upstreams::list))

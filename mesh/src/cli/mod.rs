@@ -1,10 +1,11 @@
 //! The command line: arguments in, one command run, its outcome as a result.
 //!
-//! One file a command. All but `agent`, `demo`, `config`, `network cleanup` and `dns` are clients of an agent's admin address and
+//! One file a command. All but `agent`, `demo`, `ca`, `config`, `network cleanup` and `dns` are clients of an agent's admin address and
 //! change nothing by themselves. Never exits the process and never reads a configuration to find the agent: `--admin` says where it is.
 
 mod agent;
 mod attach;
+mod authority;
 mod cleanup;
 mod client;
 mod cni;
@@ -18,6 +19,7 @@ mod drain;
 mod endpoints;
 mod error;
 mod files;
+mod identity;
 mod network;
 mod nodes;
 mod output;
@@ -70,6 +72,10 @@ enum Command {
     Services(services::Services),
     Endpoints(endpoints::Endpoints),
     Nodes(nodes::Nodes),
+    Node(authority::Node),
+    Identity(identity::Identity),
+    Ca(authority::Ca),
+    JoinToken(authority::JoinTokens),
     Watchers(watchers::Watchers),
     Upstreams(upstreams::Upstreams),
     Dns(dns::Dns),
@@ -152,6 +158,10 @@ async fn execute(command: Command, out: &mut Output<'_>) -> Result {
         Command::Services(command) => command.run(out).await,
         Command::Endpoints(command) => command.run(out).await,
         Command::Nodes(command) => command.run(out).await,
+        Command::Node(command) => command.run(out).await,
+        Command::Identity(command) => command.run(out).await,
+        Command::Ca(command) => command.run(out),
+        Command::JoinToken(command) => command.run(out).await,
         Command::Watchers(command) => command.run(out).await,
         Command::Upstreams(command) => command.run(out).await,
         Command::Dns(command) => command.run(out).await,

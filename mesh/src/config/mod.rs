@@ -9,6 +9,7 @@ mod admin;
 mod checks;
 mod dns;
 mod docker;
+mod identity;
 mod localhost;
 mod machine;
 mod output;
@@ -25,10 +26,13 @@ use nerve::document::{Document, Errors, Reported, Section};
 use nerve::source::{Draft, Located, read_config};
 use serde::{Serialize, Serializer};
 
+use crate::identity::Token;
+
 pub use admin::{Admin, AdminToken};
 pub use checks::Checks;
 pub use dns::{Dns, QueryLog, Rate, Recursion, Route, ServeStale, Ttls};
 pub use docker::Docker;
+pub use identity::{Identity, JoinTokenError};
 pub use localhost::{Listen, Localhost};
 pub use machine::Machine;
 pub use output::{Output, OutputFiles};
@@ -74,6 +78,8 @@ pub struct Config {
     pub dns: Dns,
     /// `[admin]`.
     pub admin: Admin,
+    /// `[identity]`.
+    pub identity: Identity,
     /// `[drain]`.
     pub drain: Drain,
     /// `[log]`.
@@ -129,6 +135,7 @@ impl Config {
         let proxy = root.section_or_empty("proxy", Proxy::read);
         let dns = root.section_or_empty("dns", Dns::read);
         let admin = root.section_or_empty("admin", Admin::read);
+        let identity = root.section_or_empty("identity", |section| Identity::read(section, base));
         let drain = root.section_or_empty("drain", Drain::read);
         let log = root.section_or_empty("log", Log::read);
         let services = match &node {
@@ -159,6 +166,7 @@ impl Config {
             proxy,
             dns: dns?,
             admin: admin?,
+            identity: identity?,
             drain,
             log,
             services: services?,
@@ -175,6 +183,8 @@ pub struct Files {
     pub nerve: Option<Nerve>,
     /// One of Synapse's, whatever ours says.
     pub synapse: Option<PathBuf>,
+    /// What lets this node in, whatever ours says.
+    pub token: Option<Token>,
 }
 
 impl Files {
@@ -191,6 +201,7 @@ impl Files {
             let haproxy = config.sources.synapse.take().map(|synapse| synapse.haproxy).unwrap_or_default();
             config.sources.synapse = Some(Synapse { file, haproxy });
         }
+        config.identity.token.clone_from(&self.token);
         Ok(config)
     }
 }

@@ -185,6 +185,7 @@ impl World {
             plain: Arc::new(|_, instance| plain_of(instance.id.as_str())),
             host_routes: Arc::new(|| Box::pin(async { Ok(vec![host_route()]) })),
             examiner: Arc::new(|| Box::pin(async { Vec::new() })),
+            identity: None,
             watchers: Arc::new(watchers::two),
             resolver: Some(Arc::new(Busy)),
             name_server: Arc::new(dns::a_name_server),
