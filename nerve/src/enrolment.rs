@@ -76,8 +76,22 @@ struct TokenUses {
 struct Admitted {
     /// What its key is known by.
     key: String,
+    /// What the one before is known by, which it may still have: an answer may have been lost.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    before: Option<String>,
     /// In seconds since 1970.
     until: u64,
+}
+
+/// By what somebody claims a node's name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Claim<'a> {
+    /// It is free.
+    Free,
+    /// An operator says so, whoever has it now.
+    Operator,
+    /// It has the name already, with a key that is known by this.
+    Holder(&'a str),
 }
 
 /// Since when the certificates of a node are refused.
@@ -109,20 +123,24 @@ pub async fn use_token(
     .await
 }
 
-/// Notes that a node with this key has a certificate until then; `may_replace`: whoever has the name now.
+/// Notes that a node with this key has a certificate until then.
 ///
 /// # Errors
-/// Another key has the name, or the store does not tell.
+/// The name is another one's, or the store does not tell.
 pub async fn admit(
     store: &dyn Store,
     node: &NodeName,
     key: &str,
     until: SystemTime,
-    may_replace: bool,
+    claim: Claim<'_>,
 ) -> Result<(), Error> {
     update(store, &EnrolmentKey::Node(node.clone()).path(), |known: Option<Admitted>| {
-        is_free(node, known.as_ref(), key, may_replace)?;
-        Ok(Admitted { key: key.to_owned(), until: seconds(until) })
+        is_good(node, known.as_ref(), key, claim)?;
+        let before = match claim {
+            Claim::Holder(held) => Some(held.to_owned()),
+            Claim::Free | Claim::Operator => None,
+        };
+        Ok(Admitted { key: key.to_owned(), before, until: seconds(until) })
     })
     .await
 }
@@ -130,29 +148,34 @@ pub async fn admit(
 /// Would [`admit`] be refused now?
 ///
 /// # Errors
-/// As there.
+/// As there; or the node was revoked, and only an operator lets it in again.
 pub async fn may_admit(
     store: &dyn Store,
     node: &NodeName,
     key: &str,
-    may_replace: bool,
+    claim: Claim<'_>,
 ) -> Result<(), Error> {
-    if !may_replace && store.get(&EnrolmentKey::Revoked(node.clone()).path()).await?.is_some() {
+    let is_revoked = || store.get(&EnrolmentKey::Revoked(node.clone()).path());
+    if claim == Claim::Free && is_revoked().await?.is_some() {
         return Err(Error::NodeRevoked { node: node.clone() });
     }
     let path = EnrolmentKey::Node(node.clone()).path();
     let Some(entry) = store.get(&path).await? else { return Ok(()) };
     let known = serde_json::from_slice(&entry.value).map_err(|error| Error::Unreadable { path, error })?;
-    is_free(node, Some(&known), key, may_replace)
+    is_good(node, Some(&known), key, claim)
 }
 
-fn is_free(node: &NodeName, known: Option<&Admitted>, key: &str, may_replace: bool) -> Result<(), Error> {
+fn is_good(node: &NodeName, known: Option<&Admitted>, key: &str, claim: Claim<'_>) -> Result<(), Error> {
     let now = seconds(SystemTime::now());
-    match known {
-        Some(known) if known.key != key && known.until > now && !may_replace => {
-            Err(Error::NameTaken { node: node.clone(), until: UNIX_EPOCH + Duration::from_secs(known.until) })
+    let Some(known) = known.filter(|known| known.until > now && known.key != key) else { return Ok(()) };
+    let has = |held: &str| known.key == held || known.before.as_deref() == Some(held);
+    match claim {
+        Claim::Operator => Ok(()),
+        Claim::Holder(held) if has(held) => Ok(()),
+        Claim::Holder(_) | Claim::Free => {
+            let until = UNIX_EPOCH + Duration::from_secs(known.until);
+            Err(Error::NameTaken { node: node.clone(), until })
         }
-        _ => Ok(()),
     }
 }
 
@@ -248,21 +271,46 @@ mod tests {
         use_token(&store, TokenId([2; 16]), uses, in_an_hour()).await.unwrap();
     }
 
+    async fn admitted(store: &EmbeddedStore, name: &str, key: &str, claim: Claim<'_>) -> bool {
+        match admit(store, &node(name), key, in_an_hour(), claim).await {
+            Ok(()) => true,
+            Err(Error::NameTaken { .. }) => false,
+            Err(error) => panic!("{error}"),
+        }
+    }
+
     #[tokio::test]
     async fn a_name_is_of_one_key_until_its_certificate_ends() {
         let store = store();
-        admit(&store, &node("a"), "one", in_an_hour(), false).await.unwrap();
-        admit(&store, &node("a"), "one", in_an_hour(), false).await.unwrap();
-        let taken = admit(&store, &node("a"), "another", in_an_hour(), false).await;
-        assert!(matches!(taken, Err(Error::NameTaken { .. })), "{taken:?}");
-        admit(&store, &node("b"), "another", UNIX_EPOCH, false).await.unwrap();
-        admit(&store, &node("b"), "one", in_an_hour(), false).await.unwrap();
-        admit(&store, &node("a"), "another", in_an_hour(), true).await.unwrap();
+        assert!(admitted(&store, "a", "one", Claim::Free).await);
+        assert!(admitted(&store, "a", "one", Claim::Free).await);
+        assert!(!admitted(&store, "a", "another", Claim::Free).await);
+        admit(&store, &node("b"), "another", UNIX_EPOCH, Claim::Free).await.unwrap();
+        assert!(admitted(&store, "b", "one", Claim::Free).await);
+        assert!(admitted(&store, "a", "another", Claim::Operator).await);
+        // Whose place was taken does not get it back.
+        assert!(!admitted(&store, "a", "two", Claim::Holder("one")).await);
+    }
+
+    #[tokio::test]
+    async fn a_holder_renews_also_where_the_last_answer_was_lost() {
+        let store = store();
+        assert!(admitted(&store, "a", "one", Claim::Free).await);
+        assert!(admitted(&store, "a", "two", Claim::Holder("one")).await);
+        assert!(admitted(&store, "a", "three", Claim::Holder("one")).await);
+        assert!(admitted(&store, "a", "four", Claim::Holder("three")).await);
+        assert!(!admitted(&store, "a", "five", Claim::Holder("one")).await);
+    }
+
+    #[tokio::test]
+    async fn a_revoked_node_is_let_in_by_an_operator_alone() {
+        let store = store();
+        assert!(admitted(&store, "a", "one", Claim::Free).await);
         revoke(&store, &node("a"), Duration::from_secs(60)).await.unwrap();
-        let by_any_token = may_admit(&store, &node("a"), "third", false).await;
+        let by_any_token = may_admit(&store, &node("a"), "third", Claim::Free).await;
         assert!(matches!(by_any_token, Err(Error::NodeRevoked { .. })), "{by_any_token:?}");
-        may_admit(&store, &node("a"), "third", true).await.unwrap();
-        admit(&store, &node("a"), "third", in_an_hour(), false).await.unwrap();
+        may_admit(&store, &node("a"), "third", Claim::Operator).await.unwrap();
+        assert!(admitted(&store, "a", "third", Claim::Operator).await);
     }
 
     #[tokio::test]
@@ -270,8 +318,8 @@ mod tests {
         let store = store();
         use_token(&store, TokenId([1; 16]), None, UNIX_EPOCH).await.unwrap();
         use_token(&store, TokenId([2; 16]), None, in_an_hour()).await.unwrap();
-        admit(&store, &node("old"), "one", UNIX_EPOCH, false).await.unwrap();
-        admit(&store, &node("new"), "one", in_an_hour(), false).await.unwrap();
+        admit(&store, &node("old"), "one", UNIX_EPOCH, Claim::Free).await.unwrap();
+        admit(&store, &node("new"), "one", in_an_hour(), Claim::Free).await.unwrap();
         revoke(&store, &node("gone"), Duration::from_secs(3600)).await.unwrap();
         store.put(&Path::new("enrolment/later/x").unwrap(), b"{\"until\":1}".to_vec(), None).await.unwrap();
         assert_eq!(tidy(&store).await.unwrap(), 2);

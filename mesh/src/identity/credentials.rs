@@ -1,8 +1,6 @@
 //! What a node proves itself with, on disk: its key, its certificate, and the authorities that it believes.
 
-use std::fs::{self, OpenOptions};
-use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::io;
 use std::path::Path;
 
 use rcgen::KeyPair;
@@ -12,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 use super::certificate::{self, CertificateError, Certified};
+use super::private_file;
 
 /// Key, chain and roots: one file, so that they change together.
 const FILE: &str = "identity.json";
@@ -78,11 +77,7 @@ impl Credentials {
 
     /// What an earlier life has left in a directory; `None` where there was none.
     pub(super) fn load(directory: &Path) -> Result<Option<Self>, CredentialsError> {
-        let text = match fs::read_to_string(directory.join(FILE)) {
-            Ok(text) => Zeroizing::new(text),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(error.into()),
-        };
+        let Some(text) = private_file::read(directory, FILE)? else { return Ok(None) };
         let malformed = |error: &dyn std::fmt::Display| CredentialsError::Malformed(error.to_string());
         let written: Written = serde_json::from_str(&text).map_err(|error| malformed(&error))?;
         let certificates =
@@ -93,22 +88,11 @@ impl Credentials {
         Self::new(&key, chain, roots).map(Some)
     }
 
-    /// Keeps it for the next life. All of it or nothing, also when the machine stops in the middle.
+    /// Keeps it for the next life.
     pub(super) fn save(&self, directory: &Path) -> io::Result<()> {
         let written = Written { key: self.key.clone(), chain: pem(&self.chain), roots: pem(&self.roots) };
         let text = Zeroizing::new(serde_json::to_string_pretty(&written)?);
-        let (path, beside) = (directory.join(FILE), directory.join(format!(".{FILE}.new")));
-        // Of an earlier attempt: it may have another mode.
-        if let Err(error) = fs::remove_file(&beside)
-            && error.kind() != io::ErrorKind::NotFound
-        {
-            return Err(error);
-        }
-        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&beside)?;
-        file.write_all(text.as_bytes())?;
-        file.sync_all()?;
-        fs::rename(&beside, &path)?;
-        fs::File::open(directory)?.sync_all()
+        private_file::write(directory, FILE, &text)
     }
 }
 

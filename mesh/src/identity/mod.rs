@@ -15,6 +15,7 @@ mod follow;
 mod join;
 mod keeper;
 mod metrics;
+mod private_file;
 mod protocol;
 mod revoked;
 mod signer;
@@ -143,6 +144,7 @@ pub fn start(
         _ => Source::Others { signers, token },
     };
     let (state, standing) = (Arc::clone(&handle.state), Arc::clone(&handle.standing));
+    let kept = directory.clone();
     let keeper = Arc::new(Keeper { node, directory, source, standing, state });
     tasks.spawn_until_stopped("identity", move || {
         let keeper = Arc::clone(&keeper);
@@ -151,7 +153,7 @@ pub fn start(
     let (store, metrics, standing) = (Arc::clone(store), metrics.clone(), Arc::clone(&handle.standing));
     tasks.spawn_until_stopped("identity revocations", move || {
         let (standing, desk) = (Arc::clone(&standing), desk.clone());
-        follow::follow(Arc::clone(&store), metrics.clone(), move |revoked| {
+        follow::follow(Arc::clone(&store), kept.clone(), metrics.clone(), move |revoked| {
             standing.refuse(revoked.clone());
             if let Some(desk) = &desk {
                 desk.refuse(revoked.clone());

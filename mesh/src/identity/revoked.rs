@@ -5,13 +5,15 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use nerve::enrolment::Revocation;
 use nerve::model::NodeName;
+use serde::{Deserialize, Serialize};
 
 use super::authority::SKEW;
 use super::certificate::Certified;
 use super::spiffe::Subject;
 
 /// By node, since when.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
 pub(super) struct Revoked(HashMap<NodeName, Revocation>);
 
 impl Revoked {
@@ -22,6 +24,10 @@ impl Revoked {
 
     pub(super) fn remove(&mut self, node: &NodeName) {
         self.0.remove(node);
+    }
+
+    pub(super) fn retain(&mut self, keep: impl Fn(&NodeName) -> bool) {
+        self.0.retain(|node, _| keep(node));
     }
 
     pub(super) fn nodes(&self) -> impl Iterator<Item = (&NodeName, &Revocation)> {

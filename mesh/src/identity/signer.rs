@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use nerve::enrolment;
+use nerve::enrolment::{self, Claim};
 use nerve::model::NodeName;
 use nerve::store::Store;
 use nerve::tasks::Tasks;
@@ -16,7 +16,7 @@ use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
 
 use super::authority::Authority;
-use super::certificate::{self, Certified};
+use super::certificate::{self, CertificateError, Certified};
 use super::credentials::{Credentials, CredentialsError};
 use super::metrics::Metrics;
 use super::protocol::{self, Answer, Der, PROTOCOL, Request};
@@ -79,8 +79,8 @@ impl Refused {
 enum Pass<'a> {
     /// The operator of this node, who has the authority's key.
     Own,
-    /// A certificate that holds.
-    Certificate(&'a SpiffeId),
+    /// A certificate that holds, and what its key is known by.
+    Certificate(&'a SpiffeId, &'a str),
     Token(&'a Token),
 }
 
@@ -95,17 +95,18 @@ pub(super) struct Signer {
 }
 
 impl Signer {
-    async fn answer(&self, request: Request, shown: Option<&Certified>) -> Result<Answer, Refused> {
+    async fn answer(&self, request: Request, shown: Option<&Shows>) -> Result<Answer, Refused> {
         let token = request.token.as_ref().map(|token| token.0.parse::<Token>()).transpose()?;
         let pass = match (&token, shown) {
             // Who lets a new key in says so by a token, also where the old one still holds.
             (Some(token), _) => Pass::Token(token),
-            (None, Some(shown)) => Pass::Certificate(&shown.id),
+            (None, Some(shown)) => Pass::Certificate(&shown.id, &shown.key),
             (None, None) => return Err(Refused::Nobody),
         };
         let certificate = self.admit(&request.node, &request.request.0, &pass).await?;
-        tracing::info!(node = %request.node, by = pass.as_str(), token = token.as_ref().map(|token| token.grant().id.to_string()), "certified a node");
-        self.metrics.certified.with_label_values(&[pass.as_str()]).inc();
+        let (by, token) = (pass.as_str(), token.as_ref().map(|token| token.grant().id.to_string()));
+        tracing::info!(node = %request.node, by, token, "certified a node");
+        self.metrics.certified.with_label_values(&[by]).inc();
         let der = |certificate: &CertificateDer<'_>| Der(certificate.to_vec());
         Ok(Answer::Certified { chain: vec![der(&certificate)], roots: vec![der(self.authority.root())] })
     }
@@ -117,28 +118,34 @@ impl Signer {
         request: &[u8],
         pass: &Pass<'_>,
     ) -> Result<CertificateDer<'static>, Refused> {
-        let may_replace = match pass {
-            Pass::Own => true,
-            Pass::Certificate(id) if id.subject == Subject::Node(node.clone()) => true,
-            Pass::Certificate(id) => return Err(Refused::SomebodyElse(SpiffeId::clone(id))),
-            Pass::Token(token) => self.is_good(token, node)?,
+        let claim = match pass {
+            Pass::Own => Claim::Operator,
+            Pass::Certificate(id, key) if id.subject == Subject::Node(node.clone()) => Claim::Holder(key),
+            Pass::Certificate(id, _) => return Err(Refused::SomebodyElse(SpiffeId::clone(id))),
+            Pass::Token(token) => self.claim_of(token, node)?,
         };
         let request = CertificateSigningRequestDer::from(request);
         let certificate = self.authority.certify(&request, Subject::Node(node.clone()), self.life)?;
         let key = certificate::key_digest(&certificate);
-        let until = SystemTime::now() + self.life;
         if let Pass::Token(token) = pass {
             // A token is not spent on a name that is not to be had.
-            enrolment::may_admit(&*self.store, node, &key, may_replace).await?;
+            enrolment::may_admit(&*self.store, node, &key, claim).await?;
             let grant = token.grant();
             enrolment::use_token(&*self.store, grant.id, grant.uses, grant.expires).await?;
         }
-        enrolment::admit(&*self.store, node, &key, until, may_replace).await?;
+        let until = SystemTime::now() + self.life;
+        match enrolment::admit(&*self.store, node, &key, until, claim).await {
+            // Who is in stays in while the store is away.
+            Err(enrolment::Error::Store(error)) if !matches!(pass, Pass::Token(_)) => {
+                tracing::warn!(%node, %error, "certified a node, and the store does not note it");
+            }
+            noted => noted?,
+        }
         Ok(certificate)
     }
 
-    /// May it take the name from another node?
-    fn is_good(&self, token: &Token, node: &NodeName) -> Result<bool, Refused> {
+    /// What it lets this node claim.
+    fn claim_of(&self, token: &Token, node: &NodeName) -> Result<Claim<'static>, Refused> {
         let grant = token.grant();
         if grant.root != self.authority.fingerprint() || !token.is_proved(self.authority.token_key()) {
             return Err(Refused::Forged);
@@ -148,7 +155,8 @@ impl Signer {
         }
         match &grant.node {
             Some(named) if named != node => Err(Refused::ForAnother(named.clone())),
-            named => Ok(named.is_some()),
+            Some(_) => Ok(Claim::Operator),
+            None => Ok(Claim::Free),
         }
     }
 
@@ -184,9 +192,23 @@ impl Pass<'_> {
     fn as_str(&self) -> &'static str {
         match self {
             Self::Own => "own",
-            Self::Certificate(_) => "certificate",
+            Self::Certificate(..) => "certificate",
             Self::Token(_) => "token",
         }
+    }
+}
+
+/// Who somebody is who asks.
+#[derive(Debug)]
+struct Shows {
+    id: SpiffeId,
+    /// What its key is known by.
+    key: String,
+}
+
+impl Shows {
+    fn read(certificate: &CertificateDer<'_>) -> Result<Self, CertificateError> {
+        Ok(Self { id: Certified::read(certificate)?.id, key: certificate::key_digest(certificate) })
     }
 }
 
@@ -254,20 +276,24 @@ impl Desk {
 
     async fn speak(&self, stream: TcpStream, peer: SocketAddr) {
         let spoken = tokio::time::timeout(WITHIN, self.converse(stream, peer)).await;
-        let why = match spoken {
+        let (reason, error) = match spoken {
             Ok(Ok(())) => return,
-            Ok(Err(error)) => ("broken", error.to_string()),
+            Ok(Err(error)) => (tls::refusal(&error).unwrap_or("broken"), error.to_string()),
             Err(_) => ("timeout", format!("nothing came within {WITHIN:?}")),
         };
-        self.signer.metrics.refused.with_label_values(&[why.0]).inc();
-        tracing::debug!(%peer, error = why.1, "somebody asked for a certificate and did not go on");
+        self.signer.metrics.refused.with_label_values(&[reason]).inc();
+        if reason.starts_with("certificate") {
+            tracing::warn!(%peer, reason, error, "refused a certificate to who shows one that is not believed");
+        } else {
+            tracing::debug!(%peer, reason, error, "somebody asked for a certificate and did not go on");
+        }
     }
 
     async fn converse(&self, stream: TcpStream, peer: SocketAddr) -> io::Result<()> {
         let mut stream = TlsAcceptor::from(Arc::clone(&self.tls)).accept(stream).await?;
         let shown = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
         // It was believed in the handshake.
-        let shown = shown.map(Certified::read).transpose().map_err(io::Error::other)?;
+        let shown = shown.map(Shows::read).transpose().map_err(io::Error::other)?;
         let request: Request = protocol::read(&mut stream).await?;
         let node = request.node.clone();
         let answer = self.signer.answer(request, shown.as_ref()).await.unwrap_or_else(|refused| {

@@ -108,7 +108,21 @@ async fn a_token_is_good_for_what_it_says_and_no_more() {
     let other = world.token(terms(1, None));
     assert_eq!(reason(world.join("a", &other).await), "name_taken");
     world.join("c", &other).await.unwrap();
-    world.join("a", &world.token(terms(1, Some("a")))).await.unwrap();
+    let first = world.join("d", &world.token(terms(1, None))).await.unwrap();
+    // Whose place was taken by an operator's word does not renew.
+    let second = world.join("d", &world.token(terms(1, Some("d")))).await.unwrap();
+    assert_eq!(reason(world.again("d", &first).await), "name_taken");
+    world.again("d", &second).await.unwrap();
+}
+
+#[tokio::test]
+async fn who_is_in_stays_in_while_the_store_is_away_and_nobody_else_comes_in() {
+    let world = World::new().await;
+    let any = world.token(terms(0, None));
+    let a = world.join("a", &any).await.unwrap();
+    world.store.shutdown().await;
+    world.again("a", &a).await.unwrap();
+    assert_eq!(reason(world.join("b", &any).await), "store");
 }
 
 #[tokio::test]
@@ -143,6 +157,7 @@ async fn who_has_neither_token_nor_certificate_is_nobody() {
     stranger.believe(believing(&ours));
     let error = ask(world.address, &node("a"), &Ask::Again(&stranger)).await.unwrap_err();
     assert!(matches!(error, JoinError::Unreachable(_)), "{error}");
+    assert_eq!(world.refused("certificate_unknown_issuer"), 1);
 }
 
 #[tokio::test]
@@ -156,6 +171,7 @@ async fn a_revoked_node_is_refused_until_it_is_let_in_by_name() {
     world.desk.refuse(revoked);
     let error = world.again("a", &a).await.unwrap_err();
     assert!(matches!(error, JoinError::Unreachable(_)), "{error}");
+    assert_eq!(world.refused("certificate_revoked"), 1);
     assert_eq!(reason(world.join("a", &any).await), "revoked");
     let mut anew = world.join("a", &world.token(terms(0, Some("a")))).await.unwrap();
     // What was made within the second of the revocation is refused with the rest.
@@ -176,6 +192,7 @@ async fn a_certificate_that_has_ended_is_no_certificate() {
     // That of the node that signs has ended as well, and is not what it is about.
     world.desk.renew().unwrap();
     assert!(matches!(world.again("a", &a).await, Err(JoinError::Unreachable(_))));
+    assert_eq!(world.refused("certificate_expired"), 1);
 }
 
 #[tokio::test]

@@ -197,6 +197,20 @@ fn refused(unwanted: Unwanted) -> Error {
     }
 }
 
+/// Why a handshake failed on the peer's certificate; `None`: on something else.
+pub(super) fn refusal(error: &std::io::Error) -> Option<&'static str> {
+    let error = error.get_ref()?.downcast_ref::<Error>()?;
+    let Error::InvalidCertificate(why) = error else { return None };
+    Some(match why {
+        Refusal::Expired | Refusal::ExpiredContext { .. } => "certificate_expired",
+        Refusal::NotValidYet | Refusal::NotValidYetContext { .. } => "certificate_not_valid_yet",
+        Refusal::Revoked => "certificate_revoked",
+        Refusal::UnknownIssuer => "certificate_unknown_issuer",
+        Refusal::Other(_) => "certificate_somebody_else",
+        _ => "certificate_bad",
+    })
+}
+
 impl ServerCertVerifier for Believed {
     fn verify_server_cert(
         &self,
