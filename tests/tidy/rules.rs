@@ -125,6 +125,9 @@ pub(crate) const ROOMS: &[Room] = &[
     // A socket is known by what the vocabulary has for where it is bound.
     room("mesh::inherited", &["nerve::model"]),
     room("mesh::readiness", &[]),
+    // Whoever listens on a unix socket makes its file so, and asks the kernel who has connected.
+    room("mesh::socket_file", &["nerve::model"]),
+    room("mesh::credentials", &[]),
     // What this host's routes say, for whoever is to stay out of their way.
     room("mesh::netlink", &["nerve::model"]),
     room("mesh::routes", &["nerve::model", "mesh::netlink"]),
@@ -134,7 +137,10 @@ pub(crate) const ROOMS: &[Room] = &[
     room("mesh::api", &["nerve::model"]),
     // From an endpoint to a connection: each room knows those above it, and the proxy never the catalog.
     room("mesh::balance", &["nerve::model", "synapse::catalog"]),
-    room("mesh::proxy", &["nerve::model", "mesh::balance", "mesh::drain", "mesh::advice", "mesh::sys"]),
+    room(
+        "mesh::proxy",
+        &["nerve::model", "mesh::balance", "mesh::drain", "mesh::advice", "mesh::socket_file", "mesh::sys"],
+    ),
     room(
         "mesh::ingress",
         &[
@@ -146,6 +152,7 @@ pub(crate) const ROOMS: &[Room] = &[
             "mesh::drain",
             "mesh::inherited",
             "mesh::advice",
+            "mesh::socket_file",
         ],
     ),
     // Writes claims and routes; who listens on the addresses and who answers with them is told which ranges are usable.
@@ -224,9 +231,11 @@ pub(crate) const ROOMS: &[Room] = &[
             "synapse::catalog",
             "mesh::api",
             "mesh::drain",
+            "mesh::credentials",
             "mesh::inherited",
             "mesh::readiness",
             "mesh::routes",
+            "mesh::socket_file",
         ],
     ),
     // The rooms' `Config` types, and the reading of text.
@@ -253,6 +262,7 @@ pub(crate) const ROOMS: &[Room] = &[
             "mesh::link_local",
             "mesh::proxy",
             "mesh::overlay",
+            "mesh::socket_file",
             "mesh::steer",
             "mesh::vip",
         ],
@@ -379,6 +389,7 @@ pub(crate) const HOMES: &[Home] = &[
             "mesh/src/ingress/addresses.rs",
             "mesh/src/netns.rs",
             "mesh/src/proxy",
+            "mesh/src/socket_file.rs",
         ],
     ),
     home("rand", &["mesh/src/dns"]),
@@ -387,10 +398,12 @@ pub(crate) const HOMES: &[Home] = &[
         &[
             "nerve/src/check",
             "mesh/src/agent/handover",
+            "mesh/src/credentials.rs",
             "mesh/src/inherited.rs",
             "mesh/src/netlink.rs",
             "mesh/src/overlay/probe",
             "mesh/src/proxy",
+            "mesh/src/socket_file.rs",
             "mesh/src/sys",
             "tests/src",
         ],
