@@ -290,6 +290,8 @@ pub(super) struct Problems {
     pub(super) synapse_conf: SynapseConf,
     pub(super) files: output::Files,
     pub(super) haproxy: haproxy::Handle,
+    /// The unix socket of the admin interface.
+    pub(super) admin: admin::SocketHandle,
     /// What of a reload could not be applied.
     pub(super) reload: Arc<Mutex<Option<String>>>,
     /// Why no other agent can take over.
@@ -336,6 +338,7 @@ impl Problems {
         let synapse = synapse.map(|wrong| problem("synapse", format!("{}: {}", wrong.place, wrong.message)));
         let files = self.files.failures().into_iter().map(|message| problem("output", message));
         let haproxy = self.haproxy.problems().into_iter().map(|message| problem("haproxy", message));
+        let admin = self.admin.problem().map(|message| problem("admin", message));
         let reload = self.reload.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let door = self.door.lock().unwrap_or_else(PoisonError::into_inner).clone();
         listeners
@@ -350,6 +353,7 @@ impl Problems {
             .chain(places)
             .chain(synapse)
             .chain(files)
+            .chain(admin)
             .chain(door.map(|message| problem("handover", message)))
             .chain(records)
             .chain(reload.map(|message| problem("config", message)))
