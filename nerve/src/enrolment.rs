@@ -149,14 +149,8 @@ pub async fn admit(
 ///
 /// # Errors
 /// As there; or the node was revoked, and only an operator lets it in again.
-pub async fn may_admit(
-    store: &dyn Store,
-    node: &NodeName,
-    key: &str,
-    claim: Claim<'_>,
-) -> Result<(), Error> {
-    let is_revoked = || store.get(&EnrolmentKey::Revoked(node.clone()).path());
-    if claim == Claim::Free && is_revoked().await?.is_some() {
+pub async fn may_admit(store: &dyn Store, node: &NodeName, key: &str, claim: Claim<'_>) -> Result<(), Error> {
+    if claim == Claim::Free && store.get(&EnrolmentKey::Revoked(node.clone()).path()).await?.is_some() {
         return Err(Error::NodeRevoked { node: node.clone() });
     }
     let path = EnrolmentKey::Node(node.clone()).path();

@@ -5,6 +5,7 @@
 #![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod admin_access;
+mod admin_socket;
 mod attached_services;
 mod attachments;
 mod balance;

@@ -126,6 +126,9 @@ pub(crate) const ROOMS: &[Room] = &[
     // A socket is known by what the vocabulary has for where it is bound.
     room("mesh::inherited", &["nerve::model"]),
     room("mesh::readiness", &[]),
+    // Whoever listens on a unix socket makes its file so, and asks the kernel who has connected.
+    room("mesh::socket_file", &["nerve::model"]),
+    room("mesh::credentials", &[]),
     // What this host's routes say, for whoever is to stay out of their way.
     room("mesh::netlink", &["nerve::model"]),
     room("mesh::routes", &["nerve::model", "mesh::netlink"]),
@@ -135,7 +138,10 @@ pub(crate) const ROOMS: &[Room] = &[
     room("mesh::api", &["nerve::model"]),
     // From an endpoint to a connection: each room knows those above it, and the proxy never the catalog.
     room("mesh::balance", &["nerve::model", "synapse::catalog"]),
-    room("mesh::proxy", &["nerve::model", "mesh::balance", "mesh::drain", "mesh::advice", "mesh::sys"]),
+    room(
+        "mesh::proxy",
+        &["nerve::model", "mesh::balance", "mesh::drain", "mesh::advice", "mesh::socket_file", "mesh::sys"],
+    ),
     room(
         "mesh::ingress",
         &[
@@ -147,6 +153,7 @@ pub(crate) const ROOMS: &[Room] = &[
             "mesh::drain",
             "mesh::inherited",
             "mesh::advice",
+            "mesh::socket_file",
         ],
     ),
     // Writes claims and routes; who listens on the addresses and who answers with them is told which ranges are usable.
@@ -227,10 +234,12 @@ pub(crate) const ROOMS: &[Room] = &[
             "synapse::catalog",
             "mesh::api",
             "mesh::drain",
+            "mesh::credentials",
             "mesh::identity",
             "mesh::inherited",
             "mesh::readiness",
             "mesh::routes",
+            "mesh::socket_file",
         ],
     ),
     // The rooms' `Config` types, and the reading of text.
@@ -258,6 +267,7 @@ pub(crate) const ROOMS: &[Room] = &[
             "mesh::link_local",
             "mesh::proxy",
             "mesh::overlay",
+            "mesh::socket_file",
             "mesh::steer",
             "mesh::vip",
         ],
@@ -401,6 +411,7 @@ pub(crate) const HOMES: &[Home] = &[
             "mesh/src/ingress/addresses.rs",
             "mesh/src/netns.rs",
             "mesh/src/proxy",
+            "mesh/src/socket_file.rs",
         ],
     ),
     home("rand", &["mesh/src/dns", "mesh/src/identity"]),
@@ -409,10 +420,12 @@ pub(crate) const HOMES: &[Home] = &[
         &[
             "nerve/src/check",
             "mesh/src/agent/handover",
+            "mesh/src/credentials.rs",
             "mesh/src/inherited.rs",
             "mesh/src/netlink.rs",
             "mesh/src/overlay/probe",
             "mesh/src/proxy",
+            "mesh/src/socket_file.rs",
             "mesh/src/sys",
             "tests/src",
         ],

@@ -292,6 +292,8 @@ pub(super) struct Problems {
     pub(super) haproxy: haproxy::Handle,
     /// Empty while the agent starts.
     pub(super) identity: Arc<OnceLock<identity::Handle>>,
+    /// The unix socket of the admin interface.
+    pub(super) admin: admin::SocketHandle,
     /// What of a reload could not be applied.
     pub(super) reload: Arc<Mutex<Option<String>>>,
     /// Why no other agent can take over.
@@ -339,6 +341,7 @@ impl Problems {
         let files = self.files.failures().into_iter().map(|message| problem("output", message));
         let haproxy = self.haproxy.problems().into_iter().map(|message| problem("haproxy", message));
         let identity = self.identity.get().and_then(identity::Handle::problem);
+        let admin = self.admin.problem().map(|message| problem("admin", message));
         let reload = self.reload.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let door = self.door.lock().unwrap_or_else(PoisonError::into_inner).clone();
         listeners
@@ -353,6 +356,7 @@ impl Problems {
             .chain(places)
             .chain(synapse)
             .chain(files)
+            .chain(admin)
             .chain(door.map(|message| problem("handover", message)))
             .chain(identity.map(|message| problem("identity", message)))
             .chain(records)

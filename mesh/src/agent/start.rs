@@ -76,15 +76,14 @@ impl Rooms {
             None => (None, None),
         };
         let door = succession.map(|_| Door::make(&config.state_dir));
-        let mut bound = Bound::bind(&config, &inherited, &registry).await?;
+        let bound = Bound::bind(&config, &inherited, &registry).await?;
         let recalled = offered.flatten().or_else(|| memory::recall(&memory_file(&config)));
         let left = match &mut taking {
             Some(taking) => taking.prepare().await?,
             None => Left::default(),
         };
-        let admin = std::mem::replace(&mut bound.admin, admin::Bound::none());
         let estate = Estate { shared, inherited: inherited.clone(), recalled, left };
-        let mut rooms = Self::compose(config, bound, estate, &registry, metrics).await?;
+        let (mut rooms, admin) = Self::compose(config, bound, estate, &registry, metrics).await?;
         rooms.keep_memory();
         rooms.enter(Phase::Starting);
         rooms.start_identity(&registry)?;
@@ -101,14 +100,14 @@ impl Rooms {
         Ok(rooms)
     }
 
-    /// Everything but the admin interface.
+    /// Everything but the admin interface, which is given back.
     async fn compose(
         config: Config,
         bound: Bound,
         estate: Estate,
         registry: &Registry,
         metrics: Metrics,
-    ) -> anyhow::Result<Self> {
+    ) -> anyhow::Result<(Self, admin::Bound)> {
         let Estate { shared, inherited, recalled, left } = estate;
         let owners = Owners::default();
         let readiness = Readiness::new();
@@ -158,6 +157,7 @@ impl Rooms {
             files: output::Files::new(synapse_conf.targets(&config)),
             haproxy: haproxy.clone(),
             identity: Arc::default(),
+            admin: bound.admin.socket(),
             reload: Arc::default(),
             door: Arc::default(),
         };
@@ -199,7 +199,7 @@ impl Rooms {
             metrics,
             starting: Some(starting),
         };
-        Ok(rooms)
+        Ok((rooms, bound.admin))
     }
 
     /// Lets the agent before leave, once this one answers on every socket that it is to.

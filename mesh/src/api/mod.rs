@@ -49,10 +49,10 @@ pub use write::{
     VipRequest,
 };
 
-/// Where the agent answers unless told otherwise, and where the command line asks.
-pub const DEFAULT_URL: &str = "http://127.0.0.1:7070";
+/// Where the agent answers over TCP unless told otherwise, and where the command line asks that finds no socket.
+pub const DEFAULT_ADDRESS: (&str, u16) = ("127.0.0.1", 7070);
 
-/// The environment variable that replaces [`DEFAULT_URL`].
+/// The environment variable that says where the command line asks instead.
 pub const URL_VARIABLE: &str = "PLEXUS_ADMIN";
 
 /// The environment variable that names a file with the token to show there.

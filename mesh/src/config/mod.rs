@@ -28,7 +28,7 @@ use serde::{Serialize, Serializer};
 
 use crate::identity::Token;
 
-pub use admin::{Admin, AdminToken};
+pub use admin::{Admin, AdminToken, usual_admin_sockets};
 pub use checks::Checks;
 pub use dns::{Dns, QueryLog, Rate, Recursion, Route, ServeStale, Ttls};
 pub use docker::Docker;
@@ -95,7 +95,10 @@ impl Config {
     /// # Errors
     /// Everything that is wrong with it.
     pub fn load(path: &Path, machine: &Machine) -> Result<Self, Errors> {
-        Self::read(&Document::read(path)?, path, machine)
+        let document = Document::read(path)?;
+        // What is printed of it, and where it has sockets, is not to depend on where one stands.
+        let whole = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+        Self::read(&document, &whole, machine)
     }
 
     /// Validates a document; relative paths in it are relative to the directory of `path`.
@@ -121,6 +124,7 @@ impl Config {
 
     fn sections(root: &mut Section<'_>, base: &Path, machine: &Machine) -> Result<Self, Reported> {
         let state_dir = root.optional::<PathBuf>("state_dir").map(|path| base.join(path));
+        let state_dir = state_dir.or_else(|| machine.state_dir.clone());
         let services_dir = base.join(root.or("services_dir", PathBuf::from("services.d")));
         let node = root.section_or_empty("node", |section| Node::read(section, machine));
         let store = root.section_or_empty("store", |section| Store::read(section, base));
@@ -134,7 +138,7 @@ impl Config {
         let checks = root.section_or_empty("checks", Checks::read);
         let proxy = root.section_or_empty("proxy", Proxy::read);
         let dns = root.section_or_empty("dns", Dns::read);
-        let admin = root.section_or_empty("admin", Admin::read);
+        let admin = root.section_or_empty("admin", |section| Admin::read(section, state_dir.as_deref()));
         let identity = root.section_or_empty("identity", |section| Identity::read(section, base));
         let drain = root.section_or_empty("drain", Drain::read);
         let log = root.section_or_empty("log", Log::read);
@@ -146,7 +150,7 @@ impl Config {
                 Err(*reported)
             }
         };
-        let state_dir = state_dir.or_else(|| machine.state_dir.clone()).ok_or_else(|| {
+        let state_dir = state_dir.ok_or_else(|| {
             let why = "neither XDG_STATE_HOME nor HOME says where this user keeps state";
             root.invalid("state_dir", why, "a directory")
         });

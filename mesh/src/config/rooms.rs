@@ -42,7 +42,7 @@ impl Config {
     /// What the admin interface is told.
     #[must_use]
     pub fn admin(&self) -> crate::admin::Config {
-        crate::admin::Config { listen: self.admin.listen.clone(), access: self.admin.access() }
+        self.admin.for_server()
     }
 
     /// What identity is told.

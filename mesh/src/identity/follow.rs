@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use nerve::enrolment::Revocation;
-use nerve::store::{Change, Entry, EnrolmentKey, SnapshotCause, Store, WatchEvent};
+use nerve::store::{Change, EnrolmentKey, Entry, SnapshotCause, Store, WatchEvent};
 
 use super::metrics::Metrics;
 use super::private_file;
@@ -124,7 +124,11 @@ mod tests {
     #[test]
     fn what_a_store_has_lost_is_still_refused_and_what_was_taken_back_is_not() {
         const AT: &str = r#"{"at":1,"until":2}"#;
-        let snapshot = |entries: &[Entry], cause| WatchEvent::Snapshot { entries: entries.to_vec(), revision: Revision(1), cause };
+        let snapshot = |entries: &[Entry], cause| WatchEvent::Snapshot {
+            entries: entries.to_vec(),
+            revision: Revision(1),
+            cause,
+        };
         let mut known = Revoked::default();
         take(&mut known, snapshot(&[entry("a", AT), entry("b", "no JSON")], SnapshotCause::First));
         assert_eq!(names(&known), ["a", "b"]);
@@ -132,7 +136,10 @@ mod tests {
         assert_eq!(names(&known), ["a", "b", "c"]);
         take(&mut known, snapshot(&[entry("c", AT), entry("b", AT)], SnapshotCause::Resync));
         assert_eq!(names(&known), ["b", "c"]);
-        take(&mut known, WatchEvent::Changes(vec![Change::Delete(entry("b", AT).path), Change::Put(entry("d", AT))]));
+        take(
+            &mut known,
+            WatchEvent::Changes(vec![Change::Delete(entry("b", AT).path), Change::Put(entry("d", AT))]),
+        );
         assert_eq!(names(&known), ["c", "d"]);
 
         let directory = tempfile::tempdir().unwrap();

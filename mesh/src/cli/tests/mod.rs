@@ -1,6 +1,7 @@
 //! Transcripts: commands against a real admin server on loopback, over a catalog and a store that the test fills.
 
 mod dns;
+mod end;
 mod names;
 mod network;
 mod upstreams;
