@@ -205,7 +205,8 @@ pub(super) fn refusal(error: &std::io::Error) -> Option<&'static str> {
         Refusal::Expired | Refusal::ExpiredContext { .. } => "certificate_expired",
         Refusal::NotValidYet | Refusal::NotValidYetContext { .. } => "certificate_not_valid_yet",
         Refusal::Revoked => "certificate_revoked",
-        Refusal::UnknownIssuer => "certificate_unknown_issuer",
+        // The latter: one that calls itself as ours does.
+        Refusal::UnknownIssuer | Refusal::BadSignature => "certificate_unknown_issuer",
         Refusal::Other(_) => "certificate_somebody_else",
         _ => "certificate_bad",
     })
