@@ -5,13 +5,14 @@
 //! [`check`] the probes, [`source`] where the definitions come from, [`registrar`] the loop that keeps the store
 //! equal to what is well here, [`announce`] what other systems are told of that, [`settings`] and [`publish`] what an operator
 //! changes of a service, [`vips`] the claims on virtual addresses, [`networks`] and [`subnets`] the overlay networks and who
-//! holds which part of them. [`document`] reads configuration text, [`smartstack`] what SmartStack's two halves have of it in common; [`http`] speaks
+//! holds which part of them, [`enrolment`] who may prove to be which node. [`document`] reads configuration text, [`smartstack`] what SmartStack's two halves have of it in common; [`http`] speaks
 //! with other programs; [`tasks`] owns what runs in the background; [`hash`] is
 //! the same for everyone.
 
 pub mod announce;
 pub mod check;
 pub mod document;
+pub mod enrolment;
 pub mod hash;
 pub mod http;
 pub mod model;

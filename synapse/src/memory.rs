@@ -1,7 +1,7 @@
 //! The last known good on disk: what an agent serves that starts while the store is out of reach.
 //!
 //! One JSON file, replaced whole (written beside, synchronised, renamed), a few seconds after a change and at the end.
-//! Saving never takes more than a twentieth of a core: the pause grows with the time that the last one took. A file that
+//! Saving takes a hundredth of a core at most: the pause grows with the time that the last one took, up to a minute. A file that
 //! cannot be read is set aside, said once, and the agent starts without. It holds the store that it is of: another one's
 //! addresses must never get traffic.
 
@@ -33,7 +33,9 @@ const MAX_BYTES: u64 = 512 * 1024 * 1024;
 /// The shortest pause between two saves.
 const PAUSE: Duration = Duration::from_secs(3);
 /// The pause in terms of the last save's duration.
-const PAUSE_FACTOR: u32 = 20;
+const PAUSE_FACTOR: u32 = 100;
+/// The longest: what a fleet is that takes longer to save may be that old.
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
 /// The file.
 #[derive(Debug, Serialize, Deserialize)]
@@ -191,7 +193,7 @@ impl Keeper {
             }
             let begun = Instant::now();
             self.save().await;
-            let pause = PAUSE.max(begun.elapsed() * PAUSE_FACTOR);
+            let pause = (begun.elapsed() * PAUSE_FACTOR).clamp(PAUSE, LONGEST_PAUSE);
             tokio::select! {
                 () = stop.cancelled() => break,
                 () = tokio::time::sleep(pause) => {}

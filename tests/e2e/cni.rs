@@ -54,7 +54,10 @@ impl<'a> Runtime<'a> {
             (node.directory().join("cni/bin"), node.directory().join("cni/net.d"));
         let text = |path: &Path| path.to_string_lossy().into_owned();
         let (bin, conf) = (text(&plugins), text(&configurations));
-        let said = node.plexus(["cni", "install", "--bin-dir", &bin, "--conf-dir", &conf]).ok();
+        // By the socket, as where no token is to lie about.
+        let admin = node.admin_socket();
+        let install = ["cni", "install", "--bin-dir", &bin, "--conf-dir", &conf, "--admin", &admin];
+        let said = node.plexus(install).ok();
         assert!(said.contains(&bin) && !said.contains("note:"), "{said}");
         Self { node, plugins, configurations }
     }
@@ -297,7 +300,7 @@ fn a_call_that_is_wrong_is_refused_with_the_code_of_the_specification() {
     assert_eq!(runtime.attached(), Vec::<String>::new());
     // With arguments it is the command line, whatever the environment says.
     let mut command = a.namespace().command(runtime.plugins.join("plexus"));
-    let ran = command.arg("status").env("CNI_COMMAND", "ADD").env_remove("PLEXUS_ADMIN").output();
+    let ran = command.arg("status").env("CNI_COMMAND", "ADD").env("PLEXUS_ADMIN", a.admin_socket()).output();
     assert!(ran.expect("it can be started").status.success());
 }
 

@@ -5,6 +5,7 @@
 #![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod admin_access;
+mod admin_socket;
 mod attached_services;
 mod attachments;
 mod balance;
@@ -35,6 +36,7 @@ mod handover;
 mod haproxy_output;
 mod harness;
 mod health;
+mod identity;
 mod ingress;
 mod mistakes;
 mod network;

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::netns::Namespace;
+use crate::node::ADMIN_VARIABLE;
 use crate::process::{Ran, run_command};
 use crate::world::World;
 
@@ -108,6 +109,6 @@ impl Host {
         let shown =
             format!("[{}] {} {}", self.namespace.name(), program.as_ref().display(), arguments.join(" "));
         let mut command = self.command(program);
-        run_command(command.args(arguments).env_remove("PLEXUS_ADMIN"), &shown).expect("nsenter is installed")
+        run_command(command.args(arguments).envs([ADMIN_VARIABLE]), &shown).expect("nsenter is installed")
     }
 }

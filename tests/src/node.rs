@@ -25,6 +25,9 @@ use crate::world::World;
 /// The agent's admin address inside its node.
 const ADMIN: &str = "127.0.0.1:7070";
 
+/// The same, for programs that look for an agent of this machine: one that is no test's may run here, and its socket would be found.
+pub(crate) const ADMIN_VARIABLE: (&str, &str) = ("PLEXUS_ADMIN", "http://127.0.0.1:7070");
+
 /// What differs from node to node and from test to test in an agent's configuration.
 #[derive(Debug, Clone)]
 pub struct Settings {
@@ -164,6 +167,12 @@ impl Node {
     #[must_use]
     pub fn directory(&self) -> &Path {
         &self.directory
+    }
+
+    /// Where its agent's admin interface is besides, as the command line is told.
+    #[must_use]
+    pub fn admin_socket(&self) -> String {
+        format!("unix:{}", self.directory.join("state/admin.sock").display())
     }
 
     /// Its configuration file.
@@ -411,7 +420,7 @@ impl Node {
     fn plexus_from(&self, program: &Path, arguments: &[&str]) -> Ran {
         let shown = format!("[{}] plexus {}", self.name, arguments.join(" "));
         let mut command: Command = self.namespace.command(program);
-        command.args(arguments).env_remove("PLEXUS_ADMIN").current_dir(&self.directory);
+        command.args(arguments).envs([ADMIN_VARIABLE]).current_dir(&self.directory);
         crate::process::run_command(&mut command, &shown).expect("plexus can be started")
     }
 

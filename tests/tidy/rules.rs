@@ -47,6 +47,7 @@ pub(crate) const ROOMS: &[Room] = &[
     ),
     room("nerve::settings", &["nerve::model", "nerve::store"]),
     room("nerve::publish", &["nerve::model", "nerve::settings", "nerve::store"]),
+    room("nerve::enrolment", &["nerve::model", "nerve::store"]),
     room("nerve::vips", &["nerve::model", "nerve::store"]),
     // Who holds what of a network; the networks ask it before one of them goes.
     room("nerve::subnets", &["nerve::model", "nerve::hash", "nerve::store"]),
@@ -125,6 +126,9 @@ pub(crate) const ROOMS: &[Room] = &[
     // A socket is known by what the vocabulary has for where it is bound.
     room("mesh::inherited", &["nerve::model"]),
     room("mesh::readiness", &[]),
+    // Whoever listens on a unix socket makes its file so, and asks the kernel who has connected.
+    room("mesh::socket_file", &["nerve::model"]),
+    room("mesh::credentials", &[]),
     // What this host's routes say, for whoever is to stay out of their way.
     room("mesh::netlink", &["nerve::model"]),
     room("mesh::routes", &["nerve::model", "mesh::netlink"]),
@@ -134,7 +138,10 @@ pub(crate) const ROOMS: &[Room] = &[
     room("mesh::api", &["nerve::model"]),
     // From an endpoint to a connection: each room knows those above it, and the proxy never the catalog.
     room("mesh::balance", &["nerve::model", "synapse::catalog"]),
-    room("mesh::proxy", &["nerve::model", "mesh::balance", "mesh::drain", "mesh::advice", "mesh::sys"]),
+    room(
+        "mesh::proxy",
+        &["nerve::model", "mesh::balance", "mesh::drain", "mesh::advice", "mesh::socket_file", "mesh::sys"],
+    ),
     room(
         "mesh::ingress",
         &[
@@ -146,6 +153,7 @@ pub(crate) const ROOMS: &[Room] = &[
             "mesh::drain",
             "mesh::inherited",
             "mesh::advice",
+            "mesh::socket_file",
         ],
     ),
     // Writes claims and routes; who listens on the addresses and who answers with them is told which ranges are usable.
@@ -206,6 +214,8 @@ pub(crate) const ROOMS: &[Room] = &[
             "mesh::sys",
         ],
     ),
+    // Who this node is: by certificates, tokens, and what signing nodes have in common by the store.
+    room("mesh::identity", &["nerve::enrolment", "nerve::model", "nerve::store", "nerve::tasks"]),
     // Read handles of all rooms; nobody but the agent imports it.
     room(
         "mesh::admin",
@@ -224,9 +234,12 @@ pub(crate) const ROOMS: &[Room] = &[
             "synapse::catalog",
             "mesh::api",
             "mesh::drain",
+            "mesh::credentials",
+            "mesh::identity",
             "mesh::inherited",
             "mesh::readiness",
             "mesh::routes",
+            "mesh::socket_file",
         ],
     ),
     // The rooms' `Config` types, and the reading of text.
@@ -249,10 +262,12 @@ pub(crate) const ROOMS: &[Room] = &[
             "mesh::balance",
             "mesh::dns",
             "mesh::docker",
+            "mesh::identity",
             "mesh::ingress",
             "mesh::link_local",
             "mesh::proxy",
             "mesh::overlay",
+            "mesh::socket_file",
             "mesh::steer",
             "mesh::vip",
         ],
@@ -261,7 +276,10 @@ pub(crate) const ROOMS: &[Room] = &[
     room("mesh::agent", &["*"]),
     // A client of the admin interface, but for the commands that start an agent or read a file, and the one that removes what
     // an agent has left in the kernel.
-    room("mesh::cli", &["nerve::model", "mesh::api", "mesh::agent", "mesh::config", "mesh::overlay"]),
+    room(
+        "mesh::cli",
+        &["nerve::model", "mesh::api", "mesh::agent", "mesh::config", "mesh::identity", "mesh::overlay"],
+    ),
     room("mesh::main", &["mesh::cli"]),
 ];
 
@@ -293,7 +311,7 @@ const HTTP: &[&str] = &[
 ];
 
 /// Who speaks TLS: with servers, and with clients.
-const TLS: &[&str] = &["nerve/src/http/tls.rs", "nerve/src/http/tls_server.rs"];
+const TLS: &[&str] = &["nerve/src/http/tls.rs", "nerve/src/http/tls_server.rs", "mesh/src/identity"];
 
 /// Crates whose types must leak nowhere else: exchanging one is a change of its home.
 pub(crate) const HOMES: &[Home] = &[
@@ -317,6 +335,8 @@ pub(crate) const HOMES: &[Home] = &[
             "mesh/src/admin/consul",
             "mesh/src/dns/ttls.rs",
             "synapse/src/watch/aws",
+            "mesh/src/identity",
+            "mesh/src/admin/identity.rs",
         ],
     ),
     home("hyper", HTTP),
@@ -345,13 +365,24 @@ pub(crate) const HOMES: &[Home] = &[
             "synapse/src/watch/aws/sign.rs",
             // Tokens are known by their digests.
             "mesh/src/admin/access.rs",
+            "mesh/src/identity",
             // Records of TLS are protected where they stand, which rustls does in vectors of its own.
             "mesh/src/proxy/tunnel/record.rs",
             // The other side of a signature.
             "tests/src/server/aws",
         ],
     ),
-    home("zeroize", &["synapse/src/watch/aws/secret.rs", "mesh/src/cli/client.rs"]),
+    home(
+        "zeroize",
+        &[
+            "synapse/src/watch/aws/secret.rs",
+            "mesh/src/cli/client.rs",
+            "mesh/src/config/identity.rs",
+            "mesh/src/identity",
+        ],
+    ),
+    home("rcgen", &["mesh/src/identity"]),
+    home("x509-parser", &["mesh/src/identity/certificate.rs"]),
     home("quick-xml", &["synapse/src/watch/aws", "synapse/src/watch/ec2.rs"]),
     home("md5", &["nerve/src/check/scram.rs"]),
     home(
@@ -362,6 +393,7 @@ pub(crate) const HOMES: &[Home] = &[
             "synapse/src/watch/decode.rs",
             // A question in a URL.
             "mesh/src/dns/server/https.rs",
+            "mesh/src/identity",
         ],
     ),
     home("axum", &["mesh/src/admin"]),
@@ -390,18 +422,21 @@ pub(crate) const HOMES: &[Home] = &[
             "mesh/src/ingress/addresses.rs",
             "mesh/src/netns.rs",
             "mesh/src/proxy",
+            "mesh/src/socket_file.rs",
         ],
     ),
-    home("rand", &["mesh/src/dns"]),
+    home("rand", &["mesh/src/dns", "mesh/src/identity"]),
     home(
         "rustix",
         &[
             "nerve/src/check",
             "mesh/src/agent/handover",
+            "mesh/src/credentials.rs",
             "mesh/src/inherited.rs",
             "mesh/src/netlink.rs",
             "mesh/src/overlay/probe",
             "mesh/src/proxy",
+            "mesh/src/socket_file.rs",
             "mesh/src/sys",
             "tests/src",
         ],

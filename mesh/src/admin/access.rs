@@ -17,6 +17,7 @@ use ring::digest::{SHA256, SHA256_OUTPUT_LEN, digest};
 use serde::{Serialize, Serializer};
 
 use crate::api::path;
+use crate::credentials::Peer;
 
 /// What somebody may do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -63,6 +64,8 @@ pub struct Access {
     pub loopback: Role,
     /// Of who comes from elsewhere and shows no token.
     pub network: Role,
+    /// Of who comes over the unix socket and shows no token.
+    pub socket: Role,
     /// Those who show one.
     pub tokens: Vec<Token>,
 }
@@ -71,12 +74,24 @@ pub struct Access {
 #[derive(Debug, Clone)]
 pub struct Rules(Arc<ArcSwap<Access>>);
 
+/// Where a request comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Origin {
+    /// A program of this host, by a loopback address.
+    Loopback,
+    /// Anywhere.
+    Network,
+    /// A program of this host that may open the unix socket.
+    Socket(Peer),
+}
+
 /// Who asks.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Caller {
     role: Role,
     /// The name of the token that it has shown.
     token: Option<Arc<str>>,
+    origin: Origin,
 }
 
 /// Why a request is not let in.
@@ -90,7 +105,7 @@ pub(super) enum Denied {
 
 impl Default for Access {
     fn default() -> Self {
-        Self { loopback: Role::Operate, network: Role::None, tokens: Vec::new() }
+        Self { loopback: Role::Operate, network: Role::None, socket: Role::Operate, tokens: Vec::new() }
     }
 }
 
@@ -209,23 +224,29 @@ impl Rules {
     pub(super) fn admit(
         &self,
         (method, uri, headers): (&Method, &Uri, &HeaderMap),
-        is_loopback: bool,
+        origin: Origin,
     ) -> Result<Caller, Denied> {
         let access = self.0.load();
-        let caller = match shown(uri, headers) {
+        let (role, token) = match shown(uri, headers) {
             Some(secret) => access.of_token(&secret).ok_or(Denied::UnknownToken)?,
-            None => {
-                let role = if is_loopback { access.loopback } else { access.network };
-                Caller { role, token: None }
-            }
+            None => (access.without_token(origin), None),
         };
+        let caller = Caller { role, token, origin };
         caller.may(Role::needed(method, uri.path()))?;
         Ok(caller)
     }
 }
 
 impl Access {
-    fn of_token(&self, secret: &str) -> Option<Caller> {
+    fn without_token(&self, origin: Origin) -> Role {
+        match origin {
+            Origin::Loopback => self.loopback,
+            Origin::Network => self.network,
+            Origin::Socket(_) => self.socket,
+        }
+    }
+
+    fn of_token(&self, secret: &str) -> Option<(Role, Option<Arc<str>>)> {
         let digest = Digest::of(secret);
         // Each is looked at, so that the time does not tell which it is.
         let mut found = None;
@@ -234,16 +255,23 @@ impl Access {
                 found = Some(token);
             }
         }
-        found.map(|token| Caller { role: token.role, token: Some(Arc::clone(&token.name)) })
+        found.map(|token| (token.role, Some(Arc::clone(&token.name))))
     }
 }
 
 impl Caller {
-    /// Who comes over loopback may be any program of this host: what it has not shown it is not trusted with.
+    /// Who comes over loopback may be any program of this host: what it has not shown it is not trusted with. Root, and the agent's own
+    /// user, could do by themselves what they have the agent do; who else may open the socket could not.
     pub(super) fn trust(&self) -> Trust {
-        match self {
-            Self { role: Role::Operate, token: Some(_) } => Trust::Operator,
-            _ => Trust::Anyone,
+        let is_known = self.token.is_some() || self.peer().is_some_and(Peer::is_own);
+        if self.role == Role::Operate && is_known { Trust::Operator } else { Trust::Anyone }
+    }
+
+    /// Whose process it is, where the kernel says so.
+    pub(super) fn peer(&self) -> Option<Peer> {
+        match self.origin {
+            Origin::Socket(peer) => Some(peer),
+            Origin::Loopback | Origin::Network => None,
         }
     }
 
@@ -254,7 +282,10 @@ impl Caller {
 
     /// For the log.
     pub(super) fn name(&self) -> &str {
-        self.token.as_deref().unwrap_or("anyone")
+        self.token.as_deref().unwrap_or(match self.origin {
+            Origin::Socket(_) => "the socket",
+            Origin::Loopback | Origin::Network => "anyone",
+        })
     }
 }
 
@@ -274,7 +305,7 @@ impl Denied {
             Self::UnknownToken => {
                 "[admin] token of the agent's configuration has those that there are".to_owned()
             }
-            Self::Needs { role, has: Caller { token: Some(name), role: own } } => {
+            Self::Needs { role, has: Caller { token: Some(name), role: own, .. } } => {
                 format!("the token {name:?} has the role \"{own}\": show one that has \"{role}\"")
             }
             Self::Needs { role, .. } => format!(
@@ -313,24 +344,29 @@ fn shown(uri: &Uri, headers: &HeaderMap) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::credentials::own_user;
 
     fn rules() -> Rules {
         let token = |name: &str, role| Token { name: name.into(), role, digest: Digest::of(name) };
         Rules::new(Access {
             loopback: Role::Register,
             network: Role::None,
+            socket: Role::Read,
             tokens: vec![token("reader", Role::Read), token("operator", Role::Operate)],
         })
     }
 
-    fn admit(rules: &Rules, request: &str, shows: &[(&'static str, &str)], is_loopback: bool) -> String {
+    const LOCAL: Origin = Origin::Loopback;
+    const SOCKET: Origin = Origin::Socket(Peer { uid: 1000, pid: Some(7) });
+
+    fn admit(rules: &Rules, request: &str, shows: &[(&'static str, &str)], origin: Origin) -> String {
         let (method, uri) = request.split_once(' ').unwrap();
         let headers: HeaderMap = shows
             .iter()
             .map(|(name, value)| (HeaderName::from_static(name), value.parse().unwrap()))
             .collect();
         let (method, uri): (Method, Uri) = (method.parse().unwrap(), uri.parse().unwrap());
-        match rules.admit((&method, &uri, &headers), is_loopback) {
+        match rules.admit((&method, &uri, &headers), origin) {
             Ok(caller) => caller.name().to_owned(),
             Err(denied) => denied.as_str().to_owned(),
         }
@@ -354,17 +390,20 @@ mod tests {
             ("PUT /v1/plexus/drain", "no_token", "anyone", "role", "operator"),
             ("PUT /v1/something/new", "no_token", "no_token", "role", "operator"),
         ] {
-            assert_eq!(admit(&rules, request, &[], false), nobody, "{request}");
-            assert_eq!(admit(&rules, request, &[], true), local, "{request}");
-            assert_eq!(admit(&rules, request, reader, true), reads, "{request}");
-            assert_eq!(admit(&rules, request, operator, false), operates, "{request}");
+            assert_eq!(admit(&rules, request, &[], Origin::Network), nobody, "{request}");
+            assert_eq!(admit(&rules, request, &[], LOCAL), local, "{request}");
+            assert_eq!(admit(&rules, request, reader, LOCAL), reads, "{request}");
+            assert_eq!(admit(&rules, request, operator, Origin::Network), operates, "{request}");
+            assert_eq!(admit(&rules, request, operator, SOCKET), operates, "{request}");
+            let by_socket = if reads == "reader" { "the socket" } else { "no_token" };
+            assert_eq!(admit(&rules, request, &[], SOCKET), by_socket, "{request}");
         }
     }
 
     #[test]
     fn a_token_is_shown_in_three_ways_and_a_wrong_one_is_nobodys() {
         let rules = rules();
-        let get = |request: &str, shows: &[(&'static str, &str)]| admit(&rules, request, shows, true);
+        let get = |request: &str, shows: &[(&'static str, &str)]| admit(&rules, request, shows, LOCAL);
         assert_eq!(get("GET /metrics", &[("authorization", "bearer  operator ")]), "operator");
         assert_eq!(get("GET /metrics?x=1&token=operato%72", &[]), "operator");
         assert_eq!(get("GET /metrics", &[("x-consul-token", "")]), "anyone", "none");
@@ -376,10 +415,22 @@ mod tests {
 
     #[test]
     fn only_who_has_shown_it_is_trusted_as_an_operator() {
-        let caller = |role, token: Option<&str>| Caller { role, token: token.map(Into::into) }.trust();
-        assert_eq!(caller(Role::Operate, Some("x")), Trust::Operator);
-        assert_eq!(caller(Role::Operate, None), Trust::Anyone);
-        assert_eq!(caller(Role::Register, Some("x")), Trust::Anyone);
+        let trust =
+            |role, token: Option<&str>, origin| Caller { role, token: token.map(Into::into), origin }.trust();
+        let socket = |uid| Origin::Socket(Peer { uid, pid: None });
+        let (root, own, other) = (socket(0), socket(own_user()), socket(own_user() + 1));
+        for (role, token, origin, trusted) in [
+            (Role::Operate, Some("x"), LOCAL, Trust::Operator),
+            (Role::Operate, None, LOCAL, Trust::Anyone),
+            (Role::Register, Some("x"), LOCAL, Trust::Anyone),
+            (Role::Operate, None, root, Trust::Operator),
+            (Role::Operate, None, own, Trust::Operator),
+            (Role::Register, None, root, Trust::Anyone),
+            (Role::Operate, None, other, Trust::Anyone),
+            (Role::Operate, Some("x"), other, Trust::Operator),
+        ] {
+            assert_eq!(trust(role, token, origin), trusted, "{role} {token:?} {origin:?}");
+        }
     }
 
     #[test]

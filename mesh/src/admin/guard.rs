@@ -6,11 +6,13 @@
 //! standard's CORS preflight, which is never granted here), and have no foreign `Origin`: it carries `content-type:
 //! application/json`, or it is a `PUT`, which is asked for whatever it carries, and which clients of Consul send without a type.
 //! *Any* request over loopback must name an IP address or `localhost` as its host: a foreign name that leads to 127.0.0.1
-//! is DNS rebinding. Never a substitute for a firewall on an address that strangers can reach.
+//! is DNS rebinding. No browser speaks with a unix socket, so that nothing is asked of what comes by one. Never a substitute for a firewall on an address that strangers can reach.
 
 use std::net::IpAddr;
 
 use hyper::http::{HeaderMap, HeaderName, Method, header};
+
+use super::access::Origin;
 
 /// Why a request was refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,10 +45,13 @@ impl Foreign {
     }
 }
 
-/// May this request be answered? `loopback`: it came in on a loopback address.
-pub(super) fn check(method: &Method, headers: &HeaderMap, loopback: bool) -> Result<(), Foreign> {
+/// May this request be answered?
+pub(super) fn check(method: &Method, headers: &HeaderMap, origin: Origin) -> Result<(), Foreign> {
+    if matches!(origin, Origin::Socket(_)) {
+        return Ok(());
+    }
     let host = headers.get(header::HOST).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    if loopback && !means_this_machine(host) {
+    if origin == Origin::Loopback && !means_this_machine(host) {
         return Err(Foreign::Host);
     }
     if matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS) {
@@ -85,6 +90,7 @@ fn means_this_machine(host: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::credentials::Peer;
 
     fn headers(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
         pairs.iter().map(|(name, value)| (HeaderName::from_static(name), value.parse().unwrap())).collect()
@@ -95,11 +101,13 @@ mod tests {
     #[test]
     fn a_name_that_was_made_to_lead_to_loopback_is_refused() {
         for good in ["127.0.0.1:7070", "localhost:7070", "[::1]:7070", "127.0.0.1", "LOCALHOST"] {
-            assert_eq!(check(&Method::GET, &headers(&[("host", good)]), true), Ok(()), "{good}");
+            let asked = headers(&[("host", good)]);
+            assert_eq!(check(&Method::GET, &asked, Origin::Loopback), Ok(()), "{good}");
         }
         for bad in ["evil.example:7070", "localhost.evil.example", "127.0.0.1.evil.example"] {
-            assert_eq!(check(&Method::GET, &headers(&[("host", bad)]), true), Err(Foreign::Host), "{bad}");
-            assert_eq!(check(&Method::GET, &headers(&[("host", bad)]), false), Ok(()), "{bad}");
+            let asked = headers(&[("host", bad)]);
+            assert_eq!(check(&Method::GET, &asked, Origin::Loopback), Err(Foreign::Host), "{bad}");
+            assert_eq!(check(&Method::GET, &asked, Origin::Network), Ok(()), "{bad}");
         }
     }
 
@@ -107,7 +115,7 @@ mod tests {
     fn a_page_of_another_site_cannot_write() {
         let host = ("host", "127.0.0.1:7070");
         let write = |more: &[(&'static str, &'static str)]| {
-            check(&Method::PUT, &headers(&[&[host, JSON], more].concat()), true)
+            check(&Method::PUT, &headers(&[&[host, JSON], more].concat()), Origin::Loopback)
         };
         assert_eq!(write(&[]), Ok(()));
         assert_eq!(write(&[("origin", "http://127.0.0.1:7070")]), Ok(()));
@@ -122,11 +130,19 @@ mod tests {
             ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", "json"]
         {
             let form = headers(&[("host", "localhost"), ("content-type", kind)]);
-            assert_eq!(check(&Method::POST, &form, true), Err(Foreign::ContentType), "{kind}");
+            assert_eq!(check(&Method::POST, &form, Origin::Loopback), Err(Foreign::ContentType), "{kind}");
         }
         let nothing = headers(&[("host", "localhost")]);
-        assert_eq!(check(&Method::DELETE, &nothing, true), Err(Foreign::ContentType));
-        assert_eq!(check(&Method::POST, &nothing, true), Err(Foreign::ContentType));
-        assert_eq!(check(&Method::PUT, &nothing, true), Ok(()), "a page is never let do this unasked");
+        assert_eq!(check(&Method::DELETE, &nothing, Origin::Loopback), Err(Foreign::ContentType));
+        assert_eq!(check(&Method::POST, &nothing, Origin::Loopback), Err(Foreign::ContentType));
+        let put = check(&Method::PUT, &nothing, Origin::Loopback);
+        assert_eq!(put, Ok(()), "a page is never let do this unasked");
+    }
+
+    #[test]
+    fn no_page_comes_by_a_unix_socket() {
+        let anything = headers(&[("host", "any.example"), ("origin", "http://any.example")]);
+        let socket = Origin::Socket(Peer { uid: 1000, pid: None });
+        assert_eq!(check(&Method::POST, &anything, socket), Ok(()));
     }
 }

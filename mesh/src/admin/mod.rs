@@ -4,16 +4,18 @@
 //! command line ([`crate::api`] has the types). It reads the handles of every room and changes only what a user asks
 //! for: published ports, overlay networks, instances of this node, drains. Everything that fails on the node is told by `/v1/plexus/status`.
 //!
-//! Who may do what there is [`access`]'s to say: unless told otherwise, who comes over loopback everything, and who comes from elsewhere
-//! nothing without a token. Only the agent imports this room.
+//! Who may do what there is [`access`]'s to say: unless told otherwise, who comes over loopback or the unix socket everything, and who
+//! comes from elsewhere nothing without a token. Only the agent imports this room.
 
 mod access;
 mod attachments;
+mod bound;
 mod checks;
 mod consul;
 mod dns;
 mod doctor;
 mod guard;
+mod identity;
 mod local;
 mod metrics;
 mod names;
@@ -23,6 +25,7 @@ mod refusal;
 mod routes;
 mod server;
 mod settings;
+mod socket;
 mod upstreams;
 mod watchers;
 mod write;
@@ -44,26 +47,31 @@ use crate::api::{
     DnsInfo, Finding, Problem, Resolution, TookOver, TopList, UpstreamInfo, WatcherInfo, WhyBalance,
     WhyListener, WhyPick, WhyPlain,
 };
+use crate::identity::Handle as Identity;
 use crate::readiness::Readiness;
 use crate::routes::Route;
 
 pub use access::{Access, Digest, DigestError, Role, RoleError, Rules, Token};
 pub use attachments::{Attacher, NotAttached};
+pub use bound::Bound;
 pub use metrics::Metrics;
-pub use server::Bound;
+pub use socket::{SocketConfig, SocketHandle};
 
 /// Where the admin interface listens.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
-    /// TCP addresses; none: no admin interface.
+    /// TCP addresses.
     pub listen: Vec<SocketAddr>,
+    /// A unix socket.
+    pub socket: Option<SocketConfig>,
     /// Who may do what.
     pub access: Access,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { listen: vec![SocketAddr::from((Ipv4Addr::LOCALHOST, 7070))], access: Access::default() }
+        let listen = vec![SocketAddr::from((Ipv4Addr::LOCALHOST, 7070))];
+        Self { listen, socket: None, access: Access::default() }
     }
 }
 
@@ -106,6 +114,8 @@ pub struct Handles {
     pub resolver: Option<Arc<dyn Resolver>>,
     /// Where it does so.
     pub name_server: NameServer,
+    /// Who this node is; `None` while the agent starts.
+    pub identity: Option<Identity>,
     /// Where this node looks for services.
     pub watchers: WatcherStates,
     /// What only the agent knows to fail: a refused reload, a missing privilege.
@@ -182,7 +192,7 @@ impl fmt::Debug for Handles {
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// An address cannot be bound.
-    #[error("the admin interface cannot listen on {address}: {source}; {}", server::advice(.source))]
+    #[error("the admin interface cannot listen on {address}: {source}; {}", bound::advice(.source))]
     Bind {
         /// Which.
         address: SocketAddr,

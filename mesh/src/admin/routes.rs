@@ -1,49 +1,34 @@
 //! Which path is answered by what, and what holds for all of them: limits, refusals, JSON errors, counting.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 
 use axum::Router;
-use axum::extract::{Request, State};
-use axum::middleware::{self, Next};
+use axum::extract::Request;
 use axum::response::{IntoResponse, Response};
-use axum::routing::{delete, get, put};
+use axum::routing::{delete, get, post, put};
+use hyper::body::Incoming;
+use hyper::service::Service;
 use hyper::{StatusCode, header};
+use hyper_util::service::TowerToHyperService;
 use nerve::tasks::Tasks;
 
-use super::access::{Caller, Role, Rules};
+use super::access::{Caller, Origin, Role, Rules};
 use super::consul::{Reads, catalog, health};
 use super::refusal::Refusal;
 use super::{
-    Handles, Metrics, attachments, checks, consul, dns, doctor, guard, local, names, networks, read,
-    settings, upstreams, watchers, write,
+    Handles, Metrics, attachments, checks, consul, dns, doctor, guard, identity, local, names, networks,
+    read, settings, upstreams, watchers, write,
 };
 use crate::api::{self, path};
 use crate::drain::DrainWatcher;
 
-/// One router for what comes in over loopback, one for the rest: they differ in what they refuse.
-#[derive(Debug, Clone)]
-pub(super) struct Routers {
-    pub(super) loopback: Router,
-    pub(super) network: Router,
-}
-
+/// Where every request comes in, from wherever: refused if it is foreign or not let in, given up if it takes too long, counted.
 #[derive(Clone)]
-struct Gate {
+pub(super) struct Entrance {
     metrics: Metrics,
     rules: Rules,
-    loopback: bool,
-}
-
-/// The same routes behind two gates.
-pub(super) fn routers(handles: Handles, metrics: &Metrics, tasks: Tasks, drain: DrainWatcher) -> Routers {
-    let (rules, handles) = (handles.rules.clone(), Arc::new(handles));
-    let reads = Reads::new(Arc::clone(&handles), metrics.clone(), tasks, drain);
-    let routes = routes(handles, Arc::new(reads));
-    let behind = |loopback| {
-        let gate = Gate { metrics: metrics.clone(), rules: rules.clone(), loopback };
-        routes.clone().layer(middleware::from_fn_with_state(gate, pass))
-    };
-    Routers { loopback: behind(true), network: behind(false) }
+    routes: TowerToHyperService<Router>,
 }
 
 fn routes(handles: Arc<Handles>, reads: Arc<Reads>) -> Router {
@@ -56,6 +41,9 @@ fn routes(handles: Arc<Handles>, reads: Arc<Reads>) -> Router {
         .route(path::SERVICES, get(read::services))
         .route(path::SERVICE, get(read::service))
         .route(path::NODES, get(read::nodes))
+        .route(path::REVOCATION, put(identity::revoke))
+        .route(path::IDENTITY, get(identity::info))
+        .route(path::JOIN_TOKENS, post(identity::make_token))
         .route(path::WATCHERS, get(watchers::list))
         .route(path::DNS, get(dns::info))
         .route(path::UPSTREAMS, get(upstreams::list))
@@ -118,47 +106,64 @@ fn consul_reads(reads: Arc<Reads>) -> Router<Arc<Handles>> {
         .with_state(reads)
 }
 
-/// Every request passes here: refused if it is foreign or not let in, given up if it takes too long, counted.
-async fn pass(State(gate): State<Gate>, request: Request, next: Next) -> Response {
-    let response = match gate.let_in(&request) {
-        Err(refusal) => refusal.into_response(),
-        Ok(caller) => answer(caller, request, next).await,
-    };
-    gate.metrics.responses.with_label_values(&[response.status().as_str()]).inc();
-    response
-}
+impl Entrance {
+    pub(super) fn new(handles: Handles, metrics: &Metrics, tasks: Tasks, drain: DrainWatcher) -> Self {
+        let (rules, handles) = (handles.rules.clone(), Arc::new(handles));
+        let reads = Reads::new(Arc::clone(&handles), metrics.clone(), tasks, drain);
+        let routes = TowerToHyperService::new(routes(handles, Arc::new(reads)));
+        Self { metrics: metrics.clone(), rules, routes }
+    }
 
-impl Gate {
-    fn let_in(&self, request: &Request) -> Result<Caller, Refusal> {
+    /// Answers a request.
+    pub(super) async fn pass(
+        self,
+        origin: Origin,
+        request: hyper::Request<Incoming>,
+    ) -> Result<Response, Infallible> {
+        let response = match self.let_in(origin, &request) {
+            Err(refusal) => refusal.into_response(),
+            Ok(caller) => self.answer(caller, request).await?,
+        };
+        self.metrics.responses.with_label_values(&[response.status().as_str()]).inc();
+        Ok(response)
+    }
+
+    fn let_in(&self, origin: Origin, request: &hyper::Request<Incoming>) -> Result<Caller, Refusal> {
         let (method, headers) = (request.method(), request.headers());
-        guard::check(method, headers, self.loopback).map_err(|foreign| {
+        guard::check(method, headers, origin).map_err(|foreign| {
             self.metrics.refused.with_label_values(&[foreign.as_str()]).inc();
             Refusal::new(StatusCode::FORBIDDEN, "the admin interface refuses requests of foreign web pages")
                 .hint(foreign.hint())
         })?;
-        let admitted = self.rules.admit((method, request.uri(), headers), self.loopback);
+        let admitted = self.rules.admit((method, request.uri(), headers), origin);
         admitted
             .inspect_err(|denied| self.metrics.refused.with_label_values(&[denied.as_str()]).inc())
             .map_err(Refusal::from)
     }
-}
 
-async fn answer(caller: Caller, mut request: Request, next: Next) -> Response {
-    let path = request.uri().path().to_owned();
-    let within = api::within(&path);
-    let is_operation = Role::needed(request.method(), &path) == Role::Operate;
-    let (method, by) = (request.method().clone(), caller.name().to_owned());
-    request.extensions_mut().insert(caller);
-    let Ok(response) = tokio::time::timeout(within, next.run(request)).await else {
-        let late = format!("the request was not done within {within:?}");
-        return Refusal::new(StatusCode::GATEWAY_TIMEOUT, late)
-            .hint("is the store reachable?")
-            .into_response();
-    };
-    if is_operation && response.status().is_success() {
-        tracing::info!(by, %method, path, "operated through the admin interface");
+    async fn answer(
+        &self,
+        caller: Caller,
+        mut request: hyper::Request<Incoming>,
+    ) -> Result<Response, Infallible> {
+        let path = request.uri().path().to_owned();
+        let within = api::within(&path);
+        let is_operation = Role::needed(request.method(), &path) == Role::Operate;
+        let (method, by) = (request.method().clone(), caller.clone());
+        request.extensions_mut().insert(caller);
+        let Ok(response) = tokio::time::timeout(within, self.routes.call(request)).await else {
+            let late = format!("the request was not done within {within:?}");
+            let late = Refusal::new(StatusCode::GATEWAY_TIMEOUT, late).hint("is the store reachable?");
+            return Ok(late.into_response());
+        };
+        let response = response?;
+        if is_operation && response.status().is_success() {
+            let peer = by.peer();
+            let (uid, pid) = (peer.map(|peer| peer.uid), peer.and_then(|peer| peer.pid));
+            tracing::info!(by = by.name(), uid, pid, %method, path, "operated through the admin interface");
+        }
+        Ok(as_json(response))
     }
-    as_json(response)
 }
 
 /// What the router itself refuses (a path that is not UTF-8) is plain text: every refusal of ours is JSON.

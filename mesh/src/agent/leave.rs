@@ -46,6 +46,7 @@ pub(super) async fn to(successor: Successor, mut rooms: Rooms) {
     rooms.announcements.hand_over(&rooms.owners.rest);
     rooms.owners.registrar.shutdown().await;
     rooms.owners.vip.shutdown().await;
+    rooms.problems.admin.leave_to_the_next();
     rooms.stop_answering().await;
     if let Some(name_server) = &rooms.name_server {
         name_server.handle.stop_accepting();

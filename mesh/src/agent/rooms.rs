@@ -20,7 +20,7 @@ use super::name_server::NameServer;
 use super::seams::Problems;
 use super::synapse_conf::SynapseConf;
 use super::{Phase, Started};
-use crate::config::{self, Admin, Config};
+use crate::config::{self, Config};
 use crate::drain::DrainTrigger;
 use crate::inherited::Inherited;
 use crate::proxy::DataPlane;
@@ -234,7 +234,7 @@ impl Rooms {
         self.config.output = config.output;
         self.config.ingress.localhost = config.ingress.localhost;
         self.config.drain = config.drain;
-        self.config.admin = Admin { listen: std::mem::take(&mut self.config.admin.listen), ..config.admin };
+        self.config.admin = self.config.admin.clone().reloaded(config.admin);
         self.config.log = config.log;
         self.config.dns.query_log = config.dns.query_log;
     }

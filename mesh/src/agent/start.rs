@@ -32,7 +32,7 @@ use crate::drain;
 use crate::inherited::Inherited;
 use crate::proxy::DataPlane;
 use crate::readiness::Readiness;
-use crate::{admin, balance, dns, docker, ingress, link_local, overlay, proxy, routes, steer, vip};
+use crate::{admin, balance, dns, docker, identity, ingress, link_local, overlay, proxy, routes, steer, vip};
 
 /// How long a start waits for places where services are found besides the store. One that is out of reach says so, mostly sooner.
 const WATCHED_WITHIN: Duration = Duration::from_secs(3);
@@ -76,15 +76,17 @@ impl Rooms {
             None => (None, None),
         };
         let door = succession.map(|_| Door::make(&config.state_dir));
-        let mut bound = Bound::bind(&config, &inherited, &registry).await?;
+        let bound = Bound::bind(&config, &inherited, &registry).await?;
         let recalled = offered.flatten().or_else(|| memory::recall(&memory_file(&config)));
         let left = match &mut taking {
             Some(taking) => taking.prepare().await?,
             None => Left::default(),
         };
-        let admin = std::mem::replace(&mut bound.admin, admin::Bound::none());
         let estate = Estate { shared, inherited: inherited.clone(), recalled, left };
-        let mut rooms = Self::compose(config, bound, estate, &registry, metrics).await?;
+        let (mut rooms, admin) = Self::compose(config, bound, estate, &registry, metrics).await?;
+        rooms.keep_memory();
+        rooms.enter(Phase::Starting);
+        rooms.start_identity(&registry)?;
         let took_over = match taking {
             Some(taking) => Some(rooms.serve_instead(taking, &inherited).await?),
             None => {
@@ -98,14 +100,14 @@ impl Rooms {
         Ok(rooms)
     }
 
-    /// Everything but the admin interface.
+    /// Everything but the admin interface, which is given back.
     async fn compose(
         config: Config,
         bound: Bound,
         estate: Estate,
         registry: &Registry,
         metrics: Metrics,
-    ) -> anyhow::Result<Self> {
+    ) -> anyhow::Result<(Self, admin::Bound)> {
         let Estate { shared, inherited, recalled, left } = estate;
         let owners = Owners::default();
         let readiness = Readiness::new();
@@ -154,10 +156,12 @@ impl Rooms {
             synapse_conf: synapse_conf.clone(),
             files: output::Files::new(synapse_conf.targets(&config)),
             haproxy: haproxy.clone(),
+            identity: Arc::default(),
+            admin: bound.admin.socket(),
             reload: Arc::default(),
             door: Arc::default(),
         };
-        let mut rooms = Self {
+        let rooms = Self {
             admin_rules: admin::Rules::new(config.admin().access),
             config,
             catalog,
@@ -195,9 +199,7 @@ impl Rooms {
             metrics,
             starting: Some(starting),
         };
-        rooms.keep_memory();
-        rooms.enter(Phase::Starting);
-        Ok(rooms)
+        Ok((rooms, bound.admin))
     }
 
     /// Lets the agent before leave, once this one answers on every socket that it is to.
@@ -259,6 +261,26 @@ impl Rooms {
         }
     }
 
+    /// This node proves itself, where there is something to prove it by.
+    fn start_identity(&self, registry: &Registry) -> anyhow::Result<()> {
+        let metrics = identity::Metrics::new()?;
+        metrics.register(registry)?;
+        let (catalog, given) = (self.catalog.clone(), self.config.identity.signers.clone());
+        let listed = move || {
+            let nodes = catalog.nodes();
+            let signer = |node: &Arc<nerve::model::Node>| Some((node.address, node.signer_port?).into());
+            nodes.iter().filter_map(signer).collect()
+        };
+        let signers: identity::Signers =
+            if given.is_empty() { Arc::new(listed) } else { Arc::new(move || given.clone()) };
+        let config = self.config.identity()?;
+        let handle = identity::start(config, &self.store, signers, &metrics, &self.owners.rest);
+        let handle = handle.context("identity: this node is to certify others, and cannot")?;
+        // Nobody has set it before.
+        let _ = self.problems.identity.set(handle);
+        Ok(())
+    }
+
     /// The agent before served Docker until now.
     fn start_docker(&mut self, registry: &Registry) -> anyhow::Result<()> {
         let Some((config, links)) = self.config.docker().zip(self.overlay.docker().cloned()) else {
@@ -309,6 +331,7 @@ impl Rooms {
             examiner: examiner(&self.overlay),
             resolver: resolver(self.name_server.as_ref()),
             name_server: name_server(&self.config, &self.problems),
+            identity: self.problems.identity.get().cloned(),
             problems: Arc::new(move || listed.list()),
         };
         self.admin_sockets = bound.sockets().into_iter().map(Arc::new).collect();
@@ -337,6 +360,7 @@ fn this_node(config: &Config) -> nerve::model::Node {
         address: config.node.address,
         region: config.node.region.clone(),
         zone: config.node.zone.clone(),
+        signer_port: config.registrar().signer_port,
         version: env!("CARGO_PKG_VERSION").to_owned(),
         draining: false,
     }

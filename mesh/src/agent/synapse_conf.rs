@@ -12,7 +12,7 @@ use tokio::sync::watch as signal;
 
 use crate::config::{Config, OutputFiles, Synapse};
 use crate::ingress;
-use crate::proxy::Access;
+use crate::socket_file::Access;
 
 /// The configuration, if there is one, and what is in force of it. Clones share it.
 #[derive(Debug, Clone)]

@@ -10,6 +10,7 @@ mod consul;
 mod consul_reads;
 mod dns;
 mod doctor;
+mod identity;
 mod names;
 mod network;
 mod read;
@@ -33,6 +34,7 @@ pub use consul_reads::{
 };
 pub use dns::{DnsInfo, DnsListener, DnsOthers};
 pub use doctor::{Checkup, Finding};
+pub use identity::{IdentityInfo, JoinToken, JoinTokenRequest, RevokeRequest, RevokedNode};
 pub use names::{TopEntry, TopList};
 pub use network::{NetworkInfo, NetworkRequest, NetworkSummary, Networks, SubnetInfo};
 pub use read::{
@@ -47,10 +49,10 @@ pub use write::{
     VipRequest,
 };
 
-/// Where the agent answers unless told otherwise, and where the command line asks.
-pub const DEFAULT_URL: &str = "http://127.0.0.1:7070";
+/// Where the agent answers over TCP unless told otherwise, and where the command line asks that finds no socket.
+pub const DEFAULT_ADDRESS: (&str, u16) = ("127.0.0.1", 7070);
 
-/// The environment variable that replaces [`DEFAULT_URL`].
+/// The environment variable that says where the command line asks instead.
 pub const URL_VARIABLE: &str = "PLEXUS_ADMIN";
 
 /// The environment variable that names a file with the token to show there.
@@ -94,6 +96,12 @@ pub mod path {
     pub const WHY: &str = "/v1/plexus/why/{service}";
     /// `GET`: [`super::Nodes`].
     pub const NODES: &str = "/v1/plexus/nodes";
+    /// `PUT` a [`super::RevokeRequest`]: [`super::Changed`].
+    pub const REVOCATION: &str = "/v1/plexus/nodes/{node}/revocation";
+    /// `GET`: [`super::IdentityInfo`].
+    pub const IDENTITY: &str = "/v1/plexus/identity";
+    /// `POST` a [`super::JoinTokenRequest`]: [`super::JoinToken`].
+    pub const JOIN_TOKENS: &str = "/v1/plexus/identity/tokens";
     /// `GET`: [`super::WatcherList`].
     pub const WATCHERS: &str = "/v1/plexus/watchers";
     /// `GET`: [`super::DnsInfo`].

@@ -7,6 +7,7 @@ use clap::Args;
 use super::{Error, Output, Result};
 use crate::agent::Succession;
 use crate::config::{Checked, Files, Machine, Nerve};
+use crate::identity::Token;
 
 const AFTER_HELP: &str = "\
 Signals: SIGHUP reads the configuration again, SIGUSR2 starts the program anew (as it is on disk now), which takes over,
@@ -17,6 +18,7 @@ Examples:
   plexus agent --config /etc/plexus/plexus.toml --take-over     instead of the one that runs
   plexus agent --config /etc/plexus/plexus.toml --nerve /etc/nerve/nerve.conf.json     with what Nerve registers
   plexus agent --config /etc/plexus/plexus.toml --synapse /etc/synapse/synapse.conf.json     with what Synapse serves
+  plexus agent --config /etc/plexus/plexus.toml --join TOKEN     a new node of a mesh with an authority
   plexus config check /etc/plexus/plexus.toml     what it would run with";
 
 /// Run the agent of this node
@@ -44,6 +46,10 @@ pub(super) struct Agent {
     #[arg(long, value_name = "FILE")]
     synapse: Option<PathBuf>,
 
+    /// What lets this node in for the first time, or after its certificate has ended: a join token
+    #[arg(long, value_name = "TOKEN", env = "PLEXUS_JOIN", hide_env_values = true)]
+    join: Option<Token>,
+
     /// Only say whether the configuration, and those of Nerve and Synapse, are right
     #[arg(long)]
     check_config: bool,
@@ -52,9 +58,9 @@ pub(super) struct Agent {
 impl Agent {
     pub(super) fn run(self) -> Result {
         let succession = if self.take_over { Succession::TakeOver } else { Succession::Alone };
-        let Self { config, nerve, instance_id, synapse, check_config, .. } = self;
+        let Self { config, nerve, instance_id, synapse, join, check_config, .. } = self;
         let nerve = nerve.map(|file| Nerve { file, instance_id });
-        let files = Files { config, nerve, synapse };
+        let files = Files { config, nerve, synapse, token: join };
         if check_config {
             check(&files)
         } else {

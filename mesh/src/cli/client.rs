@@ -1,4 +1,4 @@
-//! The client of the agent's admin address: one request, one connection, bounded in time and size.
+//! The client of the agent's admin interface: one request, one connection, bounded in time and size.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -6,30 +6,26 @@ use std::time::Duration;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Bytes;
 use hyper::header::HeaderValue;
-use hyper::{Method, Request, StatusCode, Uri, header};
+use hyper::{Method, Request, StatusCode, header};
 use hyper_util::rt::TokioIo;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tokio::net::TcpStream;
+use tokio::io::{AsyncRead, AsyncWrite};
 use zeroize::Zeroizing;
 
 use super::error::{Error, Fault, Result};
+use super::place::{Place, Reached};
 use crate::api;
 
-/// An agent on this machine answers a connect at once; one across a network within a round trip.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// So much longer than the agent's own limit on a request, so that its explanation wins.
 const GRACE: Duration = Duration::from_secs(5);
 /// A catalog of 100 000 endpoints is some 40 MB of JSON.
 const MAX_ANSWER_BYTES: usize = 256 * 1024 * 1024;
 
-/// The admin address of an agent.
+/// The admin interface of an agent.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Client {
-    /// `host:port`, as in the `Host` header.
-    authority: String,
-    host: String,
-    port: u16,
+    place: Place,
     /// Its first line is the token that is shown.
     token_file: Option<PathBuf>,
 }
@@ -37,26 +33,18 @@ pub(super) struct Client {
 impl std::str::FromStr for Client {
     type Err = String;
 
-    /// Reads `http://host:port`, `http://host` (port 7070) or `host:port`.
+    /// Reads what a [`Place`] is written as.
     fn from_str(text: &str) -> std::result::Result<Self, String> {
-        let wrong = |why: &str| format!("{why}; write http://HOST:PORT, such as {}", api::DEFAULT_URL);
-        let url = if text.contains("://") { text.to_owned() } else { format!("http://{text}") };
-        let uri: Uri = url.parse().map_err(|e| wrong(&format!("{e}")))?;
-        if uri.scheme_str() != Some("http") {
-            return Err(wrong("the admin interface speaks http"));
-        }
-        if !matches!(uri.path(), "" | "/") || uri.query().is_some() {
-            return Err(wrong("it has a path"));
-        }
-        let host = uri.host().filter(|h| !h.is_empty()).ok_or_else(|| wrong("it has no host"))?;
-        let port = uri.port_u16().unwrap_or(7070);
-        let authority = format!("{host}:{port}");
-        let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
-        Ok(Self { authority, host, port, token_file: None })
+        Ok(Self { place: text.parse()?, token_file: None })
     }
 }
 
 impl Client {
+    /// Asks the agent of this machine where it is unless told otherwise.
+    pub(super) fn usual() -> Self {
+        Self { place: Place::usual(), token_file: None }
+    }
+
     /// Shows the token in this file, if there is one.
     pub(super) fn with_token(self, token_file: Option<PathBuf>) -> Self {
         Self { token_file, ..self }
@@ -79,10 +67,9 @@ impl Client {
         Ok(Some(header))
     }
 
-    /// As it is written in a configuration; `None`: it is where an agent is unless told otherwise.
-    pub(super) fn other_url(&self) -> Option<String> {
-        let url = format!("http://{}", self.authority);
-        (url != api::DEFAULT_URL).then_some(url)
+    /// Where it is, as it is written in a configuration; `None`: nobody has said.
+    pub(super) fn written(&self) -> Option<String> {
+        self.place.written()
     }
 
     /// Asks for `path`; `what` says in words what is tried, for the error.
@@ -110,86 +97,84 @@ impl Client {
         body: Bytes,
     ) -> Result<T> {
         let bearer = self.bearer(what).await?;
-        let stream = self.connect(what).await?;
+        let Reached { stream, name, host, passed_over } = self.connect(what).await?;
         let within = api::within(path) + GRACE;
-        let answer = tokio::time::timeout(within, self.exchange(stream, bearer, (method, path), body));
+        let answer = tokio::time::timeout(within, exchange((stream, &host), bearer, (method, path), body));
         let (status, body) = match answer.await {
             Err(_) => {
-                let why = format!("the agent at {} did not answer within {within:?}", self.authority);
+                let why = format!("the agent at {name} did not answer within {within:?}");
                 return Err(Error::failed(what, why).hint("look at its log").fault(Fault::Absent));
             }
             Ok(Err(error)) => {
-                let why = format!("the agent at {} broke off: {}", self.authority, chain(&*error));
+                let why = format!("the agent at {name} broke off: {}", chain(&*error));
                 return Err(Error::failed(what, why).hint("look at its log").fault(Fault::Absent));
             }
             Ok(Ok(answer)) => answer,
         };
         if status.is_success() {
             return serde_json::from_slice(&body).map_err(|e| {
-                let why =
-                    format!("the agent at {} answered what this version cannot read: {e}", self.authority);
+                let why = format!("the agent at {name} answered what this version cannot read: {e}");
                 Error::failed(what, why).hint("use the command line of the agent's version")
             });
         }
         Err(match serde_json::from_slice::<api::ErrorBody>(&body) {
             Ok(body) => {
-                let fault = fault_of(status);
-                Error::Failed { what: what.to_owned(), why: body.error, hint: body.hint, fault }
+                let (fault, mut hint) = (fault_of(status), body.hint);
+                // Who may do more by a socket is to know why it was not asked there.
+                if status == StatusCode::FORBIDDEN && !passed_over.is_empty() {
+                    let before = hint.map(|hint| hint + "; ").unwrap_or_default();
+                    hint = Some(format!("{before}it was asked at {name}, and not at {passed_over}"));
+                }
+                Error::Failed { what: what.to_owned(), why: body.error, hint, fault }
             }
-            Err(_) => Error::failed(what, format!("http://{}{path} answered {status}", self.authority))
+            Err(_) => Error::failed(what, format!("{name} answered {status} to {path}"))
                 .hint("is that address the admin address of a Plexus agent?"),
         })
     }
 
-    async fn connect(&self, what: &str) -> Result<TcpStream> {
-        let connect = TcpStream::connect((self.host.as_str(), self.port));
-        let why = match tokio::time::timeout(CONNECT_TIMEOUT, connect).await {
-            Ok(Ok(stream)) => return Ok(stream),
-            Ok(Err(error)) => error.to_string(),
-            Err(_) => format!("no answer within {CONNECT_TIMEOUT:?}"),
-        };
-        let why = format!("no agent answers at http://{}: {why}", self.authority);
-        let hint = format!(
-            "is the agent running? start it with `plexus agent --config FILE`, or name another with --admin or {}",
-            api::URL_VARIABLE
-        );
-        Err(Error::failed(what, why).hint(hint).fault(Fault::Absent))
+    async fn connect(&self, what: &str) -> Result<Reached> {
+        self.place.connect().await.map_err(|why| {
+            let hint = format!(
+                "is the agent running? start it with `plexus agent --config FILE`, or name another with --admin or {}",
+                api::URL_VARIABLE
+            );
+            Error::failed(what, why).hint(hint).fault(Fault::Absent)
+        })
     }
+}
 
-    async fn exchange(
-        &self,
-        stream: TcpStream,
-        bearer: Option<HeaderValue>,
-        (method, path): (Method, &str),
-        body: Bytes,
-    ) -> std::result::Result<(StatusCode, Bytes), Box<dyn std::error::Error + Send + Sync>> {
-        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-        let mut request = Request::builder()
-            .method(method)
-            .uri(path)
-            .header(header::HOST, &self.authority)
-            .header(header::CONTENT_TYPE, "application/json")
-            .header(header::ACCEPT, "application/json")
-            .header(header::USER_AGENT, concat!("plexus/", env!("CARGO_PKG_VERSION")))
-            .body(Full::new(body))?;
-        if let Some(bearer) = bearer {
-            request.headers_mut().insert(header::AUTHORIZATION, bearer);
-        }
-        let exchange = async {
-            let answer = sender.send_request(request).await?;
-            let status = answer.status();
-            let body = Limited::new(answer.into_body(), MAX_ANSWER_BYTES).collect().await?.to_bytes();
-            Ok((status, body))
-        };
-        // The connection is driven here, not by a task: it ends with the exchange.
-        tokio::pin!(exchange, connection);
-        tokio::select! {
-            biased;
-            answer = &mut exchange => answer,
-            ended = &mut connection => {
-                ended?;
-                exchange.await
-            }
+async fn exchange(
+    (stream, host): (impl AsyncRead + AsyncWrite + Unpin, &str),
+    bearer: Option<HeaderValue>,
+    (method, path): (Method, &str),
+    body: Bytes,
+) -> std::result::Result<(StatusCode, Bytes), Box<dyn std::error::Error + Send + Sync>> {
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+    let mut request = Request::builder()
+        .method(method)
+        .uri(path)
+        .header(header::HOST, host)
+        .header(header::CONTENT_TYPE, "application/json")
+        .header(header::ACCEPT, "application/json")
+        .header(header::USER_AGENT, concat!("plexus/", env!("CARGO_PKG_VERSION")))
+        .body(Full::new(body))?;
+    if let Some(bearer) = bearer {
+        request.headers_mut().insert(header::AUTHORIZATION, bearer);
+    }
+    let exchange = async {
+        let answer = sender.send_request(request).await?;
+        let status = answer.status();
+        let body = Limited::new(answer.into_body(), MAX_ANSWER_BYTES).collect().await?.to_bytes();
+        Ok((status, body))
+    };
+    // The connection is driven here, not by a task: it ends with the exchange.
+    tokio::pin!(exchange, connection);
+    tokio::select! {
+        biased;
+        answer = &mut exchange => answer,
+        ended = &mut connection => {
+            ended?;
+            exchange.await
         }
     }
 }
@@ -233,22 +218,6 @@ pub(super) fn escape(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn an_admin_address_is_a_url_or_host_and_port() {
-        for (text, authority, host) in [
-            ("http://127.0.0.1:7070", "127.0.0.1:7070", "127.0.0.1"),
-            ("http://a.example/", "a.example:7070", "a.example"),
-            ("localhost:81", "localhost:81", "localhost"),
-            ("http://[::1]:7070", "[::1]:7070", "::1"),
-        ] {
-            let client: Client = text.parse().unwrap();
-            assert_eq!((client.authority.as_str(), client.host.as_str()), (authority, host), "{text}");
-        }
-        for bad in ["https://a:1", "http://a:1/x", "", "http://", "a b"] {
-            assert!(bad.parse::<Client>().unwrap_err().contains("write http://HOST:PORT"), "{bad}");
-        }
-    }
 
     #[test]
     fn what_could_be_read_as_syntax_is_escaped() {

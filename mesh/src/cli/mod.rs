@@ -1,10 +1,12 @@
 //! The command line: arguments in, one command run, its outcome as a result.
 //!
-//! One file a command. All but `agent`, `demo`, `config`, `network cleanup` and `dns` are clients of an agent's admin address and
-//! change nothing by themselves. Never exits the process and never reads a configuration to find the agent: `--admin` says where it is.
+//! One file a command. All but `agent`, `demo`, `ca`, `config`, `network cleanup` and `dns` are clients of an agent's admin address and
+//! change nothing by themselves. Never exits the process and never reads a configuration to find the agent: `--admin` says where it is, or it is where agents are unless
+//! told otherwise.
 
 mod agent;
 mod attach;
+mod authority;
 mod cleanup;
 mod client;
 mod cni;
@@ -18,9 +20,11 @@ mod drain;
 mod endpoints;
 mod error;
 mod files;
+mod identity;
 mod network;
 mod nodes;
 mod output;
+mod place;
 mod publish;
 mod register;
 mod resolve;
@@ -70,6 +74,10 @@ enum Command {
     Services(services::Services),
     Endpoints(endpoints::Endpoints),
     Nodes(nodes::Nodes),
+    Node(authority::Node),
+    Identity(identity::Identity),
+    Ca(authority::Ca),
+    JoinToken(authority::JoinTokens),
     Watchers(watchers::Watchers),
     Upstreams(upstreams::Upstreams),
     Dns(dns::Dns),
@@ -102,9 +110,9 @@ enum Command {
 /// Where the agent is, and how its answer is printed.
 #[derive(Debug, Args)]
 struct Reach {
-    /// The agent's admin address
-    #[arg(long, value_name = "URL", env = crate::api::URL_VARIABLE, default_value = crate::api::DEFAULT_URL)]
-    admin: Client,
+    /// Where the agent is: http://HOST:PORT or unix:/PATH; unless given at its usual socket, or else at http://127.0.0.1:7070
+    #[arg(long, value_name = "URL", env = crate::api::URL_VARIABLE)]
+    admin: Option<Client>,
 
     /// A file whose first line is a token, for what the agent does not let everyone do
     #[arg(long, value_name = "FILE", env = crate::api::TOKEN_VARIABLE)]
@@ -117,7 +125,7 @@ struct Reach {
 
 impl Reach {
     fn agent(&self) -> Client {
-        self.admin.clone().with_token(self.token_file.clone())
+        self.admin.clone().unwrap_or_else(Client::usual).with_token(self.token_file.clone())
     }
 }
 
@@ -152,6 +160,10 @@ async fn execute(command: Command, out: &mut Output<'_>) -> Result {
         Command::Services(command) => command.run(out).await,
         Command::Endpoints(command) => command.run(out).await,
         Command::Nodes(command) => command.run(out).await,
+        Command::Node(command) => command.run(out).await,
+        Command::Identity(command) => command.run(out).await,
+        Command::Ca(command) => command.run(out),
+        Command::JoinToken(command) => command.run(out).await,
         Command::Watchers(command) => command.run(out).await,
         Command::Upstreams(command) => command.run(out).await,
         Command::Dns(command) => command.run(out).await,

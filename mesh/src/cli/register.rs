@@ -33,7 +33,7 @@ pub(super) struct Register {
     /// Its main port
     #[arg(long, required_unless_present = "socket")]
     port: Option<NonZeroU16>,
-    /// The unix socket that it listens on: how this node's balancer connects to it; only who shows a token with the role `operate` says so
+    /// The unix socket that it listens on: how this node's balancer connects to it; only who operates, by a token or the socket, says so
     #[arg(long, value_name = "PATH")]
     socket: Option<UnixPath>,
     /// A further port, by name

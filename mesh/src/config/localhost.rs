@@ -8,7 +8,7 @@ use nerve::model::{PortName, ServiceName, UnixPath};
 use serde::{Serialize, Serializer};
 
 use crate::ingress::LocalListen;
-use crate::proxy::{Access, Account, Mode};
+use crate::socket_file::{Access, Account, Mode};
 
 /// One table.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -116,11 +116,14 @@ impl FromValue for Account {
     }
 }
 
-fn mode_as_text<S: Serializer>(mode: &Mode, serializer: S) -> Result<S::Ok, S::Error> {
+pub(super) fn mode_as_text<S: Serializer>(mode: &Mode, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_str(mode)
 }
 
-fn account_as_text<S: Serializer>(account: &Option<Account>, serializer: S) -> Result<S::Ok, S::Error> {
+pub(super) fn account_as_text<S: Serializer>(
+    account: &Option<Account>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
     match account {
         Some(account) => serializer.collect_str(account),
         None => serializer.serialize_none(),

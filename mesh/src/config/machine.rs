@@ -6,6 +6,9 @@ use std::path::PathBuf;
 
 use nerve::model::NodeName;
 
+/// Where root's agent keeps its state.
+const OF_ROOT: &str = "/var/lib/plexus";
+
 /// The machine, as far as defaults depend on it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Machine {
@@ -26,6 +29,11 @@ impl Machine {
             address: default_route_address(),
             state_dir: state_dir(),
         }
+    }
+
+    /// Where agents of this machine keep their state unless they are told otherwise: one of this user, and root's.
+    pub(super) fn state_dirs() -> Vec<PathBuf> {
+        state_dir().into_iter().chain([PathBuf::from(OF_ROOT)]).collect()
     }
 
     /// The node name that the host name gives: its first label in lower case.
@@ -53,7 +61,7 @@ fn default_route_address() -> Option<IpAddr> {
 fn state_dir() -> Option<PathBuf> {
     // The owner of /proc/self is the effective user of this process (proc(5)).
     if std::fs::metadata("/proc/self").is_ok_and(|process| process.uid() == 0) {
-        return Some(PathBuf::from("/var/lib/plexus"));
+        return Some(PathBuf::from(OF_ROOT));
     }
     let absolute = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
     let state = absolute("XDG_STATE_HOME").or_else(|| Some(absolute("HOME")?.join(".local/state")))?;

@@ -9,6 +9,7 @@ mod admin;
 mod checks;
 mod dns;
 mod docker;
+mod identity;
 mod localhost;
 mod machine;
 mod output;
@@ -25,10 +26,13 @@ use nerve::document::{Document, Errors, Reported, Section};
 use nerve::source::{Draft, Located, read_config};
 use serde::{Serialize, Serializer};
 
-pub use admin::{Admin, AdminToken};
+use crate::identity::Token;
+
+pub use admin::{Admin, AdminToken, usual_admin_sockets};
 pub use checks::Checks;
 pub use dns::{Dns, QueryLog, Rate, Recursion, Route, ServeStale, Ttls};
 pub use docker::Docker;
+pub use identity::{Identity, JoinTokenError};
 pub use localhost::{Listen, Localhost};
 pub use machine::Machine;
 pub use output::{Output, OutputFiles};
@@ -74,6 +78,8 @@ pub struct Config {
     pub dns: Dns,
     /// `[admin]`.
     pub admin: Admin,
+    /// `[identity]`.
+    pub identity: Identity,
     /// `[drain]`.
     pub drain: Drain,
     /// `[log]`.
@@ -89,7 +95,10 @@ impl Config {
     /// # Errors
     /// Everything that is wrong with it.
     pub fn load(path: &Path, machine: &Machine) -> Result<Self, Errors> {
-        Self::read(&Document::read(path)?, path, machine)
+        let document = Document::read(path)?;
+        // What is printed of it, and where it has sockets, is not to depend on where one stands.
+        let whole = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+        Self::read(&document, &whole, machine)
     }
 
     /// Validates a document; relative paths in it are relative to the directory of `path`.
@@ -115,6 +124,7 @@ impl Config {
 
     fn sections(root: &mut Section<'_>, base: &Path, machine: &Machine) -> Result<Self, Reported> {
         let state_dir = root.optional::<PathBuf>("state_dir").map(|path| base.join(path));
+        let state_dir = state_dir.or_else(|| machine.state_dir.clone());
         let services_dir = base.join(root.or("services_dir", PathBuf::from("services.d")));
         let node = root.section_or_empty("node", |section| Node::read(section, machine));
         let store = root.section_or_empty("store", |section| Store::read(section, base));
@@ -128,7 +138,8 @@ impl Config {
         let checks = root.section_or_empty("checks", Checks::read);
         let proxy = root.section_or_empty("proxy", Proxy::read);
         let dns = root.section_or_empty("dns", Dns::read);
-        let admin = root.section_or_empty("admin", Admin::read);
+        let admin = root.section_or_empty("admin", |section| Admin::read(section, state_dir.as_deref()));
+        let identity = root.section_or_empty("identity", |section| Identity::read(section, base));
         let drain = root.section_or_empty("drain", Drain::read);
         let log = root.section_or_empty("log", Log::read);
         let services = match &node {
@@ -139,7 +150,7 @@ impl Config {
                 Err(*reported)
             }
         };
-        let state_dir = state_dir.or_else(|| machine.state_dir.clone()).ok_or_else(|| {
+        let state_dir = state_dir.ok_or_else(|| {
             let why = "neither XDG_STATE_HOME nor HOME says where this user keeps state";
             root.invalid("state_dir", why, "a directory")
         });
@@ -159,6 +170,7 @@ impl Config {
             proxy,
             dns: dns?,
             admin: admin?,
+            identity: identity?,
             drain,
             log,
             services: services?,
@@ -175,6 +187,8 @@ pub struct Files {
     pub nerve: Option<Nerve>,
     /// One of Synapse's, whatever ours says.
     pub synapse: Option<PathBuf>,
+    /// What lets this node in, whatever ours says.
+    pub token: Option<Token>,
 }
 
 impl Files {
@@ -191,6 +205,7 @@ impl Files {
             let haproxy = config.sources.synapse.take().map(|synapse| synapse.haproxy).unwrap_or_default();
             config.sources.synapse = Some(Synapse { file, haproxy });
         }
+        config.identity.token.clone_from(&self.token);
         Ok(config)
     }
 }

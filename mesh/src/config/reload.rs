@@ -18,6 +18,7 @@ const LIVE: &[&str] = &[
     "drain",
     "admin.loopback_role",
     "admin.network_role",
+    "admin.socket_role",
     "admin.token",
     "dns.query_log",
 ];

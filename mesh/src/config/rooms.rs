@@ -1,5 +1,6 @@
 //! From the tables of the file to what each room is told.
 
+use std::net::SocketAddr;
 use std::num::NonZeroUsize;
 
 use nerve::period::Period;
@@ -7,9 +8,10 @@ use nerve::registrar;
 use nerve::source::{DockerAddress, DockerConfig, Local, SmartstackConfig};
 use nerve::store::StoreConfig;
 
+use super::identity::{Identity, JoinTokenError, join_token};
 use super::{Config, Nerve, Node};
 use crate::link_local::LinkLocal;
-use crate::{dns, docker, ingress, overlay, proxy, steer, vip};
+use crate::{dns, docker, identity, ingress, overlay, proxy, steer, vip};
 
 impl Node {
     /// What definitions of instances take from the node.
@@ -40,7 +42,28 @@ impl Config {
     /// What the admin interface is told.
     #[must_use]
     pub fn admin(&self) -> crate::admin::Config {
-        crate::admin::Config { listen: self.admin.listen.clone(), access: self.admin.access() }
+        self.admin.for_server()
+    }
+
+    /// What identity is told.
+    ///
+    /// # Errors
+    /// The file with the token cannot be read, or has none.
+    pub fn identity(&self) -> Result<identity::Config, JoinTokenError> {
+        let Identity { authority, life, join_token_file, token, .. } = &self.identity;
+        let token = match (token, join_token_file) {
+            (Some(token), _) => Some(token.clone()),
+            (None, Some(file)) => Some(join_token(file)?),
+            (None, None) => None,
+        };
+        Ok(identity::Config {
+            node: self.node.name.clone(),
+            state_dir: self.state_dir.clone(),
+            authority: authority.clone(),
+            listen: self.identity.listen(self.node.address),
+            life: life.get(),
+            token,
+        })
     }
 
     /// What the registrar is told.
@@ -49,6 +72,7 @@ impl Config {
         registrar::Config {
             region: self.node.region.clone(),
             zone: self.node.zone.clone(),
+            signer_port: self.identity.listen(self.node.address).first().map(SocketAddr::port),
             session_ttl: self.store.session_ttl,
             max_probes: self.checks.max_probes,
             damping: self.checks.damping(),

@@ -300,6 +300,7 @@ fn a_local_listener_has_a_port_or_a_socket_and_what_belongs_to_it() {
             &format!("{socket}\n[[ingress.localhost]]\nservice = \"api\"\n{socket}"),
             "unix:/run/web.sock twice",
         ),
+        ("socket = \"/var/lib/plexus/admin.sock\"", "unix:/var/lib/plexus/admin.sock as admin.socket is"),
     ] {
         let shown = errors(&with(keys));
         assert!(shown.contains(why), "{keys}: {shown}");

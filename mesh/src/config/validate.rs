@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
 
 use nerve::document::{Reported, Section};
 use nerve::source::DockerAddress;
@@ -45,12 +46,16 @@ pub(super) fn sections_agree(config: &Config, root: &Section<'_>) -> Result<(), 
             outcome = Err(root.invalid("watch", message, "another `name` for one of them"));
         }
     }
-    let mut paths = BTreeSet::new();
+    let mut paths: BTreeSet<PathBuf> = config.admin.socket.iter().cloned().collect();
     for local in &config.ingress.localhost {
         if let LocalListen::Unix(path, _) = local.listen.for_ingress()
-            && !paths.insert(path.clone())
+            && !paths.insert(path.as_path().to_owned())
         {
-            let message = format!("ingress.localhost is to listen on unix:{path} twice");
+            let other = match &config.admin.socket {
+                Some(socket) if socket == path.as_path() => "as admin.socket is",
+                _ => "twice",
+            };
+            let message = format!("ingress.localhost is to listen on unix:{path} {other}");
             outcome = Err(root.invalid("ingress", message, "another `socket` for one of them"));
         }
     }

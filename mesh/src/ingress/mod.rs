@@ -22,7 +22,7 @@ use std::time::Duration;
 
 use nerve::model::{Address, NodeName, PortName, ServiceName, UnixPath};
 
-use crate::proxy::Access;
+use crate::socket_file::Access;
 pub use controller::{Means, VirtualRanges, start};
 pub use handle::Handle;
 pub use metrics::Metrics;

@@ -14,7 +14,8 @@ use tokio::sync::watch;
 use super::*;
 use crate::balance::{self, Place, Surroundings};
 use crate::inherited::Inherited;
-use crate::proxy::{self, DataPlane, Mode};
+use crate::proxy::{self, DataPlane};
+use crate::socket_file::Mode;
 
 struct World {
     writer: Writer,

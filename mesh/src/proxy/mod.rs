@@ -29,7 +29,6 @@ mod route;
 mod seat;
 mod side;
 mod socket;
-mod socket_file;
 #[cfg(test)]
 mod tests;
 mod timers;
@@ -55,7 +54,6 @@ use std::time::Duration;
 pub use error::{BindError, Dropped, Transport};
 pub use metrics::Metrics;
 pub use plane::{DataPlane, Listener, ListenerSpec, Sharing};
-pub use socket_file::{Access, Account, Mode, SocketFileError};
 pub use transparent::{Plain, Steering, Way, Ways};
 pub use trusted::TrustedProxy;
 pub use tunnel::header as tunnel_header;

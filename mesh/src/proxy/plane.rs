@@ -18,12 +18,12 @@ use super::limit::ConnectionLimit;
 use super::metrics::Metrics;
 use super::route::{ListenerId, OpenConnections, Route};
 use super::seat::Seat;
-use super::socket_file::SocketFile;
 use super::transparent::Steering;
 use super::tunnel_table::TunnelTable;
 use super::worker::{Surroundings, Worker};
 use super::{BindError, Config, Transport, socket, udp};
 use crate::balance::{Balancer, OnClosing};
+use crate::socket_file::SocketFile;
 
 /// Descriptors that are not for client connections: listeners, store, checks, DNS, files.
 const RESERVED_DESCRIPTORS: u64 = 1024;

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use nerve::model::{Address, UnixPath};
 
 use super::plane::{DataPlane, Listener};
-use super::socket_file::{Access, SocketFile, SocketFileError};
 use crate::balance::Balancer;
+use crate::socket_file::{Access, SocketFile, SocketFileError};
 
 /// A unix socket to listen on, and for whom.
 #[derive(Debug, Clone)]

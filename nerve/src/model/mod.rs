@@ -12,6 +12,7 @@ mod network;
 mod node;
 mod prefix;
 mod settings;
+mod token_id;
 mod unix_path;
 mod vip;
 
@@ -28,5 +29,6 @@ pub use settings::{
     ProxyVersion, PublishMode, PublishedPort, RetrySettings, Selector, ServiceSettings, Split,
     TimeoutSettings, VirtualIp,
 };
+pub use token_id::{TokenId, TokenIdError};
 pub use unix_path::{UnixPath, UnixPathError};
 pub use vip::VipClaim;

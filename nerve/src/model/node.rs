@@ -19,6 +19,9 @@ pub struct Node {
     /// Where in the region.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub zone: Option<Zone>,
+    /// The port where it certifies other nodes, if it does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signer_port: Option<u16>,
     /// Version of the agent.
     pub version: String,
     /// Its instances get no new traffic.

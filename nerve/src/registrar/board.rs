@@ -268,6 +268,7 @@ impl Board {
                     address: config.address,
                     region: config.region.clone(),
                     zone: config.zone.clone(),
+                    signer_port: config.signer_port,
                     version: config.version.clone(),
                     draining: state.drains.node,
                 };

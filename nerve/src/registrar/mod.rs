@@ -57,6 +57,8 @@ pub struct Config {
     pub region: Option<Region>,
     /// Where in the region.
     pub zone: Option<Zone>,
+    /// The port where it certifies other nodes, if it does.
+    pub signer_port: Option<u16>,
     /// The agent's version.
     pub version: String,
     /// How long the store remembers this node after it has fallen silent.
@@ -79,6 +81,7 @@ impl Config {
             address,
             region: None,
             zone: None,
+            signer_port: None,
             version: version.to_owned(),
             session_ttl: Period::seconds(10),
             repair_interval: Period::seconds(30),

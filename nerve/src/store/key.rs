@@ -7,6 +7,9 @@
 //! vips/<ip>                        durable   one VipClaim, JSON: which service has the virtual address
 //! networks/<network>               durable   one Network, JSON
 //! subnets/<network>/<slot>         leased    one Subnet, JSON: which node holds that subnet of the network
+//! enrolment/tokens/<id>            durable   how often a join token was used
+//! enrolment/nodes/<node>           durable   whose name that is, and until when
+//! enrolment/revoked/<node>         durable   since when the node's certificates are refused
 //! ```
 //!
 //! All of it stands below the store's prefix (`/plexus/v1` unless configured), which only the backends know.
@@ -15,7 +18,7 @@ use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use crate::model::{InstanceId, NetworkName, NodeName, ServiceName, Slot};
+use crate::model::{InstanceId, NetworkName, NodeName, ServiceName, Slot, TokenId};
 
 /// Why a text is not a path.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -159,6 +162,53 @@ impl Key {
     }
 }
 
+/// What a path below `enrolment` means: who may prove to be whom. No catalog reads it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum EnrolmentKey {
+    /// A join token's uses.
+    Token(TokenId),
+    /// Who has a node's name.
+    Node(NodeName),
+    /// A node whose certificates are refused.
+    Revoked(NodeName),
+}
+
+impl EnrolmentKey {
+    /// The path that this key is written at.
+    #[must_use]
+    pub fn path(&self) -> Path {
+        Path(match self {
+            Self::Token(id) => format!("enrolment/tokens/{id}").into(),
+            Self::Node(node) => format!("enrolment/nodes/{node}").into(),
+            Self::Revoked(node) => format!("enrolment/revoked/{node}").into(),
+        })
+    }
+
+    /// The directory that holds all of it.
+    #[must_use]
+    pub fn all() -> Path {
+        Path("enrolment".into())
+    }
+
+    /// The directory of the nodes whose certificates are refused.
+    #[must_use]
+    pub fn revoked() -> Path {
+        Path("enrolment/revoked".into())
+    }
+
+    /// What stands at `path`, if it is of this kind.
+    #[must_use]
+    pub fn parse(path: &Path) -> Option<Self> {
+        let (kind, name) = path.as_str().strip_prefix("enrolment/")?.split_once('/')?;
+        Some(match kind {
+            "tokens" => Self::Token(name.parse().ok()?),
+            "nodes" => Self::Node(NodeName::new(name).ok()?),
+            "revoked" => Self::Revoked(NodeName::new(name).ok()?),
+            _ => return None,
+        })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -209,6 +259,21 @@ mod tests {
         assert!(instances.is_below(&Path::root()));
         for bad in ["", "/a", "a/", "a//b"] {
             assert!(Path::new(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn keys_of_enrolment_read_as_they_are_written() {
+        let node = NodeName::new("a").unwrap();
+        let id = TokenId([0xab; 16]);
+        for key in [EnrolmentKey::Token(id), EnrolmentKey::Node(node.clone()), EnrolmentKey::Revoked(node)] {
+            assert_eq!(EnrolmentKey::parse(&key.path()), Some(key.clone()));
+            assert!(key.path().is_below(&EnrolmentKey::all()) && Key::parse(&key.path()).is_none());
+        }
+        for other in
+            ["enrolment/tokens/AB", "enrolment/tokens/ab", "enrolment/nodes", "enrolment/x/a", "nodes/a"]
+        {
+            assert_eq!(EnrolmentKey::parse(&Path::new(other).unwrap()), None, "{other}");
         }
     }
 }

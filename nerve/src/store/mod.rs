@@ -42,7 +42,7 @@ pub use embedded::EmbeddedStore;
 pub use etcd::EtcdStore;
 #[cfg(test)]
 pub(crate) use etcd::TestCluster;
-pub use key::{Key, Path, PathError};
+pub use key::{EnrolmentKey, Key, Path, PathError};
 pub use metrics::Metrics;
 pub use open::{open, open_inherited};
 pub use session::{Session, SessionKeeper, SessionLost};

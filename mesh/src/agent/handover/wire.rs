@@ -11,13 +11,14 @@ use std::time::Duration;
 
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags, recvmsg, sendmsg, sockopt,
+    SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
 };
 use tokio::io::Interest;
 use tokio::net::UnixStream;
 
 use super::Error;
 use super::message::{Line, MAX_DESCRIPTORS, MAX_LINE, Message};
+use crate::credentials::{Peer, own_user};
 
 /// Read at a time.
 const CHUNK: usize = 16 * 1024;
@@ -25,12 +26,6 @@ const CHUNK: usize = 16 * 1024;
 const MOST_WAITING: usize = 16 * MAX_DESCRIPTORS;
 /// Lines of a later version that are left out in a row; beyond it, nothing is to be expected any more.
 const MOST_UNKNOWN: usize = 1000;
-
-/// Whose process is at the other end.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Peer {
-    pub(super) uid: u32,
-}
 
 /// A connection to another agent.
 #[derive(Debug)]
@@ -45,17 +40,10 @@ impl Wire {
         Self { stream, bytes: Vec::new(), descriptors: VecDeque::new() }
     }
 
-    /// Who connected, or whom we connected to, when that was; the kernel says so.
-    pub(super) fn peer(&self) -> io::Result<Peer> {
-        let credentials = sockopt::socket_peercred(&self.stream)?;
-        Ok(Peer { uid: credentials.uid.as_raw() })
-    }
-
-    /// Is it a process of this user, or of root?
+    /// May the process at the other end have our sockets, or give us its own? One of this user may, and of root.
     pub(super) fn check_peer(&self) -> Result<(), Error> {
-        let own = rustix::process::geteuid().as_raw();
-        let uid = self.peer()?.uid;
-        if trusted(uid, own) { Ok(()) } else { Err(Error::Stranger { uid, own }) }
+        let peer = Peer::of(&self.stream)?;
+        if peer.is_own() { Ok(()) } else { Err(Error::Stranger { uid: peer.uid, own: own_user() }) }
     }
 
     /// Does something come in time? Whatever it is stays to be received.
@@ -147,11 +135,6 @@ impl Wire {
         }
         Ok(bytes.len())
     }
-}
-
-/// May a process of this user have our sockets, or give us its own?
-fn trusted(uid: u32, own: u32) -> bool {
-    uid == own || uid == 0
 }
 
 fn send_beside(socket: BorrowedFd<'_>, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) -> io::Result<usize> {
@@ -292,17 +275,9 @@ mod tests {
         assert!(matches!(wire.receive("hello", SOON).await, Err(Error::HungUp("hello"))), "cut short");
     }
 
-    #[test]
-    fn only_root_and_the_same_user_are_trusted() {
-        assert!(trusted(1000, 1000) && trusted(0, 1000) && trusted(0, 0));
-        assert!(!trusted(1000, 0) && !trusted(1001, 1000));
-    }
-
     #[tokio::test]
-    async fn the_kernel_says_who_is_at_the_other_end() {
+    async fn a_process_of_this_user_may_take_part() {
         let (here, there) = pair();
-        let own = rustix::process::geteuid().as_raw();
-        assert_eq!((here.peer().unwrap(), there.peer().unwrap()), (Peer { uid: own }, Peer { uid: own }));
-        here.check_peer().unwrap();
+        assert!(here.check_peer().is_ok() && there.check_peer().is_ok());
     }
 }

@@ -65,7 +65,7 @@ impl Install {
         let linked = link(&program, &plugin)
             .map_err(failed(format!("linking {} to this program", plugin.display())))?;
         let file = conf_dir.join(format!("10-plexus-{name}.conflist"));
-        let text = format!("{:#}\n", conflist(&name, &network, reach.agent().other_url(), &labels));
+        let text = format!("{:#}\n", conflist(&name, &network, reach.agent().written(), &labels));
         let written = write(&file, &text).map_err(failed(format!("writing {}", file.display())))?;
         let message = format!(
             "containers that ask for {name} are attached to network {network}: {} and {}",

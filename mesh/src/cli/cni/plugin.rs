@@ -65,9 +65,9 @@ fn agent(
     if let Some(admin) = &configuration.admin {
         return Ok(admin.clone().with_token(token));
     }
-    let named = variable(api::URL_VARIABLE);
-    let url = named.as_ref().map_or(api::DEFAULT_URL.into(), |url| url.to_string_lossy());
+    let Some(url) = variable(api::URL_VARIABLE) else { return Ok(Client::usual().with_token(token)) };
     let client: Client = url
+        .to_string_lossy()
         .parse()
         .map_err(|error| Failure::new(Code::Environment, format!("{}: {error}", api::URL_VARIABLE)))?;
     Ok(client.with_token(token))

@@ -1,6 +1,7 @@
 //! Transcripts: commands against a real admin server on loopback, over a catalog and a store that the test fills.
 
 mod dns;
+mod end;
 mod names;
 mod network;
 mod upstreams;
@@ -185,6 +186,7 @@ impl World {
             plain: Arc::new(|_, instance| plain_of(instance.id.as_str())),
             host_routes: Arc::new(|| Box::pin(async { Ok(vec![host_route()]) })),
             examiner: Arc::new(|| Box::pin(async { Vec::new() })),
+            identity: None,
             watchers: Arc::new(watchers::two),
             resolver: Some(Arc::new(Busy)),
             name_server: Arc::new(dns::a_name_server),

@@ -7,7 +7,8 @@ use std::path::PathBuf;
 use nerve::model::UnixPath;
 
 use super::*;
-use crate::proxy::{Access, UnixListenerSpec};
+use crate::proxy::UnixListenerSpec;
+use crate::socket_file::Access;
 
 /// Sockets of one test, and the directory that goes with it.
 struct Sockets(tempfile::TempDir);

@@ -16,7 +16,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use nerve::store::{self, Entry, Key, Path, Revision, SnapshotCause, Swap, WatchEvent};
+use nerve::store::{self, EnrolmentKey, Entry, Key, Path, Revision, SnapshotCause, Swap, WatchEvent};
 use tokio::time::Instant;
 
 use super::Config;
@@ -399,7 +399,9 @@ impl Follower {
     /// Takes an entry that stands in the store; tells its key if this version knows what that means.
     fn take(&mut self, entry: Entry, changes: &mut Vec<Change>) -> Option<Key> {
         let Some(key) = Key::parse(&entry.path) else {
-            self.metrics.unknown.inc();
+            if EnrolmentKey::parse(&entry.path).is_none() {
+                self.metrics.unknown.inc();
+            }
             return None;
         };
         if self.grace.forget(&key) {

@@ -2,7 +2,7 @@
 //!
 //! A file that a dead process left is replaced; one at which somebody listens is never touched, nor one that is no socket. What
 //! was made here is known by its inode, so that another's file at the same path is not taken away. Names of users are looked
-//! up when the socket is opened.
+//! up when the socket is opened. For every room that listens on one; who is behind the socket is theirs to say.
 
 use std::fmt;
 use std::fs;
@@ -14,8 +14,10 @@ use nerve::model::UnixPath;
 use nix::unistd::{Group, User};
 use rustix::fs::{AtFlags, CWD, FileType, Gid, OFlags, Uid};
 use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
-use super::{TcpOptions, unix};
+/// Connections that wait to be accepted; the kernel caps this at `net.core.somaxconn`, and lets further clients wait or try again.
+const BACKLOG: i32 = 4096;
 
 /// Who may connect to a unix socket.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -65,7 +67,7 @@ enum Problem {
 
 /// A file of ours.
 #[derive(Debug)]
-pub(super) struct SocketFile {
+pub(crate) struct SocketFile {
     path: UnixPath,
     device: u64,
     inode: u64,
@@ -101,10 +103,10 @@ impl SocketFileError {
 
 impl SocketFile {
     /// Listens on the path, with a file that only those with `access` can connect to, from its first moment on.
-    pub(super) fn listen(path: &UnixPath, access: &Access) -> Result<(OwnedFd, Self), SocketFileError> {
+    pub(crate) fn listen(path: &UnixPath, access: &Access) -> Result<(OwnedFd, Self), SocketFileError> {
         let listen = || {
             make_room(path)?;
-            let socket = unix::bind(path).map_err(|error| match error {
+            let socket = bind(path).map_err(|error| match error {
                 Errno::ADDRINUSE => Problem::InUse,
                 Errno::NOENT => Problem::NoDirectory,
                 error => failed("making the socket")(error),
@@ -112,7 +114,8 @@ impl SocketFile {
             let file = Self::find(path, false).map_err(failed("looking at the socket"))?;
             // Nobody can connect before it listens.
             let opened = file.grant(access);
-            let opened = opened.and_then(|()| unix::listen(&socket).map_err(failed("listening")));
+            let opened =
+                opened.and_then(|()| rustix::net::listen(&socket, BACKLOG).map_err(failed("listening")));
             match opened {
                 Ok(()) => Ok((socket, file)),
                 Err(problem) => {
@@ -125,7 +128,7 @@ impl SocketFile {
     }
 
     /// The file of a socket that listens already; `None` where it is gone, so that nobody can connect to it.
-    pub(super) fn adopt(path: &UnixPath, access: &Access, is_lent: bool) -> Option<Self> {
+    pub(crate) fn adopt(path: &UnixPath, access: &Access, is_lent: bool) -> Option<Self> {
         let file = Self::find(path, is_lent).ok()?;
         if !is_lent && let Err(problem) = file.grant(access) {
             // It goes on as it was: that is better than no socket.
@@ -141,13 +144,13 @@ impl SocketFile {
     }
 
     /// Is it where clients look for it?
-    pub(super) fn is_there(&self) -> bool {
+    pub(crate) fn is_there(&self) -> bool {
         Self::find(&self.path, self.is_lent)
             .is_ok_and(|found| (found.device, found.inode) == (self.device, self.inode))
     }
 
     /// Takes it away, unless it is another's by now or was never ours.
-    pub(super) fn remove(&self) {
+    pub(crate) fn remove(&self) {
         if !self.is_lent && self.is_there() {
             // What cannot be removed is replaced by whoever listens there next.
             let _ = fs::remove_file(self.path.as_path());
@@ -174,6 +177,22 @@ impl SocketFile {
     }
 }
 
+/// A socket with the path as its name, at which nobody can connect before it listens.
+fn bind(path: &UnixPath) -> Result<OwnedFd, Errno> {
+    let socket = socket()?;
+    rustix::net::bind(&socket, &SocketAddrUnix::new(path.as_str())?)?;
+    Ok(socket)
+}
+
+fn connect(path: &UnixPath) -> Result<(), Errno> {
+    rustix::net::connect(socket()?, &SocketAddrUnix::new(path.as_str())?)
+}
+
+fn socket() -> Result<OwnedFd, Errno> {
+    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+    rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)
+}
+
 /// Removes what a dead process left.
 fn make_room(path: &UnixPath) -> Result<(), Problem> {
     let stat = match rustix::fs::statat(CWD, path.as_str(), AtFlags::SYMLINK_NOFOLLOW) {
@@ -184,7 +203,7 @@ fn make_room(path: &UnixPath) -> Result<(), Problem> {
     if FileType::from_raw_mode(stat.st_mode) != FileType::Socket {
         return Err(Problem::NoSocket);
     }
-    match unix::connect(path, &TcpOptions::default()) {
+    match connect(path) {
         Err(Errno::CONNREFUSED) => {}
         // Somebody accepts, is slow to, or is there with a socket of another type.
         Ok(_) | Err(Errno::AGAIN | Errno::PROTOTYPE) => return Err(Problem::InUse),
@@ -217,6 +236,11 @@ fn group(access: &Access) -> Result<Option<Gid>, Problem> {
         },
     };
     Ok(access.group.as_ref().map(number).transpose()?.map(Gid::from_raw))
+}
+
+impl Mode {
+    /// The owner and root alone.
+    pub const PRIVATE: Self = Self(0o600);
 }
 
 impl Default for Mode {

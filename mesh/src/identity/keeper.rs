@@ -1,0 +1,169 @@
+//! Keeping this node's certificate good: had when there is none, renewed at half its life.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use nerve::model::NodeName;
+use nerve::store::{Backoff, random_part};
+use rand::seq::SliceRandom;
+
+use super::authority::SKEW;
+use super::credentials::Credentials;
+use super::join::{self, Ask, JoinError};
+use super::signer::{Desk, OwnError, Signer};
+use super::state::State;
+use super::tls::Standing;
+use super::token::Token;
+
+/// The pauses between attempts.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(60));
+/// How long is slept at most before the time is looked at again: clocks are set, and machines are halted.
+const LOOK_AGAIN: Duration = Duration::from_secs(30);
+
+/// Where nodes that sign are.
+pub type Signers = Arc<dyn Fn() -> Vec<SocketAddr> + Send + Sync>;
+
+/// How a certificate is come by.
+pub(super) enum Source {
+    /// This node signs.
+    Own { signer: Arc<Signer>, desk: Arc<Desk> },
+    /// Others do; the token is for the first time.
+    Others { signers: Signers, token: Option<Token> },
+}
+
+pub(super) struct Keeper {
+    pub(super) node: NodeName,
+    pub(super) directory: PathBuf,
+    pub(super) source: Source,
+    pub(super) standing: Arc<Standing>,
+    pub(super) state: Arc<State>,
+}
+
+/// Why there is no new certificate.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum KeepError {
+    #[error("making this node's own certificate: {0}")]
+    Own(#[from] OwnError),
+    #[error(
+        "this node has no certificate that holds, and no join token: make one on a node that signs (`plexus join-token \
+         create`), and start the agent with `--join TOKEN`"
+    )]
+    NoToken,
+    #[error("no node that signs is known yet: the store lists none, and identity.signers is not set")]
+    NoSigner,
+    #[error("asking {address} for a certificate: {error}")]
+    Ask { address: SocketAddr, error: JoinError },
+}
+
+impl Keeper {
+    /// Does not end.
+    pub(super) async fn run(&self) {
+        let mut backoff = Self::pauses();
+        let mut due = self.state.certified().map(|certified| due(certified.not_before, certified.not_after));
+        loop {
+            if let Some(wait) = due.and_then(|due| due.duration_since(SystemTime::now()).ok()) {
+                tokio::time::sleep(wait.min(LOOK_AGAIN)).await;
+                continue;
+            }
+            match self.renew().await {
+                Ok(credentials) => {
+                    due = Some(self.take(&credentials).await);
+                    backoff = Self::pauses();
+                }
+                Err(error) => {
+                    self.state.failed(&error.to_string());
+                    tokio::time::sleep(backoff.next()).await;
+                }
+            }
+        }
+    }
+
+    fn pauses() -> Backoff {
+        Backoff::between(PAUSES.0, PAUSES.1)
+    }
+
+    async fn renew(&self) -> Result<Credentials, KeepError> {
+        match &self.source {
+            Source::Own { signer, desk } => {
+                desk.renew()?;
+                Ok(signer.certify_own(&self.node).await?)
+            }
+            Source::Others { signers, token } => {
+                let mut signers = signers();
+                signers.shuffle(&mut rand::rng());
+                let holds = self.state.certified().is_some_and(|known| known.not_after > SystemTime::now());
+                let asked_again = match holds {
+                    true => Some(self.ask_all(&signers, &Ask::Again(&self.standing)).await),
+                    false => None,
+                };
+                match (asked_again, token) {
+                    (Some(Ok(credentials)), _) => Ok(credentials),
+                    // It may have been revoked, and be let in anew.
+                    (_, Some(token)) => self.ask_all(&signers, &Ask::Token(token)).await,
+                    (Some(Err(error)), None) => Err(error),
+                    (None, None) => Err(KeepError::NoToken),
+                }
+            }
+        }
+    }
+
+    /// Asks one after the other.
+    async fn ask_all(&self, signers: &[SocketAddr], by: &Ask<'_>) -> Result<Credentials, KeepError> {
+        let mut why = KeepError::NoSigner;
+        for address in signers {
+            match join::ask(*address, &self.node, by).await {
+                Ok(credentials) => return Ok(credentials),
+                Err(error) => {
+                    why = KeepError::Ask { address: *address, error };
+                    tracing::debug!(error = %why, "a node that signs did not help");
+                }
+            }
+        }
+        Err(why)
+    }
+
+    /// Shows it from now on, and tells when it is to be renewed.
+    async fn take(&self, credentials: &Credentials) -> SystemTime {
+        let saved = {
+            let (credentials, directory) = (credentials.clone(), self.directory.clone());
+            tokio::task::spawn_blocking(move || credentials.save(&directory)).await
+        };
+        if let Err(error) = saved.unwrap_or_else(|panic| Err(std::io::Error::other(panic))) {
+            tracing::error!(directory = %self.directory.display(), %error, "this node's certificate cannot be kept for its next start");
+        }
+        match self.standing.take(credentials) {
+            Ok(()) => self.state.has(&credentials.certified, &credentials.roots),
+            Err(error) => self.state.failed(&error.to_string()),
+        }
+        due(credentials.certified.not_before, credentials.certified.not_after)
+    }
+}
+
+/// At half its life, and some time more or less: who joined together does not ask together.
+fn due(not_before: SystemTime, not_after: SystemTime) -> SystemTime {
+    let made = not_before + SKEW;
+    let life = not_after.duration_since(made).unwrap_or_default();
+    made + life * 9 / 20 + random_part(life / 10)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::UNIX_EPOCH;
+
+    use super::*;
+
+    #[test]
+    fn it_is_renewed_around_half_its_life() {
+        let made = UNIX_EPOCH + Duration::from_secs(1_000_000);
+        for life in [60, 86_400].map(Duration::from_secs) {
+            for _ in 0..50 {
+                let part = due(made - SKEW, made + life).duration_since(made).unwrap().as_secs_f64()
+                    / life.as_secs_f64();
+                assert!((0.45..=0.55).contains(&part), "{part}");
+            }
+        }
+        assert_eq!(due(made, made), made + SKEW);
+    }
+}

@@ -1,0 +1,153 @@
+//! Nodes that prove who they are.
+
+use std::fs;
+use std::time::Duration;
+
+use plexus_tests::{Cluster, Node, Settings, eventually, needs};
+
+const SOON: Duration = Duration::from_secs(15);
+const VARIABLE: &str = "PLEXUS_JOIN";
+
+/// What `plexus identity` says; a key of it as text.
+fn identity(node: &Node, key: &str) -> String {
+    node.plexus_json(["identity"])[key].as_str().unwrap_or_default().to_owned()
+}
+
+fn wait_identity(node: &Node) {
+    let id = format!("spiffe://mesh.internal/node/{}", node.name());
+    eventually!(SOON, identity(node, "id"), |known| *known == id);
+}
+
+fn join(node: &Node, token: &str) {
+    node.set_agent_variable(VARIABLE, token);
+    start_anew(node);
+}
+
+fn start_anew(node: &Node) {
+    if !node.agent_has_ended() {
+        node.kill_agent();
+    }
+    node.restart_agent();
+}
+
+fn refused(signer: &Node, reason: &str) -> f64 {
+    signer.metric("plexus_identity_refused_total", &format!("reason=\"{reason}\"")).unwrap_or_default()
+}
+
+/// Two nodes, of which the first certifies others for so long, and a third one that has nothing yet.
+fn certified(life: &str) -> Cluster {
+    let cluster = Cluster::of(3).without_agents().start();
+    let [a, b, c] = cluster.nodes();
+    let authority = a.directory().join("ca");
+    let said = a.plexus(["ca", "init", authority.to_str().expect("a text")]).ok();
+    assert!(said.contains("authority of mesh.internal"), "{said}");
+    let more = format!("[identity]\nauthority = \"ca\"\nlife = \"{life}\"\n");
+    a.configure(&Settings { more, ..cluster.settings().clone() });
+    [b, c].iter().for_each(|node| node.configure(cluster.settings()));
+    a.restart_agent();
+    wait_identity(a);
+    let token = a.plexus(["join-token", "create"]).ok();
+    join(b, token.trim());
+    wait_identity(b);
+    c.restart_agent();
+    cluster
+}
+
+#[test]
+fn a_node_joins_by_a_token_and_is_known_after_a_restart_without_one() {
+    needs!("etcd", "etcdctl");
+    let cluster = certified("1h");
+    let [a, b, c] = cluster.nodes();
+    let authorities = |node: &Node| node.plexus_json(["identity"])["authorities"].clone();
+    assert_eq!(authorities(a), authorities(b));
+
+    // Nobody is certified who has nothing to show; a token lets in as many as it says.
+    let said = c.plexus(["identity"]).refused();
+    assert!(said.contains("--join TOKEN"), "{said}");
+    let said = b.plexus(["join-token", "create"]).refused();
+    assert!(said.contains("does not sign"), "{said}");
+    let token = a.plexus(["join-token", "create", "--node", "another"]).ok();
+    join(c, token.trim());
+    eventually!(SOON, identity(c, "problem"), |problem| problem.contains("is for the node another alone"));
+    assert!(refused(a, "token_for_another") >= 1.0);
+    assert_eq!(identity(c, "id"), "");
+    let token = a.plexus(["join-token", "create", "--ttl", "5m"]).ok();
+    join(c, token.trim());
+    wait_identity(c);
+
+    // What it has is its own, and enough for the next start.
+    let kept = c.directory().join("state/identity/identity.json");
+    let mode = std::os::unix::fs::MetadataExt::mode(&fs::metadata(&kept).expect("a file"));
+    assert_eq!(mode & 0o777, 0o600);
+    let until = identity(c, "not_after");
+    join(c, token.trim());
+    wait_identity(c);
+    assert_eq!(identity(c, "not_after"), until, "the one of before");
+
+    // The token is spent, and stands nowhere.
+    fs::remove_file(&kept).expect("removed");
+    start_anew(c);
+    eventually!(SOON, identity(c, "problem"), |problem| problem.contains("token_used_up")
+        || problem.contains("name_taken"));
+    let metrics = a.admin("/metrics").expect("an answer").body;
+    for text in [a.agent_log(), c.agent_log(), metrics] {
+        assert!(!text.contains(token.trim()) && !text.contains("PRIVATE KEY"), "{text}");
+    }
+}
+
+#[test]
+fn certificates_are_renewed_and_those_of_a_revoked_node_are_not() {
+    needs!("etcd", "etcdctl");
+    let cluster = certified("10s");
+    let [a, b, c] = cluster.nodes();
+    join(c, a.plexus(["join-token", "create"]).ok().trim());
+    wait_identity(c);
+    for node in [a, b, c] {
+        let first = identity(node, "not_after");
+        eventually!(SOON, identity(node, "not_after"), |until| *until != first);
+    }
+
+    // Any node takes the word of an operator, and each hears of it.
+    let said = b.plexus(["node", "revoke", c.name()]).ok();
+    assert!(said.contains("join-token create --node"), "{said}");
+    for node in [a, b, c] {
+        let revoked = || node.plexus_json(["identity"])["revoked"][0]["node"].clone();
+        eventually!(SOON, revoked(), |revoked| revoked == c.name());
+        assert_eq!(node.metric("plexus_identity_revoked_nodes", ""), Some(1.0));
+    }
+    eventually!(SOON, identity(c, "problem"), |problem| problem.contains("asking"));
+    let before = identity(b, "not_after");
+    eventually!(SOON, identity(b, "not_after"), |until| *until != before);
+
+    // A token for anyone does not bring it back, one for itself does.
+    join(c, a.plexus(["join-token", "create", "--uses", "9"]).ok().trim());
+    eventually!(SOON, identity(c, "problem"), |problem| problem.contains("were revoked"));
+    assert!(refused(a, "revoked") >= 1.0);
+    join(c, a.plexus(["join-token", "create", "--node", c.name(), "--unlimited"]).ok().trim());
+    eventually!(SOON, identity(c, "problem"), |problem| problem.is_empty());
+    wait_identity(c);
+
+    // Without who signs, what is there holds until it ends; then it is said, and put right when one is back.
+    a.kill_agent();
+    eventually!(SOON, identity(b, "problem"), |problem| !problem.is_empty());
+    a.start_agent();
+    eventually!(SOON, identity(b, "problem"), |problem| problem.is_empty());
+}
+
+#[test]
+fn an_authority_that_is_not_kept_well_is_not_used() {
+    needs!("etcd", "etcdctl");
+    let cluster = Cluster::of(1).without_agents().start();
+    let [a] = cluster.nodes();
+    let directory = a.directory().join("ca");
+    let directory = directory.to_str().expect("a text");
+    let _ = a.plexus(["ca", "init", directory]).ok();
+    let said = a.plexus(["ca", "init", directory]).refused();
+    assert!(said.contains("not overwritten"), "{said}");
+    let _ = a.exec("chmod", &["644", &format!("{directory}/root-key.pem")]).ok();
+    let more = "[identity]\nauthority = \"ca\"\n".to_owned();
+    a.configure(&Settings { more, ..cluster.settings().clone() });
+    a.start_agent();
+    assert!(!a.wait_agent_end(SOON).success());
+    assert!(a.agent_log().contains("chmod 600"), "{}", a.agent_log());
+}
