@@ -351,6 +351,14 @@ impl Board {
         }
     }
 
+    /// The node itself is another's: what is on it is not registered before that is settled.
+    pub(super) fn node_refused(&self, refusal: Refusal) {
+        for target in self.targets().into_iter().filter(|target| *target != Target::Node) {
+            self.failed(&target, "it waits until the node itself can be registered");
+        }
+        self.refused(&Target::Node, refusal);
+    }
+
     /// The agent leaves and the store has confirmed it.
     pub(super) fn all_withdrawn(&self) {
         for target in self.targets() {

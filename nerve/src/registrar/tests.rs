@@ -314,6 +314,10 @@ async fn a_node_name_that_is_taken_registers_nothing_until_it_is_free() {
     assert!(problem.message.starts_with("node name a is taken by an agent at 192.0.2.99"), "{problem:?}");
     assert_eq!(agent.metrics.refused.with_label_values(&["duplicate_node"]).get(), 1);
     assert!(healths(&store).await.is_empty());
+    let (refused, tries) = (agent.handle.node(), agent.metrics.writes.with_label_values(&["refused"]));
+    let before = tries.get();
+    eventually("tried again", async || tries.get() >= before + 2).await;
+    assert_eq!(agent.handle.node(), refused, "since the first time");
     assert_eq!(store.records::<Node>("nodes").await[0].address.to_string(), "192.0.2.99");
     store.inner.delete(&Path::new("nodes/a").unwrap()).await.unwrap();
     registered(&store, &[Health::Passing]).await;

@@ -339,10 +339,11 @@ impl Writer {
             Ok(Settled::Refused(refusal)) => {
                 count("refused");
                 self.confirmed.remove(&target);
-                if target == Target::Node {
-                    self.board.all_pending("it waits until the node itself can be registered");
+                match target {
+                    // It stays refused all the while: whoever waits for its end must not take it for undecided.
+                    Target::Node => self.board.node_refused(refusal),
+                    Target::Instance(_) => self.board.refused(&target, refusal),
                 }
-                self.board.refused(&target, refusal);
                 refused.insert(target);
             }
             Err(error) => {
