@@ -16,6 +16,7 @@ pub mod identity;
 pub mod ingress;
 pub mod inherited;
 pub mod link_local;
+pub mod mtls;
 mod netlink;
 mod netns;
 mod nft;

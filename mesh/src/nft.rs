@@ -167,6 +167,21 @@ async fn printed(arguments: &[&str]) -> Result<Option<String>, Error> {
     }
 }
 
+/// So many packets a named counter of a table has counted; `None` where there is none.
+pub(crate) async fn counted(table: Table, counter: &str) -> Result<Option<u64>, Error> {
+    let Some(text) = printed(&["list", "counter", table.family, table.name, counter]).await? else {
+        return Ok(None);
+    };
+    Ok(packets(&text))
+}
+
+/// `packets 3 bytes 180`, somewhere in what nft prints.
+fn packets(text: &str) -> Option<u64> {
+    let mut words = text.split_whitespace();
+    words.find(|word| *word == "packets")?;
+    words.next()?.parse().ok()
+}
+
 /// Every table with its chains and without their rules, as nft prints them.
 pub(crate) async fn chains() -> Result<String, Error> {
     let output = run(&["list", "chains"], "").await?;
@@ -336,6 +351,12 @@ impl Events {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_counter_has_counted_is_read_from_what_nft_prints() {
+        let text = "table inet x {\n\tcounter refused {\n\t\tpackets 3 bytes 180\n\t}\n}\n";
+        assert_eq!((packets(text), packets("table inet x {\n}\n")), (Some(3), None));
+    }
 
     /// A message as the kernel sends it.
     fn message(kind: u16, family: u8, attributes: &[(u16, &[u8])]) -> Vec<u8> {

@@ -11,9 +11,9 @@ use anyhow::{Context as _, bail, ensure};
 use mesh::balance::{self, Balancer, Place, Surroundings};
 use mesh::proxy::{
     Config, DataPlane, Identify, ListenerSpec, Metrics, Refusal, Sharing, TunnelCall, TunnelCredentials,
-    TunnelListenerSpec, TunnelPeer, TunnelTargets,
+    TunnelListenerSpec, TunnelPeer, TunnelTargets, TunnelWays,
 };
-use nerve::model::{Address, NodeName, ServiceName};
+use nerve::model::{Address, MtlsMode, NodeName, ServiceName};
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -96,7 +96,8 @@ pub(crate) fn run(node: &str, directory: &Path) -> anyhow::Result<()> {
 fn serve_clients(plane: &DataPlane, node: &Node) -> anyhow::Result<Vec<mesh::proxy::Listener>> {
     let receiver = NodeName::new(RECEIVER)?;
     if node.encrypted {
-        plane.tunnels().set_peers([TunnelPeer { node: receiver, address: PORT.into() }]);
+        let peer = TunnelPeer { node: receiver, address: PORT.into() };
+        plane.tunnels().set_ways(TunnelWays::new(MtlsMode::Strict, None, [peer]));
     }
     let (catalog, mut writer) = Catalog::new();
     let instances = node.endpoints.iter().enumerate().map(|(id, at)| {

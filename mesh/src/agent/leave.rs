@@ -28,7 +28,8 @@ pub(super) async fn leave(rooms: Rooms) {
     rooms.enter(Phase::Draining);
     rooms.owners.ingress.stop_token().cancel();
     let deadline = rooms.config.drain.deadline.get();
-    note_forced(rooms.ingress.drain(deadline).await);
+    let (forced, streams) = tokio::join!(rooms.ingress.drain(deadline), rooms.mtls.drain(deadline));
+    note_forced(forced + streams);
     rooms.owners.vip.shutdown().await;
     rooms.vip.withdraw().await;
     rooms.steer.withdraw().await;
@@ -59,8 +60,9 @@ pub(super) async fn to(successor: Successor, mut rooms: Rooms) {
         }
     };
     // Ingress goes on to follow endpoints, for connections that are open.
-    let (forced, ()) = tokio::join!(rooms.ingress.hand_over(deadline), names);
-    note_forced(forced);
+    let streams = rooms.mtls.hand_over(deadline);
+    let (forced, streams, ()) = tokio::join!(rooms.ingress.hand_over(deadline), streams, names);
+    note_forced(forced + streams);
     end(rooms).await;
 }
 

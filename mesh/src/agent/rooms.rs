@@ -25,7 +25,7 @@ use crate::drain::DrainTrigger;
 use crate::inherited::Inherited;
 use crate::proxy::DataPlane;
 use crate::readiness::{Guard, Readiness};
-use crate::{admin, ingress, link_local, overlay, steer, vip};
+use crate::{admin, ingress, link_local, mtls, overlay, steer, vip};
 
 /// The catalog on disk, in the state directory.
 const MEMORY_FILE: &str = "catalog.json";
@@ -46,6 +46,7 @@ pub(super) struct Rooms {
     pub(super) announcements: announce::Handle,
     pub(super) plane: Arc<DataPlane>,
     pub(super) ingress: ingress::Handle,
+    pub(super) mtls: mtls::Handle,
     pub(super) vip: vip::Handle,
     pub(super) steer: steer::Handle,
     pub(super) overlay: overlay::Handle,
@@ -228,6 +229,7 @@ impl Rooms {
         }
         self.synapse_conf.read_again().await;
         self.follow_synapse_conf(&config);
+        self.mtls.reload(&config.mtls());
         // The rest stays what it is until a restart, and is compared with what runs next time too.
         self.config.services = config.services;
         self.config.watchers = config.watchers;
@@ -237,6 +239,7 @@ impl Rooms {
         self.config.admin = self.config.admin.clone().reloaded(config.admin);
         self.config.log = config.log;
         self.config.dns.query_log = config.dns.query_log;
+        self.config.mtls = config::Mtls { listen: self.config.mtls.listen.clone(), ..config.mtls };
     }
 
     /// Tells everyone what is in force of it, and of what our own configuration says of the same.

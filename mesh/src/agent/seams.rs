@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
 use nerve::announce;
@@ -20,7 +20,7 @@ use crate::api::{
 };
 use crate::balance::EndpointReport;
 use crate::config::{Config, Recursion};
-use crate::{dns, docker, doctor, identity, ingress, link_local, overlay, steer, vip};
+use crate::{dns, docker, doctor, identity, ingress, link_local, mtls, overlay, steer, vip};
 
 impl Traffic for ingress::Handle {
     fn endpoint(&self, service: &ServiceName, endpoint: &InstanceId) -> Counts {
@@ -291,7 +291,8 @@ pub(super) struct Problems {
     pub(super) files: output::Files,
     pub(super) haproxy: haproxy::Handle,
     /// Empty while the agent starts.
-    pub(super) identity: Arc<OnceLock<identity::Handle>>,
+    pub(super) identity: identity::Handle,
+    pub(super) mtls: mtls::Handle,
     /// The unix socket of the admin interface.
     pub(super) admin: admin::SocketHandle,
     /// What of a reload could not be applied.
@@ -340,7 +341,8 @@ impl Problems {
         let synapse = synapse.map(|wrong| problem("synapse", format!("{}: {}", wrong.place, wrong.message)));
         let files = self.files.failures().into_iter().map(|message| problem("output", message));
         let haproxy = self.haproxy.problems().into_iter().map(|message| problem("haproxy", message));
-        let identity = self.identity.get().and_then(identity::Handle::problem);
+        let identity = self.identity.problem();
+        let mtls = self.mtls.problems().into_iter().map(|message| problem("mtls", message));
         let admin = self.admin.problem().map(|message| problem("admin", message));
         let reload = self.reload.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let door = self.door.lock().unwrap_or_else(PoisonError::into_inner).clone();
@@ -359,6 +361,7 @@ impl Problems {
             .chain(admin)
             .chain(door.map(|message| problem("handover", message)))
             .chain(identity.map(|message| problem("identity", message)))
+            .chain(mtls)
             .chain(records)
             .chain(reload.map(|message| problem("config", message)))
             .collect()

@@ -25,6 +25,7 @@ use super::name_server::NameServer;
 use super::rooms::{Owners, Rooms, findings_file, memory_file, sections_file};
 use super::seams::{Problems, examiner, name_server, seen_instead, watchers as watcher_states};
 use super::synapse_conf::SynapseConf;
+use super::trust;
 use super::{Origin, Phase, Succession};
 use crate::api::TookOver;
 use crate::config::Config;
@@ -32,7 +33,7 @@ use crate::drain;
 use crate::inherited::Inherited;
 use crate::proxy::DataPlane;
 use crate::readiness::Readiness;
-use crate::{admin, balance, dns, docker, identity, ingress, link_local, overlay, proxy, routes, steer, vip};
+use crate::{admin, balance, dns, docker, ingress, link_local, overlay, proxy, routes, steer, vip};
 
 /// How long a start waits for places where services are found besides the store. One that is out of reach says so, mostly sooner.
 const WATCHED_WITHIN: Duration = Duration::from_secs(3);
@@ -86,7 +87,6 @@ impl Rooms {
         let (mut rooms, admin) = Self::compose(config, bound, estate, &registry, metrics).await?;
         rooms.keep_memory();
         rooms.enter(Phase::Starting);
-        rooms.start_identity(&registry)?;
         let took_over = match taking {
             Some(taking) => Some(rooms.serve_instead(taking, &inherited).await?),
             None => {
@@ -135,8 +135,12 @@ impl Rooms {
         // What this node says of itself.
         let services = ConfigSource::new(config.services.clone());
         let sources = (&services, &overlay);
+        let identity = trust::start_identity(&config, &catalog, &store, registry, &owners.rest)?;
+        let tunnel_port = trust::tunnel_port(&config, &identity);
         let (registrar, smartstack) =
-            start_registrar(&config, &store, sources, registry, &owners.registrar, left.registrar).await?;
+            start_registrar((&config, tunnel_port), &store, sources, registry, &owners.registrar, left.registrar).await?;
+        let means = (&bound.plane, &identity, &catalog, &registrar, inherited.clone());
+        let mtls = trust::start_mtls(&config, means, registry, &owners)?;
         let announcements = start_announcing(&config, &registrar, registry, &owners)?;
 
         // What other programs are told.
@@ -156,7 +160,8 @@ impl Rooms {
             synapse_conf: synapse_conf.clone(),
             files: output::Files::new(synapse_conf.targets(&config)),
             haproxy: haproxy.clone(),
-            identity: Arc::default(),
+            identity,
+            mtls: mtls.clone(),
             admin: bound.admin.socket(),
             reload: Arc::default(),
             door: Arc::default(),
@@ -173,6 +178,7 @@ impl Rooms {
             announcements,
             plane: bound.plane,
             ingress,
+            mtls,
             vip,
             steer,
             overlay,
@@ -261,26 +267,6 @@ impl Rooms {
         }
     }
 
-    /// This node proves itself, where there is something to prove it by.
-    fn start_identity(&self, registry: &Registry) -> anyhow::Result<()> {
-        let metrics = identity::Metrics::new()?;
-        metrics.register(registry)?;
-        let (catalog, given) = (self.catalog.clone(), self.config.identity.signers.clone());
-        let listed = move || {
-            let nodes = catalog.nodes();
-            let signer = |node: &Arc<nerve::model::Node>| Some((node.address, node.signer_port?).into());
-            nodes.iter().filter_map(signer).collect()
-        };
-        let signers: identity::Signers =
-            if given.is_empty() { Arc::new(listed) } else { Arc::new(move || given.clone()) };
-        let config = self.config.identity()?;
-        let handle = identity::start(config, &self.store, signers, &metrics, &self.owners.rest);
-        let handle = handle.context("identity: this node is to certify others, and cannot")?;
-        // Nobody has set it before.
-        let _ = self.problems.identity.set(handle);
-        Ok(())
-    }
-
     /// The agent before served Docker until now.
     fn start_docker(&mut self, registry: &Registry) -> anyhow::Result<()> {
         let Some((config, links)) = self.config.docker().zip(self.overlay.docker().cloned()) else {
@@ -331,7 +317,7 @@ impl Rooms {
             examiner: examiner(&self.overlay),
             resolver: resolver(self.name_server.as_ref()),
             name_server: name_server(&self.config, &self.problems),
-            identity: self.problems.identity.get().cloned(),
+            identity: Some(self.problems.identity.clone()),
             problems: Arc::new(move || listed.list()),
         };
         self.admin_sockets = bound.sockets().into_iter().map(Arc::new).collect();
@@ -361,6 +347,7 @@ fn this_node(config: &Config) -> nerve::model::Node {
         region: config.node.region.clone(),
         zone: config.node.zone.clone(),
         signer_port: config.registrar().signer_port,
+        tunnel_port: None,
         version: env!("CARGO_PKG_VERSION").to_owned(),
         draining: false,
     }
@@ -530,7 +517,7 @@ async fn start_watching(
 }
 
 async fn start_registrar(
-    config: &Config,
+    (config, tunnel_port): (&Config, Option<u16>),
     store: &Arc<dyn Store>,
     (services, overlay): (&ConfigSource, &overlay::Handle),
     registry: &Registry,
@@ -556,8 +543,8 @@ async fn start_registrar(
     sources.extend(docker.as_ref().map(|docker| docker as &dyn Source));
     sources.extend(attached.as_ref().map(|attached| attached as &dyn Source));
     sources.extend(smartstack.as_ref().map(|smartstack| smartstack as &dyn Source));
-    let registrar =
-        registrar::start(config.registrar(), Arc::clone(store), &sources, api, tasks, metrics, carried);
+    let config = registrar::Config { tunnel_port, ..config.registrar() };
+    let registrar = registrar::start(config, Arc::clone(store), &sources, api, tasks, metrics, carried);
     Ok((registrar, smartstack))
 }
 

@@ -118,6 +118,7 @@ pub(super) enum Life {
 pub struct Endpoint {
     id: InstanceId,
     node: NodeName,
+    is_registered: bool,
     address: Address,
     datagrams: Option<SocketAddr>,
     /// Of its id: where it stands for the hash policies, on every node.
@@ -135,7 +136,7 @@ pub struct Endpoint {
 impl Endpoint {
     pub(super) fn new(
         id: InstanceId,
-        node: NodeName,
+        (node, is_registered): (NodeName, bool),
         (address, datagrams): (Address, Option<SocketAddr>),
         shared: Arc<Shared>,
     ) -> Self {
@@ -143,6 +144,7 @@ impl Endpoint {
             hash: hash::bytes(id.as_str().as_bytes(), 0),
             id,
             node,
+            is_registered,
             address,
             datagrams,
             shared,
@@ -166,6 +168,12 @@ impl Endpoint {
     #[must_use]
     pub fn node(&self) -> &NodeName {
         &self.node
+    }
+
+    /// The node that has registered it; `None`: none has, a watcher has found it somewhere else.
+    #[must_use]
+    pub fn registered_by(&self) -> Option<&NodeName> {
+        self.is_registered.then_some(&self.node)
     }
 
     /// Where to connect to.

@@ -113,10 +113,15 @@ impl Pool {
                 }
             };
             let key = (&instance.id, addresses);
-            let endpoint = match before.remove(&key) {
-                Some(entry) => Arc::clone(&entry.endpoint),
+            let is_registered = listed.watcher.is_none();
+            let same = |entry: &&&Entry| entry.endpoint.registered_by().is_some() == is_registered;
+            let endpoint = match before.get(&key).filter(same).copied() {
+                Some(entry) => {
+                    before.remove(&key);
+                    Arc::clone(&entry.endpoint)
+                }
                 None => {
-                    let (id, node) = (instance.id.clone(), instance.node.clone());
+                    let (id, node) = (instance.id.clone(), (instance.node.clone(), is_registered));
                     Arc::new(Endpoint::new(id, node, key.1, Arc::clone(shared)))
                 }
             };

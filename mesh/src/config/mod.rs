@@ -10,6 +10,7 @@ mod checks;
 mod dns;
 mod docker;
 mod identity;
+mod mtls;
 mod localhost;
 mod machine;
 mod output;
@@ -33,6 +34,7 @@ pub use checks::Checks;
 pub use dns::{Dns, QueryLog, Rate, Recursion, Route, ServeStale, Ttls};
 pub use docker::Docker;
 pub use identity::{Identity, JoinTokenError};
+pub use mtls::Mtls;
 pub use localhost::{Listen, Localhost};
 pub use machine::Machine;
 pub use output::{Output, OutputFiles};
@@ -80,6 +82,8 @@ pub struct Config {
     pub admin: Admin,
     /// `[identity]`.
     pub identity: Identity,
+    /// `[mtls]`.
+    pub mtls: Mtls,
     /// `[drain]`.
     pub drain: Drain,
     /// `[log]`.
@@ -140,6 +144,7 @@ impl Config {
         let dns = root.section_or_empty("dns", Dns::read);
         let admin = root.section_or_empty("admin", |section| Admin::read(section, state_dir.as_deref()));
         let identity = root.section_or_empty("identity", |section| Identity::read(section, base));
+        let mtls = root.section_or_empty("mtls", Mtls::read);
         let drain = root.section_or_empty("drain", Drain::read);
         let log = root.section_or_empty("log", Log::read);
         let services = match &node {
@@ -171,6 +176,7 @@ impl Config {
             dns: dns?,
             admin: admin?,
             identity: identity?,
+            mtls: mtls?,
             drain,
             log,
             services: services?,

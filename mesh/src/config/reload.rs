@@ -21,6 +21,8 @@ const LIVE: &[&str] = &[
     "admin.socket_role",
     "admin.token",
     "dns.query_log",
+    "mtls.mode",
+    "mtls.local_links",
 ];
 
 /// The keys that differ, as they are written in the file (`dns.ttl`).

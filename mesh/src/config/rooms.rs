@@ -11,7 +11,7 @@ use nerve::store::StoreConfig;
 use super::identity::{Identity, JoinTokenError, join_token};
 use super::{Config, Nerve, Node};
 use crate::link_local::LinkLocal;
-use crate::{dns, docker, identity, ingress, overlay, proxy, steer, vip};
+use crate::{dns, docker, identity, ingress, mtls, overlay, proxy, steer, vip};
 
 impl Node {
     /// What definitions of instances take from the node.
@@ -64,6 +64,17 @@ impl Config {
             life: life.get(),
             token,
         })
+    }
+
+    /// What mutual TLS between nodes is told.
+    #[must_use]
+    pub fn mtls(&self) -> mtls::Config {
+        mtls::Config {
+            node: self.node.name.clone(),
+            mode: self.mtls.mode,
+            listen: self.mtls.listen(self.node.address),
+            local_links: self.mtls.local_links.as_slice().into(),
+        }
     }
 
     /// What the registrar is told.

@@ -75,7 +75,8 @@ fn listeners(config: &Config) -> Vec<Listener> {
         LocalListen::Ip(address) => Some(Listener { section: "ingress", key: "localhost", address }),
         LocalListen::Unix(..) => None,
     });
-    admin.chain(dns).chain(localhost).collect()
+    let tunnels = config.mtls.listen.iter().map(|&a| Listener { section: "mtls", key: "listen", address: a });
+    admin.chain(dns).chain(localhost).chain(tunnels).collect()
 }
 
 /// Can the two not be bound at the same time? Port 0 is another one each time.

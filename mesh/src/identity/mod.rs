@@ -15,6 +15,7 @@ mod follow;
 mod join;
 mod keeper;
 mod metrics;
+mod mutual;
 mod private_file;
 mod protocol;
 mod revoked;
@@ -42,6 +43,7 @@ pub use certificate::{CertificateError, Certified};
 pub use fingerprint::Fingerprint;
 pub use keeper::Signers;
 pub use metrics::Metrics;
+pub use mutual::Mutual;
 pub use spiffe::{SpiffeError, SpiffeId, Subject, TrustDomain};
 pub use token::{Grant, Terms, Token, TokenError};
 

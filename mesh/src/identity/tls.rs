@@ -17,6 +17,8 @@ use rustls::{
     RootCertStore, ServerConfig, SignatureScheme,
 };
 
+use tokio::sync::watch;
+
 use super::certificate::{CertificateError, Certified};
 use super::credentials::{Credentials, CredentialsError};
 use super::revoked::Revoked;
@@ -84,6 +86,7 @@ pub(super) struct Standing {
     shown: ArcSwapOption<CertifiedKey>,
     roots: ArcSwapOption<Roots>,
     revoked: ArcSwap<Revoked>,
+    changes: watch::Sender<u64>,
 }
 
 impl Default for Standing {
@@ -92,6 +95,7 @@ impl Default for Standing {
             shown: ArcSwapOption::empty(),
             roots: ArcSwapOption::empty(),
             revoked: ArcSwap::from_pointee(Revoked::default()),
+            changes: watch::Sender::new(0),
         }
     }
 }
@@ -111,6 +115,7 @@ impl Standing {
         let key = key.map_err(malformed)?;
         self.roots.store(Some(Arc::new(roots)));
         self.shown.store(Some(Arc::new(key)));
+        self.changed();
         Ok(())
     }
 
@@ -122,6 +127,20 @@ impl Standing {
 
     pub(super) fn refuse(&self, revoked: Revoked) {
         self.revoked.store(Arc::new(revoked));
+        self.changed();
+    }
+
+    fn changed(&self) {
+        self.changes.send_modify(|changes| *changes += 1);
+    }
+
+    /// Counts up with each change of what is shown or believed.
+    pub(super) fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
+    }
+
+    pub(super) fn trust_domain(&self) -> Option<TrustDomain> {
+        self.roots.load().as_ref().map(|roots| roots.trust_domain.clone())
     }
 
     pub(super) fn revoked(&self) -> Arc<Revoked> {

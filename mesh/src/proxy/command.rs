@@ -4,6 +4,8 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::task::Wake;
 
+use nerve::model::NodeName;
+
 use super::arena::Key;
 use super::inbox::Inbox;
 use super::peer::Peer;
@@ -28,6 +30,8 @@ pub(super) enum Command {
     HandOver(ListenerId),
     /// Reset the listener's connections.
     Reset(ListenerId),
+    /// Break off what goes by tunnels to a node, or comes by those from it.
+    CutTunnels(NodeName),
     /// End the connections of an endpoint.
     Close(Arc<Endpoint>, Closing),
     /// A place may be free for a connection that waits for one.

@@ -57,13 +57,15 @@ pub enum Dropped {
     ClientReset,
     /// The endpoint reset it.
     EndpointReset,
+    /// The node that its endpoint is on was revoked.
+    NodeRevoked,
     /// A mistake in this program; the log has it.
     Panic,
 }
 
 impl Dropped {
     /// Every reason there is.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::NoEndpoint,
         Self::ConnectFailed,
         Self::ConnectDeadline,
@@ -78,6 +80,7 @@ impl Dropped {
         Self::Drain,
         Self::ClientReset,
         Self::EndpointReset,
+        Self::NodeRevoked,
         Self::Panic,
     ];
 
@@ -99,6 +102,7 @@ impl Dropped {
             Self::Drain => "drain",
             Self::ClientReset => "client_reset",
             Self::EndpointReset => "endpoint_reset",
+            Self::NodeRevoked => "node_revoked",
             Self::Panic => "panic",
         }
     }

@@ -37,6 +37,27 @@ pub(super) struct Tally {
     pub(super) retries: Count,
     dropped: [Count; Dropped::ALL.len()],
     plain: [Count; Plain::ALL.len()],
+    without_tunnel: [Count; WithoutTunnel::ALL.len()],
+}
+
+/// What becomes of a connection to another node's endpoint for which there is to be a tunnel, and is none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum WithoutTunnel {
+    /// It goes directly.
+    InClear,
+    /// It does not go there.
+    Refused,
+}
+
+impl WithoutTunnel {
+    const ALL: [Self; 2] = [Self::InClear, Self::Refused];
+
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::InClear => "in_clear",
+            Self::Refused => "refused",
+        }
+    }
 }
 
 /// The tallies of all services and threads, and the families that they become.
@@ -49,6 +70,7 @@ struct Tallies {
     retries: IntCounterVec,
     dropped: IntCounterVec,
     plain: IntCounterVec,
+    without_tunnel: IntCounterVec,
 }
 
 impl Tally {
@@ -58,6 +80,10 @@ impl Tally {
 
     pub(super) fn plain(&self, reason: Plain) {
         self.plain[reason as usize].add(1);
+    }
+
+    pub(super) fn without_tunnel(&self, then: WithoutTunnel) {
+        self.without_tunnel[then as usize].add(1);
     }
 }
 
@@ -90,6 +116,11 @@ impl Metrics {
                 "plexus_connections_plain_total",
                 "Connections to endpoints that see this node's address although the service asks for the client's, by reason.",
                 &["service", "reason"],
+            )?,
+            without_tunnel: counters(
+                "plexus_connections_without_tunnel_total",
+                "Connections to endpoints of other nodes that were to go by a tunnel and had none, by what became of them.",
+                &["service", "then"],
             )?,
         };
         Ok(Self {
@@ -167,6 +198,12 @@ impl Tallies {
                     raise(&self.plain, &[service, reason.as_str()], count);
                 }
             }
+            for then in WithoutTunnel::ALL {
+                let count = sum(&|t| t.without_tunnel[then as usize].get());
+                if count > 0 {
+                    raise(&self.without_tunnel, &[service, then.as_str()], count);
+                }
+            }
             // In this order, so that one that ends in between is not counted below zero.
             let ended = sum(&|t| t.ended.get());
             let open = sum(&|t| t.accepted.get()).saturating_sub(ended);
@@ -174,8 +211,9 @@ impl Tallies {
         }
     }
 
-    fn families(&self) -> [&dyn Collector; 6] {
-        [&self.connections, &self.active, &self.bytes, &self.retries, &self.dropped, &self.plain]
+    fn families(&self) -> [&dyn Collector; 7] {
+        let Self { connections, active, bytes, retries, dropped, plain, without_tunnel, .. } = self;
+        [connections, active, bytes, retries, dropped, plain, without_tunnel]
     }
 }
 
@@ -209,6 +247,11 @@ mod tests {
             threads[1].dropped(reason);
             metrics.tallies.add_up();
             assert_eq!(metrics.tallies.dropped.with_label_values(&["web", reason.as_str()]).get(), 2);
+        }
+        for then in WithoutTunnel::ALL {
+            threads[0].without_tunnel(then);
+            metrics.tallies.add_up();
+            assert_eq!(metrics.tallies.without_tunnel.with_label_values(&["web", then.as_str()]).get(), 1);
         }
         for reason in Plain::ALL {
             threads[1].plain(reason);

@@ -60,7 +60,7 @@ pub use tunnel::header as tunnel_header;
 pub use tunnel_listener::TunnelListenerSpec;
 pub use tunnel_metrics::TunnelFailure;
 pub use tunnel_route::{Refusal, TunnelCall, TunnelTargets};
-pub use tunnel_table::{Identify, TunnelCredentials, TunnelPeer, TunnelTable};
+pub use tunnel_table::{Identify, TunnelCredentials, TunnelPeer, TunnelTable, Ways as TunnelWays};
 pub use udp_metrics::Lost;
 pub use unix_listener::{UnixListenError, UnixListenerSpec};
 

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use nerve::model::Address;
+use nerve::model::{Address, NodeName};
 
 use super::command::Command;
 use super::inbox::Inbox;
@@ -78,7 +78,7 @@ pub struct DataPlane {
     limit: Arc<ConnectionLimit>,
     pub(super) threads: Vec<Thread>,
     pub(super) steering: Arc<Steering>,
-    tunnels: Arc<TunnelTable>,
+    pub(super) tunnels: Arc<TunnelTable>,
     next_listener: AtomicU64,
     /// UDP listeners by address, those too that have stopped and still have sessions.
     pub(super) udp: Mutex<HashMap<SocketAddr, (ListenerId, Weak<AtomicBool>)>>,
@@ -262,6 +262,14 @@ impl DataPlane {
     #[must_use]
     pub fn tunnels(&self) -> Arc<TunnelTable> {
         Arc::clone(&self.tunnels)
+    }
+
+    /// Breaks off what goes by tunnels to a node, or comes by those from it: it is believed no longer.
+    pub fn cut_tunnels(&self, node: &NodeName) {
+        for thread in &self.threads {
+            // A thread that has ended has none.
+            let _ = thread.seat.inbox.send(Command::CutTunnels(node.clone()));
+        }
     }
 
     /// How many client connections may be open at once.

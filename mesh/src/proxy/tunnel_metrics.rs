@@ -36,6 +36,8 @@ pub enum TunnelFailure {
     Limit,
     /// The other side sent what nobody sends, or what was changed on the way.
     Protocol,
+    /// The node was revoked while it was open.
+    Revoked,
     /// A mistake in this program; the log has it.
     Panic,
 }
@@ -53,7 +55,7 @@ impl End {
 
 impl TunnelFailure {
     /// Every reason there is.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::NoCredentials,
         Self::Connect,
         Self::Timeout,
@@ -61,6 +63,7 @@ impl TunnelFailure {
         Self::Identity,
         Self::Limit,
         Self::Protocol,
+        Self::Revoked,
         Self::Panic,
     ];
 
@@ -75,6 +78,7 @@ impl TunnelFailure {
             Self::Identity => "identity",
             Self::Limit => "limit",
             Self::Protocol => "protocol",
+            Self::Revoked => "revoked",
             Self::Panic => "panic",
         }
     }

@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
-use nerve::model::NodeName;
+use nerve::model::{MtlsMode, NodeName};
 use rustls::pki_types::CertificateDer;
 use rustls::{ClientConfig, ServerConfig};
 
@@ -66,19 +66,60 @@ pub struct TunnelPeer {
     pub address: SocketAddr,
 }
 
+/// How a connection gets to an endpoint.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Way {
+    /// By a socket of its own.
+    Direct,
+    /// The same, since its node takes no tunnels: it would be one else.
+    InClear,
+    /// By the tunnel to its node; where that cannot be had, directly if that may be.
+    Tunnel {
+        peer: Arc<TunnelPeer>,
+        or_directly: bool,
+    },
+    /// Only by a tunnel, and its node has none.
+    Forbidden,
+}
+
+impl Way {
+    /// May nothing be sent there but by a tunnel?
+    pub(super) fn is_by_tunnel_alone(&self) -> bool {
+        matches!(self, Self::Forbidden | Self::Tunnel { or_directly: false, .. })
+    }
+}
+
+/// How the nodes of the mesh are reached.
+#[derive(Debug, Clone, Default)]
+pub struct Ways {
+    /// What holds for services that say nothing else.
+    mode: MtlsMode,
+    /// This node, whose endpoints are reached directly.
+    own: Option<NodeName>,
+    /// The nodes that take tunnels.
+    peers: HashMap<NodeName, Arc<TunnelPeer>>,
+}
+
+impl Ways {
+    /// With those nodes that take tunnels.
+    #[must_use]
+    pub fn new(mode: MtlsMode, own: Option<NodeName>, peers: impl IntoIterator<Item = TunnelPeer>) -> Self {
+        let peers = peers.into_iter().map(|peer| (peer.node.clone(), Arc::new(peer))).collect();
+        Self { mode, own, peers }
+    }
+}
+
 /// The table, between the control plane that writes it and the data plane that asks it.
 #[derive(Debug, Default)]
 pub struct TunnelTable {
-    peers: ArcSwap<HashMap<NodeName, Arc<TunnelPeer>>>,
+    ways: ArcSwap<Ways>,
     credentials: ArcSwapOption<TunnelCredentials>,
 }
 
 impl TunnelTable {
-    /// Connections to endpoints of these nodes go through their tunnels from now on, those to others directly. This node is none
-    /// of them.
-    pub fn set_peers(&self, peers: impl IntoIterator<Item = TunnelPeer>) {
-        let peers = peers.into_iter().map(|peer| (peer.node.clone(), Arc::new(peer))).collect();
-        self.peers.store(Arc::new(peers));
+    /// How nodes are reached by new connections.
+    pub fn set_ways(&self, ways: Ways) {
+        self.ways.store(Arc::new(ways));
     }
 
     /// What is shown in handshakes from now on. Without any, no tunnel can be made, from here or to here.
@@ -86,13 +127,51 @@ impl TunnelTable {
         self.credentials.store(credentials.map(Arc::new));
     }
 
-    /// The tunnel that leads to a node's endpoints.
-    pub(super) fn to(&self, node: &NodeName) -> Option<Arc<TunnelPeer>> {
-        let peers = self.peers.load();
-        if peers.is_empty() { None } else { peers.get(node).map(Arc::clone) }
+    /// How endpoints are reached that a node has registered, of a service that may have a word of its own. What no node has
+    /// registered has no tunnel, and is nobody's in the mesh.
+    pub(super) fn way(&self, registered_by: Option<&NodeName>, of_service: Option<MtlsMode>) -> Way {
+        let ways = self.ways.load();
+        let mode = of_service.unwrap_or(ways.mode);
+        let (Some(node), MtlsMode::Permissive | MtlsMode::Strict) = (registered_by, mode) else {
+            return Way::Direct;
+        };
+        if ways.own.as_ref() == Some(node) {
+            return Way::Direct;
+        }
+        let or_directly = mode == MtlsMode::Permissive;
+        match ways.peers.get(node) {
+            Some(peer) => Way::Tunnel { peer: Arc::clone(peer), or_directly },
+            None if or_directly => Way::InClear,
+            None => Way::Forbidden,
+        }
     }
 
     pub(super) fn credentials(&self) -> Option<Arc<TunnelCredentials>> {
         self.credentials.load_full()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn strict_is_never_direct_and_off_always() {
+        let name = |name: &str| NodeName::new(name).unwrap();
+        let peer = Arc::new(TunnelPeer { node: name("b"), address: "192.0.2.2:7443".parse().unwrap() });
+        let table = TunnelTable::default();
+        let through = |or_directly| Way::Tunnel { peer: Arc::clone(&peer), or_directly };
+        let way = |node: &str, of_service| table.way(Some(&name(node)), of_service);
+        use MtlsMode::{Off, Permissive, Strict};
+        assert_eq!((way("b", None), way("b", Some(Strict))), (Way::Direct, Way::Forbidden));
+        for mode in [Off, Permissive, Strict] {
+            table.set_ways(Ways::new(mode, Some(name("a")), [TunnelPeer::clone(&peer)]));
+            assert_eq!(way("a", None), Way::Direct, "its own");
+            assert_eq!(table.way(None, None), Way::Direct, "of no node");
+            assert_eq!((way("b", Some(Off)), way("c", Some(Off))), (Way::Direct, Way::Direct));
+            assert_eq!((way("b", Some(Permissive)), way("c", Some(Permissive))), (through(true), Way::InClear));
+            assert_eq!((way("b", Some(Strict)), way("c", Some(Strict))), (through(false), Way::Forbidden));
+            assert_eq!(way("b", None), way("b", Some(mode)), "{mode}");
+        }
     }
 }

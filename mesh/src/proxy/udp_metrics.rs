@@ -19,6 +19,8 @@ pub enum Lost {
     Refused,
     /// Every endpoint that was tried is unreachable.
     EndpointUnreachable,
+    /// The endpoints are other nodes', and to be reached by mutual TLS alone, which carries no datagrams.
+    WithoutTunnel,
     /// The client is unreachable from the address that it asked.
     ClientUnreachable,
     /// A new session would have been one too many, of sessions, descriptors or ports, and none could make room.
@@ -37,10 +39,11 @@ pub enum Lost {
 
 impl Lost {
     /// Every reason there is.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::NoEndpoint,
         Self::Refused,
         Self::EndpointUnreachable,
+        Self::WithoutTunnel,
         Self::ClientUnreachable,
         Self::Limit,
         Self::Evicted,
@@ -57,6 +60,7 @@ impl Lost {
             Self::NoEndpoint => "no_endpoint",
             Self::Refused => "refused",
             Self::EndpointUnreachable => "endpoint_unreachable",
+            Self::WithoutTunnel => "without_tunnel",
             Self::ClientUnreachable => "client_unreachable",
             Self::Limit => "limit",
             Self::Evicted => "evicted",

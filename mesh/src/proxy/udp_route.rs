@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::Config;
 use super::route::{ListenerId, OpenConnections};
 use super::transparent::Steering;
+use super::tunnel_table::TunnelTable;
 use super::udp_metrics::Tally;
 use crate::balance::Balancer;
 
@@ -18,4 +19,6 @@ pub(super) struct Route {
     pub(super) tally: Arc<Tally>,
     /// Which endpoints can be shown the client's address.
     pub(super) steering: Arc<Steering>,
+    /// Which endpoints are reached by tunnels alone, and so not by datagrams.
+    pub(super) tunnels: Arc<TunnelTable>,
 }

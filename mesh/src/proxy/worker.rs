@@ -340,6 +340,13 @@ impl Worker {
                     self.tunnel_step(|tunnels, io| tunnels.reset(listener, io));
                     self.udp_step(|udp, _| udp.reset(listener));
                 }
+                Command::CutTunnels(node) => {
+                    let cut = self.tunnel_step(|tunnels, io| tunnels.cut(&node, io)).unwrap_or_default();
+                    for key in cut {
+                        self.end(key, Ending::Reset(Dropped::NodeRevoked));
+                    }
+                    self.tunnels.collect(&mut self.io);
+                }
                 Command::Close(endpoint, Closing::All) => {
                     self.reset(|c| c.is_with(&endpoint));
                     self.udp_step(|udp, _| udp.leave(&endpoint));

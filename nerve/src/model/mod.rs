@@ -25,7 +25,7 @@ pub use node::Node;
 pub use prefix::Prefix;
 pub use settings::{
     AtLimit, BalanceSettings, ClientAddress, Count, External, ExternalError, Factor, HashOn,
-    Key as SettingKey, LimitSettings, Locality, OutlierSettings, Percent, Policy, PortRange, Protocol,
+    Key as SettingKey, LimitSettings, Locality, MtlsMode, OutlierSettings, Percent, Policy, PortRange, Protocol,
     ProxyVersion, PublishMode, PublishedPort, RetrySettings, Selector, ServiceSettings, Split,
     TimeoutSettings, VirtualIp,
 };

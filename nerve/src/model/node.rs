@@ -22,6 +22,9 @@ pub struct Node {
     /// The port where it certifies other nodes, if it does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub signer_port: Option<u16>,
+    /// The port where other nodes' tunnels are taken, if they are: mutual TLS to its instances.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tunnel_port: Option<u16>,
     /// Version of the agent.
     pub version: String,
     /// Its instances get no new traffic.

@@ -55,6 +55,8 @@ pub(super) struct Board {
 #[derive(Debug)]
 struct State {
     node: Registration,
+    /// See [`Config::tunnel_port`].
+    tunnel_port: Option<u16>,
     instances: BTreeMap<InstanceKey, Local>,
     drains: Arc<Drains>,
     source_problems: Vec<SourceProblem>,
@@ -76,11 +78,13 @@ struct Local {
 
 impl Board {
     pub(super) fn new(config: Config, metrics: Metrics) -> Self {
+        let tunnel_port = config.tunnel_port;
         Self {
             config,
             metrics,
             state: Mutex::new(State {
                 node: waiting(),
+                tunnel_port,
                 instances: BTreeMap::new(),
                 drains: Arc::default(),
                 source_problems: Vec::new(),
@@ -257,6 +261,14 @@ impl Board {
         }
     }
 
+    /// Says where this node takes other nodes' tunnels from now on, if it does.
+    pub(super) fn offer_tunnel(&self, port: Option<u16>) {
+        let before = std::mem::replace(&mut self.state().tunnel_port, port);
+        if before != port {
+            self.mark([Target::Node]);
+        }
+    }
+
     /// What a record should be, where it stands, and whether it has never been written in this life.
     pub(super) fn desired(&self, target: &Target) -> (Path, Record, bool) {
         let state = self.state();
@@ -269,6 +281,7 @@ impl Board {
                     region: config.region.clone(),
                     zone: config.zone.clone(),
                     signer_port: config.signer_port,
+                    tunnel_port: state.tunnel_port,
                     version: config.version.clone(),
                     draining: state.drains.node,
                 };

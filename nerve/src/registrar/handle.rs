@@ -77,6 +77,11 @@ impl Handle {
         }
     }
 
+    /// Says where this node takes other nodes' tunnels from now on; `None`: nowhere, they are to come directly.
+    pub fn offer_tunnel(&self, port: Option<u16>) {
+        self.board.offer_tunnel(port);
+    }
+
     /// Everything that is wrong and should be seen until it is mended.
     #[must_use]
     pub fn problems(&self) -> Vec<Problem> {

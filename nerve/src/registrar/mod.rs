@@ -59,6 +59,8 @@ pub struct Config {
     pub zone: Option<Zone>,
     /// The port where it certifies other nodes, if it does.
     pub signer_port: Option<u16>,
+    /// The port where it takes other nodes' tunnels at first, if it does; see [`Handle::offer_tunnel`].
+    pub tunnel_port: Option<u16>,
     /// The agent's version.
     pub version: String,
     /// How long the store remembers this node after it has fallen silent.
@@ -82,6 +84,7 @@ impl Config {
             region: None,
             zone: None,
             signer_port: None,
+            tunnel_port: None,
             version: version.to_owned(),
             session_ttl: Period::seconds(10),
             repair_interval: Period::seconds(30),

@@ -283,8 +283,8 @@ impl Shapes<'_> {
 /// What is known of a node that has no agent.
 fn stranger(instance: &Instance) -> Node {
     let (name, region, zone) = (instance.node.clone(), instance.region.clone(), instance.zone.clone());
-    let (address, signer_port) = (instance.address, None);
-    Node { name, address, region, zone, signer_port, version: String::new(), draining: false }
+    let (address, signer_port, tunnel_port) = (instance.address, None, None);
+    Node { name, address, region, zone, signer_port, tunnel_port, version: String::new(), draining: false }
 }
 
 fn has_meta(node: &ConsulNode, question: &Question) -> bool {

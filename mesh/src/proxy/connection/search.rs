@@ -15,6 +15,8 @@ use crate::proxy::io::Io;
 use crate::proxy::poll::{Interest, Subject};
 use crate::proxy::side::{Delay, Side};
 use crate::proxy::transparent::Borrowed;
+use crate::proxy::tunnel_table::Way;
+use crate::proxy::metrics::WithoutTunnel;
 use crate::proxy::{Dropped, Plain, socket, unix};
 
 /// How soon, and how late at most, an endpoint is asked again whose unix socket has a full backlog.
@@ -65,11 +67,35 @@ impl Connection {
 
     /// Tries one; `None` if it cannot be connected to.
     fn try_endpoint(&mut self, key: Key, io: &mut Io, lease: Lease, early: &mut usize) -> Option<Step> {
-        if let Some(peer) = self.tunnel_to(&lease) {
-            self.hold(io, std::mem::take(early));
-            self.lease = Some(lease);
-            return Some(self.want_tunnel(key, peer, io));
+        match self.way_to(&lease) {
+            Way::Direct => self.try_directly(key, io, lease, early),
+            Way::InClear => {
+                self.route.tally.without_tunnel(WithoutTunnel::InClear);
+                self.try_directly(key, io, lease, early)
+            }
+            Way::Tunnel { peer, .. } => {
+                self.hold(io, std::mem::take(early));
+                self.lease = Some(lease);
+                Some(self.want_tunnel(key, peer, io))
+            }
+            Way::Forbidden => {
+                self.hold(io, std::mem::take(early));
+                self.lease = Some(lease);
+                self.route.tally.without_tunnel(WithoutTunnel::Refused);
+                self.attempt_failed(Errno::ACCESS);
+                None
+            }
         }
+    }
+
+    /// Tries one by a socket of its own.
+    pub(super) fn try_directly(
+        &mut self,
+        key: Key,
+        io: &mut Io,
+        lease: Lease,
+        early: &mut usize,
+    ) -> Option<Step> {
         let attempt = self.attempt(key, io, &lease, *early);
         let is_unix = matches!(lease.endpoint().address(), Address::Unix(_));
         self.lease = Some(lease);
@@ -266,6 +292,11 @@ impl Connection {
         if io.now >= deadline {
             self.attempt_failed(Errno::TIMEDOUT);
             return Step::Dropped(Dropped::ConnectDeadline);
+        }
+        if self.wanted.is_some()
+            && let Some(step) = self.go_directly(key, io)
+        {
+            return step;
         }
         self.note_failure(Errno::TIMEDOUT);
         if let Ok(lease) = self.pick(io.now) {

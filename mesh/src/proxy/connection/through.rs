@@ -15,15 +15,20 @@ use crate::proxy::io::Io;
 use crate::proxy::poll::Readiness;
 use crate::proxy::tunnel::header::Header;
 use crate::proxy::tunnel::{Answer, Fault, Tunnel};
-use crate::proxy::tunnel_table::TunnelPeer;
+use crate::proxy::metrics::WithoutTunnel;
+use crate::proxy::tunnel_table::{TunnelPeer, Way};
 
 impl Connection {
-    /// The tunnel that leads to an endpoint; `None`: it is connected to directly.
-    pub(super) fn tunnel_to(&self, lease: &Lease) -> Option<Arc<TunnelPeer>> {
+    /// How an endpoint is reached.
+    pub(super) fn way_to(&self, lease: &Lease) -> Way {
         let endpoint = lease.endpoint();
         match endpoint.address() {
-            Address::Ip(_) => self.route.tunnels.to(endpoint.node()),
-            Address::Unix(_) => None,
+            Address::Ip(_) => {
+                let of_service = self.route.balancer.settings().service.mtls;
+                self.route.tunnels.way(endpoint.registered_by(), of_service)
+            }
+            // Unix sockets are this node's own.
+            Address::Unix(_) => Way::Direct,
         }
     }
 
@@ -56,18 +61,37 @@ impl Connection {
             Ok(Ok(())) => self.hear_answer(key, io),
             // Nothing was said: the node has closed it before, and another tunnel may do.
             Ok(Err(_)) => self.hear_fault(key, Fault::Closed, io),
-            Err(error) => {
-                self.attempt_failed(error);
-                self.look_on(key, io)
-            }
+            Err(error) => self.has_no_tunnel(key, error, io),
         }
     }
 
+    /// There is no tunnel to the endpoint's node: the endpoint itself may be reached, where it may be reached so.
+    fn has_no_tunnel(&mut self, key: Key, error: Errno, io: &mut Io) -> Step {
+        if let Some(step) = self.go_directly(key, io) {
+            return step;
+        }
+        self.attempt_failed(error);
+        self.look_on(key, io)
+    }
+
+    /// Tries the endpoint that a tunnel was wanted for without one; `None` if it may not be reached so, or cannot.
+    pub(super) fn go_directly(&mut self, key: Key, io: &mut Io) -> Option<Step> {
+        let way = self.way_to(self.lease.as_ref()?);
+        if !matches!(way, Way::Direct | Way::InClear | Way::Tunnel { or_directly: true, .. }) {
+            self.route.tally.without_tunnel(WithoutTunnel::Refused);
+            return None;
+        }
+        self.route.tally.without_tunnel(WithoutTunnel::InClear);
+        (self.endpoint, self.held, self.wanted) = (None, None, None);
+        let lease = self.lease.take()?;
+        self.try_directly(key, io, lease, &mut 0)
+    }
+
     fn hear_fault(&mut self, key: Key, fault: Fault, io: &mut Io) -> Step {
-        let again = self.lease.as_ref().and_then(|lease| self.tunnel_to(lease));
+        let again = self.lease.as_ref().map(|lease| self.way_to(lease));
         match again {
             // It was about to go, and has not looked at this: nothing has failed.
-            Some(peer) if fault == Fault::Closed => self.want_tunnel(key, peer, io),
+            Some(Way::Tunnel { peer, .. }) if fault == Fault::Closed => self.want_tunnel(key, peer, io),
             _ => {
                 self.attempt_failed(fault.errno());
                 self.look_on(key, io)

@@ -17,6 +17,8 @@ const IDLE: usize = 64;
 const CONNECTING: usize = 32;
 /// Nobody needed it for so long: it is closed. Receivers wait longer, so that it is the sender who closes.
 const LIFETIME: Duration = Duration::from_secs(60);
+/// Who did not answer is not asked for so long: others, or another way, are better than waiting.
+const SILENT: Duration = Duration::from_secs(5);
 /// The last warm one is kept for so long after the peer was last asked for.
 const LAST: Duration = Duration::from_secs(600);
 
@@ -34,6 +36,19 @@ struct Peer {
     lent: usize,
     waiting: VecDeque<Key>,
     asked: Instant,
+    /// It did not answer, and is not asked before.
+    silent_until: Option<Instant>,
+}
+
+/// What a connection that asks is told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Asked {
+    /// Here is one.
+    Warm(Key),
+    /// There will be one, or none.
+    Waits,
+    /// The peer did not answer just now.
+    Silent,
 }
 
 /// What becomes of a tunnel that nobody has.
@@ -49,7 +64,7 @@ pub(super) enum Next {
 
 impl Peer {
     fn new(now: Instant) -> Self {
-        Self { idle: Vec::new(), connecting: 0, lent: 0, waiting: VecDeque::new(), asked: now }
+        Self { idle: Vec::new(), connecting: 0, lent: 0, waiting: VecDeque::new(), asked: now, silent_until: None }
     }
 
     /// How many more there are to be than are needed.
@@ -60,17 +75,18 @@ impl Peer {
 
 impl Pool {
     /// A warm tunnel for a connection, if there is one; otherwise the connection waits.
-    pub(super) fn ask(&mut self, to: &Arc<TunnelPeer>, connection: Key, now: Instant) -> Option<Key> {
+    pub(super) fn ask(&mut self, to: &Arc<TunnelPeer>, connection: Key, now: Instant) -> Asked {
         let peer = self.peers.entry(Arc::clone(to)).or_insert_with(|| Peer::new(now));
         peer.asked = now;
         match peer.idle.pop() {
             Some((tunnel, _)) => {
                 peer.lent += 1;
-                Some(tunnel)
+                Asked::Warm(tunnel)
             }
+            None if peer.silent_until.is_some_and(|until| now < until) => Asked::Silent,
             None => {
                 peer.waiting.push_back(connection);
-                None
+                Asked::Waits
             }
         }
     }
@@ -97,9 +113,17 @@ impl Pool {
         peer.waiting.drain(..without).collect()
     }
 
+    /// The peer did not answer.
+    pub(super) fn silent(&mut self, to: &TunnelPeer, now: Instant) {
+        if let Some(peer) = self.peers.get_mut(to) {
+            peer.silent_until = Some(now + SILENT);
+        }
+    }
+
     /// It was made.
     pub(super) fn made(&mut self, to: &TunnelPeer) {
         if let Some(peer) = self.peers.get_mut(to) {
+            peer.silent_until = None;
             peer.connecting = peer.connecting.saturating_sub(1);
         }
     }
@@ -166,7 +190,7 @@ mod tests {
     #[test]
     fn the_first_client_waits_and_the_next_one_does_not() {
         let (mut pool, to, keys, now) = (Pool::default(), peer(), keys(4), Instant::now());
-        assert_eq!((pool.ask(&to, keys[0], now), pool.wanted(&to)), (None, 2));
+        assert_eq!((pool.ask(&to, keys[0], now), pool.wanted(&to)), (Asked::Waits, 2));
         pool.began(&to);
         pool.began(&to);
         assert_eq!(pool.wanted(&to), 0);
@@ -174,14 +198,14 @@ mod tests {
         assert_eq!(pool.free(&to, keys[1], now), Next::Lend(keys[0]));
         pool.made(&to);
         assert_eq!(pool.free(&to, keys[2], now), Next::Keep);
-        assert_eq!((pool.ask(&to, keys[3], now), pool.wanted(&to)), (Some(keys[2]), 1));
+        assert_eq!((pool.ask(&to, keys[3], now), pool.wanted(&to)), (Asked::Warm(keys[2]), 1));
     }
 
     #[test]
     fn whoever_has_nothing_to_wait_for_is_told_first_come_first() {
         let (mut pool, to, keys, now) = (Pool::default(), peer(), keys(3), Instant::now());
         for key in &keys {
-            assert_eq!(pool.ask(&to, *key, now), None);
+            assert_eq!(pool.ask(&to, *key, now), Asked::Waits);
         }
         pool.began(&to);
         pool.began(&to);
@@ -191,9 +215,23 @@ mod tests {
     }
 
     #[test]
+    fn who_did_not_answer_is_not_waited_for_until_it_may_answer_again() {
+        let (mut pool, to, keys, now) = (Pool::default(), peer(), keys(3), Instant::now());
+        assert_eq!(pool.ask(&to, keys[0], now), Asked::Waits);
+        pool.began(&to);
+        assert_eq!(pool.failed(&to), keys[..1]);
+        pool.silent(&to, now);
+        assert_eq!(pool.ask(&to, keys[1], now + SILENT / 2), Asked::Silent);
+        assert_eq!(pool.ask(&to, keys[1], now + SILENT), Asked::Waits);
+        pool.silent(&to, now + SILENT);
+        pool.made(&to);
+        assert_eq!(pool.ask(&to, keys[2], now + SILENT), Asked::Waits);
+    }
+
+    #[test]
     fn what_is_not_needed_grows_old_and_one_is_kept_for_longer() {
         let (mut pool, to, keys, now) = (Pool::default(), peer(), keys(IDLE + 2), Instant::now());
-        assert_eq!(pool.ask(&to, keys[0], now), None);
+        assert_eq!(pool.ask(&to, keys[0], now), Asked::Waits);
         assert_eq!(pool.free(&to, keys[0], now), Next::Lend(keys[0]));
         pool.ended(&to);
         for key in &keys[..IDLE] {

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
+use nerve::model::NodeName;
 use rustix::io::Errno;
 
 use super::delivery::Delivery;
@@ -124,6 +125,23 @@ impl Tunnels {
     pub(in crate::proxy) fn reset(&mut self, listener: ListenerId, io: &mut Io) {
         self.reset_all(|stream| stream.route.listener == listener);
         self.collect(io);
+    }
+
+    /// Breaks off what streams came from a node, and forgets every tunnel with it. Tells which connections have one.
+    pub(in crate::proxy) fn cut(&mut self, node: &NodeName, io: &mut Io) -> Vec<Key> {
+        let mut connections = Vec::new();
+        for key in self.keys(|slot| slot.role.node() == Some(node)) {
+            let Some(slot) = self.slots.get(key) else { continue };
+            self.tally.of(slot.role.end()).failed(TunnelFailure::Revoked);
+            match slot.state {
+                State::Idle(_) | State::Handshake(_) => drop(self.remove(key)),
+                State::Delivery(delivery) => self.end(delivery, |stream, _| stream.reset()),
+                State::Connection(connection) => connections.push(connection),
+                State::Taken => {}
+            }
+        }
+        self.collect(io);
+        connections
     }
 
     pub(super) fn reset_all(&mut self, which: impl Fn(&Delivery) -> bool) {

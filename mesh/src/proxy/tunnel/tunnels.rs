@@ -16,7 +16,7 @@ use super::connection::{Fault, Tunnel};
 use super::delivery::{Delivery, Step};
 use super::handshake::{Failed, Handshake};
 use super::home::Home;
-use super::pool::{Next, Pool};
+use super::pool::{Asked, Next, Pool};
 use crate::proxy::TcpOptions;
 use crate::proxy::acceptor::Acceptor;
 use crate::proxy::arena::{Arena, Key};
@@ -75,6 +75,14 @@ impl Role {
         match self {
             Self::Sender(_) => End::Sender,
             Self::Receiver { .. } => End::Receiver,
+        }
+    }
+
+    /// Who is at the other end, as far as that is known.
+    pub(super) fn node(&self) -> Option<&NodeName> {
+        match self {
+            Self::Sender(peer) => Some(&peer.node),
+            Self::Receiver { node, .. } => node.as_ref(),
         }
     }
 
@@ -160,8 +168,13 @@ impl Tunnels {
 
     /// A connection wants a tunnel to a node. It is told by [`Tunnels::next_offer`].
     pub(in crate::proxy) fn ask(&mut self, peer: &Arc<TunnelPeer>, connection: Key, io: &mut Io) {
-        if let Some(tunnel) = self.pool.ask(peer, connection, io.now) {
-            self.lend(tunnel, peer, connection, io.now);
+        match self.pool.ask(peer, connection, io.now) {
+            Asked::Warm(tunnel) => self.lend(tunnel, peer, connection, io.now),
+            Asked::Waits => {}
+            Asked::Silent => {
+                let tunnel = Err(Errno::TIMEDOUT);
+                return self.offers.push_back(Offer { connection, peer: Arc::clone(peer), tunnel });
+            }
         }
         self.connect_as_wanted(peer, io);
     }
@@ -219,10 +232,14 @@ impl Tunnels {
         {
             entrance.acceptor.resume(&io.poller, Subject::TunnelListener(key), PORT);
         }
-        if let Some(Slot { state: State::Handshake(handshake), .. }) = self.slots.get(key)
+        if let Some(slot) = self.slots.get(key)
+            && let State::Handshake(handshake) = &slot.state
             && io.now >= handshake.deadline
         {
             let said = "it was not finished in time";
+            if let Role::Sender(peer) = &slot.role {
+                self.pool.silent(peer, io.now);
+            }
             self.handshake_failed(key, &Failed::new(TunnelFailure::Timeout, Errno::TIMEDOUT, said));
         }
         self.step(key, io, |stream, io| stream.woken(io.now));

@@ -71,6 +71,8 @@ impl Upstream {
         now: Instant,
     ) -> Result<Self, Lost> {
         let key = ClientKey { address: client, waited: false, datagrams: true };
+        let of_service = route.balancer.settings().service.mtls;
+        let mut unreached = Lost::EndpointUnreachable;
         for _ in 0..ATTEMPTS {
             let none = Tried::none();
             let before = tried.as_deref().unwrap_or(&none);
@@ -80,9 +82,15 @@ impl Upstream {
                     // A datagram does not wait for a place: whoever sent it would not know.
                     () if none.is_full() => Lost::Refused,
                     () if before.is_empty() => Lost::NoEndpoint,
-                    () => Lost::EndpointUnreachable,
+                    () => unreached,
                 }
             })?;
+            // Tunnels carry connections.
+            if route.tunnels.way(lease.endpoint().registered_by(), of_service).is_by_tunnel_alone() {
+                unreached = Lost::WithoutTunnel;
+                failed(route, &lease, Errno::ACCESS, tried);
+                continue;
+            }
             // Those without one are not picked.
             let Some(address) = lease.endpoint().datagram_address() else { return Err(Lost::NoEndpoint) };
             let (borrowed, held) = borrow(route, client, address).unzip();
@@ -96,7 +104,7 @@ impl Upstream {
                 Err(error) => failed(route, &lease, error, tried),
             }
         }
-        Err(Lost::EndpointUnreachable)
+        Err(unreached)
     }
 
     /// Watches its socket.

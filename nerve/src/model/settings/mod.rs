@@ -5,6 +5,7 @@ mod client_address;
 mod external;
 mod key;
 mod limits;
+mod mtls;
 mod published;
 mod read;
 mod timeouts;
@@ -22,6 +23,7 @@ pub use client_address::{ClientAddress, ProxyVersion};
 pub use external::{External, ExternalError};
 pub use key::Key;
 pub use limits::{AtLimit, LimitSettings};
+pub use mtls::MtlsMode;
 pub use published::{PortRange, Protocol, PublishMode, PublishedPort};
 pub use timeouts::TimeoutSettings;
 pub use value::{Count, Factor, Percent};
@@ -29,7 +31,7 @@ pub use virtual_ip::VirtualIp;
 
 /// The settings that an operator names, a group a file.
 const GROUPS: &[&[Key]] =
-    &[balance::KEYS, limits::KEYS, client_address::KEYS, timeouts::KEYS, external::KEYS];
+    &[balance::KEYS, limits::KEYS, client_address::KEYS, timeouts::KEYS, external::KEYS, mtls::KEYS];
 
 /// What holds for a service on every node. Durable: it outlives every agent.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -55,6 +57,9 @@ pub struct ServiceSettings {
     /// Which name outside the mesh it is, if it is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub external: Option<External>,
+    /// How its instances on other nodes are reached, where that is not what the nodes say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mtls: Option<MtlsMode>,
     /// What a newer agent wrote and this one does not know: kept, so that a change made here does not lose it.
     #[serde(flatten)]
     pub unknown: BTreeMap<String, serde_json::Value>,

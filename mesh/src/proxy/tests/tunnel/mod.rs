@@ -7,7 +7,7 @@ mod streams;
 use std::collections::HashMap;
 use std::sync::Mutex;
 
-use nerve::model::Address;
+use nerve::model::{Address, MtlsMode};
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
@@ -17,6 +17,7 @@ use super::*;
 use crate::proxy::tunnel_metrics::{End, Ends};
 use crate::proxy::{
     Refusal, TunnelCall, TunnelCredentials, TunnelFailure, TunnelListenerSpec, TunnelPeer, TunnelTargets,
+    TunnelWays,
 };
 
 /// An authority, and the certificates that it has given to nodes.
@@ -169,7 +170,8 @@ fn sender(
     let mut world = world_with(config, &[], settings, Sharing::PerThread);
     let tunnels = world.plane.tunnels();
     tunnels.set_credentials(Some(authority.credentials("a")));
-    tunnels.set_peers([TunnelPeer { node: NodeName::new("b").unwrap(), address: receiver.address() }]);
+    let peer = TunnelPeer { node: NodeName::new("b").unwrap(), address: receiver.address() };
+    tunnels.set_ways(TunnelWays::new(MtlsMode::Strict, NodeName::new("a").ok(), [peer]));
     let instances = endpoints.iter().enumerate().map(|(id, at)| {
         let json = serde_json::json!({
             "service": "web", "id": id.to_string(), "node": "b", "address": at.ip(), "port": at.port(), "health": "passing",

@@ -172,3 +172,63 @@ fn another_plane_goes_on_with_the_port_and_no_client_notices() {
     Arc::into_inner(world).unwrap().end();
     new.end();
 }
+
+#[test]
+fn a_node_that_is_revoked_loses_what_it_has_open_and_others_nothing() {
+    let (world, receiver) = pair(&[echo()]);
+    let mut client = world.connect();
+    client.write_all(b"x").and_then(|()| client.read_exact(&mut [0; 1])).unwrap();
+    receiver.plane.cut_tunnels(&NodeName::new("c").unwrap());
+    client.write_all(b"x").and_then(|()| client.read_exact(&mut [0; 1])).unwrap();
+    receiver.plane.cut_tunnels(&NodeName::new("a").unwrap());
+    assert_eq!(client.read(&mut [0; 1]).unwrap_err().kind(), ErrorKind::ConnectionReset);
+    until("counted", || receiver.failed(TunnelFailure::Revoked) > 0);
+    let mut client = world.connect();
+    client.write_all(b"x").and_then(|()| client.read_exact(&mut [0; 1])).unwrap();
+    world.plane.cut_tunnels(&NodeName::new("b").unwrap());
+    assert_eq!(client.read(&mut [0; 1]).unwrap_err().kind(), ErrorKind::ConnectionReset);
+    until("counted", || world.dropped(Dropped::NodeRevoked) == 1);
+    until("free", || world.listener.connections() + receiver.listener.connections() == 0);
+    world.end();
+    receiver.end();
+}
+
+#[test]
+fn where_both_are_let_in_a_tunnel_that_cannot_be_had_fails_nobody() {
+    let (authority, at) = (Authority::new(), echo());
+    let receiver = Receiver::new(&authority, "b", &[at]);
+    let settings = serde_json::json!({"mtls": "permissive"});
+    let world = sender(Config::default(), &authority, &receiver, &[at], &settings);
+    exchange(&world, b"by a tunnel");
+    assert_eq!(ends(&receiver.metrics, End::Receiver, |ends| ends.streams.get()), 1);
+    receiver.end();
+    (0..3).for_each(|_| exchange(&world, b"directly"));
+    let refuses = Receiver::new(&Authority::new(), "b", &[at]);
+    let peer = TunnelPeer { node: NodeName::new("b").unwrap(), address: refuses.address() };
+    world.plane.tunnels().set_ways(TunnelWays::new(MtlsMode::Off, None, [peer]));
+    (0..3).for_each(|_| exchange(&world, b"directly"));
+    // The port takes connections, and nobody answers.
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = silent.local_addr().unwrap();
+    let peer = TunnelPeer { node: NodeName::new("b").unwrap(), address };
+    world.plane.tunnels().set_ways(TunnelWays::new(MtlsMode::Off, None, [peer]));
+    exchange(&world, b"directly, and late");
+    world.plane.tunnels().set_ways(TunnelWays::default());
+    exchange(&world, b"it takes none");
+    world.end();
+    refuses.end();
+}
+
+#[test]
+fn a_node_without_a_tunnel_is_not_reached_where_nothing_else_may_be() {
+    let (world, receiver) = pair(&[echo()]);
+    exchange(&world, b"by a tunnel");
+    world.plane.tunnels().set_ways(TunnelWays::new(MtlsMode::Strict, None, []));
+    assert_eq!(world.connect().read(&mut [0; 1]).unwrap_err().kind(), ErrorKind::ConnectionReset);
+    until("counted", || world.dropped(Dropped::ConnectFailed) == 1);
+    let own = NodeName::new("b").ok();
+    world.plane.tunnels().set_ways(TunnelWays::new(MtlsMode::Strict, own, []));
+    exchange(&world, b"its own");
+    world.end();
+    receiver.end();
+}
