@@ -28,6 +28,7 @@ impl DataPlane {
                 config: Arc::clone(&self.config),
                 tally: self.metrics.udp.tally(spec.balancer.service().as_str(), place),
                 steering: Arc::clone(&self.steering),
+                access: Arc::clone(&self.access),
             };
             let command = Command::OpenUdp(socket, Box::new(route));
             self.threads[place].seat.inbox.send(command).map_err(|error| failed(io::Error::other(error)))?;

@@ -45,6 +45,8 @@ pub enum Dropped {
     AtLimit,
     /// It waited for a place for as long as it may.
     QueueTimeout,
+    /// A rule forbids the client to talk to the service.
+    Denied,
     /// A trusted proxy sent no PROXY protocol header, a malformed one, or none in time.
     ProxyHeader,
     /// Its endpoint died, and nothing was under way.
@@ -63,7 +65,7 @@ pub enum Dropped {
 
 impl Dropped {
     /// Every reason there is.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::NoEndpoint,
         Self::ConnectFailed,
         Self::ConnectDeadline,
@@ -72,6 +74,7 @@ impl Dropped {
         Self::OutOfPorts,
         Self::AtLimit,
         Self::QueueTimeout,
+        Self::Denied,
         Self::ProxyHeader,
         Self::EndpointDied,
         Self::Idle,
@@ -93,6 +96,7 @@ impl Dropped {
             Self::OutOfPorts => "out_of_ports",
             Self::AtLimit => "at_limit",
             Self::QueueTimeout => "queue_timeout",
+            Self::Denied => "denied",
             Self::ProxyHeader => "proxy_header",
             Self::EndpointDied => "endpoint_died",
             Self::Idle => "idle",

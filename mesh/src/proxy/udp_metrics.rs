@@ -17,6 +17,8 @@ pub enum Lost {
     NoEndpoint,
     /// The service's limits allow no more, or those of the client's address, or those of every endpoint.
     Refused,
+    /// A rule forbids the client to talk to the service.
+    Denied,
     /// Every endpoint that was tried is unreachable.
     EndpointUnreachable,
     /// The client is unreachable from the address that it asked.
@@ -37,9 +39,10 @@ pub enum Lost {
 
 impl Lost {
     /// Every reason there is.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::NoEndpoint,
         Self::Refused,
+        Self::Denied,
         Self::EndpointUnreachable,
         Self::ClientUnreachable,
         Self::Limit,
@@ -56,6 +59,7 @@ impl Lost {
         match self {
             Self::NoEndpoint => "no_endpoint",
             Self::Refused => "refused",
+            Self::Denied => "denied",
             Self::EndpointUnreachable => "endpoint_unreachable",
             Self::ClientUnreachable => "client_unreachable",
             Self::Limit => "limit",

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::Config;
+use super::access::AccessTable;
 use super::route::{ListenerId, OpenConnections};
 use super::transparent::Steering;
 use super::udp_metrics::Tally;
@@ -18,4 +19,6 @@ pub(super) struct Route {
     pub(super) tally: Arc<Tally>,
     /// Which endpoints can be shown the client's address.
     pub(super) steering: Arc<Steering>,
+    /// Who may come in.
+    pub(super) access: Arc<AccessTable>,
 }

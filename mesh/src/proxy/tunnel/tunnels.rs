@@ -283,6 +283,7 @@ impl Tunnels {
                 service: header.service,
                 target: header.target,
                 client: header.client,
+                client_service: header.client_service,
             };
             route.targets.target(&call)
         });
