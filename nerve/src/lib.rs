@@ -5,7 +5,7 @@
 //! [`check`] the probes, [`source`] where the definitions come from, [`registrar`] the loop that keeps the store
 //! equal to what is well here, [`announce`] what other systems are told of that, [`settings`] and [`publish`] what an operator
 //! changes of a service, [`vips`] the claims on virtual addresses, [`networks`] and [`subnets`] the overlay networks and who
-//! holds which part of them, [`enrolment`] who may prove to be which node. [`document`] reads configuration text, [`smartstack`] what SmartStack's two halves have of it in common; [`http`] speaks
+//! holds which part of them, [`rules`] who may talk to whom, [`enrolment`] who may prove to be which node. [`document`] reads configuration text, [`smartstack`] what SmartStack's two halves have of it in common; [`http`] speaks
 //! with other programs; [`tasks`] owns what runs in the background; [`hash`] is
 //! the same for everyone.
 
@@ -20,6 +20,7 @@ pub mod networks;
 pub mod period;
 pub mod publish;
 pub mod registrar;
+pub mod rules;
 pub mod settings;
 pub mod smartstack;
 pub mod source;

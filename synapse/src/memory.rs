@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use nerve::model::{
-    Instance, Network, NetworkName, Node, ServiceName, ServiceSettings, Slot, Subnet, VipClaim,
+    Instance, Network, NetworkName, Node, RuleRecord, ServiceName, ServiceSettings, Slot, Subnet, VipClaim,
 };
 use nerve::store::{Key, Revision};
 use nerve::tasks::Tasks;
@@ -55,6 +55,9 @@ struct Saved {
     /// As the settings.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     networks: BTreeMap<NetworkName, Arc<str>>,
+    /// As the settings.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    rules: Option<Arc<str>>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     subnets: BTreeMap<NetworkName, BTreeMap<Slot, Arc<Subnet>>>,
     instances: Vec<Arc<Instance>>,
@@ -102,6 +105,10 @@ fn read_image(file: &mut File) -> io::Result<Recalled> {
         read => return Err(unusable(&text, read.err())),
     };
     let mut changes = Vec::with_capacity(saved.nodes.len() + saved.settings.len() + saved.instances.len());
+    if let Some(text) = &saved.rules {
+        let (rules, _) = RuleRecord::read(text.as_bytes()).map_err(io::Error::other)?.understood();
+        changes.push(Change::PutRules(Arc::new(rules)));
+    }
     changes.extend(saved.nodes.into_iter().map(Change::PutNode));
     for (service, text) in &saved.settings {
         let (settings, _) = ServiceSettings::read(text.as_bytes())?;
@@ -131,6 +138,7 @@ fn read_image(file: &mut File) -> io::Result<Recalled> {
         changes,
         durable: (saved.settings.into_iter().map(|(service, text)| (Key::Service(service), text)))
             .chain(saved.vips.into_iter().map(|(address, text)| (Key::Vip(address), text)))
+            .chain(saved.rules.map(|text| (Key::Rules, text)))
             .chain(saved.networks.into_iter().map(|(network, text)| (Key::Network(network), text)))
             .collect(),
         revision: Revision(saved.revision),
@@ -233,11 +241,13 @@ fn image(catalog: &Catalog, watcher: &Watcher) -> Saved {
         Freshness::Live | Freshness::Awaiting => SystemTime::now(),
     };
     let (mut settings, mut vips, mut networks) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+    let mut rules = None;
     for (key, text) in notes.durable {
         match key {
             Key::Service(service) => drop(settings.insert(service, text)),
             Key::Vip(address) => drop(vips.insert(address, text)),
             Key::Network(network) => drop(networks.insert(network, text)),
+            Key::Rules => rules = Some(text),
             Key::Instance(..) | Key::Node(_) | Key::Subnet(..) => {}
         }
     }
@@ -252,6 +262,7 @@ fn image(catalog: &Catalog, watcher: &Watcher) -> Saved {
         settings,
         vips,
         networks,
+        rules,
         subnets: (catalog.subnets().into_iter())
             .map(|(network, subnets)| (network, subnets.all().into_iter().collect()))
             .collect(),
@@ -268,6 +279,8 @@ mod tests {
     use super::*;
 
     const NETWORK: &str = r#"{"vni":7,"pools":[{"cidr":"10.42.0.0/16","subnet_length":24}],"newer":1}"#;
+
+    const RULES: &str = r#"{"default":"deny","newer":1}"#;
 
     fn blue() -> NetworkName {
         NetworkName::new("blue").unwrap()
@@ -290,6 +303,7 @@ mod tests {
             settings,
             vips: BTreeMap::from([("10.96.0.1".parse().unwrap(), r#"{"service":"web","newer":1}"#.into())]),
             networks: BTreeMap::from([(blue(), NETWORK.into())]),
+            rules: Some(RULES.into()),
             subnets: BTreeMap::from([(blue(), BTreeMap::from([(Slot(7), Arc::new(subnet()))]))]),
             instances: instances.into_iter().map(Arc::new).collect(),
         }
@@ -342,6 +356,8 @@ mod tests {
             let mut durable: BTreeMap<Key, Arc<str>> = settings.iter().map(of_service).collect();
             durable.insert(claim, r#"{"service":"web","newer":1}"#.into());
             durable.insert(Key::Network(blue()), NETWORK.into());
+            durable.insert(Key::Rules, RULES.into());
+            prop_assert!(matches!(&recalled.changes[0], Change::PutRules(rules) if rules.forbid_anything()));
             for update in [
                 NetworkUpdate::Put(Arc::new(serde_json::from_str(NETWORK).unwrap())),
                 NetworkUpdate::PutSubnet(Slot(7), Arc::new(subnet())),
@@ -355,7 +371,7 @@ mod tests {
                 _ => None,
             }).collect();
             prop_assert_eq!(found, instances);
-            prop_assert!(matches!(&recalled.changes[0], Change::PutNode(node) if node.draining));
+            prop_assert!(matches!(&recalled.changes[1], Change::PutNode(node) if node.draining));
         }
 
         #[test]

@@ -48,6 +48,7 @@ pub(crate) const ROOMS: &[Room] = &[
     room("nerve::settings", &["nerve::model", "nerve::store"]),
     room("nerve::publish", &["nerve::model", "nerve::settings", "nerve::store"]),
     room("nerve::enrolment", &["nerve::model", "nerve::store"]),
+    room("nerve::rules", &["nerve::model", "nerve::hash", "nerve::store"]),
     room("nerve::vips", &["nerve::model", "nerve::store"]),
     // Who holds what of a network; the networks ask it before one of them goes.
     room("nerve::subnets", &["nerve::model", "nerve::hash", "nerve::store"]),

@@ -29,6 +29,7 @@ impl DataPlane {
                 tally: self.metrics.udp.tally(spec.balancer.service().as_str(), place),
                 steering: Arc::clone(&self.steering),
                 tunnels: Arc::clone(&self.tunnels),
+                access: Arc::clone(&self.access),
             };
             let command = Command::OpenUdp(socket, Box::new(route));
             self.threads[place].seat.inbox.send(command).map_err(|error| failed(io::Error::other(error)))?;

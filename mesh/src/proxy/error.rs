@@ -45,6 +45,8 @@ pub enum Dropped {
     AtLimit,
     /// It waited for a place for as long as it may.
     QueueTimeout,
+    /// A rule forbids the client to talk to the service.
+    Denied,
     /// A trusted proxy sent no PROXY protocol header, a malformed one, or none in time.
     ProxyHeader,
     /// Its endpoint died, and nothing was under way.
@@ -74,6 +76,7 @@ impl Dropped {
         Self::OutOfPorts,
         Self::AtLimit,
         Self::QueueTimeout,
+        Self::Denied,
         Self::ProxyHeader,
         Self::EndpointDied,
         Self::Idle,
@@ -96,6 +99,7 @@ impl Dropped {
             Self::OutOfPorts => "out_of_ports",
             Self::AtLimit => "at_limit",
             Self::QueueTimeout => "queue_timeout",
+            Self::Denied => "denied",
             Self::ProxyHeader => "proxy_header",
             Self::EndpointDied => "endpoint_died",
             Self::Idle => "idle",

@@ -7,6 +7,7 @@
 //! service is, its balancer says. `docs/performance.md` says why.
 
 mod acceptor;
+mod access;
 mod arena;
 mod command;
 mod connection;
@@ -51,6 +52,7 @@ use std::num::{NonZeroU32, NonZeroUsize};
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use access::{AccessRules, AccessTable};
 pub use error::{BindError, Dropped, Transport};
 pub use metrics::Metrics;
 pub use plane::{DataPlane, Listener, ListenerSpec, Sharing};

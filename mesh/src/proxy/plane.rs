@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use nerve::model::{Address, NodeName};
 
+use super::access::AccessTable;
 use super::command::Command;
 use super::inbox::Inbox;
 use super::limit::ConnectionLimit;
@@ -79,6 +80,7 @@ pub struct DataPlane {
     pub(super) threads: Vec<Thread>,
     pub(super) steering: Arc<Steering>,
     pub(super) tunnels: Arc<TunnelTable>,
+    pub(super) access: Arc<AccessTable>,
     next_listener: AtomicU64,
     /// UDP listeners by address, those too that have stopped and still have sessions.
     pub(super) udp: Mutex<HashMap<SocketAddr, (ListenerId, Weak<AtomicBool>)>>,
@@ -123,6 +125,7 @@ impl DataPlane {
             limit,
             threads,
             steering: Arc::default(),
+            access: Arc::default(),
             tunnels,
             next_listener: AtomicU64::new(0),
             udp: Mutex::default(),
@@ -235,6 +238,7 @@ impl DataPlane {
             connect_time: self.metrics.connect_time(service),
             trusted_proxies: Arc::clone(&self.config.trusted_proxies),
             steering: Arc::clone(&self.steering),
+            access: Arc::clone(&self.access),
             tunnels: Arc::clone(&self.tunnels),
             is_unix: matches!(listener.address, Address::Unix(_)),
             load: Arc::clone(&self.threads[thread].seat.load),
@@ -256,6 +260,12 @@ impl DataPlane {
     #[must_use]
     pub fn steering(&self) -> Arc<Steering> {
         Arc::clone(&self.steering)
+    }
+
+    /// Where it is said who may be connected to what; everyone to everything until somebody says so.
+    #[must_use]
+    pub fn access(&self) -> Arc<AccessTable> {
+        Arc::clone(&self.access)
     }
 
     /// Where it is said which nodes are reached by tunnels, and what is shown there; none until somebody says so.

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use prometheus::Histogram;
 
+use super::access::AccessTable;
 use super::load::Load;
 use super::metrics::Tally;
 use super::peer::Peer;
@@ -27,6 +28,8 @@ pub(super) struct Route {
     pub(super) trusted_proxies: Arc<[TrustedProxy]>,
     /// Which endpoints can be shown the client's address.
     pub(super) steering: Arc<Steering>,
+    /// Who may come in.
+    pub(super) access: Arc<AccessTable>,
     /// Which endpoints are reached by tunnels.
     pub(super) tunnels: Arc<TunnelTable>,
     /// Clients come by a unix socket.

@@ -23,6 +23,8 @@ pub struct TunnelCall<'a> {
     pub target: SocketAddr,
     /// The client's, as the other node says; a client of a unix socket has none.
     pub client: Option<SocketAddr>,
+    /// The service that the client is an instance of, as the other node says, where it knows; it need not be a service's name either.
+    pub client_service: Option<&'a str>,
 }
 
 /// Says where what arrives by a tunnel may go. Asked by data-plane threads for each stream: it must not block.

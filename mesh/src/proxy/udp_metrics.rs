@@ -17,6 +17,8 @@ pub enum Lost {
     NoEndpoint,
     /// The service's limits allow no more, or those of the client's address, or those of every endpoint.
     Refused,
+    /// A rule forbids the client to talk to the service.
+    Denied,
     /// Every endpoint that was tried is unreachable.
     EndpointUnreachable,
     /// The endpoints are other nodes', and to be reached by mutual TLS alone, which carries no datagrams.
@@ -42,6 +44,7 @@ impl Lost {
     pub const ALL: [Self; 11] = [
         Self::NoEndpoint,
         Self::Refused,
+        Self::Denied,
         Self::EndpointUnreachable,
         Self::WithoutTunnel,
         Self::ClientUnreachable,
@@ -59,6 +62,7 @@ impl Lost {
         match self {
             Self::NoEndpoint => "no_endpoint",
             Self::Refused => "refused",
+            Self::Denied => "denied",
             Self::EndpointUnreachable => "endpoint_unreachable",
             Self::WithoutTunnel => "without_tunnel",
             Self::ClientUnreachable => "client_unreachable",

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::Config;
+use super::access::AccessTable;
 use super::route::{ListenerId, OpenConnections};
 use super::transparent::Steering;
 use super::tunnel_table::TunnelTable;
@@ -21,4 +22,6 @@ pub(super) struct Route {
     pub(super) steering: Arc<Steering>,
     /// Which endpoints are reached by tunnels alone, and so not by datagrams.
     pub(super) tunnels: Arc<TunnelTable>,
+    /// Who may come in.
+    pub(super) access: Arc<AccessTable>,
 }

@@ -11,6 +11,7 @@ mod name;
 mod network;
 mod node;
 mod prefix;
+mod rules;
 mod settings;
 mod token_id;
 mod unix_path;
@@ -19,10 +20,15 @@ mod vip;
 pub use address::{Address, ListensOn};
 pub use health::Health;
 pub use instance::{Instance, Weight};
-pub use name::{InstanceId, NameError, NetworkName, NodeName, PortName, Region, ServiceName, Tag, Zone};
+pub use name::{
+    InstanceId, NameError, NetworkName, NodeName, PortName, Region, RuleName, ServiceName, Tag, Zone,
+};
 pub use network::{Mac, Mtu, Network, Pool, PoolError, PoolsError, Slot, Subnet, Vni};
 pub use node::Node;
 pub use prefix::Prefix;
+pub use rules::{
+    Effect, LabelSelector, MAX_RULES, Rule, RuleRecord, RuleSet, RulesError, SelectorError, ServiceSelector,
+};
 pub use settings::{
     AtLimit, BalanceSettings, ClientAddress, Count, External, ExternalError, Factor, HashOn,
     Key as SettingKey, LimitSettings, Locality, MtlsMode, OutlierSettings, Percent, Policy, PortRange, Protocol,

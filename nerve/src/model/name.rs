@@ -165,6 +165,10 @@ name!(
     NetworkName, "network name", dns_label
 );
 name!(
+    /// A rule about who may talk to whom: a DNS label, as the other names of the fleet are.
+    RuleName, "rule name", dns_label
+);
+name!(
     /// A named port of an instance (`http`, `metrics`), as RFC 6335 would have it: a DNS label.
     PortName, "port name", dns_label
 );

@@ -7,6 +7,7 @@
 //! vips/<ip>                        durable   one VipClaim, JSON: which service has the virtual address
 //! networks/<network>               durable   one Network, JSON
 //! subnets/<network>/<slot>         leased    one Subnet, JSON: which node holds that subnet of the network
+//! rules/mesh                       durable   one RuleRecord, JSON: who may talk to whom
 //! enrolment/tokens/<id>            durable   how often a join token was used
 //! enrolment/nodes/<node>           durable   whose name that is, and until when
 //! enrolment/revoked/<node>         durable   since when the node's certificates are refused
@@ -94,6 +95,8 @@ pub enum Key {
     Network(NetworkName),
     /// A subnet of a network, by its number.
     Subnet(NetworkName, Slot),
+    /// Every rule of the mesh.
+    Rules,
 }
 
 impl Key {
@@ -107,6 +110,7 @@ impl Key {
             Self::Vip(address) => format!("vips/{address}").into(),
             Self::Network(network) => format!("networks/{network}").into(),
             Self::Subnet(network, slot) => format!("subnets/{network}/{slot}").into(),
+            Self::Rules => "rules/mesh".into(),
         })
     }
 
@@ -156,6 +160,7 @@ impl Key {
             ("subnets", network) => {
                 Self::Subnet(NetworkName::new(network).ok()?, segments.next()?.parse().ok()?)
             }
+            ("rules", "mesh") => Self::Rules,
             _ => return None,
         };
         segments.next().is_none().then_some(key)
@@ -226,6 +231,7 @@ mod tests {
             Key::Network(network.clone()),
             Key::Subnet(network.clone(), Slot(0)),
             Key::Subnet(network, Slot(1023)),
+            Key::Rules,
         ] {
             assert_eq!(Key::parse(&key.path()), Some(key));
         }
@@ -244,6 +250,8 @@ mod tests {
             "of-a-newer-agent/x",
             "nodes",
             "vips/x",
+            "rules/other",
+            "rules/mesh/x",
             "vips/fd00::0001",
         ] {
             assert_eq!(Key::parse(&Path::new(unknown).unwrap()), None, "{unknown}");

@@ -4,6 +4,7 @@
 //! subnets change one by one.
 //! Update: one [`Writer`] applies batches of [`Change`]s, and each [`Layer`] says what another watcher has found; a batch costs the work of the services it names, whatever the
 //! number of services, and publishes each of them once.
+//! Beside them stand the rules about who may talk to whom, all of them as one.
 //! Interface: [`Catalog`] is a cheap handle whose reads take no lock; [`Subscription`] tells which services (or nodes, or
 //! networks) have changed, coalesced, so a slow consumer costs no memory beyond one name a service.
 
@@ -18,10 +19,10 @@ mod writer;
 
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use arc_swap::ArcSwap;
-use nerve::model::{NetworkName, Node, NodeName, ServiceName};
+use nerve::model::{NetworkName, Node, NodeName, RuleSet, ServiceName};
 
 pub use endpoint::{Endpoint, Reason};
 pub use freshness::Freshness;
@@ -29,7 +30,7 @@ pub use layers::{Rank, WatchedPort};
 pub(crate) use names::Names;
 pub use network::{NetworkChange, NetworkChanges, NetworkUpdate, NetworkView, Subnets};
 pub use service::Service;
-pub use subscription::{NodeChanges, ServiceChanges, Subscription};
+pub use subscription::{NodeChanges, RuleChanges, ServiceChanges, Subscription};
 pub use writer::{Change, Layer, Layers, Writer};
 
 use network::Networks;
@@ -51,6 +52,10 @@ struct Inner {
     subscribers: Subscribers<ServiceChanges>,
     node_subscribers: Subscribers<NodeChanges>,
     networks: Networks,
+    rules: ArcSwap<RuleSet>,
+    /// Is there anything that the rules forbid? Asked for each connection.
+    forbidding: AtomicBool,
+    rule_subscribers: Subscribers<RuleChanges>,
 }
 
 /// Read handle of the catalog. Clones share it.
@@ -72,6 +77,9 @@ impl Catalog {
             subscribers: Subscribers::default(),
             node_subscribers: Subscribers::default(),
             networks: Networks::default(),
+            rules: ArcSwap::default(),
+            forbidding: AtomicBool::new(false),
+            rule_subscribers: Subscribers::default(),
         });
         (Self(Arc::clone(&inner)), Writer::new(inner))
     }
@@ -200,6 +208,26 @@ impl Catalog {
     #[must_use]
     pub fn subscribe_networks(&self) -> Subscription<NetworkChanges> {
         self.0.networks.subscribe()
+    }
+
+    /// The rules about who may talk to whom.
+    #[must_use]
+    pub fn rules(&self) -> Arc<RuleSet> {
+        self.0.rules.load_full()
+    }
+
+    /// Is there any connection that the rules forbid?
+    #[must_use]
+    pub fn forbids_anything(&self) -> bool {
+        self.0.forbidding.load(Ordering::Acquire)
+    }
+
+    /// A subscription to changes of the rules. It begins as if they had changed.
+    #[must_use]
+    pub fn subscribe_rules(&self) -> Subscription<RuleChanges> {
+        let subscription = self.0.rule_subscribers.add();
+        subscription.mark(|changed| *changed = true);
+        subscription
     }
 
     /// The subnets of every network, of those that are not known as well, in no order.

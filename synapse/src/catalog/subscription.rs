@@ -15,6 +15,9 @@ pub type ServiceChanges = HashSet<ServiceName>;
 /// Names of nodes.
 pub type NodeChanges = HashSet<NodeName>;
 
+/// Have the rules changed?
+pub type RuleChanges = bool;
+
 #[derive(Debug, Default)]
 struct Dirty<C> {
     changes: Mutex<C>,

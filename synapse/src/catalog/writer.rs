@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use nerve::model::{
-    Instance, InstanceId, NetworkName, Node, NodeName, PublishedPort, ServiceName, ServiceSettings,
+    Instance, InstanceId, NetworkName, Node, NodeName, PublishedPort, RuleSet, ServiceName, ServiceSettings,
 };
 use papaya::Guard;
 
@@ -37,6 +37,8 @@ pub enum Change {
     RemoveVip(IpAddr),
     /// An overlay network, or who holds a part of it, changed.
     Network(NetworkName, NetworkUpdate),
+    /// The rules about who may talk to whom are these; the default ones: there are none.
+    PutRules(Arc<RuleSet>),
 }
 
 /// The one handle that changes what the store says.
@@ -123,6 +125,7 @@ impl Writer {
                 Change::PutNode(node) => inner.put_node(node),
                 Change::RemoveNode(name) => inner.remove_node(name),
                 Change::Network(name, update) => inner.networks.apply(&name, update),
+                Change::PutRules(rules) => inner.put_rules(rules),
                 Change::PutInstance(ref instance) => {
                     by_service.entry(instance.service.clone()).or_default().push(change);
                 }
@@ -164,6 +167,14 @@ impl Inner {
             self.node_changes.fetch_add(1, Ordering::Release);
             self.node_subscribers.mark(|names| names.extend([name.clone()]));
             self.changes.fetch_add(1, Ordering::Release);
+        }
+    }
+
+    fn put_rules(&self, rules: Arc<RuleSet>) {
+        if **self.rules.load() != *rules {
+            self.forbidding.store(rules.forbid_anything(), Ordering::Release);
+            self.rules.store(rules);
+            self.rule_subscribers.mark(|changed| *changed = true);
         }
     }
 
@@ -328,7 +339,8 @@ fn apply_one(service: &mut Service, change: &Change) -> bool {
         | Change::RemoveNode(_)
         | Change::PutVip(..)
         | Change::RemoveVip(_)
-        | Change::Network(..) => false,
+        | Change::Network(..)
+        | Change::PutRules(_) => false,
     }
 }
 
@@ -356,7 +368,8 @@ fn apply_many(service: &mut Service, changes: &[Change]) -> bool {
             | Change::RemoveNode(_)
             | Change::PutVip(..)
             | Change::RemoveVip(_)
-            | Change::Network(..) => {
+            | Change::Network(..)
+            | Change::PutRules(_) => {
                 changed |= apply_one(service, change);
             }
         }

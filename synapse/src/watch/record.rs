@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use nerve::model::{Instance, Network, Node, ServiceSettings, Subnet, VipClaim};
+use nerve::model::{Instance, Network, Node, RuleRecord, RuleSet, ServiceSettings, Subnet, VipClaim};
 use nerve::store::Key;
 
 use crate::catalog::{Change, Names, NetworkUpdate};
@@ -76,6 +76,16 @@ pub(super) fn decode(key: &Key, value: &[u8], names: &mut Names) -> Result<Decod
             let change = Change::Network(name.clone(), NetworkUpdate::Put(Arc::new(network)));
             return Ok(Decoded { change, text: Some(text(value)?), partly: None });
         }
+        Key::Rules => {
+            let record = RuleRecord::read(value).map_err(|error| Refused::Undecodable(error.to_string()))?;
+            let (rules, left_out) = record.understood();
+            let partly = (!left_out.is_empty()).then(|| Refused::Partly(left_out.join(", ")));
+            return Ok(Decoded {
+                change: Change::PutRules(Arc::new(rules)),
+                text: Some(text(value)?),
+                partly,
+            });
+        }
         Key::Subnet(network, slot) => {
             let mut subnet: Subnet = json(value)?;
             names.share_node(&mut subnet);
@@ -94,6 +104,7 @@ pub(super) fn removal(key: &Key) -> Change {
         Key::Vip(address) => Change::RemoveVip(*address),
         Key::Network(name) => Change::Network(name.clone(), NetworkUpdate::Remove),
         Key::Subnet(network, slot) => Change::Network(network.clone(), NetworkUpdate::RemoveSubnet(*slot)),
+        Key::Rules => Change::PutRules(Arc::new(RuleSet::default())),
     }
 }
 
@@ -105,14 +116,14 @@ pub(super) fn unconfirmation(key: &Key) -> Option<Change> {
         Key::Subnet(network, slot) => {
             Some(Change::Network(network.clone(), NetworkUpdate::UnconfirmSubnet(*slot)))
         }
-        Key::Node(_) | Key::Service(_) | Key::Vip(_) | Key::Network(_) => None,
+        Key::Node(_) | Key::Service(_) | Key::Vip(_) | Key::Network(_) | Key::Rules => None,
     }
 }
 
 /// Does what stands at a key outlive its writer?
 pub(super) fn is_durable(key: &Key) -> bool {
     match key {
-        Key::Service(_) | Key::Vip(_) | Key::Network(_) => true,
+        Key::Service(_) | Key::Vip(_) | Key::Network(_) | Key::Rules => true,
         Key::Instance(..) | Key::Node(_) | Key::Subnet(..) => false,
     }
 }
@@ -201,9 +212,20 @@ mod tests {
         assert!(matches!(read("subnets/blue/7", "{}"), Err(Refused::Undecodable(_))));
     }
 
+    #[test]
+    fn rules_are_taken_as_far_as_they_are_understood() {
+        let text = r#"{"default":"deny","rules":{"a":{"effect":"allow","from":"web","to":"api"},"b":{"effect":"log"}}}"#;
+        let decoded = read("rules/mesh", text).unwrap();
+        let Change::PutRules(rules) = decoded.change else { panic!("rules") };
+        assert_eq!(rules.rules.len(), 1);
+        assert_eq!(decoded.partly, Some(Refused::Partly("rules.b".to_owned())));
+        assert_eq!(decoded.text.as_deref(), Some(text));
+        assert!(matches!(read("rules/mesh", "[]"), Err(Refused::Undecodable(_))));
+    }
+
     proptest! {
         #[test]
-        fn no_record_crashes_the_reader(path in "(instances/a/[a-z]|nodes/[a-z]|services/[a-z]|networks/[a-z]|subnets/a/[1-9])", value in ".{0,60}") {
+        fn no_record_crashes_the_reader(path in "(instances/a/[a-z]|nodes/[a-z]|services/[a-z]|networks/[a-z]|subnets/a/[1-9]|rules/mesh)", value in ".{0,60}") {
             let _ = read(&path, &value);
         }
     }

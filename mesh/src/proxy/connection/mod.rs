@@ -173,9 +173,13 @@ impl Connection {
         }
     }
 
-    /// It is known who it is: it passes the limits, and an endpoint is looked for.
+    /// It is known who it is: it passes the rules and the limits, and an endpoint is looked for.
     fn enter(&mut self, key: Key, io: &mut Io, watch: bool) -> Step {
         self.stage = Stage::Connecting;
+        let client = self.peer.ip().map(|address| address.ip());
+        if !self.route.access.admit(client, self.route.balancer.service()) {
+            return Step::Dropped(Dropped::Denied);
+        }
         match self.route.balancer.admit(self.known_as().ip(), io.now) {
             Ok(permit) => self.permit = Some(permit),
             Err(_) => return Step::Dropped(Dropped::AtLimit),

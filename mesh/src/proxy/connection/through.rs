@@ -3,13 +3,12 @@
 
 use std::sync::Arc;
 
-use nerve::model::{Address, ClientAddress};
+use nerve::model::{Address, ClientAddress, ServiceName};
 use rustix::io::Errno;
 
 use super::far::Far;
 use super::{Connection, Stage, Step};
 use crate::balance::Lease;
-use crate::proxy::Plain;
 use crate::proxy::arena::Key;
 use crate::proxy::io::Io;
 use crate::proxy::poll::Readiness;
@@ -17,6 +16,7 @@ use crate::proxy::tunnel::header::Header;
 use crate::proxy::tunnel::{Answer, Fault, Tunnel};
 use crate::proxy::metrics::WithoutTunnel;
 use crate::proxy::tunnel_table::{TunnelPeer, Way};
+use crate::proxy::{Dropped, Plain, Refusal};
 
 impl Connection {
     /// How an endpoint is reached.
@@ -102,8 +102,10 @@ impl Connection {
     fn begin_stream(&mut self, mut tunnel: Box<Tunnel>, io: &mut Io) -> Result<(), Fault> {
         let target = self.lease.as_ref().and_then(|lease| lease.endpoint().address().ip());
         let target = target.ok_or(Fault::Broken(Errno::INVAL))?;
-        let service = self.route.balancer.service().as_str();
-        let header = Header { target, service, client: self.peer.ip() };
+        let (service, client) = (self.route.balancer.service(), self.peer.ip());
+        let client_service = self.route.access.identify(client.map(|client| client.ip()), service);
+        let client_service = client_service.as_ref().map(ServiceName::as_str);
+        let header = Header { target, service: service.as_str(), client, client_service };
         tunnel.open(&header, self.to_endpoint.held(), io)?;
         self.endpoint = Some(Far::Tunnel(tunnel));
         Ok(())
@@ -136,6 +138,10 @@ impl Connection {
                     && tunnel.abort().is_ok()
                 {
                     tunnel.give_back();
+                }
+                // No fault of the endpoint's, and another one would say the same.
+                if reason == Refusal::Denied {
+                    return Step::Dropped(Dropped::Denied);
                 }
                 self.attempt_failed(reason.errno());
                 self.look_on(key, io)

@@ -23,6 +23,8 @@ mod field {
     pub(super) const SERVICE: u8 = CRITICAL | 2;
     /// Where the client is, in the form of a target.
     pub(super) const CLIENT: u8 = 3;
+    /// The name of the service that the client is an instance of.
+    pub(super) const CLIENT_SERVICE: u8 = 4;
 
     use super::CRITICAL;
 }
@@ -36,6 +38,8 @@ pub struct Header<'a> {
     pub service: &'a str,
     /// The client; a client of a unix socket has no address.
     pub client: Option<SocketAddr>,
+    /// The service that the client is an instance of, where the sender knows; as the other name.
+    pub client_service: Option<&'a str>,
 }
 
 /// Why a header is refused.
@@ -57,8 +61,8 @@ pub struct Written {
 }
 
 impl Written {
-    /// A version, two addresses of IPv6, and a name.
-    const ROOM: usize = 1 + 2 * (2 + 18) + 2 + LONGEST_NAME;
+    /// A version, two addresses of IPv6, and two names.
+    const ROOM: usize = 1 + 2 * (2 + 18) + 2 * (2 + LONGEST_NAME);
 
     fn field(&mut self, kind: u8, value: &[u8]) {
         // A value is shorter than a name may be, and so fits into an octet and into the room.
@@ -99,7 +103,11 @@ impl AsRef<[u8]> for Written {
 /// Writes a header; `None` if the name is longer than that of any service.
 #[must_use]
 pub fn write(header: &Header<'_>) -> Option<Written> {
-    if header.service.len() > LONGEST_NAME {
+    if [Some(header.service), header.client_service]
+        .into_iter()
+        .flatten()
+        .any(|name| name.len() > LONGEST_NAME)
+    {
         return None;
     }
     let mut written = Written { bytes: [0; Written::ROOM], length: 0 };
@@ -108,6 +116,9 @@ pub fn write(header: &Header<'_>) -> Option<Written> {
     written.field(field::SERVICE, header.service.as_bytes());
     if let Some(client) = header.client {
         written.address(field::CLIENT, client);
+    }
+    if let Some(name) = header.client_service {
+        written.field(field::CLIENT_SERVICE, name.as_bytes());
     }
     Some(written)
 }
@@ -124,7 +135,7 @@ pub fn read(bytes: &[u8]) -> Result<Header<'_>, BadHeader> {
     if *version != VERSION {
         return Err(BadHeader::Unsupported);
     }
-    let (mut target, mut service, mut client) = (None, None, None);
+    let (mut target, mut service, mut client, mut client_service) = (None, None, None, None);
     while let [kind, length, after @ ..] = rest {
         let (value, after) = after.split_at_checked(usize::from(*length)).ok_or(BadHeader::Malformed)?;
         rest = after;
@@ -132,12 +143,13 @@ pub fn read(bytes: &[u8]) -> Result<Header<'_>, BadHeader> {
             field::TARGET => once(&mut target, read_address(value))?,
             field::SERVICE => once(&mut service, read_name(value))?,
             field::CLIENT => once(&mut client, read_address(value))?,
+            field::CLIENT_SERVICE => once(&mut client_service, read_name(value))?,
             CRITICAL.. => return Err(BadHeader::Unsupported),
             _ => {}
         }
     }
     match (target, service, rest) {
-        (Some(target), Some(service), []) => Ok(Header { target, service, client }),
+        (Some(target), Some(service), []) => Ok(Header { target, service, client, client_service }),
         _ => Err(BadHeader::Malformed),
     }
 }
@@ -175,7 +187,10 @@ mod tests {
     const V4: SocketAddr = SocketAddr::new(IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 1)), 8080);
 
     fn web() -> Vec<u8> {
-        write(&Header { target: V4, service: "web", client: None }).unwrap().as_ref().to_vec()
+        write(&Header { target: V4, service: "web", client: None, client_service: None })
+            .unwrap()
+            .as_ref()
+            .to_vec()
     }
 
     #[test]
@@ -208,7 +223,10 @@ mod tests {
         ] {
             assert_eq!(read(bytes), Err(BadHeader::Malformed), "{bytes:?}");
         }
-        assert!(write(&Header { target: V4, service: &"w".repeat(64), client: None }).is_none());
+        let (web, long) = ("web", "w".repeat(64));
+        for (service, client_service) in [(&*long, None), (web, Some(&*long))] {
+            assert!(write(&Header { target: V4, service, client: None, client_service }).is_none());
+        }
     }
 
     fn any_address() -> impl Strategy<Value = SocketAddr> {
@@ -219,16 +237,19 @@ mod tests {
         #[test]
         fn what_is_written_is_read_and_no_part_of_it_is_enough(
             target in any_address(), service in "[a-z0-9-]{1,63}", client in proptest::option::of(any_address()),
+            client_service in proptest::option::of("[a-z0-9-]{1,63}"),
         ) {
-            let header = Header { target, service: &service, client };
+            let client_service = client_service.as_deref();
+            let header = Header { target, service: &service, client, client_service };
             let written = write(&header).unwrap();
             let bytes = written.as_ref();
             prop_assert!(bytes.len() <= LONGEST);
             prop_assert_eq!(read(bytes), Ok(header));
             for length in 0..bytes.len() {
                 let part = read(&bytes[..length]);
-                // Without its last field, which may be left out, it is one as well.
-                prop_assert!(part.is_err() || part == Ok(Header { client: None, ..header }), "{} octets: {:?}", length, part);
+                // Without its last fields, which may be left out, it is one as well.
+                let rest = part.map(|part| (part.target, part.service));
+                prop_assert!(part.is_err() || rest == Ok((target, service.as_str())), "{} octets: {:?}", length, part);
             }
         }
 

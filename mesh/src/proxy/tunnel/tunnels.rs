@@ -300,6 +300,7 @@ impl Tunnels {
                 service: header.service,
                 target: header.target,
                 client: header.client,
+                client_service: header.client_service,
             };
             route.targets.target(&call)
         });

@@ -154,6 +154,9 @@ impl Udp {
     fn try_begin(&mut self, flow: Flow, route: &Rc<Route>, index: usize, io: &Io) -> Result<Key, Lost> {
         let mut tried = None;
         let client = canonical(flow.client);
+        if !route.access.admit(Some(client.ip()), route.balancer.service()) {
+            return Err(Lost::Denied);
+        }
         let permit = route.balancer.admit(client.ip(), io.now).map_err(|refused| {
             tracing::debug!(service = %route.balancer.service(), %client, %refused, "a datagram is dropped");
             Lost::Refused

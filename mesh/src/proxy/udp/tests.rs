@@ -474,6 +474,7 @@ fn a_socket_that_was_handed_over_is_read_no_more_though_the_poller_had_told_of_i
         config: Arc::new(usual()),
         steering: Arc::default(),
         tunnels: Arc::default(),
+        access: Arc::default(),
         tally: world.metrics.udp.tally("dns", 0),
     };
     let io = Io::new(Arc::new(Inbox::new().unwrap())).unwrap();

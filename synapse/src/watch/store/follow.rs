@@ -6,7 +6,7 @@
 //! connection to an instance that really is gone fails at once and is made elsewhere. What gets no traffic anyway
 //! (draining, failing) is deleted at once: an agent that leaves in such a moment is obeyed if it drains first.
 //! Subnets of overlay networks are kept in the same way, since whoever loses its place among the peers loses its traffic.
-//! Settings, networks and claims on virtual addresses are durable: their delete is someone's will, except where a whole
+//! Settings, networks, rules and claims on virtual addresses are durable: their delete is someone's will, except where a whole
 //! store lost its data. Those are kept and written back.
 //!
 //! The catalog itself is the model of what is known; beside it stand only the texts of durable records and what is
@@ -238,7 +238,12 @@ impl Follower {
         self.shared.filled.send_replace(true);
     }
 
-    async fn snapshot(&mut self, entries: Vec<Entry>, revision: Revision, cause: SnapshotCause) {
+    async fn snapshot(&mut self, mut entries: Vec<Entry>, revision: Revision, cause: SnapshotCause) {
+        // No service is known before it is known who may talk to it.
+        let rules = Key::Rules.path();
+        if let Some(at) = entries.iter().position(|entry| entry.path == rules) {
+            entries.swap(0, at);
+        }
         let judgement = self.judge(revision, cause);
         self.metrics.note_snapshot(judgement.cause);
         if judgement.doubt {
@@ -361,7 +366,7 @@ impl Follower {
                 .is_some_and(|service| service.stored(id).is_some_and(crate::catalog::Endpoint::is_serving)),
             Key::Node(name) => self.catalog.node(name.as_str()).is_some_and(|node| !node.draining),
             Key::Subnet(..) => true,
-            Key::Service(_) | Key::Vip(_) | Key::Network(_) => false,
+            Key::Service(_) | Key::Vip(_) | Key::Network(_) | Key::Rules => false,
         }
     }
 
@@ -392,7 +397,7 @@ impl Follower {
                 let held = self.catalog.subnets_of(network)?.get(*slot)?;
                 Some(Change::Network(network.clone(), NetworkUpdate::PutSubnet(*slot, held)))
             }
-            Key::Node(_) | Key::Service(_) | Key::Vip(_) | Key::Network(_) => None,
+            Key::Node(_) | Key::Service(_) | Key::Vip(_) | Key::Network(_) | Key::Rules => None,
         }
     }
 
@@ -450,7 +455,7 @@ impl Follower {
             let records = records.len();
             tracing::warn!(
                 records,
-                "the store lost its data; settings of services, networks and claims on virtual addresses are kept and written back"
+                "the store lost its data; settings of services, networks, rules and claims on virtual addresses are kept and written back"
             );
         }
         self.restoration.begin(records, Instant::now());

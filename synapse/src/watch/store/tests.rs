@@ -297,6 +297,29 @@ async fn settings_that_someone_deleted_are_gone_at_once() {
     assert!(!world.has_settings() && world.handle.notes().durable.is_empty());
 }
 
+fn rules() -> Entry {
+    let rule = serde_json::json!({"effect": "deny", "from": "web", "to": "api"});
+    entry("rules/mesh", &serde_json::json!({"rules": {"a": rule}}), 1)
+}
+
+#[tokio::test(start_paused = true)]
+async fn rules_hold_until_someone_deletes_them_and_not_because_a_store_lost_them() {
+    let mut world = world();
+    let mut changes = world.catalog.subscribe_rules();
+    assert!(changes.take() && !changes.take());
+    world.after([snapshot_at(50, &[instance("1"), rules()], SnapshotCause::First)]).await;
+    assert!(world.catalog.forbids_anything() && changes.take());
+    world.after([snapshot_at(51, &[instance("1"), rules()], SnapshotCause::Resync)]).await;
+    assert!(!changes.take(), "they are the same");
+    let broken = entry("rules/mesh", &serde_json::json!([]), 2);
+    world.after([put(broken), WatchEvent::Disconnected(error())]).await;
+    assert!(world.catalog.forbids_anything());
+    world.after([snapshot_at(2, &[], SnapshotCause::Reset)]).await;
+    assert!(world.catalog.forbids_anything() && world.follower.next_write().is_some());
+    world.after([put(rules()), deleted("rules/mesh")]).await;
+    assert!(!world.catalog.forbids_anything() && world.catalog.rules().is_empty() && changes.take());
+}
+
 #[tokio::test(start_paused = true)]
 async fn settings_that_a_wiped_store_lost_outlive_further_snapshots_and_a_restart_finds_the_loss_again() {
     let mut world = world();
@@ -510,7 +533,7 @@ async fn the_catalog_follows_a_real_store_and_keeps_what_it_knows_when_that_ends
 
 /// What a store may do, for the property below: 0 to 2 act on it, the others are what its watch tells of itself.
 fn acts() -> impl Strategy<Value = Vec<(u8, u8, u16)>> {
-    proptest::collection::vec((0..9u8, 0..8u8, 1..4u16), 0..60)
+    proptest::collection::vec((0..9u8, 0..9u8, 1..4u16), 0..60)
 }
 
 fn written(what: u8, port: u16) -> Entry {
@@ -524,6 +547,7 @@ fn written(what: u8, port: u16) -> Entry {
         3 => node("a"),
         4 => entry("services/web", &serde_json::json!({"published": [{"port": port}]}), 1),
         5 => network(u32::from(port)),
+        7 => rules(),
         6 => subnet(7, if port == 1 { "a" } else { "b" }),
         _ => entry("of-a-newer-agent/x", &serde_json::json!({}), 1),
     };
@@ -587,7 +611,7 @@ proptest! {
                 let services: Vec<_> = services.iter().map(|s| (s.name.clone(), s.settings.clone(), s.endpoints.clone())).collect();
                 let networks = catalog.networks();
                 let networks: Vec<_> = networks.iter().map(|view| (view.name.clone(), view.network.clone())).collect();
-                (services, catalog.nodes(), networks, held(catalog))
+                (services, catalog.nodes(), networks, held(catalog), catalog.rules())
             };
             prop_assert_eq!(shown(&world.catalog), shown(&fresh));
             prop_assert_eq!(world.follower.next_doom(), None);

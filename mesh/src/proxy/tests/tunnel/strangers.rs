@@ -24,7 +24,7 @@ fn frame(kind: u8, content: &[u8]) -> Vec<u8> {
 }
 
 fn open(target: SocketAddr) -> Vec<u8> {
-    frame(1, write(&Header { target, service: "web", client: None }).unwrap().as_ref())
+    frame(1, write(&Header { target, service: "web", client: None, client_service: None }).unwrap().as_ref())
 }
 
 fn heard(tls: &mut Tls, count: usize) -> Vec<u8> {
