@@ -4,7 +4,7 @@
 //! known by what it says: written twice it is one rule, under the name that it has.
 
 use crate::hash;
-use crate::model::{Effect, MAX_RULES, Rule, RuleName, RuleRecord, RulesError, ServiceSelector};
+use crate::model::{Effect, MAX_RULES, MtlsMode, Rule, RuleName, RuleRecord, RulesError, ServiceSelector};
 use crate::store::{self, Expect, Key, Path, Store, Swap};
 
 /// How often a compare-and-swap that met another writer is tried before giving up.
@@ -103,6 +103,19 @@ pub async fn set_default(store: &dyn Store, default: Effect) -> Result<bool, Err
     change(store, |record| {
         let before = record.clone();
         record.set_default(default);
+        Ok(*record != before)
+    })
+    .await
+}
+
+/// Says how nodes reach each other's instances. Whether that is different from before.
+///
+/// # Errors
+/// The store did not do it.
+pub async fn set_mtls(store: &dyn Store, mode: MtlsMode) -> Result<bool, Error> {
+    change(store, |record| {
+        let before = record.clone();
+        record.set_mtls(mode);
         Ok(*record != before)
     })
     .await

@@ -39,6 +39,7 @@ mod health;
 mod identity;
 mod ingress;
 mod mistakes;
+mod mtls;
 mod network;
 mod outage;
 mod outliers;

@@ -178,6 +178,19 @@ pub(crate) const ROOMS: &[Room] = &[
         "mesh::steer",
         &["nerve::model", "nerve::tasks", "synapse::catalog", "mesh::proxy", "mesh::netlink", "mesh::nft"],
     ),
+    // Tells the proxy who is reached by tunnels and who may come by them, and the packet filter who may not come otherwise.
+    room(
+        "mesh::mtls",
+        &[
+            "nerve::model",
+            "nerve::tasks",
+            "synapse::catalog",
+            "mesh::identity",
+            "mesh::inherited",
+            "mesh::nft",
+            "mesh::proxy",
+        ],
+    ),
     // Claims subnets, programs the kernel, connects containers. What moves packets is the kernel; nobody waits for it.
     room(
         "mesh::overlay",
@@ -237,6 +250,7 @@ pub(crate) const ROOMS: &[Room] = &[
             "mesh::drain",
             "mesh::credentials",
             "mesh::identity",
+            "mesh::mtls",
             "mesh::inherited",
             "mesh::readiness",
             "mesh::routes",
@@ -266,6 +280,7 @@ pub(crate) const ROOMS: &[Room] = &[
             "mesh::identity",
             "mesh::ingress",
             "mesh::link_local",
+            "mesh::mtls",
             "mesh::proxy",
             "mesh::overlay",
             "mesh::socket_file",

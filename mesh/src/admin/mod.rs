@@ -18,6 +18,7 @@ mod guard;
 mod identity;
 mod local;
 mod metrics;
+mod mtls;
 mod names;
 mod networks;
 mod read;
@@ -116,6 +117,8 @@ pub struct Handles {
     pub name_server: NameServer,
     /// Who this node is; `None` while the agent starts.
     pub identity: Option<Identity>,
+    /// How it reaches others, and is reached; `None` while the agent starts.
+    pub mtls: Option<crate::mtls::Handle>,
     /// Where this node looks for services.
     pub watchers: WatcherStates,
     /// What only the agent knows to fail: a refused reload, a missing privilege.

@@ -17,8 +17,8 @@ use super::access::{Caller, Origin, Role, Rules};
 use super::consul::{Reads, catalog, health};
 use super::refusal::Refusal;
 use super::{
-    Handles, Metrics, attachments, checks, consul, dns, doctor, guard, identity, local, names, networks,
-    read, settings, upstreams, watchers, write,
+    Handles, Metrics, attachments, checks, consul, dns, doctor, guard, identity, local, mtls, names,
+    networks, read, settings, upstreams, watchers, write,
 };
 use crate::api::{self, path};
 use crate::drain::DrainWatcher;
@@ -43,6 +43,7 @@ fn routes(handles: Arc<Handles>, reads: Arc<Reads>) -> Router {
         .route(path::NODES, get(read::nodes))
         .route(path::REVOCATION, put(identity::revoke))
         .route(path::IDENTITY, get(identity::info))
+        .route(path::MTLS, get(mtls::info).put(mtls::set))
         .route(path::JOIN_TOKENS, post(identity::make_token))
         .route(path::WATCHERS, get(watchers::list))
         .route(path::DNS, get(dns::info))

@@ -137,8 +137,15 @@ impl Rooms {
         let sources = (&services, &overlay);
         let identity = trust::start_identity(&config, &catalog, &store, registry, &owners.rest)?;
         let tunnel_port = trust::tunnel_port(&config, &identity);
-        let (registrar, smartstack) =
-            start_registrar((&config, tunnel_port), &store, sources, registry, &owners.registrar, left.registrar).await?;
+        let (registrar, smartstack) = start_registrar(
+            (&config, tunnel_port),
+            &store,
+            sources,
+            registry,
+            &owners.registrar,
+            left.registrar,
+        )
+        .await?;
         let means = (&bound.plane, &identity, &catalog, &registrar, inherited.clone());
         let mtls = trust::start_mtls(&config, means, registry, &owners)?;
         let announcements = start_announcing(&config, &registrar, registry, &owners)?;
@@ -318,6 +325,7 @@ impl Rooms {
             resolver: resolver(self.name_server.as_ref()),
             name_server: name_server(&self.config, &self.problems),
             identity: Some(self.problems.identity.clone()),
+            mtls: Some(self.mtls.clone()),
             problems: Arc::new(move || listed.list()),
         };
         self.admin_sockets = bound.sockets().into_iter().map(Arc::new).collect();

@@ -66,7 +66,8 @@ pub(super) fn start_mtls(
         let addresses = |instance: &registrar::LocalInstance| {
             let definition = &instance.located.definition;
             let (service, ip) = (definition.key.service.clone(), definition.address);
-            let ports: Vec<_> = definition.port.into_iter().chain(definition.ports.values().copied()).collect();
+            let ports: Vec<_> =
+                definition.port.into_iter().chain(definition.ports.values().copied()).collect();
             ports.into_iter().map(move |port| (service.clone(), SocketAddr::new(ip, port.get())))
         };
         instances.iter().flat_map(addresses).collect()

@@ -11,6 +11,7 @@ mod consul_reads;
 mod dns;
 mod doctor;
 mod identity;
+mod mtls;
 mod names;
 mod network;
 mod read;
@@ -35,6 +36,7 @@ pub use consul_reads::{
 pub use dns::{DnsInfo, DnsListener, DnsOthers};
 pub use doctor::{Checkup, Finding};
 pub use identity::{IdentityInfo, JoinToken, JoinTokenRequest, RevokeRequest, RevokedNode};
+pub use mtls::{MtlsInfo, MtlsNode, MtlsRequest};
 pub use names::{TopEntry, TopList};
 pub use network::{NetworkInfo, NetworkRequest, NetworkSummary, Networks, SubnetInfo};
 pub use read::{
@@ -100,6 +102,8 @@ pub mod path {
     pub const REVOCATION: &str = "/v1/plexus/nodes/{node}/revocation";
     /// `GET`: [`super::IdentityInfo`].
     pub const IDENTITY: &str = "/v1/plexus/identity";
+    /// `GET`: [`super::MtlsInfo`]; `PUT` a [`super::MtlsRequest`]: [`super::Changed`].
+    pub const MTLS: &str = "/v1/plexus/mtls";
     /// `POST` a [`super::JoinTokenRequest`]: [`super::JoinToken`].
     pub const JOIN_TOKENS: &str = "/v1/plexus/identity/tokens";
     /// `GET`: [`super::WatcherList`].

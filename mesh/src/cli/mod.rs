@@ -21,6 +21,7 @@ mod endpoints;
 mod error;
 mod files;
 mod identity;
+mod mtls;
 mod network;
 mod nodes;
 mod output;
@@ -76,6 +77,7 @@ enum Command {
     Nodes(nodes::Nodes),
     Node(authority::Node),
     Identity(identity::Identity),
+    Mtls(mtls::Mtls),
     Ca(authority::Ca),
     JoinToken(authority::JoinTokens),
     Watchers(watchers::Watchers),
@@ -162,6 +164,7 @@ async fn execute(command: Command, out: &mut Output<'_>) -> Result {
         Command::Nodes(command) => command.run(out).await,
         Command::Node(command) => command.run(out).await,
         Command::Identity(command) => command.run(out).await,
+        Command::Mtls(command) => command.run(out).await,
         Command::Ca(command) => command.run(out),
         Command::JoinToken(command) => command.run(out).await,
         Command::Watchers(command) => command.run(out).await,

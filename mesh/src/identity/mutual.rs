@@ -80,11 +80,13 @@ impl Handle {
     /// # Errors
     /// TLS cannot be had at all.
     pub fn mutual(&self, protocol: &[u8]) -> Result<Mutual, Error> {
-        let believed = || Arc::new(Believed {
-            standing: Arc::clone(&self.standing),
-            peers: Peers::Nodes,
-            may_be_nobody: false,
-        });
+        let believed = || {
+            Arc::new(Believed {
+                standing: Arc::clone(&self.standing),
+                peers: Peers::Nodes,
+                may_be_nobody: false,
+            })
+        };
         let shown = || Arc::new(Shown(Arc::clone(&self.standing)));
         Ok(Mutual {
             client: tls::client(believed(), Some(shown()), protocol)?,

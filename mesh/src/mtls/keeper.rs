@@ -16,14 +16,14 @@ use super::wall::Wanted;
 use super::{Config, Handle, Problem, Registered};
 use crate::identity;
 use crate::inherited::{Inherited, Transport};
-use crate::proxy::{
-    DataPlane, TunnelCredentials, TunnelListenerSpec, TunnelPeer, TunnelTargets, TunnelWays,
-};
+use crate::proxy::{DataPlane, TunnelCredentials, TunnelListenerSpec, TunnelPeer, TunnelTargets, TunnelWays};
 
 /// What is spoken on the tunnel port (ALPN).
 const PROTOCOL: &[u8] = b"plexus-tunnel/1";
 /// How often an address that could not be listened on is tried again, and it is looked whether sessions have become too old.
 const TICK: Duration = Duration::from_secs(5);
+/// How long other nodes get to hear of another mode, before what they may still do is refused, or what they may still refuse is done.
+const SETTLE: Duration = Duration::from_secs(2);
 /// The longest that sessions are resumed: what was verified when they began is not verified anew. Part of what is left of this
 /// node's own certificate, which is about what is left of others'.
 const SESSIONS: u32 = 4;
@@ -48,6 +48,34 @@ pub(super) struct Keeper {
     pub(super) revoked: HashSet<(NodeName, u64)>,
     /// When sessions are begun anew.
     pub(super) fresh_until: Option<Instant>,
+    pub(super) force: Force,
+}
+
+/// What is in force of a mode. A connection between two nodes must be let in by the one for as long as the other may make it,
+/// and they hear of another mode at different moments.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Force {
+    /// How others' instances are reached.
+    leads: MtlsMode,
+    /// What is asked of those who come.
+    walls: MtlsMode,
+    /// When both are to be what was said last.
+    settles: Option<Instant>,
+}
+
+impl Force {
+    /// Another mode was said: what can be done at once is.
+    fn turn(&mut self, mode: MtlsMode, now: Instant) {
+        self.leads = self.leads.max(mode);
+        self.walls = self.walls.min(mode);
+        let is_settled = self.leads == mode && self.walls == mode;
+        self.settles = (!is_settled).then(|| now + SETTLE);
+    }
+
+    /// The rest of it.
+    fn settle(&mut self, mode: MtlsMode) {
+        *self = Self { leads: mode, walls: mode, settles: None };
+    }
 }
 
 impl Keeper {
@@ -56,9 +84,11 @@ impl Keeper {
         self.revoked = self.identity.revoked().into_iter().collect();
         self.show();
         self.listen();
-        self.lead();
         let services = self.catalog.services();
         services.iter().for_each(|service| self.look_at(&service.name));
+        self.handle.settle(self.catalog.rules().mtls);
+        self.force.settle(self.handle.mode());
+        self.lead();
         self.tell();
     }
 
@@ -66,6 +96,7 @@ impl Keeper {
     pub(super) async fn run(mut self) {
         let mut services = self.catalog.subscribe();
         let mut nodes = self.catalog.subscribe_nodes();
+        let mut rules = self.catalog.subscribe_rules();
         let mut identity = self.identity.changes();
         let mut local = self.registered.changes.clone();
         self.begin();
@@ -83,7 +114,10 @@ impl Keeper {
                     self.show();
                     self.cut();
                 }
-                Ok(()) = self.config.changed() => {
+                Ok(()) = self.config.changed() => self.mode_changed(),
+                _ = rules.changed() => self.mode_changed(),
+                () = until(self.force.settles) => {
+                    self.force.settle(self.handle.mode());
                     self.lead();
                     self.tell();
                 }
@@ -95,6 +129,13 @@ impl Keeper {
                 }
             }
         }
+    }
+
+    fn mode_changed(&mut self) {
+        self.handle.settle(self.catalog.rules().mtls);
+        self.force.turn(self.handle.mode(), Instant::now());
+        self.lead();
+        self.tell();
     }
 
     /// What this node shows and believes in handshakes from now on.
@@ -153,7 +194,7 @@ impl Keeper {
         });
         let peers: Vec<_> = peers.collect();
         self.metrics.peers.set(i64::try_from(peers.len()).unwrap_or(i64::MAX));
-        self.plane.tunnels().set_ways(TunnelWays::new(config.mode, Some(config.node), peers));
+        self.plane.tunnels().set_ways(TunnelWays::new(self.force.leads, Some(config.node), peers));
     }
 
     /// Who was revoked since loses what it has open.
@@ -185,10 +226,14 @@ impl Keeper {
             here.entry(service).or_default().insert(address);
         }
         let config = self.config.borrow().clone();
-        let is_strict =
-            |service: &ServiceName| *self.modes.get(service).unwrap_or(&config.mode) == MtlsMode::Strict;
-        let strict: BTreeSet<_> =
-            here.iter().filter(|(service, _)| is_strict(service)).flat_map(|(_, addresses)| addresses).copied().collect();
+        let mode = self.force.walls;
+        let is_strict = |service: &ServiceName| *self.modes.get(service).unwrap_or(&mode) == MtlsMode::Strict;
+        let strict: BTreeSet<_> = here
+            .iter()
+            .filter(|(service, _)| is_strict(service))
+            .flat_map(|(_, addresses)| addresses)
+            .copied()
+            .collect();
         let wanted = Wanted { addresses: strict, local_links: Arc::clone(&config.local_links) };
         self.targets.set(here);
         self.wanted.send_if_modified(|before| {
@@ -199,9 +244,47 @@ impl Keeper {
     }
 }
 
+async fn until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}
+
 fn set_or_remove<T>(map: &mut HashMap<ServiceName, T>, name: &ServiceName, value: Option<T>) {
     match value {
         Some(value) => drop(map.insert(name.clone(), value)),
         None => drop(map.remove(name)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use MtlsMode::{Off, Permissive, Strict};
+
+    use super::*;
+
+    #[test]
+    fn nobody_refuses_what_another_may_still_do() {
+        let now = Instant::now();
+        for (before, after, leads, walls) in [
+            (Off, Strict, Strict, Off),
+            (Off, Permissive, Permissive, Off),
+            (Permissive, Strict, Strict, Permissive),
+            (Strict, Off, Strict, Off),
+            (Strict, Permissive, Strict, Permissive),
+        ] {
+            let mut force = Force::default();
+            force.settle(before);
+            force.turn(after, now);
+            assert_eq!((force.leads, force.walls), (leads, walls), "{before} to {after}");
+            assert_eq!(force.settles, Some(now + SETTLE));
+            force.turn(before, now);
+            assert!(force.leads >= before && force.walls <= before);
+            force.settle(after);
+            assert_eq!((force.leads, force.walls, force.settles), (after, after, None));
+            force.turn(after, now);
+            assert_eq!(force.settles, None);
+        }
     }
 }

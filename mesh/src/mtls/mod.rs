@@ -41,7 +41,7 @@ pub const TUNNEL_PORT: u16 = 7443;
 pub struct Config {
     /// This node.
     pub node: NodeName,
-    /// What holds for services that say nothing else.
+    /// What holds here for services that say nothing else, unless the mesh asks for more.
     pub mode: MtlsMode,
     /// Where other nodes' tunnels are taken; the first port is the one that they are told.
     pub listen: Vec<SocketAddr>,
@@ -86,6 +86,8 @@ pub struct Handle {
 #[derive(Debug, Default)]
 struct Shared {
     listeners: Vec<Listener>,
+    /// What the mesh asks for.
+    of_mesh: MtlsMode,
     problems: BTreeMap<Problem, String>,
 }
 
@@ -130,6 +132,7 @@ pub fn start(config: Config, means: Means, owners: Owners<'_>) -> Handle {
         modes: HashMap::new(),
         revoked: HashSet::new(),
         fresh_until: None,
+        force: keeper::Force::default(),
     };
     make().begin();
     owners.keeper.spawn_until_stopped("mutual TLS", move || make().run());
@@ -162,7 +165,16 @@ impl Handle {
     /// What holds for services that say nothing else.
     #[must_use]
     pub fn mode(&self) -> MtlsMode {
-        self.config.borrow().mode
+        let own = self.config.borrow().mode;
+        own.max(self.lock().of_mesh)
+    }
+
+    /// The mesh asks for this.
+    fn settle(&self, of_mesh: MtlsMode) {
+        let before = std::mem::replace(&mut self.lock().of_mesh, of_mesh);
+        if before != of_mesh {
+            tracing::info!(mode = %of_mesh, "how nodes reach each other's instances");
+        }
     }
 
     /// The port where other nodes' tunnels are taken; `None`: they are not.
@@ -188,7 +200,8 @@ impl Handle {
     /// many those were.
     pub async fn drain(&self, deadline: Duration) -> u32 {
         let listeners = std::mem::take(&mut self.lock().listeners);
-        let drained = futures_util::future::join_all(listeners.into_iter().map(|listener| listener.drain(deadline)));
+        let drained =
+            futures_util::future::join_all(listeners.into_iter().map(|listener| listener.drain(deadline)));
         drained.await.into_iter().sum()
     }
 

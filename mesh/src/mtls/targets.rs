@@ -63,8 +63,13 @@ mod tests {
         let targets = Targets::default();
         targets.set(HashMap::from([(own.service.clone(), of_node(&node, [&own, &other]))]));
         let asked = |service: &str, target: &str| {
-            let call =
-                TunnelCall { node: &node, service, target: target.parse().unwrap(), client: None };
+            let call = TunnelCall {
+                node: &node,
+                service,
+                target: target.parse().unwrap(),
+                client: None,
+                client_service: None,
+            };
             targets.target(&call).map(|address| address.to_string())
         };
         assert_eq!(asked("web", "192.0.2.1:80"), Ok("192.0.2.1:80".to_owned()));

@@ -119,7 +119,10 @@ impl Wall {
 }
 
 async fn counted() -> Option<u64> {
-    nft::counted(TABLE, COUNTER).await.inspect_err(|error| tracing::debug!(%error, "what was refused is not known")).ok()?
+    nft::counted(TABLE, COUNTER)
+        .await
+        .inspect_err(|error| tracing::debug!(%error, "what was refused is not known"))
+        .ok()?
 }
 
 /// The next word of changed rules; never where they are not told.

@@ -67,7 +67,7 @@ pub enum Dropped {
 
 impl Dropped {
     /// Every reason there is.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::NoEndpoint,
         Self::ConnectFailed,
         Self::ConnectDeadline,

@@ -74,10 +74,7 @@ pub(super) enum Way {
     /// The same, since its node takes no tunnels: it would be one else.
     InClear,
     /// By the tunnel to its node; where that cannot be had, directly if that may be.
-    Tunnel {
-        peer: Arc<TunnelPeer>,
-        or_directly: bool,
-    },
+    Tunnel { peer: Arc<TunnelPeer>, or_directly: bool },
     /// Only by a tunnel, and its node has none.
     Forbidden,
 }
@@ -169,7 +166,10 @@ mod tests {
             assert_eq!(way("a", None), Way::Direct, "its own");
             assert_eq!(table.way(None, None), Way::Direct, "of no node");
             assert_eq!((way("b", Some(Off)), way("c", Some(Off))), (Way::Direct, Way::Direct));
-            assert_eq!((way("b", Some(Permissive)), way("c", Some(Permissive))), (through(true), Way::InClear));
+            assert_eq!(
+                (way("b", Some(Permissive)), way("c", Some(Permissive))),
+                (through(true), Way::InClear)
+            );
             assert_eq!((way("b", Some(Strict)), way("c", Some(Strict))), (through(false), Way::Forbidden));
             assert_eq!(way("b", None), way("b", Some(mode)), "{mode}");
         }

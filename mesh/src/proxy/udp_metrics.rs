@@ -41,7 +41,7 @@ pub enum Lost {
 
 impl Lost {
     /// Every reason there is.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::NoEndpoint,
         Self::Refused,
         Self::Denied,

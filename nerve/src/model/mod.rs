@@ -31,8 +31,8 @@ pub use rules::{
 };
 pub use settings::{
     AtLimit, BalanceSettings, ClientAddress, Count, External, ExternalError, Factor, HashOn,
-    Key as SettingKey, LimitSettings, Locality, MtlsMode, OutlierSettings, Percent, Policy, PortRange, Protocol,
-    ProxyVersion, PublishMode, PublishedPort, RetrySettings, Selector, ServiceSettings, Split,
+    Key as SettingKey, LimitSettings, Locality, MtlsMode, OutlierSettings, Percent, Policy, PortRange,
+    Protocol, ProxyVersion, PublishMode, PublishedPort, RetrySettings, Selector, ServiceSettings, Split,
     TimeoutSettings, VirtualIp,
 };
 pub use token_id::{TokenId, TokenIdError};

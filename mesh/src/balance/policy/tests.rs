@@ -30,7 +30,8 @@ impl World {
             let address =
                 std::net::SocketAddr::from(([192, 0, 2, 1], u16::try_from(at % 60_000).unwrap() + 1));
             let addresses = (address.into(), Some(address));
-            let endpoint = Endpoint::new(id, (NodeName::new("a").unwrap(), true), addresses, Arc::clone(&shared));
+            let endpoint =
+                Endpoint::new(id, (NodeName::new("a").unwrap(), true), addresses, Arc::clone(&shared));
             Member { endpoint: Arc::new(endpoint), weight: *weight }
         };
         Self {

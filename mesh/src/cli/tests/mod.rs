@@ -187,6 +187,7 @@ impl World {
             host_routes: Arc::new(|| Box::pin(async { Ok(vec![host_route()]) })),
             examiner: Arc::new(|| Box::pin(async { Vec::new() })),
             identity: None,
+            mtls: None,
             watchers: Arc::new(watchers::two),
             resolver: Some(Arc::new(Busy)),
             name_server: Arc::new(dns::a_name_server),

@@ -12,11 +12,11 @@ use super::{Connection, Stage, Step};
 use crate::balance::{ClientKey, ConnectFailure, Lease, Ticket, Tried};
 use crate::proxy::arena::Key;
 use crate::proxy::io::Io;
+use crate::proxy::metrics::WithoutTunnel;
 use crate::proxy::poll::{Interest, Subject};
 use crate::proxy::side::{Delay, Side};
 use crate::proxy::transparent::Borrowed;
 use crate::proxy::tunnel_table::Way;
-use crate::proxy::metrics::WithoutTunnel;
 use crate::proxy::{Dropped, Plain, socket, unix};
 
 /// How soon, and how late at most, an endpoint is asked again whose unix socket has a full backlog.

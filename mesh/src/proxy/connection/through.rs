@@ -11,10 +11,10 @@ use super::{Connection, Stage, Step};
 use crate::balance::Lease;
 use crate::proxy::arena::Key;
 use crate::proxy::io::Io;
+use crate::proxy::metrics::WithoutTunnel;
 use crate::proxy::poll::Readiness;
 use crate::proxy::tunnel::header::Header;
 use crate::proxy::tunnel::{Answer, Fault, Tunnel};
-use crate::proxy::metrics::WithoutTunnel;
 use crate::proxy::tunnel_table::{TunnelPeer, Way};
 use crate::proxy::{Dropped, Plain, Refusal};
 

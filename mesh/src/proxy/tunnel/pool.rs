@@ -64,7 +64,14 @@ pub(super) enum Next {
 
 impl Peer {
     fn new(now: Instant) -> Self {
-        Self { idle: Vec::new(), connecting: 0, lent: 0, waiting: VecDeque::new(), asked: now, silent_until: None }
+        Self {
+            idle: Vec::new(),
+            connecting: 0,
+            lent: 0,
+            waiting: VecDeque::new(),
+            asked: now,
+            silent_until: None,
+        }
     }
 
     /// How many more there are to be than are needed.

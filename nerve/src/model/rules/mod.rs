@@ -1,4 +1,4 @@
-//! Rules: which services may talk to which, as they stand under `rules/mesh`.
+//! Rules: which services may talk to which, and how nodes reach each other's instances, as they stand under `rules/mesh`.
 //!
 //! All of them and the default are one record, so that a change is one write, and no reader ever sees a default without the
 //! exceptions to it. Their order means nothing: what any rule denies is denied; else what any allows is allowed; else the
@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 pub use record::{RuleRecord, RulesError};
 pub use selector::{LabelSelector, SelectorError, ServiceSelector};
 
-use super::RuleName;
+use super::{MtlsMode, RuleName};
 
 /// So many rules there may be: the record is one value of the store.
 pub const MAX_RULES: usize = 1000;
@@ -83,6 +83,8 @@ pub struct RuleSet {
     pub default: Effect,
     /// By name.
     pub rules: BTreeMap<RuleName, Rule>,
+    /// How nodes reach each other's instances at least; a node's own configuration and a service's settings may ask for more.
+    pub mtls: MtlsMode,
 }
 
 impl RuleSet {
@@ -95,6 +97,6 @@ impl RuleSet {
     /// Has nobody said anything?
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.rules.is_empty() && self.default == Effect::default()
+        *self == Self::default()
     }
 }

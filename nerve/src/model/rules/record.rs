@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::{Effect, MAX_RULES, Rule, RuleSet};
-use crate::model::RuleName;
+use crate::model::{MtlsMode, RuleName};
 
 /// Why a record says nothing.
 #[derive(Debug, thiserror::Error)]
@@ -26,6 +26,8 @@ pub struct RuleRecord {
     default: Option<Value>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     rules: BTreeMap<String, Value>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    mtls: Option<Value>,
     #[serde(flatten)]
     unknown: BTreeMap<String, Value>,
 }
@@ -62,7 +64,14 @@ impl RuleRecord {
                 (Err(_), _) | (_, Err(_)) => left_out.push(format!("rules.{name}")),
             }
         }
-        (RuleSet { default, rules }, left_out)
+        let mtls = match &self.mtls {
+            None => MtlsMode::default(),
+            Some(value) => MtlsMode::deserialize(value).unwrap_or_else(|_| {
+                left_out.push(format!("mtls {value}, which is taken for strict"));
+                MtlsMode::Strict
+            }),
+        };
+        (RuleSet { default, rules, mtls }, left_out)
     }
 
     /// How many rules it has, understood or not.
@@ -96,6 +105,11 @@ impl RuleRecord {
     /// Takes a rule out; whether there was one.
     pub fn remove(&mut self, name: &RuleName) -> bool {
         self.rules.remove(name.as_str()).is_some()
+    }
+
+    /// Writes how nodes reach each other's instances. What holds without a word is not written.
+    pub fn set_mtls(&mut self, mode: MtlsMode) {
+        self.mtls = (mode != MtlsMode::default()).then(|| Value::from(mode.as_str()));
     }
 
     /// Writes the default. What holds without one is not written.
