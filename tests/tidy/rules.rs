@@ -294,7 +294,15 @@ pub(crate) const ROOMS: &[Room] = &[
     // an agent has left in the kernel.
     room(
         "mesh::cli",
-        &["nerve::model", "mesh::api", "mesh::agent", "mesh::config", "mesh::identity", "mesh::overlay"],
+        &[
+            "nerve::model",
+            "mesh::api",
+            "mesh::agent",
+            "mesh::config",
+            "mesh::identity",
+            "mesh::mtls",
+            "mesh::overlay",
+        ],
     ),
     room("mesh::main", &["mesh::cli"]),
 ];

@@ -1,4 +1,4 @@
-//! `plexus network cleanup`: what overlay networks have left in this node's kernel is taken away, without an agent.
+//! `plexus network cleanup`: what agents leave in this node's kernel is taken away, without an agent.
 
 use std::io;
 
@@ -8,17 +8,18 @@ use serde::Serialize;
 use super::output::Output;
 use super::{Error, Reach, Result};
 use crate::api::{self, Status};
-use crate::overlay;
+use crate::{mtls, overlay};
 
 const AFTER_HELP: &str = "\
 For a node whose agent is gone for good: an agent that leaves takes nothing of its networks away, so that containers are reached
-while it is restarted. Removes links, routes and the packet filter's table on this machine, by their names, and needs no agent, no
-store and no configuration. Refused while an agent answers at --admin, which would put everything back: stop it first.
+while it is restarted, nor what keeps other hosts from strict instances. Removes links, routes and the packet filter's tables on
+this machine, by their names, and needs no agent, no store and no configuration. Refused while an agent answers at --admin, which
+would put everything back: stop it first.
 
 Examples:
   systemctl disable --now plexus && plexus network cleanup";
 
-/// Remove everything of overlay networks from this node's kernel
+/// Remove everything of overlay networks and strict instances from this node's kernel
 #[derive(Debug, Args)]
 #[command(after_help = AFTER_HELP)]
 pub(super) struct Cleanup {
@@ -48,8 +49,10 @@ impl Cleanup {
             return Err(Error::failed(WHAT, format!("the agent of node {node} runs and would put it back"))
                 .hint("stop it first (`systemctl stop plexus`); --force if that is not the agent of this machine"));
         }
-        let overlay::Removed { links, routes, rules, tables } =
-            overlay::cleanup().await.map_err(|error| Error::failed(WHAT, error).hint("run it as root"))?;
+        let failed = |error| Error::failed(WHAT, error).hint("run it as root");
+        let overlay::Removed { links, routes, rules, mut tables } =
+            overlay::cleanup().await.map_err(failed)?;
+        tables.extend(mtls::cleanup().await.map_err(failed)?);
         out.as_json(self.reach.json);
         out.answer(&Done { links, routes, rules, tables }, human)?;
         Ok(())

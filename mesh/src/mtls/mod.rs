@@ -11,6 +11,7 @@ mod targets;
 mod wall;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -26,7 +27,7 @@ use targets::Targets;
 use wall::{Wall, Wanted};
 
 pub use metrics::Metrics;
-pub(crate) use ruleset::TABLE;
+use ruleset::TABLE;
 
 use crate::identity;
 use crate::inherited::Inherited;
@@ -106,6 +107,17 @@ pub struct Owners<'a> {
     pub keeper: &'a Tasks,
     /// Sets the packet filter, until another agent goes on with that.
     pub wall: &'a Tasks,
+}
+
+/// Takes out of this node's packet filter what keeps other hosts from strict instances: for when its agent is gone for good. Tells
+/// which table that was, if there was one.
+///
+/// # Errors
+/// The kernel refuses, or there is no `nft` and it cannot be told whether there are rules.
+pub async fn cleanup() -> io::Result<Option<String>> {
+    let listed = TABLE.list().await.map_err(io::Error::other)?;
+    TABLE.remove().await.map_err(io::Error::other)?;
+    Ok(listed.map(|_| TABLE.to_string()))
 }
 
 /// Starts the tasks. When this returns, tunnels are taken that an agent before has taken.

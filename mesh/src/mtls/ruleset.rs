@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use crate::nft::Table;
 
 /// Our table. Nothing outside of it is ours.
-pub(crate) const TABLE: Table = Table { family: "inet", name: "plexus-mtls" };
+pub(super) const TABLE: Table = Table { family: "inet", name: "plexus-mtls" };
 /// What counts those that are refused.
 pub(super) const COUNTER: &str = "refused";
 /// Links of this host's own, whatever the configuration says: bridges of overlay networks, whose packets are those networks' to

@@ -240,21 +240,17 @@ impl Tunnel {
     /// What the receiver has answered; `None`: nothing yet.
     pub(in crate::proxy) fn answer(&mut self, io: &mut Io) -> Result<Option<Answer>, Fault> {
         self.flush(&io.poller)?;
-        while let Some((from, to)) = self.next_content(&mut io.records)? {
-            let content = &io.records[from..to];
-            match frame::read(content, 0)? {
-                Some((Frame::Connected, end)) => {
-                    self.hold_frames(content, end)?;
-                    return Ok(Some(Answer::Connected));
-                }
-                Some((Frame::Refused(reason), end)) if end == content.len() => {
-                    return Ok(Some(Answer::Refused(reason)));
-                }
-                // Nobody sends empty records either.
-                Some(_) | None => return Err(Fault::Protocol),
+        let Some((from, to)) = self.next_content(&mut io.records)? else { return Ok(None) };
+        let content = &io.records[from..to];
+        match frame::read(content, 0)? {
+            Some((Frame::Connected, end)) => {
+                self.hold_frames(content, end)?;
+                Ok(Some(Answer::Connected))
             }
+            Some((Frame::Refused(reason), end)) if end == content.len() => Ok(Some(Answer::Refused(reason))),
+            // Nobody sends empty records either.
+            Some(_) | None => Err(Fault::Protocol),
         }
-        Ok(None)
     }
 
     /// The stream was refused, and its sender says no more in it.

@@ -461,8 +461,8 @@ impl Tunnels {
     pub(super) fn step(&mut self, key: Key, io: &mut Io, step: impl FnOnce(&mut Delivery, &mut Io) -> Step) {
         let Some(stream) = self.deliveries.get_mut(key) else { return };
         match step(stream, io) {
-            Step::Wait => return,
-            Step::Again => return self.again.push_back(key),
+            Step::Wait => {}
+            Step::Again => self.again.push_back(key),
             Step::Finished => self.end(key, |stream, _| stream.into_tunnel().give_back()),
             Step::Refused(reason) => {
                 self.end(key, |stream, tunnels| tunnels.refuse(stream.into_tunnel(), reason))
