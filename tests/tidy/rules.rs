@@ -18,6 +18,7 @@ pub(crate) const ROOMS: &[Room] = &[
     room("nerve::model", &["nerve::period"]),
     // Leaves: they know nothing of the mesh.
     room("nerve::tasks", &[]),
+    room("nerve::watched", &[]),
     // The same number for a name, whoever asks.
     room("nerve::hash", &[]),
     // Text → values of the vocabulary.
@@ -80,6 +81,7 @@ pub(crate) const ROOMS: &[Room] = &[
             "nerve::smartstack",
             "nerve::store",
             "nerve::tasks",
+            "nerve::watched",
         ],
     ),
     room(
@@ -215,7 +217,10 @@ pub(crate) const ROOMS: &[Room] = &[
         ],
     ),
     // Who this node is: by certificates, tokens, and what signing nodes have in common by the store.
-    room("mesh::identity", &["nerve::enrolment", "nerve::model", "nerve::store", "nerve::tasks"]),
+    room(
+        "mesh::identity",
+        &["nerve::enrolment", "nerve::model", "nerve::store", "nerve::tasks", "nerve::watched"],
+    ),
     // Read handles of all rooms; nobody but the agent imports it.
     room(
         "mesh::admin",
@@ -324,7 +329,7 @@ pub(crate) const HOMES: &[Home] = &[
     home("redb", &["nerve/src/store/embedded"]),
     home("toml", &["nerve/src/document"]),
     home("saphyr-parser", &["nerve/src/document/yaml.rs"]),
-    home("notify", &["nerve/src/source", "synapse/src/watch"]),
+    home("notify", &["nerve/src/source", "nerve/src/watched.rs"]),
     home("strsim", &["nerve/src/document", "mesh/src/admin/refusal.rs"]),
     // In DNS: times to live, which are whole seconds and may be none, as no `Period` is.
     home(

@@ -6,7 +6,7 @@
 
 mod agent;
 mod attach;
-mod authority;
+mod ca;
 mod cleanup;
 mod client;
 mod cni;
@@ -18,6 +18,7 @@ mod dns;
 mod doctor;
 mod drain;
 mod endpoints;
+mod enrolment;
 mod error;
 mod files;
 mod identity;
@@ -74,10 +75,10 @@ enum Command {
     Services(services::Services),
     Endpoints(endpoints::Endpoints),
     Nodes(nodes::Nodes),
-    Node(authority::Node),
+    Node(enrolment::Node),
     Identity(identity::Identity),
-    Ca(authority::Ca),
-    JoinToken(authority::JoinTokens),
+    Ca(ca::Ca),
+    JoinToken(enrolment::JoinTokens),
     Watchers(watchers::Watchers),
     Upstreams(upstreams::Upstreams),
     Dns(dns::Dns),
@@ -162,7 +163,7 @@ async fn execute(command: Command, out: &mut Output<'_>) -> Result {
         Command::Nodes(command) => command.run(out).await,
         Command::Node(command) => command.run(out).await,
         Command::Identity(command) => command.run(out).await,
-        Command::Ca(command) => command.run(out),
+        Command::Ca(command) => command.run(out).await,
         Command::JoinToken(command) => command.run(out).await,
         Command::Watchers(command) => command.run(out).await,
         Command::Upstreams(command) => command.run(out).await,

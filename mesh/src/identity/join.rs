@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use nerve::model::NodeName;
+use nerve::model::{Fingerprint, NodeName};
 use rcgen::{CertificateParams, KeyPair};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
@@ -16,7 +16,7 @@ use zeroize::Zeroizing;
 
 use super::certificate::Root;
 use super::credentials::{Credentials, CredentialsError};
-use super::fingerprint::Fingerprint;
+use super::fingerprint;
 use super::protocol::{self, Answer, Der, PROTOCOL, Request, Secret};
 use super::tls::{self, Believed, Peers, Roots, Shown, Standing};
 use super::token::Token;
@@ -137,7 +137,7 @@ impl ServerCertVerifier for FirstMeeting {
         ocsp: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        let is_root = |certificate: &&CertificateDer<'_>| Fingerprint::of(certificate) == self.root;
+        let is_root = |certificate: &&CertificateDer<'_>| fingerprint::of(certificate) == self.root;
         let root =
             intermediates.iter().find(is_root).ok_or(Error::InvalidCertificate(Refusal::UnknownIssuer))?;
         let said = Root::read(root).map_err(|_| Error::InvalidCertificate(Refusal::BadEncoding))?;

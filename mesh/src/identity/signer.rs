@@ -5,25 +5,27 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use nerve::enrolment::{self, Claim};
-use nerve::model::NodeName;
+use nerve::enrolment::rotation::Rotation;
+use nerve::enrolment::{self, Claim, Holding};
+use nerve::model::{Fingerprint, NodeName};
 use nerve::store::Store;
 use nerve::tasks::Tasks;
 use rustls::ServerConfig;
 use rustls::pki_types::{CertificateDer, CertificateSigningRequestDer};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio_rustls::TlsAcceptor;
 
-use super::authority::Authority;
 use super::certificate::{self, CertificateError, Certified};
+use super::course::Memory;
 use super::credentials::{Credentials, CredentialsError};
+use super::directory::{Authorities, Outdated, Plan};
 use super::metrics::Metrics;
 use super::protocol::{self, Answer, Der, PROTOCOL, Request};
 use super::revoked::Revoked;
 use super::spiffe::{SpiffeId, Subject};
 use super::tls::{self, Believed, Peers, Shown, Standing};
-use super::token::{Token, TokenError};
+use super::token::{Terms, Token, TokenError};
 
 /// Who asks at once; others wait for their turn.
 const AT_ONCE: usize = 64;
@@ -43,6 +45,10 @@ pub(super) enum Refused {
     Malformed(#[from] TokenError),
     #[error("the join token was not made by this mesh's authority")]
     Forged,
+    #[error("the join token is of an authority that another one has replaced: make another token")]
+    Replaced,
+    #[error(transparent)]
+    Outdated(#[from] Outdated),
     #[error("the join token expired at {}: make another one", humantime::format_rfc3339_seconds(*.0))]
     Expired(SystemTime),
     #[error("the join token is for the node {0} alone")]
@@ -62,6 +68,8 @@ impl Refused {
             Self::Nobody => "nobody",
             Self::Malformed(_) => "token_malformed",
             Self::Forged => "token_forged",
+            Self::Replaced => "token_replaced",
+            Self::Outdated(_) => "outdated",
             Self::Expired(_) => "token_expired",
             Self::ForAnother(_) => "token_for_another",
             Self::SomebodyElse(_) => "somebody_else",
@@ -87,14 +95,54 @@ enum Pass<'a> {
 /// An authority at work.
 #[derive(Debug)]
 pub(super) struct Signer {
-    pub(super) authority: Authority,
+    /// As the operator's directory has them now.
+    pub(super) authorities: watch::Receiver<Arc<Authorities>>,
+    /// Which of them is to be used.
+    pub(super) course: watch::Receiver<Memory>,
     pub(super) store: Arc<dyn Store>,
     /// How long what it makes holds.
     pub(super) life: Duration,
     pub(super) metrics: Metrics,
 }
 
+/// What a certificate is made by, and what goes with it.
+struct Made {
+    certificate: CertificateDer<'static>,
+    chain: Vec<CertificateDer<'static>>,
+    roots: Vec<CertificateDer<'static>>,
+    root: Fingerprint,
+}
+
 impl Signer {
+    pub(super) fn authorities(&self) -> watch::Receiver<Arc<Authorities>> {
+        self.authorities.clone()
+    }
+
+    /// Does this with what is to be used now.
+    fn planned<T>(&self, work: impl FnOnce(&Plan<'_>) -> Result<T, Refused>) -> Result<T, Refused> {
+        let (authorities, rotation) = (Arc::clone(&self.authorities.borrow()), self.rotation());
+        work(&authorities.plan(rotation.as_ref())?)
+    }
+
+    fn rotation(&self) -> Option<Rotation> {
+        self.course.borrow().rotation()
+    }
+
+    /// Certifies this, for whoever believes one of those that are to be believed.
+    fn make(&self, request: &[u8], subject: Subject) -> Result<Made, Refused> {
+        let request = CertificateSigningRequestDer::from(request);
+        self.planned(|plan| {
+            let certificate = plan.by.certify(&request, subject, self.life)?;
+            let (chain, roots) = (plan.chain(certificate.clone()), plan.roots());
+            Ok(Made { certificate, chain, roots, root: plan.by.fingerprint() })
+        })
+    }
+
+    /// Makes a token that is good wherever the authority's key is.
+    pub(super) fn make_token(&self, terms: Terms) -> Result<Token, Refused> {
+        self.planned(|plan| Ok(plan.by.make_token(terms)))
+    }
+
     async fn answer(&self, request: Request, shown: Option<&Shows>) -> Result<Answer, Refused> {
         let token = request.token.as_ref().map(|token| token.0.parse::<Token>()).transpose()?;
         let pass = match (&token, shown) {
@@ -103,53 +151,51 @@ impl Signer {
             (None, Some(shown)) => Pass::Certificate(&shown.id, &shown.key),
             (None, None) => return Err(Refused::Nobody),
         };
-        let certificate = self.admit(&request.node, &request.request.0, &pass).await?;
+        let made = self.admit(&request.node, &request.request.0, &pass).await?;
         let (by, token) = (pass.as_str(), token.as_ref().map(|token| token.grant().id.to_string()));
         tracing::info!(node = %request.node, by, token, "certified a node");
         self.metrics.certified.with_label_values(&[by]).inc();
-        let der = |certificate: &CertificateDer<'_>| Der(certificate.to_vec());
-        Ok(Answer::Certified { chain: vec![der(&certificate)], roots: vec![der(self.authority.root())] })
+        let der = |certificates: &[CertificateDer<'_>]| {
+            certificates.iter().map(|certificate| Der(certificate.to_vec())).collect()
+        };
+        Ok(Answer::Certified { chain: der(&made.chain), roots: der(&made.roots) })
     }
 
     /// Certifies a key to be of this node, if whoever has it may have that name.
-    async fn admit(
-        &self,
-        node: &NodeName,
-        request: &[u8],
-        pass: &Pass<'_>,
-    ) -> Result<CertificateDer<'static>, Refused> {
+    async fn admit(&self, node: &NodeName, request: &[u8], pass: &Pass<'_>) -> Result<Made, Refused> {
         let claim = match pass {
             Pass::Own => Claim::Operator,
             Pass::Certificate(id, key) if id.subject == Subject::Node(node.clone()) => Claim::Holder(key),
             Pass::Certificate(id, _) => return Err(Refused::SomebodyElse(SpiffeId::clone(id))),
             Pass::Token(token) => self.claim_of(token, node)?,
         };
-        let request = CertificateSigningRequestDer::from(request);
-        let certificate = self.authority.certify(&request, Subject::Node(node.clone()), self.life)?;
-        let key = certificate::key_digest(&certificate);
+        let made = self.make(request, Subject::Node(node.clone()))?;
+        let key = certificate::key_digest(&made.certificate);
         if let Pass::Token(token) = pass {
             // A token is not spent on a name that is not to be had.
             enrolment::may_admit(&*self.store, node, &key, claim).await?;
             let grant = token.grant();
             enrolment::use_token(&*self.store, grant.id, grant.uses, grant.expires).await?;
         }
-        let until = SystemTime::now() + self.life;
-        match enrolment::admit(&*self.store, node, &key, until, claim).await {
+        let holding = Holding { key: &key, until: SystemTime::now() + self.life, root: made.root };
+        match enrolment::admit(&*self.store, node, &holding, claim).await {
             // Who is in stays in while the store is away.
             Err(enrolment::Error::Store(error)) if !matches!(pass, Pass::Token(_)) => {
                 tracing::warn!(%node, %error, "certified a node, and the store does not note it");
             }
             noted => noted?,
         }
-        Ok(certificate)
+        Ok(made)
     }
 
     /// What it lets this node claim.
-    fn claim_of(&self, token: &Token, node: &NodeName) -> Result<Claim<'static>, Refused> {
+    pub(super) fn claim_of(&self, token: &Token, node: &NodeName) -> Result<Claim<'static>, Refused> {
         let grant = token.grant();
-        if grant.root != self.authority.fingerprint() || !token.is_proved(self.authority.token_key()) {
-            return Err(Refused::Forged);
-        }
+        self.planned(|plan| match plan.believed(grant.root) {
+            Some(authority) if token.is_proved(authority.token_key()) => Ok(()),
+            None if self.course.borrow().has_dropped(grant.root) => Err(Refused::Replaced),
+            _ => Err(Refused::Forged),
+        })?;
         if grant.expires <= SystemTime::now() {
             return Err(Refused::Expired(grant.expires));
         }
@@ -163,17 +209,15 @@ impl Signer {
     /// What this node shows itself, made here.
     pub(super) async fn certify_own(&self, node: &NodeName) -> Result<Credentials, OwnError> {
         let (key, request) = super::join::request()?;
-        let certificate = self.admit(node, &request, &Pass::Own).await?;
-        Ok(Credentials::new(&key, vec![certificate], vec![self.authority.root().clone()])?)
+        let Made { chain, roots, .. } = self.admit(node, &request, &Pass::Own).await?;
+        Ok(Credentials::new(&key, chain, roots)?)
     }
 
-    /// What this node shows those who ask for a certificate. They know the authority by its fingerprint, so they are shown it, too.
+    /// What this node shows those who ask for a certificate. They know an authority by its fingerprint, so they are shown those, too.
     fn certify_signer(&self, node: &NodeName) -> Result<Credentials, OwnError> {
         let (key, request) = super::join::request()?;
-        let request = CertificateSigningRequestDer::from(&request[..]);
-        let certificate = self.authority.certify(&request, Subject::Signer(node.clone()), self.life);
-        let root = self.authority.root().clone();
-        Ok(Credentials::new(&key, vec![certificate.map_err(Refused::from)?, root.clone()], vec![root])?)
+        let Made { chain, roots, .. } = self.make(&request, Subject::Signer(node.clone()))?;
+        Ok(Credentials::new(&key, [chain, roots.clone()].concat(), roots)?)
     }
 }
 

@@ -19,6 +19,8 @@ struct World {
     directory: TempDir,
     signer: Arc<Signer>,
     desk: Arc<Desk>,
+    authorities: watch::Sender<Arc<Authorities>>,
+    course: watch::Sender<Memory>,
     address: SocketAddr,
     store: Arc<dyn Store>,
     metrics: Metrics,
@@ -40,21 +42,27 @@ impl World {
 
     async fn of(trust_domain: &str, life: Duration) -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let authority = Authority::create(directory.path(), trust_domain.parse().unwrap()).unwrap();
+        let authorities = Authorities::create(directory.path(), &trust_domain.parse().unwrap()).unwrap();
+        let (authorities, course) = (watch::Sender::new(Arc::new(authorities)), watch::Sender::default());
         let store: Arc<dyn Store> =
             Arc::new(EmbeddedStore::open(None, Duration::from_secs(5), StoreMetrics::default()).unwrap());
         let metrics = Metrics::new().unwrap();
-        let signer = Signer { authority, store: Arc::clone(&store), life, metrics: metrics.clone() };
-        let signer = Arc::new(signer);
+        let signer = Arc::new(Signer {
+            authorities: authorities.subscribe(),
+            course: course.subscribe(),
+            store: Arc::clone(&store),
+            life,
+            metrics: metrics.clone(),
+        });
         let desk = Arc::new(Desk::new(Arc::clone(&signer), node("signer-1")).unwrap());
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let (address, tasks) = (listener.local_addr().unwrap(), Tasks::new());
         desk.serve(listener, &tasks);
-        Self { directory, signer, desk, address, store, metrics, tasks }
+        Self { directory, signer, desk, authorities, course, address, store, metrics, tasks }
     }
 
     fn token(&self, terms: Terms) -> Token {
-        self.signer.authority.make_token(terms)
+        self.signer.make_token(terms).unwrap()
     }
 
     async fn join(&self, name: &str, token: &Token) -> Result<Credentials, JoinError> {
@@ -136,7 +144,7 @@ async fn a_token_of_another_authority_is_good_for_nothing_here() {
         "{error}"
     );
     // Nor does it believe such a one where somebody makes it.
-    let grant = Grant { root: world.signer.authority.fingerprint(), ..foreign.grant().clone() };
+    let grant = Grant { root: world.authorities.borrow().root().fingerprint(), ..foreign.grant().clone() };
     let forged = Token::forged(&grant);
     assert_eq!(reason(world.join("a", &forged).await), "token_forged");
 }
@@ -297,21 +305,113 @@ async fn an_authority_is_kept_from_others_and_not_overwritten() {
     use std::os::unix::fs::PermissionsExt;
     let world = World::new().await;
     let path = world.directory.path();
-    let again = Authority::create(path, TrustDomain::default());
+    let again = Authorities::create(path, &TrustDomain::default());
     assert!(matches!(again, Err(AuthorityError::Exists(_))), "{again:?}");
-    let same = Authority::load(path).unwrap();
-    assert_eq!(same.fingerprint(), world.signer.authority.fingerprint());
+    let same = Authorities::load(path).unwrap();
+    assert_eq!(same.fingerprints(), world.authorities.borrow().fingerprints());
     assert!(
-        world.token(terms(1, None)).is_proved(same.token_key()),
+        world.token(terms(1, None)).is_proved(same.root().token_key()),
         "each who signs knows the others' tokens"
     );
     let key = path.join("root-key.pem");
     std::fs::set_permissions(&key, std::fs::Permissions::from_mode(0o640)).unwrap();
-    assert!(matches!(Authority::load(path), Err(AuthorityError::Open { mode: 0o640, .. })));
+    assert!(matches!(Authorities::load(path), Err(AuthorityError::Open { mode: 0o640, .. })));
     let other = World::new().await;
     std::fs::set_permissions(&key, std::fs::Permissions::from_mode(0o600)).unwrap();
     std::fs::copy(other.directory.path().join("root-key.pem"), &key).unwrap();
-    assert!(matches!(Authority::load(path), Err(AuthorityError::Key { .. })));
+    assert!(matches!(Authorities::load(path), Err(AuthorityError::Key { .. })));
+}
+
+impl World {
+    /// As if every node that signs had heard of it.
+    fn rotate(&self, phase: Phase) {
+        let (from, to) = self.authorities.borrow().fingerprints();
+        self.course.send_modify(|memory| {
+            memory.take(Rotation { from, to: to.unwrap(), phase });
+        });
+        self.desk.renew().unwrap();
+    }
+}
+
+#[tokio::test]
+async fn whoever_believes_one_of_two_authorities_gets_on_with_who_has_the_other_ones() {
+    let world = World::new().await;
+    let any = world.token(terms(0, None));
+    let away = world.join("away", &any).await.unwrap();
+    world.authorities.send_replace(Arc::new(Authorities::begin(world.directory.path()).unwrap()));
+    let roots = |of: &Credentials| of.roots.len();
+
+    world.rotate(Phase::Trust);
+    let both = world.join("a", &any).await.unwrap();
+    assert_eq!((roots(&away), roots(&both), both.chain.len()), (1, 2, 2));
+    assert_eq!(tls::issuer(&both.chain[0], &both.roots), tls::issuer(&away.chain[0], &away.roots));
+
+    // By the token of before, and by the certificate of who has missed all of it.
+    world.rotate(Phase::Renew);
+    let new = world.join("b", &any).await.unwrap();
+    let fresh = world.join("c", &world.token(terms(1, None))).await.unwrap();
+    assert_ne!(tls::issuer(&new.chain[0], &new.roots), tls::issuer(&away.chain[0], &away.roots));
+    let back = world.again("away", &away).await.unwrap();
+    assert_eq!((roots(&back), roots(&fresh)), (2, 2));
+    for (one, other) in [(&away, &new), (&new, &away), (&both, &new), (&both, &away), (&away, &fresh)] {
+        assert!(get_on(one, other).await, "{one:?} {other:?}");
+    }
+
+    // Taken back, and begun again: nobody is lost.
+    world.rotate(Phase::Revert);
+    let reverted = world.again("b", &new).await.unwrap();
+    let old_alone = world.again("a", &both).await.unwrap();
+    assert!(get_on(&reverted, &back).await && get_on(&away, &back).await && get_on(&old_alone, &back).await);
+}
+
+#[tokio::test]
+async fn what_was_dropped_lets_nobody_in() {
+    let world = World::new().await;
+    let before = world.token(terms(0, None));
+    let old = world.join("a", &before).await.unwrap();
+    world.authorities.send_replace(Arc::new(Authorities::begin(world.directory.path()).unwrap()));
+    world.rotate(Phase::Trust);
+    let late = world.join("b", &before).await.unwrap();
+    world.rotate(Phase::Renew);
+    let both = world.again("b", &late).await.unwrap();
+    world.rotate(Phase::Done);
+    // The old one's certificate is none, be it that it holds; and who believes that one alone believes nobody here.
+    assert!(matches!(world.again("a", &old).await, Err(JoinError::Unreachable(_))));
+    assert!(matches!(world.again("b", &late).await, Err(JoinError::Unreachable(_))));
+    assert!(world.refused("certificate_unknown_issuer") >= 1);
+    assert!(matches!(world.join("c", &before).await, Err(JoinError::Unreachable(_))));
+    let grant = before.grant().clone();
+    let token = Token::make(world.authorities.borrow().root().token_key(), grant.root, terms(0, None));
+    let claimed = world.signer.claim_of(&token, &node("c"));
+    assert_eq!(claimed.unwrap_err().as_str(), "token_replaced");
+    let last = world.again("b", &both).await.unwrap();
+    assert_eq!(last.roots.len(), 1);
+    world.join("c", &world.token(terms(1, None))).await.unwrap();
+    // The directory goes on with the new one alone.
+    world.authorities.send_replace(Arc::new(Authorities::promote(world.directory.path()).unwrap()));
+    world.again("b", &last).await.unwrap();
+}
+
+/// Does a node that has these get on with one that has those, whoever connects?
+async fn get_on(client: &Credentials, server: &Credentials) -> bool {
+    let standing = |credentials: &Credentials| {
+        let standing = Arc::new(Standing::default());
+        standing.take(credentials).unwrap();
+        standing
+    };
+    let believed = |standing: &Arc<Standing>| {
+        Arc::new(Believed { standing: Arc::clone(standing), peers: Peers::Nodes, may_be_nobody: false })
+    };
+    let (client, server) = (standing(client), standing(server));
+    let shown = Arc::new(Shown(Arc::clone(&client)));
+    let client = tls::client(believed(&client), Some(shown), PROTOCOL).unwrap();
+    let server = tls::server(believed(&server), Arc::new(Shown(Arc::clone(&server))), PROTOCOL).unwrap();
+    let (one, other) = tokio::io::duplex(64 * 1024);
+    let name = rustls::pki_types::ServerName::IpAddress(std::net::Ipv4Addr::LOCALHOST.into());
+    let connected = tokio_rustls::TlsConnector::from(Arc::new(client)).connect(name, one);
+    let accepted = tokio_rustls::TlsAcceptor::from(Arc::new(server)).accept(other);
+    let (connected, accepted) = tokio::join!(connected, accepted);
+    connected.is_ok() && accepted.is_ok()
 }
 
 #[tokio::test]

@@ -297,6 +297,21 @@ impl ClientCertVerifier for Believed {
     }
 }
 
+/// Which of these has made a certificate that holds.
+pub(super) fn issuer<'a>(
+    certificate: &CertificateDer<'_>,
+    roots: &'a [CertificateDer<'static>],
+) -> Option<&'a CertificateDer<'static>> {
+    let parsed = ParsedCertificate::try_from(certificate).ok()?;
+    let algorithms = provider().signature_verification_algorithms.all;
+    roots.iter().find(|root| {
+        let mut alone = RootCertStore::empty();
+        alone.add(CertificateDer::clone(root)).is_ok()
+            && verify_server_cert_signed_by_trust_anchor(&parsed, &alone, &[], UnixTime::now(), algorithms)
+                .is_ok()
+    })
+}
+
 pub(super) fn verify_signature(
     message: &[u8],
     certificate: &CertificateDer<'_>,
