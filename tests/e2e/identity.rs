@@ -151,3 +151,72 @@ fn an_authority_that_is_not_kept_well_is_not_used() {
     assert!(!a.wait_agent_end(SOON).success());
     assert!(a.agent_log().contains("chmod 600"), "{}", a.agent_log());
 }
+
+/// An authority of somebody else's, and a certificate of it for this name, for so many days, as that one would write it.
+fn written(node: &Node, name: &str, days: u32) {
+    let directory = node.directory().join("tls");
+    fs::create_dir_all(&directory).expect("a directory");
+    let script = format!(
+        "set -e
+         cd {}
+         ec='-newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes'
+         [ -e ca.pem ] || openssl req -x509 $ec -days 9 -subj /CN=corp -addext keyUsage=critical,keyCertSign -keyout ca.key -out ca.pem
+         openssl req $ec -subj /CN=x -keyout new.key -out x.csr
+         echo subjectAltName=URI:spiffe://corp.example/{name} > ext
+         openssl x509 -req -in x.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days {days} -extfile ext -out new.pem
+         mv new.key tls.key; mv new.pem tls.crt",
+        directory.display()
+    );
+    let _ = node.exec("sh", &["-c", &script]).ok();
+}
+
+#[test]
+fn a_certificate_that_somebody_else_renews_is_taken_from_files() {
+    needs!("etcd", "etcdctl", "openssl");
+    let cluster = Cluster::of(1).without_agents().start();
+    let [a] = cluster.nodes();
+    let files = "[identity]\ncertificate = \"tls/tls.crt\"\nkey = \"tls/tls.key\"\nroots = \"tls/ca.pem\"\n";
+    let configure = |more: String| a.configure(&Settings { more, ..cluster.settings().clone() });
+    configure(format!("{files}authority = \"ca\"\n"));
+    a.start_agent();
+    assert!(!a.wait_agent_end(SOON).success());
+    assert!(a.agent_log().contains("identity.certificate and identity.authority"), "{}", a.agent_log());
+
+    // They come later, and are renewed while the agent runs.
+    configure(files.to_owned());
+    a.restart_agent();
+    eventually!(SOON, identity(a, "problem"), |problem| problem.contains("tls.crt"));
+    written(a, "node/a", 2);
+    eventually!(SOON, identity(a, "id"), |id| id == "spiffe://corp.example/node/a");
+    eventually!(SOON, identity(a, "problem"), |problem| problem.is_empty());
+    let first = identity(a, "not_after");
+    written(a, "node/a", 3);
+    eventually!(SOON, identity(a, "not_after"), |until| *until != first);
+    let good = identity(a, "not_after");
+
+    // What is no use is told, and what was there before stays.
+    for (name, days, said) in [
+        (
+            "node/b",
+            2,
+            "is the certificate of spiffe://corp.example/node/b, and this node is spiffe://corp.example/node/a",
+        ),
+        ("ns/default/sa/web", 2, "spiffe://corp.example/ns/default/sa/web"),
+    ] {
+        written(a, name, days);
+        eventually!(SOON, identity(a, "problem"), |problem| problem.contains(said));
+        assert_eq!(
+            (identity(a, "id"), identity(a, "not_after")),
+            ("spiffe://corp.example/node/a".to_owned(), good.clone())
+        );
+    }
+    written(a, "node/a", 4);
+    eventually!(SOON, identity(a, "problem"), |problem| problem.is_empty());
+    let script =
+        format!("cd {} && cp ca.key new.key && mv new.key tls.key", a.directory().join("tls").display());
+    let _ = a.exec("sh", &["-c", &script]).ok();
+    eventually!(SOON, identity(a, "problem"), |problem| problem.contains("of another key"));
+    written(a, "node/a", 4);
+    eventually!(SOON, identity(a, "problem"), |problem| problem.is_empty());
+    assert_eq!(a.plexus_json(["identity"])["authorities"].as_array().map(Vec::len), Some(1));
+}

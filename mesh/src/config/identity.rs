@@ -8,7 +8,7 @@ use nerve::period::Period;
 use serde::Serialize;
 use zeroize::Zeroizing;
 
-use crate::identity::{LONGEST_LIFE, SIGNER_PORT, Token, TokenError};
+use crate::identity::{self, LONGEST_LIFE, Means, SIGNER_PORT, Token, TokenError};
 
 /// The shortest life that certificates may have: they are renewed at half of it.
 const SHORTEST_LIFE: std::time::Duration = std::time::Duration::from_secs(10);
@@ -28,9 +28,23 @@ pub struct Identity {
     /// A file whose first line is a join token.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub join_token_file: Option<PathBuf>,
+    /// The certificate, its key and the roots, where somebody else renews them.
+    #[serde(flatten)]
+    pub files: Option<CertificateFiles>,
     /// A join token of the command line, which comes first.
     #[serde(skip)]
     pub token: Option<Token>,
+}
+
+/// Where they are.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct CertificateFiles {
+    /// The certificate, and those between it and a root.
+    pub certificate: PathBuf,
+    /// Its key.
+    pub key: PathBuf,
+    /// Whom this node believes.
+    pub roots: PathBuf,
 }
 
 impl Identity {
@@ -41,15 +55,31 @@ impl Identity {
         let life = section.or("life", Period::seconds(24 * 60 * 60));
         let signers = section.or("signers", Vec::new());
         let join_token_file = section.given::<PathBuf>("join_token_file");
+        let files = ["certificate", "key", "roots"].map(|key| section.given::<PathBuf>(key));
         if !(SHORTEST_LIFE..=LONGEST_LIFE).contains(&life.get()) {
             return Err(section.invalid("life", "certificates are renewed at half of it", "10s to 24h"));
         }
+        let [certificate, key, roots] = files;
+        let files = match (certificate?.map(file), key?.map(file), roots?.map(file)) {
+            (Some(certificate), Some(key), Some(roots)) => Some(CertificateFiles { certificate, key, roots }),
+            (None, None, None) => None,
+            (certificate, key, _) => {
+                let missing = match (certificate, key) {
+                    (None, _) => "certificate",
+                    (_, None) => "key",
+                    _ => "roots",
+                };
+                let why = "a certificate from files has a certificate, a key and roots";
+                return Err(section.invalid(missing, why, "a file in PEM"));
+            }
+        };
         Ok(Self {
             authority: authority?.map(file),
             signer_listen,
             life,
             signers,
             join_token_file: join_token_file?.map(file),
+            files,
             token: None,
         })
     }
@@ -64,9 +94,46 @@ impl Identity {
     }
 }
 
-/// Why a file gives no join token.
+impl Identity {
+    /// How this node, of this address, comes by its certificate.
+    pub(super) fn means(&self, address: std::net::IpAddr) -> Result<Means, IdentityError> {
+        let Self { authority, life, join_token_file, files, token, .. } = self;
+        let others = [
+            (authority.is_some(), "identity.authority"),
+            (join_token_file.is_some(), "identity.join_token_file"),
+            (token.is_some(), "a join token (`--join`, PLEXUS_JOIN)"),
+        ];
+        let other = others.into_iter().find_map(|(is_given, other)| is_given.then_some(other));
+        Ok(match (files, authority, token, join_token_file) {
+            (Some(files), ..) => match other {
+                Some(other) => return Err(IdentityError::Both { other }),
+                None => {
+                    let CertificateFiles { certificate, key, roots } = files.clone();
+                    Means::Files(identity::Files { certificate, key, roots })
+                }
+            },
+            (None, Some(directory), ..) => {
+                let (directory, listen) = (directory.clone(), self.listen(address));
+                Means::Authority { directory, listen, life: life.get() }
+            }
+            (None, None, Some(token), _) => Means::Others { token: Some(token.clone()) },
+            (None, None, None, Some(file)) => Means::Others { token: Some(join_token(file)?) },
+            (None, None, None, None) => Means::Others { token: None },
+        })
+    }
+}
+
+/// Why a node cannot come by its certificate as it is configured.
 #[derive(Debug, thiserror::Error)]
-pub enum JoinTokenError {
+pub enum IdentityError {
+    /// By two ways.
+    #[error(
+        "identity.certificate and {other}: a node has its certificate from files or makes it or is given it; remove one of them"
+    )]
+    Both {
+        /// The other one.
+        other: &'static str,
+    },
     /// It cannot be read.
     #[error("identity.join_token_file: {}: {error}", path.display())]
     File {
@@ -85,11 +152,11 @@ pub enum JoinTokenError {
     },
 }
 
-pub(super) fn join_token(path: &Path) -> Result<Token, JoinTokenError> {
+fn join_token(path: &Path) -> Result<Token, IdentityError> {
     let text = std::fs::read_to_string(path).map(Zeroizing::new);
-    let text = text.map_err(|error| JoinTokenError::File { path: path.to_owned(), error })?;
+    let text = text.map_err(|error| IdentityError::File { path: path.to_owned(), error })?;
     let token = text.lines().next().unwrap_or_default().parse();
-    token.map_err(|error| JoinTokenError::Token { path: path.to_owned(), error })
+    token.map_err(|error| IdentityError::Token { path: path.to_owned(), error })
 }
 
 #[cfg(test)]
@@ -114,6 +181,27 @@ mod tests {
         assert_eq!(signs.listen(address), ["192.0.2.1:7444".parse().unwrap()]);
         let elsewhere = read("authority = \"/ca\"\nsigner_listen = [\"0.0.0.0:1\"]").unwrap();
         assert_eq!(elsewhere.listen(address), ["0.0.0.0:1".parse().unwrap()]);
+    }
+
+    #[test]
+    fn a_certificate_comes_from_one_place() {
+        const FILES: &str = "certificate = \"c.pem\"\nkey = \"k.pem\"\nroots = \"/r.pem\"\n";
+        let means = |text: &str| read(text).unwrap().means("192.0.2.1".parse().unwrap());
+        let Means::Files(files) = means(FILES).unwrap() else { panic!("from files") };
+        assert_eq!(files.certificate, Path::new("/etc/plexus/c.pem"));
+        assert_eq!(files.roots, Path::new("/r.pem"));
+        for other in ["authority", "join_token_file"] {
+            let error = means(&format!("{FILES}{other} = \"x\"")).unwrap_err();
+            assert!(error.to_string().contains(&format!("identity.{other}")), "{error}");
+        }
+        for line in FILES.lines() {
+            let (key, _) = line.split_once(' ').unwrap();
+            let error = read(&FILES.replace(line, "")).unwrap_err();
+            assert!(error.contains(key) && error.contains("a file in PEM"), "{error}");
+        }
+        assert!(matches!(means("authority = \"ca\"").unwrap(), Means::Authority { .. }));
+        assert!(matches!(means("").unwrap(), Means::Others { token: None }));
+        assert!(matches!(means("join_token_file = \"/none\""), Err(IdentityError::File { .. })));
     }
 
     #[test]

@@ -13,6 +13,7 @@ mod certificate;
 mod course;
 mod credentials;
 mod directory;
+mod files;
 mod fingerprint;
 mod follow;
 mod join;
@@ -47,6 +48,7 @@ use tokio::sync::watch;
 pub use authority::{Authority, AuthorityError};
 pub use certificate::{CertificateError, Certified};
 pub use directory::Authorities;
+pub use files::Files;
 pub use keeper::Signers;
 pub use metrics::Metrics;
 pub use nerve::enrolment::Error as EnrolmentError;
@@ -80,14 +82,29 @@ pub struct Config {
     pub node: NodeName,
     /// Where the agent keeps what it must know after a restart.
     pub state_dir: PathBuf,
-    /// The authority's directory, where this node signs.
-    pub authority: Option<PathBuf>,
-    /// Where others are certified then.
-    pub listen: Vec<SocketAddr>,
-    /// For how long.
-    pub life: Duration,
-    /// What lets this node in.
-    pub token: Option<Token>,
+    /// Where its certificate comes from.
+    pub means: Means,
+}
+
+/// How a node comes by its certificate.
+#[derive(Debug, Clone)]
+pub enum Means {
+    /// It makes it itself, and those of others.
+    Authority {
+        /// The authority's directory.
+        directory: PathBuf,
+        /// Where others are certified.
+        listen: Vec<SocketAddr>,
+        /// For how long.
+        life: Duration,
+    },
+    /// Somebody else writes it to files.
+    Files(Files),
+    /// Nodes that sign make it.
+    Others {
+        /// What lets this node in.
+        token: Option<Token>,
+    },
 }
 
 /// This node's identity. Clones are the same.
@@ -148,31 +165,39 @@ pub fn start(
     metrics: &Metrics,
     tasks: &Tasks,
 ) -> Result<Handle, AuthorityError> {
-    let Config { node, state_dir, authority, listen, life, token } = config;
+    let Config { node, state_dir, means } = config;
     let directory = state_dir.join(DIRECTORY);
-    let state = Arc::new(State::new(authority.is_some(), metrics.clone()));
+    let signs = matches!(means, Means::Authority { .. });
+    let state = Arc::new(State::new(signs, metrics.clone()));
     let standing = Arc::new(Standing::default());
-    recall(&directory, &node, &state, &standing);
-    let is_on = authority.is_some() || token.is_some() || state.certified().is_some();
-    let memory = authority.is_some().then(|| Memory::recall(&directory)).unwrap_or_default();
-    let course = watch::Sender::new(memory);
+    if !matches!(means, Means::Files(_)) {
+        recall(&directory, &node, &state, &standing);
+    }
+    let is_on = !matches!(means, Means::Others { token: None }) || state.certified().is_some();
+    let course = watch::Sender::new(if signs { Memory::recall(&directory) } else { Memory::default() });
     let handle = Handle { state, standing, signer: None, store: Arc::clone(store), is_on };
     if !is_on {
         return Ok(handle);
     }
     make_directory(&directory).map_err(|error| AuthorityError::File { path: directory.clone(), error })?;
-    let signer = match authority {
-        Some(authority) => Some(handle.start_signer(&node, authority, life, &course, metrics, tasks)?),
-        None => None,
-    };
-    let handle = Handle { signer, ..handle };
-    let desk = handle.open_desk(&node, listen, tasks)?;
-    let source = match (&handle.signer, &desk) {
-        (Some(signer), Some(desk)) => Source::Own { signer: Arc::clone(signer), desk: Arc::clone(desk) },
-        _ => Source::Others { signers, token },
+    let (state, standing) = (Arc::clone(&handle.state), Arc::clone(&handle.standing));
+    let (handle, desk, source) = match means {
+        Means::Authority { directory: authority, listen, life } => {
+            let signer = handle.start_signer(&node, authority, life, &course, metrics, tasks)?;
+            let desk = handle.open_desk(&signer, &node, listen, tasks)?;
+            let source = Source::Own { signer: Arc::clone(&signer), desk: Arc::clone(&desk) };
+            (Handle { signer: Some(signer), ..handle }, Some(desk), source)
+        }
+        Means::Others { token } => (handle, None, Source::Others { signers, token }),
+        Means::Files(files) => {
+            handle.follow(&node, &directory, &course, None, metrics, tasks);
+            tasks.spawn_until_stopped("identity files", move || {
+                files.clone().follow(node.clone(), Arc::clone(&standing), Arc::clone(&state))
+            });
+            return Ok(handle);
+        }
     };
     handle.follow(&node, &directory, &course, desk, metrics, tasks);
-    let (state, standing) = (Arc::clone(&handle.state), Arc::clone(&handle.standing));
     let keeper = Arc::new(Keeper { node, directory, source, standing, state, course: course.subscribe() });
     tasks.spawn_until_stopped("identity", move || {
         let keeper = Arc::clone(&keeper);
@@ -335,13 +360,14 @@ impl Handle {
         });
     }
 
+    /// Answers those who ask to be certified.
     fn open_desk(
         &self,
+        signer: &Arc<Signer>,
         node: &NodeName,
         listen: Vec<SocketAddr>,
         tasks: &Tasks,
-    ) -> Result<Option<Arc<Desk>>, AuthorityError> {
-        let Some(signer) = &self.signer else { return Ok(None) };
+    ) -> Result<Arc<Desk>, AuthorityError> {
         let desk = Desk::new(Arc::clone(signer), node.clone());
         let desk = Arc::new(desk.map_err(|error| AuthorityError::Unusable(error.to_string()))?);
         for address in listen {
@@ -378,6 +404,6 @@ impl Handle {
                 }
             }
         });
-        Ok(Some(desk))
+        Ok(desk)
     }
 }

@@ -126,6 +126,12 @@ impl Rotation {
     pub fn lacks(&self, member: &Member) -> Option<Lack> {
         match (&member.report, self.phase) {
             (_, Phase::Done | Phase::Aborted) => None,
+            // Its certificate comes from elsewhere.
+            (Some(Report { issuer: Some(issuer), .. }), _)
+                if member.admitted.is_none() && ![self.from, self.to].contains(issuer) =>
+            {
+                None
+            }
             // Who is away will verify others by what one authority says of the other, and learns the rest from them.
             _ if self.phase == Phase::Trust && !member.is_live => None,
             (None, _) if member.is_live => Some(Lack::Report),
@@ -338,6 +344,7 @@ mod tests {
             (Phase::Renew, true, None, Some(&moved), None),
             (Phase::Revert, true, Some(Some(NEW)), Some(&moved), Some(Lack::Certificate)),
             (Phase::Revert, true, Some(Some(OLD)), Some(&both), None),
+            (Phase::Renew, true, None, Some(&said(Fingerprint([3; 32]), &[OLD])), None),
             (Phase::Done, true, Some(Some(OLD)), None, None),
         ] {
             let member = member(is_live, admitted, report.cloned());
