@@ -100,14 +100,19 @@ impl Rotation {
         self.dropped().is_some()
     }
 
-    /// Has this node, by what it says, what it is to have in this phase?
+    /// Has this node, by what it says, what it is to have in this phase? One whose certificate comes from elsewhere is to have nothing.
     #[must_use]
     pub fn is_met_by(&self, report: &Report) -> bool {
         let believes = |root| report.roots.contains(&root);
-        report.issuer == Some(self.issuer())
-            && believes(self.issuer())
-            && self.other().is_none_or(believes)
-            && !self.dropped().is_some_and(believes)
+        report.issuer.is_none_or(|issuer| !self.is_about(issuer))
+            || report.issuer == Some(self.issuer())
+                && believes(self.issuer())
+                && self.other().is_none_or(believes)
+                && !self.dropped().is_some_and(believes)
+    }
+
+    fn is_about(&self, root: Fingerprint) -> bool {
+        [self.from, self.to].contains(&root)
     }
 
     /// What comes once nobody is waited for.
@@ -128,7 +133,7 @@ impl Rotation {
             (_, Phase::Done | Phase::Aborted) => None,
             // Its certificate comes from elsewhere.
             (Some(Report { issuer: Some(issuer), .. }), _)
-                if member.admitted.is_none() && ![self.from, self.to].contains(issuer) =>
+                if member.admitted.is_none() && !self.is_about(*issuer) =>
             {
                 None
             }
@@ -222,11 +227,17 @@ pub async fn members(store: &dyn Store) -> Result<Vec<Member>, Error> {
             _ => None,
         })
         .collect();
+    let revoked = store.list(&EnrolmentKey::revoked()).await?.entries;
+    let is_revoked = |node: &NodeName| {
+        let path = EnrolmentKey::Revoked(node.clone()).path();
+        revoked.iter().any(|entry| entry.path == path)
+    };
     for entry in store.list(&EnrolmentKey::trust()).await?.entries {
         let Some(EnrolmentKey::Trust(node)) = EnrolmentKey::parse(&entry.path) else { continue };
         let Some(report) = read_report(&entry.value).filter(|report| report.until > now) else { continue };
-        // One that has its certificate from elsewhere is not ours to wait for.
-        if report.issuer.is_some() && live.contains(&node) || members.contains_key(&node) {
+        // The store may have lost that it was certified; who is revoked can say what it wants.
+        let is_one = || report.issuer.is_some() && live.contains(&node) && !is_revoked(&node);
+        if members.contains_key(&node) || is_one() {
             members.entry(node).or_insert_with_key(empty).report = Some(report);
         }
     }
@@ -364,6 +375,7 @@ mod tests {
             (Phase::Revert, NEW, &[NEW, OLD], false),
             (Phase::Aborted, OLD, &[OLD, NEW], false),
             (Phase::Aborted, OLD, &[OLD], true),
+            (Phase::Renew, Fingerprint([3; 32]), &[OLD], true),
         ] {
             assert_eq!(at(phase).is_met_by(&said(issuer, roots)), met, "{phase} {roots:?}");
         }
@@ -394,8 +406,11 @@ mod tests {
             ("b", true, None, true),
         ];
         assert_eq!(told, expected);
-        revoke(&store, &node("away"), Duration::from_secs(60)).await.unwrap();
-        assert_eq!(members(&store).await.unwrap().len(), 2);
+        for name in ["away", "b"] {
+            revoke(&store, &node(name), Duration::from_secs(60)).await.unwrap();
+        }
+        report(&store, &node("b"), &said(NEW, &[NEW])).await.unwrap();
+        assert_eq!(members(&store).await.unwrap().len(), 1);
     }
 
     #[tokio::test]
