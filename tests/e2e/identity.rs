@@ -3,6 +3,8 @@
 use std::fs;
 use std::time::Duration;
 
+use plexus_tests::server::api::Api;
+use plexus_tests::server::cfssl::Cfssl;
 use plexus_tests::{Cluster, Node, Settings, eventually, needs};
 
 const SOON: Duration = Duration::from_secs(15);
@@ -219,4 +221,60 @@ fn a_certificate_that_somebody_else_renews_is_taken_from_files() {
     written(a, "node/a", 4);
     eventually!(SOON, identity(a, "problem"), |problem| problem.is_empty());
     assert_eq!(a.plexus_json(["identity"])["authorities"].as_array().map(Vec::len), Some(1));
+}
+
+#[test]
+fn an_authority_elsewhere_certifies_whom_a_node_that_signs_lets_in() {
+    needs!("etcd", "etcdctl", "openssl");
+    let cluster = Cluster::of(2).without_agents().start();
+    let [a, b] = cluster.nodes();
+    let authority =
+        Api::start(a.namespace(), 8888, Cfssl::new(&a.directory().join("cfssl"), b"\x01\x23\xab"));
+    let script = format!(
+        "cd {} && umask 077 && echo 0123AB > auth-key && head -c 32 /dev/urandom | base64 > token-key",
+        a.directory().display()
+    );
+    let _ = a.exec("sh", &["-c", &script]).ok();
+    let more = format!(
+        "[identity.external]\nurl = \"{}\"\nauth_key_file = \"auth-key\"\nroots = \"cfssl/ca.pem\"\ntoken_key_file = \"token-key\"\n",
+        authority.url()
+    );
+    a.configure(&Settings { more, ..cluster.settings().clone() });
+    a.restart_agent();
+    wait_identity(a);
+    b.configure(cluster.settings());
+    let token = a.plexus(["join-token", "create", "--unlimited"]).ok();
+    join(b, token.trim());
+    wait_identity(b);
+    // This node, what it shows those who ask, and the other one.
+    assert!(authority.speaks().signed() >= 3);
+    assert_eq!(identity(a, "id"), "spiffe://mesh.internal/node/a");
+    assert_eq!(a.plexus_json(["identity"])["authorities"], b.plexus_json(["identity"])["authorities"]);
+
+    // What it makes is what was asked for, or nobody's.
+    let forget = |node: &Node| {
+        node.kill_agent();
+        fs::remove_file(node.directory().join("state/identity/identity.json")).expect("removed");
+        node.restart_agent();
+    };
+    authority.speaks().lie(Some("spiffe://mesh.internal/node/a"));
+    let named = a.plexus(["join-token", "create", "--node", b.name(), "--unlimited"]).ok();
+    b.set_agent_variable(VARIABLE, named.trim());
+    forget(b);
+    eventually!(SOON, identity(b, "problem"), |problem| problem
+        .contains("something else than was asked for"));
+    assert!(refused(a, "external") >= 1.0);
+    authority.speaks().lie(None);
+    eventually!(SOON, identity(b, "id"), |id| id == "spiffe://mesh.internal/node/b");
+
+    // While it is away, what holds holds; a key that it does not know is said.
+    authority.stop();
+    forget(b);
+    eventually!(SOON, identity(b, "problem"), |problem| problem.contains("asking http"));
+    assert_eq!(identity(a, "problem"), "");
+    authority.start_again();
+    wait_identity(b);
+    let _ = a.exec("sh", &["-c", &format!("echo ff > {}/auth-key", a.directory().display())]).ok();
+    start_anew(a);
+    eventually!(SOON, identity(a, "problem"), |problem| problem.contains("invalid token"));
 }

@@ -219,7 +219,15 @@ pub(crate) const ROOMS: &[Room] = &[
     // Who this node is: by certificates, tokens, and what signing nodes have in common by the store.
     room(
         "mesh::identity",
-        &["nerve::enrolment", "nerve::model", "nerve::store", "nerve::tasks", "nerve::watched"],
+        // HTTP to an authority elsewhere.
+        &[
+            "nerve::enrolment",
+            "nerve::http",
+            "nerve::model",
+            "nerve::store",
+            "nerve::tasks",
+            "nerve::watched",
+        ],
     ),
     // Read handles of all rooms; nobody but the agent imports it.
     room(
@@ -364,6 +372,7 @@ pub(crate) const HOMES: &[Home] = &[
             "mesh/src/identity",
             // The other side of a signature.
             "tests/src/server/aws",
+            "tests/src/server/cfssl.rs",
         ],
     ),
     home(

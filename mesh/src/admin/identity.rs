@@ -50,7 +50,7 @@ pub(super) async fn make_token(State(handles): Shared, request: Request) -> Answ
             "a join token is good for a second at least, and for 30 days at most",
         ));
     }
-    let token = identity(&handles)?.make_token(Terms { life, uses, node });
+    let token = identity(&handles)?.make_token(Terms { life, uses, node }).await;
     let token = token.map_err(|error| match error {
         NoToken::SignsNot => Refusal::conflict(error).hint("ask such a node by `--admin`"),
         NoToken::Refused(_) => Refusal::conflict(error),

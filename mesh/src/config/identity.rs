@@ -4,11 +4,12 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use nerve::document::{Reported, Section};
+use nerve::http::{Client, Tls, Url};
 use nerve::period::Period;
 use serde::Serialize;
 use zeroize::Zeroizing;
 
-use crate::identity::{self, LONGEST_LIFE, Means, SIGNER_PORT, Token, TokenError};
+use crate::identity::{self, LONGEST_LIFE, Means, SIGNER_PORT, SpiffeError, Token, TokenError, TrustDomain};
 
 /// The shortest life that certificates may have: they are renewed at half of it.
 const SHORTEST_LIFE: std::time::Duration = std::time::Duration::from_secs(10);
@@ -28,6 +29,9 @@ pub struct Identity {
     /// A file whose first line is a join token.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub join_token_file: Option<PathBuf>,
+    /// The authority elsewhere that is asked for certificates: this node certifies others by it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub external: Option<External>,
     /// The certificate, its key and the roots, where somebody else renews them.
     #[serde(flatten)]
     pub files: Option<CertificateFiles>,
@@ -47,6 +51,63 @@ pub struct CertificateFiles {
     pub roots: PathBuf,
 }
 
+/// An authority that speaks CFSSL's API.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct External {
+    /// Where it is.
+    pub url: Url,
+    /// A file with the key that it knows us by; none: it asks for none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub auth_key_file: Option<PathBuf>,
+    /// Which of its profiles is to be used.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub profile: Option<String>,
+    /// Its certificates.
+    pub roots: PathBuf,
+    /// What join tokens are proved by.
+    pub token_key_file: PathBuf,
+    /// What the mesh calls itself.
+    pub trust_domain: TrustDomain,
+    #[serde(flatten)]
+    tls: Tls,
+}
+
+impl External {
+    fn read(section: &mut Section<'_>, base: &Path) -> Result<Self, Reported> {
+        let file = |path: PathBuf| base.join(path);
+        let url = section.required::<Url>("url");
+        let auth_key_file = section.given::<PathBuf>("auth_key_file");
+        let profile = section.given::<String>("profile");
+        let roots = section.required::<PathBuf>("roots");
+        let token_key_file = section.required::<PathBuf>("token_key_file");
+        let trust_domain = section.or("trust_domain", TrustDomain::default().to_string());
+        let tls = Tls::read(section);
+        let trust_domain = trust_domain.parse().map_err(|error: SpiffeError| {
+            section.invalid("trust_domain", error, "such as \"mesh.internal\"")
+        })?;
+        Ok(Self {
+            url: url?,
+            auth_key_file: auth_key_file?.map(file),
+            profile: profile?,
+            roots: file(roots?),
+            token_key_file: file(token_key_file?),
+            trust_domain,
+            tls: tls?,
+        })
+    }
+
+    fn known(&self) -> identity::External {
+        identity::External {
+            client: Client::new(self.url.clone(), self.tls.clone()),
+            auth_key: self.auth_key_file.clone(),
+            profile: self.profile.clone(),
+            roots: self.roots.clone(),
+            token_key: self.token_key_file.clone(),
+            trust_domain: self.trust_domain.clone(),
+        }
+    }
+}
+
 impl Identity {
     pub(super) fn read(section: &mut Section<'_>, base: &Path) -> Result<Self, Reported> {
         let file = |path: PathBuf| base.join(path);
@@ -59,6 +120,7 @@ impl Identity {
         if !(SHORTEST_LIFE..=LONGEST_LIFE).contains(&life.get()) {
             return Err(section.invalid("life", "certificates are renewed at half of it", "10s to 24h"));
         }
+        let external = section.section("external", |section| External::read(section, base)).transpose();
         let [certificate, key, roots] = files;
         let files = match (certificate?.map(file), key?.map(file), roots?.map(file)) {
             (Some(certificate), Some(key), Some(roots)) => Some(CertificateFiles { certificate, key, roots }),
@@ -79,6 +141,7 @@ impl Identity {
             life,
             signers,
             join_token_file: join_token_file?.map(file),
+            external: external?,
             files,
             token: None,
         })
@@ -87,7 +150,7 @@ impl Identity {
     /// Where others are certified, on a node of this address.
     pub(super) fn listen(&self, address: std::net::IpAddr) -> Vec<SocketAddr> {
         match &self.signer_listen[..] {
-            _ if self.authority.is_none() => Vec::new(),
+            _ if self.authority.is_none() && self.external.is_none() => Vec::new(),
             [] => vec![SocketAddr::new(address, SIGNER_PORT)],
             given => given.to_vec(),
         }
@@ -97,28 +160,34 @@ impl Identity {
 impl Identity {
     /// How this node, of this address, comes by its certificate.
     pub(super) fn means(&self, address: std::net::IpAddr) -> Result<Means, IdentityError> {
-        let Self { authority, life, join_token_file, files, token, .. } = self;
-        let others = [
+        let Self { authority, life, join_token_file, external, files, token, .. } = self;
+        // Whoever makes certificates needs no token, and may have one all the same.
+        let ways = [
+            (files.is_some(), "identity.certificate"),
             (authority.is_some(), "identity.authority"),
-            (join_token_file.is_some(), "identity.join_token_file"),
-            (token.is_some(), "a join token (`--join`, PLEXUS_JOIN)"),
+            (external.is_some(), "identity.external"),
+            (files.is_some() && join_token_file.is_some(), "identity.join_token_file"),
+            (files.is_some() && token.is_some(), "a join token (`--join`, PLEXUS_JOIN)"),
         ];
-        let other = others.into_iter().find_map(|(is_given, other)| is_given.then_some(other));
-        Ok(match (files, authority, token, join_token_file) {
-            (Some(files), ..) => match other {
-                Some(other) => return Err(IdentityError::Both { other }),
-                None => {
-                    let CertificateFiles { certificate, key, roots } = files.clone();
-                    Means::Files(identity::Files { certificate, key, roots })
-                }
-            },
+        let mut given = ways.into_iter().filter_map(|(is_given, way)| is_given.then_some(way));
+        if let (Some(one), Some(other)) = (given.next(), given.next()) {
+            return Err(IdentityError::Both { one, other });
+        }
+        Ok(match (files, authority, external, token, join_token_file) {
+            (Some(files), ..) => {
+                let CertificateFiles { certificate, key, roots } = files.clone();
+                Means::Files(identity::Files { certificate, key, roots })
+            }
             (None, Some(directory), ..) => {
                 let (directory, listen) = (directory.clone(), self.listen(address));
                 Means::Authority { directory, listen, life: life.get() }
             }
-            (None, None, Some(token), _) => Means::Others { token: Some(token.clone()) },
-            (None, None, None, Some(file)) => Means::Others { token: Some(join_token(file)?) },
-            (None, None, None, None) => Means::Others { token: None },
+            (None, None, Some(external), ..) => {
+                Means::External { authority: external.known(), listen: self.listen(address) }
+            }
+            (None, None, None, Some(token), _) => Means::Others { token: Some(token.clone()) },
+            (None, None, None, None, Some(file)) => Means::Others { token: Some(join_token(file)?) },
+            (None, None, None, None, None) => Means::Others { token: None },
         })
     }
 }
@@ -127,10 +196,10 @@ impl Identity {
 #[derive(Debug, thiserror::Error)]
 pub enum IdentityError {
     /// By two ways.
-    #[error(
-        "identity.certificate and {other}: a node has its certificate from files or makes it or is given it; remove one of them"
-    )]
+    #[error("{one} and {other}: a node comes by its certificate in one way; remove one of them")]
     Both {
+        /// The first.
+        one: &'static str,
         /// The other one.
         other: &'static str,
     },
@@ -199,6 +268,12 @@ mod tests {
             let error = read(&FILES.replace(line, "")).unwrap_err();
             assert!(error.contains(key) && error.contains("a file in PEM"), "{error}");
         }
+        let external = "[external]\nurl = \"https://ca:8888\"\nroots = \"r.pem\"\ntoken_key_file = \"t\"\n";
+        let Means::External { authority, listen } = means(external).unwrap() else { panic!("elsewhere") };
+        assert_eq!(authority.token_key, Path::new("/etc/plexus/t"));
+        assert_eq!((authority.trust_domain.as_str(), listen.len()), ("mesh.internal", 1));
+        assert!(means(&format!("authority = \"ca\"\n{external}")).is_err());
+        assert!(read(&format!("{external}trust_domain = \"No\"")).unwrap_err().contains("trust_domain"));
         assert!(matches!(means("authority = \"ca\"").unwrap(), Means::Authority { .. }));
         assert!(matches!(means("").unwrap(), Means::Others { token: None }));
         assert!(matches!(means("join_token_file = \"/none\""), Err(IdentityError::File { .. })));

@@ -32,7 +32,7 @@ pub use admin::{Admin, AdminToken, usual_admin_sockets};
 pub use checks::Checks;
 pub use dns::{Dns, QueryLog, Rate, Recursion, Route, ServeStale, Ttls};
 pub use docker::Docker;
-pub use identity::{CertificateFiles, Identity, IdentityError};
+pub use identity::{CertificateFiles, External, Identity, IdentityError};
 pub use localhost::{Listen, Localhost};
 pub use machine::Machine;
 pub use output::{Output, OutputFiles};

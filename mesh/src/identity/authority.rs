@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime};
 use nerve::model::Fingerprint;
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType,
-    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType, SerialNumber,
+    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PublicKeyData, SanType, SerialNumber,
 };
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, CertificateSigningRequestDer};
@@ -212,19 +212,33 @@ impl Authority {
         &self.root
     }
 
-    /// Certifies whoever has the key of a request to be `subject`; of what the request says itself, nothing is believed.
-    pub(super) fn certify(
+    /// Certifies whoever has the key of a request to be `subject`; of what the request says itself, nothing is believed. It holds
+    /// from a while ago, for those whose clocks are behind; not from before `from`.
+    ///
+    /// # Errors
+    /// It is no request, or who asks does not have its key.
+    pub fn certify(
         &self,
-        request: &CertificateSigningRequestDer<'_>,
+        request: &[u8],
         subject: Subject,
         life: Duration,
+        from: Option<SystemTime>,
     ) -> Result<CertificateDer<'static>, rcgen::Error> {
         // Proves that the key is theirs who ask.
         let CertificateSigningRequestParams { public_key, .. } =
-            CertificateSigningRequestParams::from_der(request)?;
+            CertificateSigningRequestParams::from_der(&CertificateSigningRequestDer::from(request))?;
         let id = SpiffeId { trust_domain: self.trust_domain.clone(), subject };
-        Ok(node_params(&id, life)?.signed_by(&public_key, &self.issuer)?.into())
+        let mut params = node_params(&id, life)?;
+        params.not_before = from.map_or(params.not_before, |from| params.not_before.max(from.into()));
+        Ok(params.signed_by(&public_key, &self.issuer)?.into())
     }
+}
+
+/// The key of a request, as it stands in a certificate, if whoever asks has its private half.
+pub(super) fn requested_key(request: &[u8]) -> Result<Vec<u8>, rcgen::Error> {
+    let CertificateSigningRequestParams { public_key, .. } =
+        CertificateSigningRequestParams::from_der(&CertificateSigningRequestDer::from(request))?;
+    Ok(public_key.der_bytes().to_vec())
 }
 
 fn params(name: &str, uri: String, life: Duration) -> Result<CertificateParams, rcgen::Error> {

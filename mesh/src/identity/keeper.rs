@@ -71,6 +71,14 @@ impl Keeper {
         let (mut backoff, mut course) = (Self::pauses(), self.course.clone());
         let mut due = self.state.certified().map(|certified| due(certified.not_before, certified.not_after));
         let mut early = self.early(&mut course);
+        if let Source::Own { desk, .. } = &self.source {
+            // Whoever asks is to be shown something, also where this node's own certificate holds for long.
+            while let Err(error) = desk.renew().await {
+                self.state.failed(&KeepError::from(error).to_string());
+                tokio::time::sleep(backoff.next()).await;
+            }
+            backoff = Self::pauses();
+        }
         loop {
             let next = [due, early].into_iter().flatten().min();
             if let Some(wait) = next.and_then(|next| next.duration_since(SystemTime::now()).ok()) {
@@ -113,7 +121,7 @@ impl Keeper {
     async fn renew(&self) -> Result<Credentials, KeepError> {
         match &self.source {
             Source::Own { signer, desk } => {
-                desk.renew()?;
+                desk.renew().await?;
                 Ok(signer.certify_own(&self.node).await?)
             }
             Source::Others { signers, token } => {
@@ -169,7 +177,8 @@ impl Keeper {
 
 /// At half its life, and some time more or less: who joined together does not ask together.
 fn due(not_before: SystemTime, not_after: SystemTime) -> SystemTime {
-    let made = not_before + SKEW;
+    // Who makes it may be one who does not have it hold from before that, and not for long.
+    let made = Some(not_before + SKEW).filter(|made| made < &not_after).unwrap_or(not_before);
     let life = not_after.duration_since(made).unwrap_or_default();
     made + life * 9 / 20 + random_part(life / 10)
 }
@@ -190,6 +199,8 @@ mod tests {
                 assert!((0.45..=0.55).contains(&part), "{part}");
             }
         }
-        assert_eq!(due(made, made), made + SKEW);
+        assert_eq!(due(made, made), made);
+        let short = due(made, made + SKEW / 2).duration_since(made).unwrap();
+        assert!((SKEW * 9 / 40..=SKEW * 11 / 40).contains(&short), "{short:?}");
     }
 }

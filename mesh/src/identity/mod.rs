@@ -10,9 +10,11 @@
 
 mod authority;
 mod certificate;
+mod certifier;
 mod course;
 mod credentials;
 mod directory;
+mod external;
 mod files;
 mod fingerprint;
 mod follow;
@@ -20,7 +22,7 @@ mod join;
 mod keeper;
 mod metrics;
 mod private_file;
-mod protocol;
+pub mod protocol;
 mod reload;
 mod report;
 mod revoked;
@@ -48,7 +50,9 @@ use tokio::sync::watch;
 pub use authority::{Authority, AuthorityError};
 pub use certificate::{CertificateError, Certified};
 pub use directory::Authorities;
+pub use external::External;
 pub use files::Files;
+pub use join::request;
 pub use keeper::Signers;
 pub use metrics::Metrics;
 pub use nerve::enrolment::Error as EnrolmentError;
@@ -56,8 +60,10 @@ pub use nerve::enrolment::rotation::{Lack, Member, Phase, Rotation};
 pub use spiffe::{SpiffeError, SpiffeId, Subject, TrustDomain};
 pub use token::{Grant, Terms, Token, TokenError};
 
+use certifier::Certifier;
 use course::Memory;
 use credentials::Credentials;
+use external::Remote;
 use keeper::{Keeper, Source};
 use rotate::Driver;
 use signer::{Desk, Signer};
@@ -98,6 +104,13 @@ pub enum Means {
         /// For how long.
         life: Duration,
     },
+    /// It has an authority elsewhere make it, and those of others.
+    External {
+        /// Which.
+        authority: External,
+        /// Where others are certified.
+        listen: Vec<SocketAddr>,
+    },
     /// Somebody else writes it to files.
     Files(Files),
     /// Nodes that sign make it.
@@ -136,7 +149,7 @@ pub struct Info {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NoToken {
     /// Only a node that signs can do it.
-    #[error("this node does not sign: ask one that has the authority's key (identity.authority)")]
+    #[error("this node does not sign: ask one that does (identity.authority, identity.external)")]
     SignsNot,
     /// It cannot at the moment.
     #[error("{0}")]
@@ -167,7 +180,7 @@ pub fn start(
 ) -> Result<Handle, AuthorityError> {
     let Config { node, state_dir, means } = config;
     let directory = state_dir.join(DIRECTORY);
-    let signs = matches!(means, Means::Authority { .. });
+    let signs = matches!(means, Means::Authority { .. } | Means::External { .. });
     let state = Arc::new(State::new(signs, metrics.clone()));
     let standing = Arc::new(Standing::default());
     if !matches!(means, Means::Files(_)) {
@@ -183,10 +196,12 @@ pub fn start(
     let (state, standing) = (Arc::clone(&handle.state), Arc::clone(&handle.standing));
     let (handle, desk, source) = match means {
         Means::Authority { directory: authority, listen, life } => {
-            let signer = handle.start_signer(&node, authority, life, &course, metrics, tasks)?;
-            let desk = handle.open_desk(&signer, &node, listen, tasks)?;
-            let source = Source::Own { signer: Arc::clone(&signer), desk: Arc::clone(&desk) };
-            (Handle { signer: Some(signer), ..handle }, Some(desk), source)
+            let certifier = handle.start_authority(&node, authority, life, &course, tasks)?;
+            handle.sign(certifier, &node, listen, metrics, tasks)?
+        }
+        Means::External { authority, listen } => {
+            let certifier = Certifier::Remote(Box::new(Remote::open(authority)?));
+            handle.sign(certifier, &node, listen, metrics, tasks)?
         }
         Means::Others { token } => (handle, None, Source::Others { signers, token }),
         Means::Files(files) => {
@@ -261,9 +276,9 @@ impl Handle {
     ///
     /// # Errors
     /// This node does not sign, or cannot at the moment.
-    pub fn make_token(&self, terms: Terms) -> Result<Token, NoToken> {
+    pub async fn make_token(&self, terms: Terms) -> Result<Token, NoToken> {
         let signer = self.signer.as_ref().ok_or(NoToken::SignsNot)?;
-        signer.make_token(terms).map_err(|refused| NoToken::Refused(refused.to_string()))
+        signer.make_token(terms).await.map_err(|refused| NoToken::Refused(refused.to_string()))
     }
 
     /// How a rotation of the authority stands; `None`: there was none.
@@ -296,35 +311,48 @@ impl Handle {
     }
 
     /// Has the authority at work, as its directory has it now and later.
-    fn start_signer(
+    fn start_authority(
         &self,
         node: &NodeName,
         directory: PathBuf,
         life: Duration,
         course: &watch::Sender<Memory>,
-        metrics: &Metrics,
         tasks: &Tasks,
-    ) -> Result<Arc<Signer>, AuthorityError> {
+    ) -> Result<Certifier, AuthorityError> {
         let authorities = watch::Sender::new(Arc::new(Authorities::load(&directory)?));
-        let signer = Arc::new(Signer {
-            authorities: authorities.subscribe(),
-            course: course.subscribe(),
-            store: Arc::clone(&self.store),
-            life,
-            metrics: metrics.clone(),
-        });
+        let read = authorities.subscribe();
         let state = Arc::clone(&self.state);
         tasks.spawn_until_stopped("identity authority", move || {
             reload::follow(directory.clone(), authorities.clone(), Arc::clone(&state))
         });
-        let (node, store) = (node.clone(), Arc::clone(&self.store));
-        let (driven, course) = (Arc::clone(&signer), course.clone());
-        let driver = Arc::new(Driver { node, store, signer: driven, course });
+        let driver = Arc::new(Driver {
+            node: node.clone(),
+            store: Arc::clone(&self.store),
+            authorities: read.clone(),
+            life,
+            course: course.clone(),
+        });
         tasks.spawn_until_stopped("identity rotation driver", move || {
             let driver = Arc::clone(&driver);
             async move { driver.run().await }
         });
-        Ok(signer)
+        Ok(Certifier::Own { authorities: read, course: course.subscribe(), life })
+    }
+
+    /// Certifies this node, and others.
+    fn sign(
+        self,
+        certifier: Certifier,
+        node: &NodeName,
+        listen: Vec<SocketAddr>,
+        metrics: &Metrics,
+        tasks: &Tasks,
+    ) -> Result<(Self, Option<Arc<Desk>>, Source), AuthorityError> {
+        let (store, metrics) = (Arc::clone(&self.store), metrics.clone());
+        let signer = Arc::new(Signer { certifier, standing: Arc::default(), store, metrics });
+        let desk = self.open_desk(&signer, node, listen, tasks)?;
+        let source = Source::Own { signer: Arc::clone(&signer), desk: Arc::clone(&desk) };
+        Ok((Self { signer: Some(signer), ..self }, Some(desk), source))
     }
 
     /// Hears what the store says of others, and tells it how this node stands.

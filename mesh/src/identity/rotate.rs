@@ -12,7 +12,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::course::Memory;
-use super::signer::Signer;
+use super::directory::Authorities;
 
 /// How often the nodes are looked at while a rotation is under way: a part of what certificates hold, and between these.
 const PACE: (u32, Duration, Duration) = (40, Duration::from_millis(500), Duration::from_secs(30));
@@ -29,13 +29,16 @@ fn part(of: Duration, (part, shortest, longest): (u32, Duration, Duration)) -> D
 pub(super) struct Driver {
     pub(super) node: NodeName,
     pub(super) store: Arc<dyn Store>,
-    pub(super) signer: Arc<Signer>,
+    /// What the operator's directory has.
+    pub(super) authorities: watch::Receiver<Arc<Authorities>>,
+    /// How long certificates hold.
+    pub(super) life: Duration,
     pub(super) course: watch::Sender<Memory>,
 }
 
 impl Driver {
     pub(super) async fn run(&self) {
-        let (mut course, mut authorities) = (self.course.subscribe(), self.signer.authorities());
+        let (mut course, mut authorities) = (self.course.subscribe(), self.authorities.clone());
         let (mut since, mut last) = (Instant::now(), None);
         loop {
             let known = course.borrow_and_update().clone();
@@ -43,7 +46,7 @@ impl Driver {
             if last != known.rotation() {
                 (since, last) = (Instant::now(), known.rotation());
             }
-            let has_lasted = since.elapsed() >= part(self.signer.life, DWELL);
+            let has_lasted = since.elapsed() >= part(self.life, DWELL);
             match self.step(&known, has_lasted).await {
                 // The store had lost it: nodes have to say anew how they stand.
                 Ok(true) => since = Instant::now(),
@@ -51,7 +54,7 @@ impl Driver {
                 Err(error) => tracing::debug!(%error, "the rotation of the authority does not go on"),
             }
             let is_under_way = known.rotation().is_some_and(|rotation| !rotation.is_over());
-            let pause = if is_under_way { part(self.signer.life, PACE) } else { IDLE };
+            let pause = if is_under_way { part(self.life, PACE) } else { IDLE };
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}
                 // Their other ends are held by this.
@@ -87,7 +90,7 @@ impl Driver {
 
     /// A rotation that the directory asks for.
     fn wanted(&self, known: &Memory) -> Option<Rotation> {
-        let (from, to) = self.signer.authorities().borrow().fingerprints();
+        let (from, to) = self.authorities.borrow().fingerprints();
         let rotation = Rotation { from, to: to?, phase: Phase::Trust };
         let follows = known.rotation().is_none_or(|known| known.is_over() && known.issuer() == from);
         (follows && known.may_take(&rotation)).then_some(rotation)
@@ -101,7 +104,7 @@ impl Driver {
         };
         let next = Rotation { phase, ..rotation };
         // Who could not sign then leaves it to those who can.
-        if self.signer.authorities().borrow().plan(Some(&next)).is_err() {
+        if self.authorities.borrow().plan(Some(&next)).is_err() {
             return Ok(());
         }
         let members = rotation::members(&*self.store).await?;

@@ -5,21 +5,19 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use nerve::enrolment::rotation::Rotation;
 use nerve::enrolment::{self, Claim, Holding};
-use nerve::model::{Fingerprint, NodeName};
+use nerve::model::NodeName;
 use nerve::store::Store;
 use nerve::tasks::Tasks;
 use rustls::ServerConfig;
-use rustls::pki_types::{CertificateDer, CertificateSigningRequestDer};
+use rustls::pki_types::CertificateDer;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
 
 use super::certificate::{self, CertificateError, Certified};
-use super::course::Memory;
+use super::certifier::{Certifier, Made, Uncertified};
 use super::credentials::{Credentials, CredentialsError};
-use super::directory::{Authorities, Outdated, Plan};
 use super::metrics::Metrics;
 use super::protocol::{self, Answer, Der, PROTOCOL, Request};
 use super::revoked::Revoked;
@@ -43,20 +41,14 @@ pub(super) enum Refused {
     Nobody,
     #[error(transparent)]
     Malformed(#[from] TokenError),
-    #[error("the join token was not made by this mesh's authority")]
-    Forged,
-    #[error("the join token is of an authority that another one has replaced: make another token")]
-    Replaced,
-    #[error(transparent)]
-    Outdated(#[from] Outdated),
     #[error("the join token expired at {}: make another one", humantime::format_rfc3339_seconds(*.0))]
     Expired(SystemTime),
     #[error("the join token is for the node {0} alone")]
     ForAnother(NodeName),
     #[error("the certificate is of {0}, who asks for another name")]
     SomebodyElse(SpiffeId),
-    #[error("the request for a certificate is no use: {0}")]
-    Request(#[from] rcgen::Error),
+    #[error(transparent)]
+    Uncertified(#[from] Uncertified),
     #[error(transparent)]
     Enrolment(#[from] enrolment::Error),
 }
@@ -67,13 +59,10 @@ impl Refused {
         match self {
             Self::Nobody => "nobody",
             Self::Malformed(_) => "token_malformed",
-            Self::Forged => "token_forged",
-            Self::Replaced => "token_replaced",
-            Self::Outdated(_) => "outdated",
             Self::Expired(_) => "token_expired",
             Self::ForAnother(_) => "token_for_another",
             Self::SomebodyElse(_) => "somebody_else",
-            Self::Request(_) => "request_malformed",
+            Self::Uncertified(why) => why.as_str(),
             Self::Enrolment(enrolment::Error::UsedUp { .. }) => "token_used_up",
             Self::Enrolment(enrolment::Error::NameTaken { .. }) => "name_taken",
             Self::Enrolment(enrolment::Error::NodeRevoked { .. }) => "revoked",
@@ -95,52 +84,23 @@ enum Pass<'a> {
 /// An authority at work.
 #[derive(Debug)]
 pub(super) struct Signer {
-    /// As the operator's directory has them now.
-    pub(super) authorities: watch::Receiver<Arc<Authorities>>,
-    /// Which of them is to be used.
-    pub(super) course: watch::Receiver<Memory>,
+    pub(super) certifier: Certifier,
+    /// What is shown to those who ask, and who of them is believed.
+    pub(super) standing: Arc<Standing>,
     pub(super) store: Arc<dyn Store>,
-    /// How long what it makes holds.
-    pub(super) life: Duration,
     pub(super) metrics: Metrics,
 }
 
-/// What a certificate is made by, and what goes with it.
-struct Made {
-    certificate: CertificateDer<'static>,
-    chain: Vec<CertificateDer<'static>>,
-    roots: Vec<CertificateDer<'static>>,
-    root: Fingerprint,
-}
-
 impl Signer {
-    pub(super) fn authorities(&self) -> watch::Receiver<Arc<Authorities>> {
-        self.authorities.clone()
+    /// Certifies this. Of a node that was revoked and is let in anew, certificates hold from then on: those of before are refused.
+    async fn make(&self, request: &[u8], subject: Subject) -> Result<Made, Refused> {
+        let from = self.standing.revoked().since(&subject);
+        Ok(self.certifier.make(request, subject, from).await?)
     }
 
-    /// Does this with what is to be used now.
-    fn planned<T>(&self, work: impl FnOnce(&Plan<'_>) -> Result<T, Refused>) -> Result<T, Refused> {
-        let (authorities, rotation) = (Arc::clone(&self.authorities.borrow()), self.rotation());
-        work(&authorities.plan(rotation.as_ref())?)
-    }
-
-    fn rotation(&self) -> Option<Rotation> {
-        self.course.borrow().rotation()
-    }
-
-    /// Certifies this, for whoever believes one of those that are to be believed.
-    fn make(&self, request: &[u8], subject: Subject) -> Result<Made, Refused> {
-        let request = CertificateSigningRequestDer::from(request);
-        self.planned(|plan| {
-            let certificate = plan.by.certify(&request, subject, self.life)?;
-            let (chain, roots) = (plan.chain(certificate.clone()), plan.roots());
-            Ok(Made { certificate, chain, roots, root: plan.by.fingerprint() })
-        })
-    }
-
-    /// Makes a token that is good wherever the authority's key is.
-    pub(super) fn make_token(&self, terms: Terms) -> Result<Token, Refused> {
-        self.planned(|plan| Ok(plan.by.make_token(terms)))
+    /// Makes a token that is good wherever nodes are certified.
+    pub(super) async fn make_token(&self, terms: Terms) -> Result<Token, Refused> {
+        Ok(self.certifier.make_token(terms).await?)
     }
 
     async fn answer(&self, request: Request, shown: Option<&Shows>) -> Result<Answer, Refused> {
@@ -167,9 +127,9 @@ impl Signer {
             Pass::Own => Claim::Operator,
             Pass::Certificate(id, key) if id.subject == Subject::Node(node.clone()) => Claim::Holder(key),
             Pass::Certificate(id, _) => return Err(Refused::SomebodyElse(SpiffeId::clone(id))),
-            Pass::Token(token) => self.claim_of(token, node)?,
+            Pass::Token(token) => self.claim_of(token, node).await?,
         };
-        let made = self.make(request, Subject::Node(node.clone()))?;
+        let made = self.make(request, Subject::Node(node.clone())).await?;
         let key = certificate::key_digest(&made.certificate);
         if let Pass::Token(token) = pass {
             // A token is not spent on a name that is not to be had.
@@ -177,7 +137,7 @@ impl Signer {
             let grant = token.grant();
             enrolment::use_token(&*self.store, grant.id, grant.uses, grant.expires).await?;
         }
-        let holding = Holding { key: &key, until: SystemTime::now() + self.life, root: made.root };
+        let holding = Holding { key: &key, until: made.until, root: made.root };
         match enrolment::admit(&*self.store, node, &holding, claim).await {
             // Who is in stays in while the store is away.
             Err(enrolment::Error::Store(error)) if !matches!(pass, Pass::Token(_)) => {
@@ -189,13 +149,9 @@ impl Signer {
     }
 
     /// What it lets this node claim.
-    pub(super) fn claim_of(&self, token: &Token, node: &NodeName) -> Result<Claim<'static>, Refused> {
+    pub(super) async fn claim_of(&self, token: &Token, node: &NodeName) -> Result<Claim<'static>, Refused> {
         let grant = token.grant();
-        self.planned(|plan| match plan.believed(grant.root) {
-            Some(authority) if token.is_proved(authority.token_key()) => Ok(()),
-            None if self.course.borrow().has_dropped(grant.root) => Err(Refused::Replaced),
-            _ => Err(Refused::Forged),
-        })?;
+        self.certifier.prove(token).await?;
         if grant.expires <= SystemTime::now() {
             return Err(Refused::Expired(grant.expires));
         }
@@ -214,9 +170,9 @@ impl Signer {
     }
 
     /// What this node shows those who ask for a certificate. They know an authority by its fingerprint, so they are shown those, too.
-    fn certify_signer(&self, node: &NodeName) -> Result<Credentials, OwnError> {
+    async fn certify_signer(&self, node: &NodeName) -> Result<Credentials, OwnError> {
         let (key, request) = super::join::request()?;
-        let Made { chain, roots, .. } = self.make(&request, Subject::Signer(node.clone()))?;
+        let Made { chain, roots, .. } = self.make(&request, Subject::Signer(node.clone())).await?;
         Ok(Credentials::new(&key, [chain, roots.clone()].concat(), roots)?)
     }
 }
@@ -260,33 +216,30 @@ impl Shows {
 #[derive(Debug)]
 pub(super) struct Desk {
     signer: Arc<Signer>,
-    standing: Arc<Standing>,
     tls: Arc<ServerConfig>,
     node: NodeName,
 }
 
 impl Desk {
+    /// It has nothing to show before [`Desk::renew`].
     pub(super) fn new(signer: Arc<Signer>, node: NodeName) -> Result<Self, OwnError> {
-        let standing = Arc::new(Standing::default());
-        let verifier =
-            Arc::new(Believed { standing: Arc::clone(&standing), peers: Peers::Nodes, may_be_nobody: true });
+        let standing = Arc::clone(&signer.standing);
         let shown = Arc::new(Shown(Arc::clone(&standing)));
+        let verifier = Arc::new(Believed { standing, peers: Peers::Nodes, may_be_nobody: true });
         let mut config = tls::server(verifier, shown, PROTOCOL)
             .map_err(|error| CredentialsError::Malformed(error.to_string()))?;
         // One question a connection.
         config.send_tls13_tickets = 0;
-        let desk = Self { signer, standing, tls: Arc::new(config), node };
-        desk.renew()?;
-        Ok(desk)
+        Ok(Self { signer, tls: Arc::new(config), node })
     }
 
     /// Shows a new certificate. To be called within its life.
-    pub(super) fn renew(&self) -> Result<(), OwnError> {
-        Ok(self.standing.take(&self.signer.certify_signer(&self.node)?)?)
+    pub(super) async fn renew(&self) -> Result<(), OwnError> {
+        Ok(self.signer.standing.take(&self.signer.certify_signer(&self.node).await?)?)
     }
 
     pub(super) fn refuse(&self, revoked: Revoked) {
-        self.standing.refuse(revoked);
+        self.signer.standing.refuse(revoked);
     }
 
     /// Answers until the tasks are stopped.
