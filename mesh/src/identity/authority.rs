@@ -40,8 +40,6 @@ impl Files {
 
 /// One that another one vouches for certifies no other authority.
 const LAST: IsCa = IsCa::Ca(BasicConstraints::Constrained(0));
-/// How long one vouches for another, anew whenever the directory is read: longer than any certificate holds.
-const VOUCHED: Duration = Duration::from_secs(365 * 86_400);
 /// How long an authority certifies.
 const ROOT_LIFE: Duration = Duration::from_secs(10 * 365 * 86_400);
 /// Certificates hold from so long before they are made: other nodes' clocks may be behind.
@@ -182,9 +180,13 @@ impl Authority {
         Token::make(&self.token_key, self.fingerprint(), terms)
     }
 
-    /// A certificate of another one's key, for whoever believes this one and not that one.
-    pub(super) fn vouch_for(&self, other: &Self) -> Result<CertificateDer<'static>, AuthorityError> {
-        let mut params = params("", other.trust_domain.uri(), VOUCHED)?;
+    /// A certificate of another one's key, for whoever believes this one and not that one, for so long.
+    pub(super) fn vouch_for(
+        &self,
+        other: &Self,
+        life: Duration,
+    ) -> Result<CertificateDer<'static>, AuthorityError> {
+        let mut params = params("", other.trust_domain.uri(), life)?;
         params.distinguished_name = DistinguishedName::new();
         for (kind, value) in certificate::subject(&other.root).unwrap_or_default() {
             params.distinguished_name.push(DnType::from_oid(&kind), value);

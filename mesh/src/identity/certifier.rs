@@ -7,7 +7,7 @@ use nerve::model::Fingerprint;
 use rustls::pki_types::CertificateDer;
 use tokio::sync::watch;
 
-use super::authority;
+use super::authority::{self, AuthorityError};
 use super::certificate::{CertificateError, Certified};
 use super::course::Memory;
 use super::directory::{Authorities, Outdated};
@@ -27,6 +27,8 @@ pub(super) enum Uncertified {
     Replaced,
     #[error(transparent)]
     Outdated(#[from] Outdated),
+    #[error("vouching for the authority: {0}")]
+    Unvouched(#[from] AuthorityError),
     #[error(transparent)]
     External(#[from] ExternalError),
     #[error("the certificate that was made cannot be read: {0}")]
@@ -41,6 +43,7 @@ impl Uncertified {
             Self::Forged => "token_forged",
             Self::Replaced => "token_replaced",
             Self::Outdated(_) => "outdated",
+            Self::Unvouched(_) => "authority",
             Self::External(_) | Self::Unreadable(_) => "external",
         }
     }
@@ -90,7 +93,7 @@ impl Certifier {
                 let (authorities, rotation) = (Arc::clone(&authorities.borrow()), course.borrow().rotation());
                 let plan = authorities.plan(rotation.as_ref())?;
                 let certificate = plan.by.certify(request, subject, *life, from)?;
-                let (chain, roots) = (plan.chain(certificate.clone()), plan.roots());
+                let (chain, roots) = (plan.chain(certificate.clone(), *life)?, plan.roots());
                 (certificate, chain, roots, plan.by.fingerprint())
             }
             Self::Remote(remote) => {

@@ -1,11 +1,12 @@
 //! What an operator's directory has: an authority, and while that is replaced the one that is to take its place.
 //!
-//! Each vouches for the other: whoever believes one of them can verify what the other has certified. Their keys are here wherever nodes
-//! are certified, so that this is said anew by each who signs, and is no file.
+//! The old one vouches for the new one with each certificate that the new one makes: whoever believes the old one alone can verify it. The
+//! new one never vouches for the old one, which would be believed for that after it was dropped.
 
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use nerve::enrolment::rotation::Rotation;
 use nerve::model::Fingerprint;
@@ -23,16 +24,7 @@ const NEXT: Files = Files { certificate: "next.pem", key: "next-key.pem" };
 #[derive(Debug)]
 pub struct Authorities {
     root: Authority,
-    next: Option<Next>,
-}
-
-#[derive(Debug)]
-struct Next {
-    authority: Authority,
-    /// Its key, certified by the root.
-    by_root: CertificateDer<'static>,
-    /// The root's key, certified by it.
-    of_root: CertificateDer<'static>,
+    next: Option<Authority>,
 }
 
 /// The directory is of before or after what the other signing nodes go by.
@@ -51,8 +43,8 @@ pub(super) struct Plan<'a> {
     pub(super) by: &'a Authority,
     /// The other one, while both are believed.
     pub(super) besides: Option<&'a Authority>,
-    /// What the other one says of who certifies: for whoever believes that one alone.
-    pub(super) vouched: Option<&'a CertificateDer<'static>>,
+    /// Who vouches for who certifies: for whoever believes that one alone.
+    pub(super) voucher: Option<&'a Authority>,
 }
 
 impl Plan<'_> {
@@ -66,9 +58,14 @@ impl Plan<'_> {
         [Some(self.by), self.besides].into_iter().flatten().find(|known| known.fingerprint() == root)
     }
 
-    /// What is shown with a certificate that is made now.
-    pub(super) fn chain(&self, certificate: CertificateDer<'static>) -> Vec<CertificateDer<'static>> {
-        [Some(&certificate), self.vouched].into_iter().flatten().cloned().collect()
+    /// What is shown with a certificate that is made now, for so long: nobody vouches for longer.
+    pub(super) fn chain(
+        &self,
+        certificate: CertificateDer<'static>,
+        life: Duration,
+    ) -> Result<Vec<CertificateDer<'static>>, AuthorityError> {
+        let vouched = self.voucher.map(|root| root.vouch_for(self.by, life)).transpose()?;
+        Ok([Some(certificate), vouched].into_iter().flatten().collect())
     }
 }
 
@@ -89,8 +86,9 @@ impl Authorities {
                 );
                 return Err(AuthorityError::Unusable(error));
             }
-            let (by_root, of_root) = (root.vouch_for(&next)?, next.vouch_for(&root)?);
-            return Ok(Self { root, next: Some(Next { authority: next, by_root, of_root }) });
+            // It is to be found out before it is needed.
+            root.vouch_for(&next, Duration::ZERO)?;
+            return Ok(Self { root, next: Some(next) });
         }
         let root = Authority::read(directory, ROOT).or_else(|error| match error {
             // Its place was taken, and that was broken off.
@@ -155,7 +153,7 @@ impl Authorities {
     /// The one that is to take its place.
     #[must_use]
     pub fn next(&self) -> Option<&Authority> {
-        self.next.as_ref().map(|next| &next.authority)
+        self.next.as_ref()
     }
 
     /// What their certificates are known by.
@@ -166,7 +164,7 @@ impl Authorities {
     /// Who certifies, as far as the rotation is.
     pub(super) fn plan(&self, rotation: Option<&Rotation>) -> Result<Plan<'_>, Outdated> {
         let Some(rotation) = rotation else {
-            return Ok(Plan { by: &self.root, besides: None, vouched: None });
+            return Ok(Plan { by: &self.root, besides: None, voucher: None });
         };
         let known = |root| {
             [Some(&self.root), self.next()].into_iter().flatten().find(|one| one.fingerprint() == root)
@@ -174,11 +172,8 @@ impl Authorities {
         let issuer = rotation.issuer();
         let by = known(issuer).ok_or(Outdated { issuer })?;
         let besides = rotation.other().and_then(known);
-        let vouched =
-            self.next.as_ref().filter(|_| besides.is_some()).map(|next| {
-                if issuer == next.authority.fingerprint() { &next.by_root } else { &next.of_root }
-            });
-        Ok(Plan { by, besides, vouched })
+        let voucher = besides.filter(|_| issuer == rotation.to);
+        Ok(Plan { by, besides, voucher })
     }
 }
 
@@ -246,12 +241,12 @@ mod tests {
         let (from, to) = (both.root().fingerprint(), both.next().unwrap().fingerprint());
         let plan = |phase| {
             let plan = both.plan(Some(&Rotation { from, to, phase })).unwrap();
-            (plan.by.fingerprint() == to, plan.roots().len(), plan.vouched.is_some())
+            (plan.by.fingerprint() == to, plan.roots().len(), plan.voucher.is_some())
         };
-        assert_eq!(plan(Phase::Trust), (false, 2, true));
+        assert_eq!(plan(Phase::Trust), (false, 2, false));
         assert_eq!(plan(Phase::Renew), (true, 2, true));
         assert_eq!(plan(Phase::Done), (true, 1, false));
-        assert_eq!(plan(Phase::Revert), (false, 2, true));
+        assert_eq!(plan(Phase::Revert), (false, 2, false));
         assert_eq!(plan(Phase::Aborted), (false, 1, false));
         assert_eq!(both.plan(None).unwrap().roots(), [both.root().root().clone()]);
         // One that was not copied certifies by the old one for as long as that does, and no longer.
