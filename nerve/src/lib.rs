@@ -6,7 +6,7 @@
 //! equal to what is well here, [`announce`] what other systems are told of that, [`settings`] and [`publish`] what an operator
 //! changes of a service, [`vips`] the claims on virtual addresses, [`networks`] and [`subnets`] the overlay networks and who
 //! holds which part of them, [`rules`] who may talk to whom, [`enrolment`] who may prove to be which node. [`document`] reads configuration text, [`smartstack`] what SmartStack's two halves have of it in common; [`http`] speaks
-//! with other programs; [`tasks`] owns what runs in the background; [`hash`] is
+//! with other programs; [`tasks`] owns what runs in the background; [`watched`] tells that files have changed; [`hash`] is
 //! the same for everyone.
 
 pub mod announce;
@@ -28,3 +28,4 @@ pub mod store;
 pub mod subnets;
 pub mod tasks;
 pub mod vips;
+pub mod watched;

@@ -37,6 +37,7 @@ mod haproxy_output;
 mod harness;
 mod health;
 mod identity;
+mod identity_rotation;
 mod ingress;
 mod mistakes;
 mod mtls;

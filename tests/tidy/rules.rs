@@ -18,6 +18,7 @@ pub(crate) const ROOMS: &[Room] = &[
     room("nerve::model", &["nerve::period"]),
     // Leaves: they know nothing of the mesh.
     room("nerve::tasks", &[]),
+    room("nerve::watched", &[]),
     // The same number for a name, whoever asks.
     room("nerve::hash", &[]),
     // Text → values of the vocabulary.
@@ -81,6 +82,7 @@ pub(crate) const ROOMS: &[Room] = &[
             "nerve::smartstack",
             "nerve::store",
             "nerve::tasks",
+            "nerve::watched",
         ],
     ),
     room(
@@ -229,7 +231,18 @@ pub(crate) const ROOMS: &[Room] = &[
         ],
     ),
     // Who this node is: by certificates, tokens, and what signing nodes have in common by the store.
-    room("mesh::identity", &["nerve::enrolment", "nerve::model", "nerve::store", "nerve::tasks"]),
+    room(
+        "mesh::identity",
+        // HTTP to an authority elsewhere.
+        &[
+            "nerve::enrolment",
+            "nerve::http",
+            "nerve::model",
+            "nerve::store",
+            "nerve::tasks",
+            "nerve::watched",
+        ],
+    ),
     // Read handles of all rooms; nobody but the agent imports it.
     room(
         "mesh::admin",
@@ -348,7 +361,7 @@ pub(crate) const HOMES: &[Home] = &[
     home("redb", &["nerve/src/store/embedded"]),
     home("toml", &["nerve/src/document"]),
     home("saphyr-parser", &["nerve/src/document/yaml.rs"]),
-    home("notify", &["nerve/src/source", "synapse/src/watch"]),
+    home("notify", &["nerve/src/source", "nerve/src/watched.rs"]),
     home("strsim", &["nerve/src/document", "mesh/src/admin/refusal.rs"]),
     // In DNS: times to live, which are whole seconds and may be none, as no `Period` is.
     home(
@@ -394,6 +407,7 @@ pub(crate) const HOMES: &[Home] = &[
             "mesh/src/proxy/tunnel/record.rs",
             // The other side of a signature.
             "tests/src/server/aws",
+            "tests/src/server/cfssl.rs",
         ],
     ),
     home(

@@ -1,4 +1,4 @@
-//! Who this node is, join tokens, and revocations.
+//! Who this node is, join tokens, revocations, and the rotation of the authority.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -10,8 +10,11 @@ use nerve::model::NodeName;
 use super::refusal::{Answer, Refusal};
 use super::write::body;
 use super::{Handles, Shared};
-use crate::api::{Changed, IdentityInfo, JoinToken, JoinTokenRequest, RevokeRequest, RevokedNode};
-use crate::identity::{Handle, Terms};
+use crate::api::{
+    AbortRequest, AwaitedNode, Changed, IdentityInfo, JoinToken, JoinTokenRequest, RevokeRequest,
+    RevokedNode, RotationInfo, RotationPhase, Rotations,
+};
+use crate::identity::{EnrolmentError, Handle, Lack, Member, NoToken, Phase, Progress, Terms};
 
 /// The longest that a token may be good.
 const LONGEST: Duration = Duration::from_secs(30 * 86_400);
@@ -47,8 +50,11 @@ pub(super) async fn make_token(State(handles): Shared, request: Request) -> Answ
             "a join token is good for a second at least, and for 30 days at most",
         ));
     }
-    let token = identity(&handles)?.make_token(Terms { life, uses, node });
-    let token = token.map_err(|error| Refusal::conflict(error).hint("ask such a node by `--admin`"))?;
+    let token = identity(&handles)?.make_token(Terms { life, uses, node }).await;
+    let token = token.map_err(|error| match error {
+        NoToken::SignsNot => Refusal::conflict(error).hint("ask such a node by `--admin`"),
+        NoToken::Refused(_) => Refusal::conflict(error),
+    })?;
     let grant = token.grant();
     tracing::info!(token = %grant.id, uses = ?grant.uses, node = ?grant.node, "made a join token");
     Ok(Json(JoinToken {
@@ -77,6 +83,55 @@ pub(super) async fn revoke(
         "the certificates of {node} are refused from now on; it comes back by `plexus join-token create --node {node}`"
     );
     Ok(Json(Changed { message, changed: true, notes }))
+}
+
+pub(super) async fn rotation(State(handles): Shared) -> Answer<Rotations> {
+    let progress = identity(&handles)?.rotation().await;
+    let progress = progress.map_err(|error| Refusal::new(StatusCode::SERVICE_UNAVAILABLE, error))?;
+    let rotation = progress.map(|Progress { rotation, nodes, waits_for }| RotationInfo {
+        from: rotation.from.to_string(),
+        to: rotation.to.to_string(),
+        phase: phase(rotation.phase),
+        nodes,
+        waits_for: waits_for.into_iter().map(|(member, lack)| awaited(member, lack)).collect(),
+    });
+    Ok(Json(Rotations { rotation }))
+}
+
+fn phase(phase: Phase) -> RotationPhase {
+    match phase {
+        Phase::Trust => RotationPhase::Trust,
+        Phase::Renew => RotationPhase::Renew,
+        Phase::Done => RotationPhase::Done,
+        Phase::Revert => RotationPhase::Revert,
+        Phase::Aborted => RotationPhase::Aborted,
+    }
+}
+
+fn awaited(member: Member, lack: Lack) -> AwaitedNode {
+    let why = match lack {
+        Lack::Report => "it does not say whom it believes: is its agent older?",
+        Lack::Trust if member.report.is_some_and(|report| report.signs) => {
+            "it signs, and its directory has no key of the new authority: copy the directory"
+        }
+        Lack::Trust => "it does not believe the new authority yet",
+        Lack::Certificate if !member.is_live => {
+            "its agent does not run, and its certificate still holds: `plexus node revoke` has nobody wait for it"
+        }
+        Lack::Certificate => "its certificate is of the other authority",
+    };
+    AwaitedNode { node: member.node, why: why.to_owned() }
+}
+
+pub(super) async fn abort_rotation(State(handles): Shared, request: Request) -> Answer<Changed> {
+    let AbortRequest {} = body(request).await?;
+    identity(&handles)?.abort_rotation().await.map_err(|error| match error {
+        EnrolmentError::NothingToAbort => Refusal::conflict(error),
+        error => Refusal::new(StatusCode::SERVICE_UNAVAILABLE, error),
+    })?;
+    let message =
+        "the rotation of the authority is taken back; `plexus ca status` shows how far that is".to_owned();
+    Ok(Json(Changed { message, changed: true, notes: Vec::new() }))
 }
 
 fn shown(time: SystemTime) -> String {

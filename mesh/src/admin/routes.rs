@@ -45,6 +45,8 @@ fn routes(handles: Arc<Handles>, reads: Arc<Reads>) -> Router {
         .route(path::IDENTITY, get(identity::info))
         .route(path::MTLS, get(mtls::info).put(mtls::set))
         .route(path::JOIN_TOKENS, post(identity::make_token))
+        .route(path::ROTATION, get(identity::rotation))
+        .route(path::ROTATION_ABORT, put(identity::abort_rotation))
         .route(path::WATCHERS, get(watchers::list))
         .route(path::DNS, get(dns::info))
         .route(path::UPSTREAMS, get(upstreams::list))

@@ -25,6 +25,59 @@ pub struct IdentityInfo {
     pub problem: Option<String>,
 }
 
+/// How a rotation of the authority stands.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rotations {
+    /// The one that is under way, or the last one; none: there was none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rotation: Option<RotationInfo>,
+}
+
+/// One authority takes another one's place.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RotationInfo {
+    /// The old one: the SHA-256 digest of its certificate.
+    pub from: String,
+    /// The new one.
+    pub to: String,
+    /// How far it is.
+    pub phase: RotationPhase,
+    /// How many nodes have a certificate that holds.
+    pub nodes: usize,
+    /// Those that the next phase waits for.
+    pub waits_for: Vec<AwaitedNode>,
+}
+
+/// How far a rotation is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RotationPhase {
+    /// Nodes learn to believe the new authority.
+    Trust,
+    /// Nodes get certificates of the new authority.
+    Renew,
+    /// The old one is believed no more.
+    Done,
+    /// It is taken back: nodes get certificates of the old authority.
+    Revert,
+    /// It was taken back.
+    Aborted,
+}
+
+/// A node that a rotation waits for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AwaitedNode {
+    /// Its name.
+    pub node: NodeName,
+    /// What for.
+    pub why: String,
+}
+
+/// Take a rotation back.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AbortRequest {}
+
 /// A node whose certificates are refused.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RevokedNode {

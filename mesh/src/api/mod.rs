@@ -35,7 +35,10 @@ pub use consul_reads::{
 };
 pub use dns::{DnsInfo, DnsListener, DnsOthers};
 pub use doctor::{Checkup, Finding};
-pub use identity::{IdentityInfo, JoinToken, JoinTokenRequest, RevokeRequest, RevokedNode};
+pub use identity::{
+    AbortRequest, AwaitedNode, IdentityInfo, JoinToken, JoinTokenRequest, RevokeRequest, RevokedNode,
+    RotationInfo, RotationPhase, Rotations,
+};
 pub use mtls::{MtlsInfo, MtlsNode, MtlsRequest};
 pub use names::{TopEntry, TopList};
 pub use network::{NetworkInfo, NetworkRequest, NetworkSummary, Networks, SubnetInfo};
@@ -106,6 +109,10 @@ pub mod path {
     pub const MTLS: &str = "/v1/plexus/mtls";
     /// `POST` a [`super::JoinTokenRequest`]: [`super::JoinToken`].
     pub const JOIN_TOKENS: &str = "/v1/plexus/identity/tokens";
+    /// `GET`: [`super::Rotations`].
+    pub const ROTATION: &str = "/v1/plexus/identity/rotation";
+    /// `PUT` a [`super::AbortRequest`]: [`super::Changed`].
+    pub const ROTATION_ABORT: &str = "/v1/plexus/identity/rotation/abort";
     /// `GET`: [`super::WatcherList`].
     pub const WATCHERS: &str = "/v1/plexus/watchers";
     /// `GET`: [`super::DnsInfo`].

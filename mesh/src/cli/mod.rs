@@ -6,7 +6,7 @@
 
 mod agent;
 mod attach;
-mod authority;
+mod ca;
 mod cleanup;
 mod client;
 mod cni;
@@ -18,6 +18,7 @@ mod dns;
 mod doctor;
 mod drain;
 mod endpoints;
+mod enrolment;
 mod error;
 mod files;
 mod identity;
@@ -75,11 +76,11 @@ enum Command {
     Services(services::Services),
     Endpoints(endpoints::Endpoints),
     Nodes(nodes::Nodes),
-    Node(authority::Node),
+    Node(enrolment::Node),
     Identity(identity::Identity),
     Mtls(mtls::Mtls),
-    Ca(authority::Ca),
-    JoinToken(authority::JoinTokens),
+    Ca(ca::Ca),
+    JoinToken(enrolment::JoinTokens),
     Watchers(watchers::Watchers),
     Upstreams(upstreams::Upstreams),
     Dns(dns::Dns),
@@ -165,7 +166,7 @@ async fn execute(command: Command, out: &mut Output<'_>) -> Result {
         Command::Node(command) => command.run(out).await,
         Command::Identity(command) => command.run(out).await,
         Command::Mtls(command) => command.run(out).await,
-        Command::Ca(command) => command.run(out),
+        Command::Ca(command) => command.run(out).await,
         Command::JoinToken(command) => command.run(out).await,
         Command::Watchers(command) => command.run(out).await,
         Command::Upstreams(command) => command.run(out).await,

@@ -33,7 +33,7 @@ pub use admin::{Admin, AdminToken, usual_admin_sockets};
 pub use checks::Checks;
 pub use dns::{Dns, QueryLog, Rate, Recursion, Route, ServeStale, Ttls};
 pub use docker::Docker;
-pub use identity::{Identity, JoinTokenError};
+pub use identity::{CertificateFiles, External, Identity, IdentityError};
 pub use localhost::{Listen, Localhost};
 pub use machine::Machine;
 pub use mtls::Mtls;

@@ -8,7 +8,7 @@ use nerve::registrar;
 use nerve::source::{DockerAddress, DockerConfig, Local, SmartstackConfig};
 use nerve::store::StoreConfig;
 
-use super::identity::{Identity, JoinTokenError, join_token};
+use super::identity::IdentityError;
 use super::{Config, Nerve, Node};
 use crate::link_local::LinkLocal;
 use crate::{dns, docker, identity, ingress, mtls, overlay, proxy, steer, vip};
@@ -48,21 +48,12 @@ impl Config {
     /// What identity is told.
     ///
     /// # Errors
-    /// The file with the token cannot be read, or has none.
-    pub fn identity(&self) -> Result<identity::Config, JoinTokenError> {
-        let Identity { authority, life, join_token_file, token, .. } = &self.identity;
-        let token = match (token, join_token_file) {
-            (Some(token), _) => Some(token.clone()),
-            (None, Some(file)) => Some(join_token(file)?),
-            (None, None) => None,
-        };
+    /// The file with the token cannot be read, or has none; or there are two ways.
+    pub fn identity(&self) -> Result<identity::Config, IdentityError> {
         Ok(identity::Config {
             node: self.node.name.clone(),
             state_dir: self.state_dir.clone(),
-            authority: authority.clone(),
-            listen: self.identity.listen(self.node.address),
-            life: life.get(),
-            token,
+            means: self.identity.means(self.node.address)?,
         })
     }
 

@@ -1,4 +1,4 @@
-//! What certifies nodes: a key and its certificate, in a directory of the operator's.
+//! What certifies nodes: a key and its certificate.
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
@@ -6,23 +6,40 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
+use nerve::model::Fingerprint;
 use rcgen::{
-    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DnType, ExtendedKeyUsagePurpose,
-    IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType, SerialNumber,
+    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType,
+    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PublicKeyData, SanType, SerialNumber,
 };
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, CertificateSigningRequestDer};
 use zeroize::Zeroizing;
 
 use super::certificate::{self, CertificateError, Root};
-use super::fingerprint::Fingerprint;
+use super::fingerprint;
 use super::spiffe::{SpiffeId, Subject, TrustDomain};
 use super::token::{Terms, Token, TokenKey};
 
-/// The certificate, for everyone to see.
-const ROOT_FILE: &str = "root.pem";
-/// The key.
-const KEY_FILE: &str = "root-key.pem";
+/// Where an authority is, in a directory of the operator's.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Files {
+    /// The certificate, for everyone to see.
+    pub(super) certificate: &'static str,
+    pub(super) key: &'static str,
+}
+
+impl Files {
+    pub(super) fn certificate_in(self, directory: &Path) -> PathBuf {
+        directory.join(self.certificate)
+    }
+
+    pub(super) fn key_in(self, directory: &Path) -> PathBuf {
+        directory.join(self.key)
+    }
+}
+
+/// One that another one vouches for certifies no other authority.
+const LAST: IsCa = IsCa::Ca(BasicConstraints::Constrained(0));
 /// How long an authority certifies.
 const ROOT_LIFE: Duration = Duration::from_secs(10 * 365 * 86_400);
 /// Certificates hold from so long before they are made: other nodes' clocks may be behind.
@@ -92,12 +109,14 @@ impl std::fmt::Debug for Authority {
 }
 
 impl Authority {
-    /// Makes an authority in a directory that has none.
-    ///
-    /// # Errors
-    /// There is one, or the directory cannot be written to.
-    pub fn create(directory: &Path, trust_domain: TrustDomain) -> Result<Self, AuthorityError> {
-        let (key_path, root_path) = (directory.join(KEY_FILE), directory.join(ROOT_FILE));
+    /// Makes one in a directory that has none.
+    pub(super) fn make(
+        directory: &Path,
+        files: Files,
+        trust_domain: &TrustDomain,
+        name: &str,
+    ) -> Result<(), AuthorityError> {
+        let (key_path, root_path) = (files.key_in(directory), files.certificate_in(directory));
         if let Some(there) = [&key_path, &root_path].into_iter().find(|path| path.exists()) {
             return Err(AuthorityError::Exists(there.clone()));
         }
@@ -107,18 +126,14 @@ impl Authority {
         };
         fs::create_dir_all(directory).map_err(file(directory))?;
         let key = KeyPair::generate()?;
-        let root = root_params(&trust_domain)?.self_signed(&key)?;
+        let root = root_params(trust_domain, name)?.self_signed(&key)?;
         write_new(&key_path, 0o600, &Zeroizing::new(key.serialize_pem())).map_err(file(&key_path))?;
-        write_new(&root_path, 0o644, &root.pem()).map_err(file(&root_path))?;
-        Self::load(directory)
+        write_new(&root_path, 0o644, &root.pem()).map_err(file(&root_path))
     }
 
     /// Reads one.
-    ///
-    /// # Errors
-    /// Its files are no authority's, or the key is not kept well.
-    pub fn load(directory: &Path) -> Result<Self, AuthorityError> {
-        let (key_path, root_path) = (directory.join(KEY_FILE), directory.join(ROOT_FILE));
+    pub(super) fn read(directory: &Path, files: Files) -> Result<Self, AuthorityError> {
+        let (key_path, root_path) = (files.key_in(directory), files.certificate_in(directory));
         let read = |path: &Path| {
             fs::read_to_string(path)
                 .map(Zeroizing::new)
@@ -156,13 +171,38 @@ impl Authority {
     /// What it is known by.
     #[must_use]
     pub fn fingerprint(&self) -> Fingerprint {
-        Fingerprint::of(&self.root)
+        fingerprint::of(&self.root)
     }
 
     /// Makes a token that lets nodes in wherever this authority's key is.
     #[must_use]
     pub fn make_token(&self, terms: Terms) -> Token {
         Token::make(&self.token_key, self.fingerprint(), terms)
+    }
+
+    /// A certificate of another one's key, for whoever believes this one and not that one, for so long.
+    pub(super) fn vouch_for(
+        &self,
+        other: &Self,
+        life: Duration,
+    ) -> Result<CertificateDer<'static>, AuthorityError> {
+        let mut params = params("", other.trust_domain.uri(), life)?;
+        params.distinguished_name = DistinguishedName::new();
+        for (kind, value) in certificate::subject(&other.root).unwrap_or_default() {
+            params.distinguished_name.push(DnType::from_oid(&kind), value);
+        }
+        params.is_ca = LAST;
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        let vouched = params.signed_by(other.issuer.key(), &self.issuer)?.into();
+        // A name that is written otherwise is another name.
+        if certificate::has_subject_of(&vouched, &other.root) {
+            return Ok(vouched);
+        }
+        let error = format!(
+            "the authority {} cannot be vouched for by another one: its name is not written in UTF-8",
+            other.fingerprint()
+        );
+        Err(AuthorityError::Unusable(error))
     }
 
     /// What tokens are proved by.
@@ -174,19 +214,33 @@ impl Authority {
         &self.root
     }
 
-    /// Certifies whoever has the key of a request to be `subject`; of what the request says itself, nothing is believed.
-    pub(super) fn certify(
+    /// Certifies whoever has the key of a request to be `subject`; of what the request says itself, nothing is believed. It holds
+    /// from a while ago, for those whose clocks are behind; not from before `from`.
+    ///
+    /// # Errors
+    /// It is no request, or who asks does not have its key.
+    pub fn certify(
         &self,
-        request: &CertificateSigningRequestDer<'_>,
+        request: &[u8],
         subject: Subject,
         life: Duration,
+        from: Option<SystemTime>,
     ) -> Result<CertificateDer<'static>, rcgen::Error> {
         // Proves that the key is theirs who ask.
         let CertificateSigningRequestParams { public_key, .. } =
-            CertificateSigningRequestParams::from_der(request)?;
+            CertificateSigningRequestParams::from_der(&CertificateSigningRequestDer::from(request))?;
         let id = SpiffeId { trust_domain: self.trust_domain.clone(), subject };
-        Ok(node_params(&id, life)?.signed_by(&public_key, &self.issuer)?.into())
+        let mut params = node_params(&id, life)?;
+        params.not_before = from.map_or(params.not_before, |from| params.not_before.max(from.into()));
+        Ok(params.signed_by(&public_key, &self.issuer)?.into())
     }
+}
+
+/// The key of a request, as it stands in a certificate, if whoever asks has its private half.
+pub(super) fn requested_key(request: &[u8]) -> Result<Vec<u8>, rcgen::Error> {
+    let CertificateSigningRequestParams { public_key, .. } =
+        CertificateSigningRequestParams::from_der(&CertificateSigningRequestDer::from(request))?;
+    Ok(public_key.der_bytes().to_vec())
 }
 
 fn params(name: &str, uri: String, life: Duration) -> Result<CertificateParams, rcgen::Error> {
@@ -203,8 +257,8 @@ fn params(name: &str, uri: String, life: Duration) -> Result<CertificateParams, 
     Ok(params)
 }
 
-fn root_params(trust_domain: &TrustDomain) -> Result<CertificateParams, rcgen::Error> {
-    let mut params = params(&format!("Plexus {trust_domain}"), trust_domain.uri(), ROOT_LIFE)?;
+fn root_params(trust_domain: &TrustDomain, name: &str) -> Result<CertificateParams, rcgen::Error> {
+    let mut params = params(name, trust_domain.uri(), ROOT_LIFE)?;
     // One that another one vouches for may stand in between.
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(1));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];

@@ -7,7 +7,7 @@ use x509_parser::certificate::X509Certificate;
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::FromDer;
 
-use super::fingerprint::Fingerprint;
+use super::fingerprint;
 use super::spiffe::{SpiffeError, SpiffeId, TrustDomain};
 
 /// Why a certificate is no use.
@@ -72,9 +72,29 @@ pub(super) fn has_key(certificate: &CertificateDer<'_>, public_key: &[u8]) -> bo
     parse(certificate).is_ok_and(|certificate| certificate.public_key().subject_public_key.data == public_key)
 }
 
+/// Who a certificate says it is of: kinds, by their numbers, and values. Nothing where that is not to be read.
+pub(super) fn subject(certificate: &CertificateDer<'_>) -> Option<Vec<(Vec<u64>, String)>> {
+    let certificate = parse(certificate).ok()?;
+    let attributes = certificate.subject().iter_attributes();
+    attributes
+        .map(|attribute| {
+            let kind = attribute.attr_type().iter()?.collect();
+            Some((kind, attribute.as_str().ok()?.to_owned()))
+        })
+        .collect()
+}
+
+/// Are both of the same name, as it is written?
+pub(super) fn has_subject_of(certificate: &CertificateDer<'_>, other: &CertificateDer<'_>) -> bool {
+    match (parse(certificate), parse(other)) {
+        (Ok(certificate), Ok(other)) => certificate.subject().as_raw() == other.subject().as_raw(),
+        _ => false,
+    }
+}
+
 /// What the key of a certificate is known by, in hexadecimal digits: the SHA-256 digest of its SubjectPublicKeyInfo.
 pub(super) fn key_digest(certificate: &CertificateDer<'_>) -> String {
-    let of = |octets: &[u8]| Fingerprint::of(&octets.into()).to_string();
+    let of = |octets: &[u8]| fingerprint::of(&octets.into()).to_string();
     parse(certificate).map_or_else(|_| of(certificate), |certificate| of(certificate.public_key().raw))
 }
 

@@ -4,12 +4,15 @@ use std::io;
 use std::path::Path;
 
 use rcgen::KeyPair;
+use rustls::Error;
+use rustls::crypto::ring;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::sign::CertifiedKey;
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
-use super::certificate::{self, CertificateError, Certified};
+use super::certificate::{CertificateError, Certified};
 use super::private_file;
 
 /// Key, chain and roots: one file, so that they change together.
@@ -21,8 +24,8 @@ pub(super) enum CredentialsError {
     /// The file is not to be had.
     #[error(transparent)]
     File(#[from] io::Error),
-    /// It is not what this program writes.
-    #[error("it is not what an agent writes: {0}")]
+    /// It is not what it is to be.
+    #[error("{0}")]
     Malformed(String),
     /// The certificate is no node's.
     #[error(transparent)]
@@ -32,7 +35,7 @@ pub(super) enum CredentialsError {
 /// A key, what certifies it, and who is believed.
 #[derive(Clone)]
 pub(super) struct Credentials {
-    /// PKCS #8, in PEM.
+    /// In PEM.
     key: Zeroizing<String>,
     /// The node's certificate first.
     pub(super) chain: Vec<CertificateDer<'static>>,
@@ -61,31 +64,50 @@ impl Credentials {
         chain: Vec<CertificateDer<'static>>,
         roots: Vec<CertificateDer<'static>>,
     ) -> Result<Self, CredentialsError> {
-        let first = chain.first().ok_or_else(|| CredentialsError::Malformed("no certificate".to_owned()))?;
-        if !certificate::has_key(first, key.public_key_raw()) {
-            return Err(CredentialsError::Malformed("the certificate is of another key".to_owned()));
-        }
-        let certified = Certified::read(first)?;
-        Ok(Self { key: Zeroizing::new(key.serialize_pem()), chain, roots, certified })
+        Self::from_pem(Zeroizing::new(key.serialize_pem()), chain, roots)
     }
 
-    /// The key, as TLS wants it.
-    pub(super) fn key(&self) -> Result<PrivateKeyDer<'static>, CredentialsError> {
-        let key = PrivatePkcs8KeyDer::from_pem_slice(self.key.as_bytes());
-        key.map(PrivateKeyDer::Pkcs8).map_err(|error| CredentialsError::Malformed(error.to_string()))
+    /// The same with a key of any kind.
+    ///
+    /// # Errors
+    /// As there; or the key is none.
+    pub(super) fn from_pem(
+        key: Zeroizing<String>,
+        chain: Vec<CertificateDer<'static>>,
+        roots: Vec<CertificateDer<'static>>,
+    ) -> Result<Self, CredentialsError> {
+        let first = chain.first().ok_or_else(|| CredentialsError::Malformed("no certificate".to_owned()))?;
+        let certified = Certified::read(first)?;
+        let credentials = Self { key, chain, roots, certified };
+        credentials.certified_key()?;
+        Ok(credentials)
+    }
+
+    /// What TLS shows.
+    pub(super) fn certified_key(&self) -> Result<CertifiedKey, CredentialsError> {
+        let malformed = |error: &dyn std::fmt::Display| CredentialsError::Malformed(error.to_string());
+        let key = PrivateKeyDer::from_pem_slice(self.key.as_bytes());
+        let key = key.map_err(|error| malformed(&format_args!("its key cannot be read: {error}")))?;
+        CertifiedKey::from_der(self.chain.clone(), key, &ring::default_provider()).map_err(
+            |error| match error {
+                Error::InconsistentKeys(_) => malformed(&"the certificate is of another key"),
+                error => malformed(&error),
+            },
+        )
     }
 
     /// What an earlier life has left in a directory; `None` where there was none.
     pub(super) fn load(directory: &Path) -> Result<Option<Self>, CredentialsError> {
         let Some(text) = private_file::read(directory, FILE)? else { return Ok(None) };
-        let malformed = |error: &dyn std::fmt::Display| CredentialsError::Malformed(error.to_string());
+        let malformed = |error: &dyn std::fmt::Display| {
+            CredentialsError::Malformed(format!("it is not what an agent writes: {error}"))
+        };
         let written: Written = serde_json::from_str(&text).map_err(|error| malformed(&error))?;
         let certificates =
             |pem: &str| CertificateDer::pem_slice_iter(pem.as_bytes()).collect::<Result<Vec<_>, _>>();
         let chain = certificates(&written.chain).map_err(|error| malformed(&error))?;
         let roots = certificates(&written.roots).map_err(|error| malformed(&error))?;
-        let key = KeyPair::from_pem(&written.key).map_err(|error| malformed(&error))?;
-        Self::new(&key, chain, roots).map(Some)
+        Self::from_pem(written.key, chain, roots).map(Some)
     }
 
     /// Keeps it for the next life.

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use nerve::model::NodeName;
+use nerve::model::{Fingerprint, NodeName};
 use rcgen::{CertificateParams, KeyPair};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
@@ -14,9 +14,9 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use zeroize::Zeroizing;
 
-use super::certificate::Root;
+use super::certificate::{Certified, Root};
 use super::credentials::{Credentials, CredentialsError};
-use super::fingerprint::Fingerprint;
+use super::fingerprint;
 use super::protocol::{self, Answer, Der, PROTOCOL, Request, Secret};
 use super::tls::{self, Believed, Peers, Roots, Shown, Standing};
 use super::token::Token;
@@ -53,7 +53,10 @@ pub(super) enum Ask<'a> {
 }
 
 /// A new key, and a request for its certificate, in DER.
-pub(super) fn request() -> Result<(KeyPair, Vec<u8>), rcgen::Error> {
+///
+/// # Errors
+/// There is no key to be had.
+pub fn request() -> Result<(KeyPair, Vec<u8>), rcgen::Error> {
     let key = KeyPair::generate()?;
     let mut params = CertificateParams::default();
     // Who it is, the signing node knows by other means.
@@ -137,12 +140,18 @@ impl ServerCertVerifier for FirstMeeting {
         ocsp: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        let is_root = |certificate: &&CertificateDer<'_>| Fingerprint::of(certificate) == self.root;
+        let is_root = |certificate: &&CertificateDer<'_>| fingerprint::of(certificate) == self.root;
         let root =
             intermediates.iter().find(is_root).ok_or(Error::InvalidCertificate(Refusal::UnknownIssuer))?;
-        let said = Root::read(root).map_err(|_| Error::InvalidCertificate(Refusal::BadEncoding))?;
-        let standing =
-            Arc::new(Standing::believing(Roots::new(&[root.clone().into_owned()], said.trust_domain)?));
+        // An authority that is not one of ours alone does not say whose it is.
+        let trust_domain = match Root::read(root) {
+            Ok(said) => said.trust_domain,
+            Err(_) => {
+                let shown = Certified::read(end_entity);
+                shown.map_err(|_| Error::InvalidCertificate(Refusal::BadEncoding))?.id.trust_domain
+            }
+        };
+        let standing = Arc::new(Standing::believing(Roots::new(&[root.clone().into_owned()], trust_domain)?));
         let believed = Believed { standing, peers: Peers::Signers, may_be_nobody: false };
         believed.verify_server_cert(end_entity, intermediates, name, ocsp, now)
     }

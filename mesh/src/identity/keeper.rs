@@ -8,8 +8,10 @@ use std::time::{Duration, SystemTime};
 use nerve::model::NodeName;
 use nerve::store::{Backoff, random_part};
 use rand::seq::SliceRandom;
+use tokio::sync::watch;
 
 use super::authority::SKEW;
+use super::course::Memory;
 use super::credentials::Credentials;
 use super::join::{self, Ask, JoinError};
 use super::signer::{Desk, OwnError, Signer};
@@ -21,6 +23,10 @@ use super::token::Token;
 const PAUSES: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(60));
 /// How long is slept at most before the time is looked at again: clocks are set, and machines are halted.
 const LOOK_AGAIN: Duration = Duration::from_secs(30);
+
+/// Within such a part of its life, and this long at most, a node asks anew when a rotation of the authority says so: all of them hear of
+/// it at once.
+const SPREAD: (u32, Duration) = (10, Duration::from_secs(600));
 
 /// Where nodes that sign are.
 pub type Signers = Arc<dyn Fn() -> Vec<SocketAddr> + Send + Sync>;
@@ -39,6 +45,8 @@ pub(super) struct Keeper {
     pub(super) source: Source,
     pub(super) standing: Arc<Standing>,
     pub(super) state: Arc<State>,
+    /// How far the authority is rotated.
+    pub(super) course: watch::Receiver<Memory>,
 }
 
 /// Why there is no new certificate.
@@ -60,16 +68,30 @@ pub(super) enum KeepError {
 impl Keeper {
     /// Does not end.
     pub(super) async fn run(&self) {
-        let mut backoff = Self::pauses();
+        let (mut backoff, mut course) = (Self::pauses(), self.course.clone());
         let mut due = self.state.certified().map(|certified| due(certified.not_before, certified.not_after));
+        let mut early = self.early(&mut course);
+        if let Source::Own { desk, .. } = &self.source {
+            // Whoever asks is to be shown something, also where this node's own certificate holds for long.
+            while let Err(error) = desk.renew().await {
+                self.state.failed(&KeepError::from(error).to_string());
+                tokio::time::sleep(backoff.next()).await;
+            }
+            backoff = Self::pauses();
+        }
         loop {
-            if let Some(wait) = due.and_then(|due| due.duration_since(SystemTime::now()).ok()) {
-                tokio::time::sleep(wait.min(LOOK_AGAIN)).await;
+            let next = [due, early].into_iter().flatten().min();
+            if let Some(wait) = next.and_then(|next| next.duration_since(SystemTime::now()).ok()) {
+                tokio::select! {
+                    () = tokio::time::sleep(wait.min(LOOK_AGAIN)) => {}
+                    Ok(()) = course.changed() => early = self.early(&mut course),
+                }
                 continue;
             }
             match self.renew().await {
                 Ok(credentials) => {
                     due = Some(self.take(&credentials).await);
+                    early = self.early(&mut course);
                     backoff = Self::pauses();
                 }
                 Err(error) => {
@@ -80,6 +102,18 @@ impl Keeper {
         }
     }
 
+    /// When to ask anew, though the certificate holds: it, or who is believed, is not what the rotation says.
+    fn early(&self, course: &mut watch::Receiver<Memory>) -> Option<SystemTime> {
+        let rotation = course.borrow_and_update().rotation()?;
+        let certified = self.state.certified()?;
+        if self.state.report().borrow().as_ref().is_none_or(|report| rotation.is_met_by(report)) {
+            return None;
+        }
+        let life = certified.not_after.duration_since(certified.not_before + SKEW).unwrap_or_default();
+        let spread = (life / SPREAD.0).min(SPREAD.1);
+        Some(SystemTime::now() + spread / 4 + random_part(spread * 3 / 4))
+    }
+
     fn pauses() -> Backoff {
         Backoff::between(PAUSES.0, PAUSES.1)
     }
@@ -87,7 +121,7 @@ impl Keeper {
     async fn renew(&self) -> Result<Credentials, KeepError> {
         match &self.source {
             Source::Own { signer, desk } => {
-                desk.renew()?;
+                desk.renew().await?;
                 Ok(signer.certify_own(&self.node).await?)
             }
             Source::Others { signers, token } => {
@@ -134,7 +168,7 @@ impl Keeper {
             tracing::error!(directory = %self.directory.display(), %error, "this node's certificate cannot be kept for its next start");
         }
         match self.standing.take(credentials) {
-            Ok(()) => self.state.has(&credentials.certified, &credentials.roots),
+            Ok(()) => self.state.has(credentials),
             Err(error) => self.state.failed(&error.to_string()),
         }
         due(credentials.certified.not_before, credentials.certified.not_after)
@@ -143,7 +177,8 @@ impl Keeper {
 
 /// At half its life, and some time more or less: who joined together does not ask together.
 fn due(not_before: SystemTime, not_after: SystemTime) -> SystemTime {
-    let made = not_before + SKEW;
+    // Who makes it may be one who does not have it hold from before that, and not for long.
+    let made = Some(not_before + SKEW).filter(|made| made < &not_after).unwrap_or(not_before);
     let life = not_after.duration_since(made).unwrap_or_default();
     made + life * 9 / 20 + random_part(life / 10)
 }
@@ -164,6 +199,8 @@ mod tests {
                 assert!((0.45..=0.55).contains(&part), "{part}");
             }
         }
-        assert_eq!(due(made, made), made + SKEW);
+        assert_eq!(due(made, made), made);
+        let short = due(made, made + SKEW / 2).duration_since(made).unwrap();
+        assert!((SKEW * 9 / 40..=SKEW * 11 / 40).contains(&short), "{short:?}");
     }
 }

@@ -5,11 +5,17 @@
 //! are, counts a token's uses and says whom nobody believes any more; it cannot make anybody believed.
 //!
 //! `authority` is the key and its certificate, `signer` what it answers, `join` how it is asked, `keeper` sees to it that there is always
-//! a certificate that holds, `tls` has both sides of a connection prove themselves, `credentials` are what is on disk.
+//! a certificate that holds, `tls` has both sides of a connection prove themselves, `credentials` are what is on disk. `directory` has the
+//! authority and the one that is to replace it, and says which of them certifies in which phase; `course` follows the phases, and `rotate` leads through them.
 
 mod authority;
 mod certificate;
+mod certifier;
+mod course;
 mod credentials;
+mod directory;
+mod external;
+mod files;
 mod fingerprint;
 mod follow;
 mod join;
@@ -17,8 +23,11 @@ mod keeper;
 mod metrics;
 mod mutual;
 mod private_file;
-mod protocol;
+pub mod protocol;
+mod reload;
+mod report;
 mod revoked;
+mod rotate;
 mod signer;
 mod spiffe;
 mod state;
@@ -32,23 +41,33 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use nerve::enrolment;
-use nerve::model::NodeName;
+use nerve::enrolment::{self, rotation};
+use nerve::model::{Fingerprint, NodeName};
 use nerve::store::Store;
 use nerve::tasks::Tasks;
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 
 pub use authority::{Authority, AuthorityError};
 pub use certificate::{CertificateError, Certified};
-pub use fingerprint::Fingerprint;
+pub use directory::Authorities;
+pub use external::External;
+pub use files::Files;
+pub use join::request;
 pub use keeper::Signers;
 pub use metrics::Metrics;
 pub use mutual::Mutual;
+pub use nerve::enrolment::Error as EnrolmentError;
+pub use nerve::enrolment::rotation::{Lack, Member, Phase, Rotation};
 pub use spiffe::{SpiffeError, SpiffeId, Subject, TrustDomain};
 pub use token::{Grant, Terms, Token, TokenError};
 
+use certifier::Certifier;
+use course::Memory;
 use credentials::Credentials;
+use external::Remote;
 use keeper::{Keeper, Source};
+use rotate::Driver;
 use signer::{Desk, Signer};
 use state::State;
 use tls::Standing;
@@ -71,14 +90,36 @@ pub struct Config {
     pub node: NodeName,
     /// Where the agent keeps what it must know after a restart.
     pub state_dir: PathBuf,
-    /// The authority's directory, where this node signs.
-    pub authority: Option<PathBuf>,
-    /// Where others are certified then.
-    pub listen: Vec<SocketAddr>,
-    /// For how long.
-    pub life: Duration,
-    /// What lets this node in.
-    pub token: Option<Token>,
+    /// Where its certificate comes from.
+    pub means: Means,
+}
+
+/// How a node comes by its certificate.
+#[derive(Debug, Clone)]
+pub enum Means {
+    /// It makes it itself, and those of others.
+    Authority {
+        /// The authority's directory.
+        directory: PathBuf,
+        /// Where others are certified.
+        listen: Vec<SocketAddr>,
+        /// For how long.
+        life: Duration,
+    },
+    /// It has an authority elsewhere make it, and those of others.
+    External {
+        /// Which.
+        authority: External,
+        /// Where others are certified.
+        listen: Vec<SocketAddr>,
+    },
+    /// Somebody else writes it to files.
+    Files(Files),
+    /// Nodes that sign make it.
+    Others {
+        /// What lets this node in.
+        token: Option<Token>,
+    },
 }
 
 /// This node's identity. Clones are the same.
@@ -106,10 +147,27 @@ pub struct Info {
     pub problem: Option<String>,
 }
 
-/// Only a node that signs can do it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("this node does not sign: ask one that has the authority's key (identity.authority)")]
-pub struct SignsNot;
+/// Why this node makes no token.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NoToken {
+    /// Only a node that signs can do it.
+    #[error("this node does not sign: ask one that does (identity.authority, identity.external)")]
+    SignsNot,
+    /// It cannot at the moment.
+    #[error("{0}")]
+    Refused(String),
+}
+
+/// How a rotation of the authority stands.
+#[derive(Debug, Clone)]
+pub struct Progress {
+    /// How far it is.
+    pub rotation: Rotation,
+    /// How many nodes it is about.
+    pub nodes: usize,
+    /// Those that the next phase waits for.
+    pub waits_for: Vec<(Member, Lack)>,
+}
 
 /// Begins to prove itself where there is an authority, a token, or what an earlier life has left.
 ///
@@ -122,45 +180,45 @@ pub fn start(
     metrics: &Metrics,
     tasks: &Tasks,
 ) -> Result<Handle, AuthorityError> {
-    let Config { node, state_dir, authority, listen, life, token } = config;
+    let Config { node, state_dir, means } = config;
     let directory = state_dir.join(DIRECTORY);
-    let (state, standing) = (Arc::new(State::new(metrics.clone())), Arc::new(Standing::default()));
-    recall(&directory, &node, &state, &standing);
-    let signer = match authority {
-        Some(directory) => {
-            let authority = Authority::load(&directory)?;
-            let (store, metrics) = (Arc::clone(store), metrics.clone());
-            Some(Arc::new(Signer { authority, store, life, metrics }))
-        }
-        None => None,
-    };
-    let is_on = signer.is_some() || token.is_some() || state.certified().is_some();
-    let handle = Handle { state, standing, signer, store: Arc::clone(store), is_on };
+    let signs = matches!(means, Means::Authority { .. } | Means::External { .. });
+    let state = Arc::new(State::new(signs, metrics.clone()));
+    let standing = Arc::new(Standing::default());
+    if !matches!(means, Means::Files(_)) {
+        recall(&directory, &node, &state, &standing);
+    }
+    let is_on = !matches!(means, Means::Others { token: None }) || state.certified().is_some();
+    let course = watch::Sender::new(if signs { Memory::recall(&directory) } else { Memory::default() });
+    let handle = Handle { state, standing, signer: None, store: Arc::clone(store), is_on };
     if !is_on {
         return Ok(handle);
     }
     make_directory(&directory).map_err(|error| AuthorityError::File { path: directory.clone(), error })?;
-    let desk = handle.open_desk(&node, listen, tasks)?;
-    let source = match (&handle.signer, &desk) {
-        (Some(signer), Some(desk)) => Source::Own { signer: Arc::clone(signer), desk: Arc::clone(desk) },
-        _ => Source::Others { signers, token },
-    };
     let (state, standing) = (Arc::clone(&handle.state), Arc::clone(&handle.standing));
-    let kept = directory.clone();
-    let keeper = Arc::new(Keeper { node, directory, source, standing, state });
+    let (handle, desk, source) = match means {
+        Means::Authority { directory: authority, listen, life } => {
+            let certifier = handle.start_authority(&node, authority, life, &course, tasks)?;
+            handle.sign(certifier, &node, listen, metrics, tasks)?
+        }
+        Means::External { authority, listen } => {
+            let certifier = Certifier::Remote(Box::new(Remote::open(authority)?));
+            handle.sign(certifier, &node, listen, metrics, tasks)?
+        }
+        Means::Others { token } => (handle, None, Source::Others { signers, token }),
+        Means::Files(files) => {
+            handle.follow(&node, &directory, &course, None, metrics, tasks);
+            tasks.spawn_until_stopped("identity files", move || {
+                files.clone().follow(node.clone(), Arc::clone(&standing), Arc::clone(&state))
+            });
+            return Ok(handle);
+        }
+    };
+    handle.follow(&node, &directory, &course, desk, metrics, tasks);
+    let keeper = Arc::new(Keeper { node, directory, source, standing, state, course: course.subscribe() });
     tasks.spawn_until_stopped("identity", move || {
         let keeper = Arc::clone(&keeper);
         async move { keeper.run().await }
-    });
-    let (store, metrics, standing) = (Arc::clone(store), metrics.clone(), Arc::clone(&handle.standing));
-    tasks.spawn_until_stopped("identity revocations", move || {
-        let (standing, desk) = (Arc::clone(&standing), desk.clone());
-        follow::follow(Arc::clone(&store), kept.clone(), metrics.clone(), move |revoked| {
-            standing.refuse(revoked.clone());
-            if let Some(desk) = &desk {
-                desk.refuse(revoked.clone());
-            }
-        })
     });
     Ok(handle)
 }
@@ -183,7 +241,7 @@ fn recall(directory: &std::path::Path, node: &NodeName, state: &State, standing:
             .note(&format!("the certificate of {id} ended at {ended}: this node has to be let in anew"));
     }
     match standing.take(&credentials) {
-        Ok(()) => state.recalled(&credentials.certified, &credentials.roots),
+        Ok(()) => state.recalled(&credentials),
         Err(error) => state.note(&format!("{}: {error}", directory.display())),
     }
 }
@@ -197,8 +255,7 @@ impl Handle {
     /// What keeps this node from proving itself, or from signing.
     #[must_use]
     pub fn problem(&self) -> Option<String> {
-        let now = self.state.now();
-        now.problem.or(now.deaf)
+        self.state.now().problem()
     }
 
     /// How it stands; `None` where nothing of it is used.
@@ -209,21 +266,42 @@ impl Handle {
         let mut revoked: Vec<_> = revoked.nodes().map(|(node, since)| (node.clone(), since.at)).collect();
         revoked.sort();
         self.is_on.then_some(Info {
-            certified: now.certified,
-            roots: now.roots,
+            certified: now.certified.clone(),
+            roots: now.roots.clone(),
             signs: self.signer.is_some(),
             revoked,
-            problem: now.problem.or(now.deaf),
+            problem: now.problem(),
         })
     }
 
     /// Makes a token that lets nodes in.
     ///
     /// # Errors
-    /// This node does not sign.
-    pub fn make_token(&self, terms: Terms) -> Result<Token, SignsNot> {
-        let authority = &self.signer.as_ref().ok_or(SignsNot)?.authority;
-        Ok(authority.make_token(terms))
+    /// This node does not sign, or cannot at the moment.
+    pub async fn make_token(&self, terms: Terms) -> Result<Token, NoToken> {
+        let signer = self.signer.as_ref().ok_or(NoToken::SignsNot)?;
+        signer.make_token(terms).await.map_err(|refused| NoToken::Refused(refused.to_string()))
+    }
+
+    /// How a rotation of the authority stands; `None`: there was none.
+    ///
+    /// # Errors
+    /// The store does not tell.
+    pub async fn rotation(&self) -> Result<Option<Progress>, enrolment::Error> {
+        let Some(rotation) = rotation::rotation(&*self.store).await? else { return Ok(None) };
+        let members = rotation::members(&*self.store).await?;
+        let nodes = members.len();
+        let lacking = |member| rotation.lacks(&member).map(|lack| (member, lack));
+        let waits_for = members.into_iter().filter_map(lacking).collect();
+        Ok(Some(Progress { rotation, nodes, waits_for }))
+    }
+
+    /// Takes a rotation back that is under way.
+    ///
+    /// # Errors
+    /// There is none, or the store does not do it.
+    pub async fn abort_rotation(&self) -> Result<Rotation, enrolment::Error> {
+        rotation::abort(&*self.store).await
     }
 
     /// Has nobody believe a node any more, whatever certificate it has.
@@ -234,13 +312,92 @@ impl Handle {
         enrolment::revoke(&*self.store, node, LONGEST_LIFE).await.map(drop)
     }
 
+    /// Has the authority at work, as its directory has it now and later.
+    fn start_authority(
+        &self,
+        node: &NodeName,
+        directory: PathBuf,
+        life: Duration,
+        course: &watch::Sender<Memory>,
+        tasks: &Tasks,
+    ) -> Result<Certifier, AuthorityError> {
+        let authorities = watch::Sender::new(Arc::new(Authorities::load(&directory)?));
+        let read = authorities.subscribe();
+        let state = Arc::clone(&self.state);
+        tasks.spawn_until_stopped("identity authority", move || {
+            reload::follow(directory.clone(), authorities.clone(), Arc::clone(&state))
+        });
+        let driver = Arc::new(Driver {
+            node: node.clone(),
+            store: Arc::clone(&self.store),
+            authorities: read.clone(),
+            life,
+            course: course.clone(),
+        });
+        tasks.spawn_until_stopped("identity rotation driver", move || {
+            let driver = Arc::clone(&driver);
+            async move { driver.run().await }
+        });
+        Ok(Certifier::Own { authorities: read, course: course.subscribe(), life })
+    }
+
+    /// Certifies this node, and others.
+    fn sign(
+        self,
+        certifier: Certifier,
+        node: &NodeName,
+        listen: Vec<SocketAddr>,
+        metrics: &Metrics,
+        tasks: &Tasks,
+    ) -> Result<(Self, Option<Arc<Desk>>, Source), AuthorityError> {
+        let (store, metrics) = (Arc::clone(&self.store), metrics.clone());
+        let signer = Arc::new(Signer { certifier, standing: Arc::default(), store, metrics });
+        let desk = self.open_desk(&signer, node, listen, tasks)?;
+        let source = Source::Own { signer: Arc::clone(&signer), desk: Arc::clone(&desk) };
+        Ok((Self { signer: Some(signer), ..self }, Some(desk), source))
+    }
+
+    /// Hears what the store says of others, and tells it how this node stands.
+    fn follow(
+        &self,
+        node: &NodeName,
+        directory: &std::path::Path,
+        course: &watch::Sender<Memory>,
+        desk: Option<Arc<Desk>>,
+        metrics: &Metrics,
+        tasks: &Tasks,
+    ) {
+        let (store, standing) = (Arc::clone(&self.store), Arc::clone(&self.standing));
+        let (metrics, kept) = (metrics.clone(), directory.to_owned());
+        tasks.spawn_until_stopped("identity revocations", move || {
+            let (standing, desk) = (Arc::clone(&standing), desk.clone());
+            follow::follow(Arc::clone(&store), kept.clone(), metrics.clone(), move |revoked| {
+                standing.refuse(revoked.clone());
+                if let Some(desk) = &desk {
+                    desk.refuse(revoked.clone());
+                }
+            })
+        });
+        let (store, followed) = (Arc::clone(&self.store), course.clone());
+        let kept = self.signer.is_some().then(|| directory.to_owned());
+        tasks.spawn_until_stopped("identity rotation", move || {
+            course::follow(Arc::clone(&store), kept.clone(), followed.clone())
+        });
+        let (store, node, state) = (Arc::clone(&self.store), node.clone(), Arc::clone(&self.state));
+        let course = course.subscribe();
+        tasks.spawn_until_stopped("identity report", move || {
+            report::keep_told(Arc::clone(&store), node.clone(), Arc::clone(&state), course.clone())
+        });
+    }
+
+    /// Answers those who ask to be certified.
     fn open_desk(
         &self,
+        signer: &Arc<Signer>,
         node: &NodeName,
         listen: Vec<SocketAddr>,
         tasks: &Tasks,
-    ) -> Result<Option<Arc<Desk>>, AuthorityError> {
-        let Some(signer) = &self.signer else { return Ok(None) };
+    ) -> Result<Arc<Desk>, AuthorityError> {
         let desk = Desk::new(Arc::clone(signer), node.clone());
         let desk = Arc::new(desk.map_err(|error| AuthorityError::Unusable(error.to_string()))?);
         for address in listen {
@@ -277,6 +434,6 @@ impl Handle {
                 }
             }
         });
-        Ok(Some(desk))
+        Ok(desk)
     }
 }

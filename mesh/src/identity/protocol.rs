@@ -16,20 +16,20 @@ const LONGEST: u32 = 64 * 1024;
 
 /// A node asks to be certified.
 #[derive(Debug, Serialize, Deserialize)]
-pub(super) struct Request {
+pub struct Request {
     /// Who it is to be.
-    pub(super) node: NodeName,
+    pub node: NodeName,
     /// A PKCS #10 request (RFC 2986), in DER, with its key.
-    pub(super) request: Der,
+    pub request: Der,
     /// What lets it in; nothing where it shows a certificate that holds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(super) token: Option<Secret>,
+    pub token: Option<Secret>,
 }
 
 /// What it is answered.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub(super) enum Answer {
+pub enum Answer {
     /// Here it is.
     Certified {
         /// The node's certificate first.
@@ -49,12 +49,12 @@ pub(super) enum Answer {
 /// Octets that stand in base64.
 #[derive(Clone, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-pub(super) struct Der(pub(super) Vec<u8>);
+pub struct Der(pub Vec<u8>);
 
 /// What is not shown.
 #[derive(Clone, Serialize, Deserialize)]
 #[serde(transparent)]
-pub(super) struct Secret(pub(super) Zeroizing<String>);
+pub struct Secret(pub Zeroizing<String>);
 
 impl TryFrom<String> for Der {
     type Error = base64::DecodeError;
@@ -84,8 +84,11 @@ impl std::fmt::Debug for Secret {
     }
 }
 
-/// Reads a message.
-pub(super) async fn read<T: DeserializeOwned>(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<T> {
+/// Reads a message, and nothing behind it.
+///
+/// # Errors
+/// It is too long, breaks off, or is none.
+pub async fn read<T: DeserializeOwned>(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<T> {
     let length = stream.read_u32().await?;
     if length > LONGEST {
         let error = format!("a message of {length} octets; {LONGEST} are the most");
@@ -106,10 +109,10 @@ pub(super) fn decode<T: DeserializeOwned>(octets: &[u8]) -> io::Result<T> {
 }
 
 /// Writes a message.
-pub(super) async fn write(
-    stream: &mut (impl AsyncWrite + Unpin),
-    message: &impl Serialize,
-) -> io::Result<()> {
+///
+/// # Errors
+/// It cannot be written.
+pub async fn write(stream: &mut (impl AsyncWrite + Unpin), message: &impl Serialize) -> io::Result<()> {
     let octets = Zeroizing::new(serde_json::to_vec(message)?);
     let length = u32::try_from(octets.len()).unwrap_or(u32::MAX);
     stream.write_all(&[&length.to_be_bytes()[..], &octets].concat()).await?;

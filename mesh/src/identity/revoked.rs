@@ -1,13 +1,12 @@
 //! Whom nobody believes any more: nodes whose certificates were taken back, until those end by themselves.
 
 use std::collections::HashMap;
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use nerve::enrolment::Revocation;
 use nerve::model::NodeName;
 use serde::{Deserialize, Serialize};
 
-use super::authority::SKEW;
 use super::certificate::Certified;
 use super::spiffe::Subject;
 
@@ -39,24 +38,28 @@ impl Revoked {
         let (Subject::Node(node) | Subject::Signer(node)) = &certified.id.subject else { return false };
         self.0.get(node).is_some_and(|revocation| {
             let at = UNIX_EPOCH.checked_add(Duration::from_secs(revocation.at));
-            // Certificates hold from some time before they were made.
-            at.is_none_or(|at| certified.not_before + SKEW <= at)
+            // Whoever makes them: none of before holds from later than it was made.
+            at.is_none_or(|at| certified.not_before <= at)
         })
+    }
+
+    /// From when on certificates of this one hold that are not refused, if it was revoked.
+    pub(super) fn since(&self, subject: &Subject) -> Option<SystemTime> {
+        let (Subject::Node(node) | Subject::Signer(node)) = subject else { return None };
+        UNIX_EPOCH.checked_add(Duration::from_secs(self.0.get(node)?.at.checked_add(1)?))
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::time::SystemTime;
-
     use super::*;
 
     #[test]
     fn what_was_made_until_then_is_refused_and_what_comes_later_is_not() {
         let made = |id: &str, ago: u64| {
-            let made = UNIX_EPOCH + Duration::from_secs(1_000_000 - ago);
+            let not_before = UNIX_EPOCH + Duration::from_secs(1_000_000 - ago);
             let id = format!("spiffe://mesh.internal/{id}").parse().unwrap();
-            Certified { id, not_before: made - SKEW, not_after: SystemTime::now() }
+            Certified { id, not_before, not_after: SystemTime::now() }
         };
         let mut revoked = Revoked::default();
         let a = NodeName::new("a").unwrap();
@@ -64,9 +67,10 @@ mod tests {
         let refused = |id, ago| revoked.refuses(&made(id, ago));
         assert!(refused("node/a", 0) && refused("signer/a", 60) && refused("node/a", 86_400));
         assert!(!refused("node/b", 0) && !refused("service/a", 0));
-        let later =
-            Certified { not_before: UNIX_EPOCH + Duration::from_secs(1_000_001) - SKEW, ..made("node/a", 0) };
-        assert!(!revoked.refuses(&later));
+        let since = revoked.since(&made("node/a", 0).id.subject).unwrap();
+        assert_eq!(since, UNIX_EPOCH + Duration::from_secs(1_000_001));
+        assert!(!revoked.refuses(&Certified { not_before: since, ..made("node/a", 0) }));
+        assert_eq!(revoked.since(&made("node/b", 0).id.subject), None);
         revoked.remove(&a);
         assert!(!revoked.refuses(&made("node/a", 0)));
     }

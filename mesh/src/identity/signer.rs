@@ -5,25 +5,25 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use nerve::enrolment::{self, Claim};
+use nerve::enrolment::{self, Claim, Holding};
 use nerve::model::NodeName;
 use nerve::store::Store;
 use nerve::tasks::Tasks;
 use rustls::ServerConfig;
-use rustls::pki_types::{CertificateDer, CertificateSigningRequestDer};
+use rustls::pki_types::CertificateDer;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
 
-use super::authority::Authority;
 use super::certificate::{self, CertificateError, Certified};
+use super::certifier::{Certifier, Made, Uncertified};
 use super::credentials::{Credentials, CredentialsError};
 use super::metrics::Metrics;
 use super::protocol::{self, Answer, Der, PROTOCOL, Request};
 use super::revoked::Revoked;
 use super::spiffe::{SpiffeId, Subject};
 use super::tls::{self, Believed, Peers, Shown, Standing};
-use super::token::{Token, TokenError};
+use super::token::{Terms, Token, TokenError};
 
 /// Who asks at once; others wait for their turn.
 const AT_ONCE: usize = 64;
@@ -41,16 +41,14 @@ pub(super) enum Refused {
     Nobody,
     #[error(transparent)]
     Malformed(#[from] TokenError),
-    #[error("the join token was not made by this mesh's authority")]
-    Forged,
     #[error("the join token expired at {}: make another one", humantime::format_rfc3339_seconds(*.0))]
     Expired(SystemTime),
     #[error("the join token is for the node {0} alone")]
     ForAnother(NodeName),
     #[error("the certificate is of {0}, who asks for another name")]
     SomebodyElse(SpiffeId),
-    #[error("the request for a certificate is no use: {0}")]
-    Request(#[from] rcgen::Error),
+    #[error(transparent)]
+    Uncertified(#[from] Uncertified),
     #[error(transparent)]
     Enrolment(#[from] enrolment::Error),
 }
@@ -61,11 +59,10 @@ impl Refused {
         match self {
             Self::Nobody => "nobody",
             Self::Malformed(_) => "token_malformed",
-            Self::Forged => "token_forged",
             Self::Expired(_) => "token_expired",
             Self::ForAnother(_) => "token_for_another",
             Self::SomebodyElse(_) => "somebody_else",
-            Self::Request(_) => "request_malformed",
+            Self::Uncertified(why) => why.as_str(),
             Self::Enrolment(enrolment::Error::UsedUp { .. }) => "token_used_up",
             Self::Enrolment(enrolment::Error::NameTaken { .. }) => "name_taken",
             Self::Enrolment(enrolment::Error::NodeRevoked { .. }) => "revoked",
@@ -87,14 +84,25 @@ enum Pass<'a> {
 /// An authority at work.
 #[derive(Debug)]
 pub(super) struct Signer {
-    pub(super) authority: Authority,
+    pub(super) certifier: Certifier,
+    /// What is shown to those who ask, and who of them is believed.
+    pub(super) standing: Arc<Standing>,
     pub(super) store: Arc<dyn Store>,
-    /// How long what it makes holds.
-    pub(super) life: Duration,
     pub(super) metrics: Metrics,
 }
 
 impl Signer {
+    /// Certifies this. Of a node that was revoked and is let in anew, certificates hold from then on: those of before are refused.
+    async fn make(&self, request: &[u8], subject: Subject) -> Result<Made, Refused> {
+        let from = self.standing.revoked().since(&subject);
+        Ok(self.certifier.make(request, subject, from).await?)
+    }
+
+    /// Makes a token that is good wherever nodes are certified.
+    pub(super) async fn make_token(&self, terms: Terms) -> Result<Token, Refused> {
+        Ok(self.certifier.make_token(terms).await?)
+    }
+
     async fn answer(&self, request: Request, shown: Option<&Shows>) -> Result<Answer, Refused> {
         let token = request.token.as_ref().map(|token| token.0.parse::<Token>()).transpose()?;
         let pass = match (&token, shown) {
@@ -103,53 +111,47 @@ impl Signer {
             (None, Some(shown)) => Pass::Certificate(&shown.id, &shown.key),
             (None, None) => return Err(Refused::Nobody),
         };
-        let certificate = self.admit(&request.node, &request.request.0, &pass).await?;
+        let made = self.admit(&request.node, &request.request.0, &pass).await?;
         let (by, token) = (pass.as_str(), token.as_ref().map(|token| token.grant().id.to_string()));
         tracing::info!(node = %request.node, by, token, "certified a node");
         self.metrics.certified.with_label_values(&[by]).inc();
-        let der = |certificate: &CertificateDer<'_>| Der(certificate.to_vec());
-        Ok(Answer::Certified { chain: vec![der(&certificate)], roots: vec![der(self.authority.root())] })
+        let der = |certificates: &[CertificateDer<'_>]| {
+            certificates.iter().map(|certificate| Der(certificate.to_vec())).collect()
+        };
+        Ok(Answer::Certified { chain: der(&made.chain), roots: der(&made.roots) })
     }
 
     /// Certifies a key to be of this node, if whoever has it may have that name.
-    async fn admit(
-        &self,
-        node: &NodeName,
-        request: &[u8],
-        pass: &Pass<'_>,
-    ) -> Result<CertificateDer<'static>, Refused> {
+    async fn admit(&self, node: &NodeName, request: &[u8], pass: &Pass<'_>) -> Result<Made, Refused> {
         let claim = match pass {
             Pass::Own => Claim::Operator,
             Pass::Certificate(id, key) if id.subject == Subject::Node(node.clone()) => Claim::Holder(key),
             Pass::Certificate(id, _) => return Err(Refused::SomebodyElse(SpiffeId::clone(id))),
-            Pass::Token(token) => self.claim_of(token, node)?,
+            Pass::Token(token) => self.claim_of(token, node).await?,
         };
-        let request = CertificateSigningRequestDer::from(request);
-        let certificate = self.authority.certify(&request, Subject::Node(node.clone()), self.life)?;
-        let key = certificate::key_digest(&certificate);
+        let made = self.make(request, Subject::Node(node.clone())).await?;
+        let key = certificate::key_digest(&made.certificate);
         if let Pass::Token(token) = pass {
             // A token is not spent on a name that is not to be had.
             enrolment::may_admit(&*self.store, node, &key, claim).await?;
             let grant = token.grant();
             enrolment::use_token(&*self.store, grant.id, grant.uses, grant.expires).await?;
         }
-        let until = SystemTime::now() + self.life;
-        match enrolment::admit(&*self.store, node, &key, until, claim).await {
+        let holding = Holding { key: &key, until: made.until, root: made.root };
+        match enrolment::admit(&*self.store, node, &holding, claim).await {
             // Who is in stays in while the store is away.
             Err(enrolment::Error::Store(error)) if !matches!(pass, Pass::Token(_)) => {
                 tracing::warn!(%node, %error, "certified a node, and the store does not note it");
             }
             noted => noted?,
         }
-        Ok(certificate)
+        Ok(made)
     }
 
     /// What it lets this node claim.
-    fn claim_of(&self, token: &Token, node: &NodeName) -> Result<Claim<'static>, Refused> {
+    pub(super) async fn claim_of(&self, token: &Token, node: &NodeName) -> Result<Claim<'static>, Refused> {
         let grant = token.grant();
-        if grant.root != self.authority.fingerprint() || !token.is_proved(self.authority.token_key()) {
-            return Err(Refused::Forged);
-        }
+        self.certifier.prove(token).await?;
         if grant.expires <= SystemTime::now() {
             return Err(Refused::Expired(grant.expires));
         }
@@ -163,17 +165,15 @@ impl Signer {
     /// What this node shows itself, made here.
     pub(super) async fn certify_own(&self, node: &NodeName) -> Result<Credentials, OwnError> {
         let (key, request) = super::join::request()?;
-        let certificate = self.admit(node, &request, &Pass::Own).await?;
-        Ok(Credentials::new(&key, vec![certificate], vec![self.authority.root().clone()])?)
+        let Made { chain, roots, .. } = self.admit(node, &request, &Pass::Own).await?;
+        Ok(Credentials::new(&key, chain, roots)?)
     }
 
-    /// What this node shows those who ask for a certificate. They know the authority by its fingerprint, so they are shown it, too.
-    fn certify_signer(&self, node: &NodeName) -> Result<Credentials, OwnError> {
+    /// What this node shows those who ask for a certificate. They know an authority by its fingerprint, so they are shown those, too.
+    async fn certify_signer(&self, node: &NodeName) -> Result<Credentials, OwnError> {
         let (key, request) = super::join::request()?;
-        let request = CertificateSigningRequestDer::from(&request[..]);
-        let certificate = self.authority.certify(&request, Subject::Signer(node.clone()), self.life);
-        let root = self.authority.root().clone();
-        Ok(Credentials::new(&key, vec![certificate.map_err(Refused::from)?, root.clone()], vec![root])?)
+        let Made { chain, roots, .. } = self.make(&request, Subject::Signer(node.clone())).await?;
+        Ok(Credentials::new(&key, [chain, roots.clone()].concat(), roots)?)
     }
 }
 
@@ -216,33 +216,30 @@ impl Shows {
 #[derive(Debug)]
 pub(super) struct Desk {
     signer: Arc<Signer>,
-    standing: Arc<Standing>,
     tls: Arc<ServerConfig>,
     node: NodeName,
 }
 
 impl Desk {
+    /// It has nothing to show before [`Desk::renew`].
     pub(super) fn new(signer: Arc<Signer>, node: NodeName) -> Result<Self, OwnError> {
-        let standing = Arc::new(Standing::default());
-        let verifier =
-            Arc::new(Believed { standing: Arc::clone(&standing), peers: Peers::Nodes, may_be_nobody: true });
+        let standing = Arc::clone(&signer.standing);
         let shown = Arc::new(Shown(Arc::clone(&standing)));
+        let verifier = Arc::new(Believed { standing, peers: Peers::Nodes, may_be_nobody: true });
         let mut config = tls::server(verifier, shown, PROTOCOL)
             .map_err(|error| CredentialsError::Malformed(error.to_string()))?;
         // One question a connection.
         config.send_tls13_tickets = 0;
-        let desk = Self { signer, standing, tls: Arc::new(config), node };
-        desk.renew()?;
-        Ok(desk)
+        Ok(Self { signer, tls: Arc::new(config), node })
     }
 
     /// Shows a new certificate. To be called within its life.
-    pub(super) fn renew(&self) -> Result<(), OwnError> {
-        Ok(self.standing.take(&self.signer.certify_signer(&self.node)?)?)
+    pub(super) async fn renew(&self) -> Result<(), OwnError> {
+        Ok(self.signer.standing.take(&self.signer.certify_signer(&self.node).await?)?)
     }
 
     pub(super) fn refuse(&self, revoked: Revoked) {
-        self.standing.refuse(revoked);
+        self.signer.standing.refuse(revoked);
     }
 
     /// Answers until the tasks are stopped.

@@ -3,16 +3,23 @@
 use std::sync::{Mutex, PoisonError};
 use std::time::UNIX_EPOCH;
 
-use rustls::pki_types::CertificateDer;
+use nerve::enrolment::rotation::Report;
+use nerve::model::Fingerprint;
+use tokio::sync::watch;
 
 use super::certificate::Certified;
-use super::fingerprint::Fingerprint;
+use super::credentials::Credentials;
+use super::fingerprint;
 use super::metrics::Metrics;
+use super::tls;
 
 /// Shared by what keeps it and who asks.
 #[derive(Debug)]
 pub(super) struct State {
     now: Mutex<Now>,
+    /// What others are to know.
+    report: watch::Sender<Option<Report>>,
+    signs: bool,
     metrics: Metrics,
 }
 
@@ -23,11 +30,24 @@ pub(super) struct Now {
     pub(super) problem: Option<String>,
     /// Why nobody can ask this node, though it signs.
     pub(super) deaf: Option<String>,
+    /// Why the operator's files are no use as they are now.
+    pub(super) files: Option<String>,
+}
+
+impl Now {
+    /// What is wrong.
+    pub(super) fn problem(self) -> Option<String> {
+        self.problem.or(self.files).or(self.deaf)
+    }
 }
 
 impl State {
-    pub(super) fn new(metrics: Metrics) -> Self {
-        Self { now: Mutex::default(), metrics }
+    pub(super) fn new(signs: bool, metrics: Metrics) -> Self {
+        Self { now: Mutex::default(), report: watch::Sender::new(None), signs, metrics }
+    }
+
+    pub(super) fn report(&self) -> watch::Receiver<Option<Report>> {
+        self.report.subscribe()
     }
 
     pub(super) fn now(&self) -> Now {
@@ -39,27 +59,35 @@ impl State {
     }
 
     /// What an earlier life has left.
-    pub(super) fn recalled(&self, certified: &Certified, roots: &[CertificateDer<'_>]) {
-        self.put(certified, roots);
+    pub(super) fn recalled(&self, credentials: &Credentials) {
+        self.put(credentials);
+        let certified = &credentials.certified;
         let until = humantime::format_rfc3339_seconds(certified.not_after);
         tracing::info!(id = %certified.id, %until, "this node's identity");
     }
 
     /// There is a new certificate.
-    pub(super) fn has(&self, certified: &Certified, roots: &[CertificateDer<'_>]) {
+    pub(super) fn has(&self, credentials: &Credentials) {
         self.metrics.renewals.with_label_values(&["ok"]).inc();
-        self.put(certified, roots);
+        self.put(credentials);
+        let certified = &credentials.certified;
         let until = humantime::format_rfc3339_seconds(certified.not_after);
         tracing::info!(id = %certified.id, %until, "this node has a new certificate");
     }
 
-    fn put(&self, certified: &Certified, roots: &[CertificateDer<'_>]) {
+    fn put(&self, Credentials { certified, chain, roots, .. }: &Credentials) {
         let not_after = certified.not_after.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         self.metrics.not_after.set(i64::try_from(not_after).unwrap_or(i64::MAX));
         let mut now = self.now.lock().unwrap_or_else(PoisonError::into_inner);
         now.certified = Some(certified.clone());
-        now.roots = roots.iter().map(Fingerprint::of).collect();
+        now.roots = roots.iter().map(fingerprint::of).collect();
         now.problem = None;
+        self.report.send_replace(Some(Report {
+            issuer: chain.first().and_then(|first| tls::issuer(first, roots)).map(fingerprint::of),
+            roots: now.roots.clone(),
+            signs: self.signs,
+            until: not_after,
+        }));
     }
 
     /// There is none. Said once for each reason.
@@ -75,6 +103,15 @@ impl State {
             tracing::warn!("identity: {problem}");
         }
         now.deaf = problem;
+    }
+
+    /// The operator's files are no use, or are again. What they had before is in use.
+    pub(super) fn note_files(&self, problem: Option<String>) {
+        let mut now = self.now.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(problem) = problem.as_ref().filter(|_| now.files != problem) {
+            tracing::warn!("identity: {problem}");
+        }
+        now.files = problem;
     }
 
     pub(super) fn note(&self, problem: &str) {

@@ -111,8 +111,7 @@ impl Standing {
         let malformed = |error: Error| CredentialsError::Malformed(error.to_string());
         let roots = Roots::new(&credentials.roots, credentials.certified.id.trust_domain.clone());
         let roots = roots.map_err(malformed)?;
-        let key = CertifiedKey::from_der(credentials.chain.clone(), credentials.key()?, &provider());
-        let key = key.map_err(malformed)?;
+        let key = credentials.certified_key()?;
         self.roots.store(Some(Arc::new(roots)));
         self.shown.store(Some(Arc::new(key)));
         self.changed();
@@ -314,6 +313,32 @@ impl ClientCertVerifier for Believed {
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         provider().signature_verification_algorithms.supported_schemes()
     }
+}
+
+/// Is the first of these believed by who believes those?
+pub(super) fn verify_chain(
+    chain: &[CertificateDer<'_>],
+    roots: &[CertificateDer<'static>],
+) -> Result<(), Error> {
+    let [first, between @ ..] = chain else { return Err(Error::NoCertificatesPresented) };
+    let mut store = RootCertStore::empty();
+    for root in roots {
+        store.add(root.clone())?;
+    }
+    let algorithms = provider().signature_verification_algorithms.all;
+    let parsed = ParsedCertificate::try_from(first)?;
+    verify_server_cert_signed_by_trust_anchor(&parsed, &store, between, UnixTime::now(), algorithms)
+}
+
+/// Which of these has made a certificate that holds.
+pub(super) fn issuer<'a>(
+    certificate: &CertificateDer<'_>,
+    roots: &'a [CertificateDer<'static>],
+) -> Option<&'a CertificateDer<'static>> {
+    let is_issuer = |root: &&CertificateDer<'static>| {
+        verify_chain(std::slice::from_ref(certificate), std::slice::from_ref(root)).is_ok()
+    };
+    roots.iter().find(is_issuer)
 }
 
 pub(super) fn verify_signature(

@@ -11,11 +11,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use nerve::model::{NodeName, TokenId};
+use nerve::model::{Fingerprint, NodeName, TokenId};
 use ring::hmac;
 use zeroize::Zeroizing;
-
-use super::fingerprint::Fingerprint;
 
 /// So that whoever finds one knows what it is.
 const PREFIX: &str = "plexus-join-";
@@ -133,7 +131,7 @@ impl Grant {
         let expires = self.expires.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         let name = self.node.as_ref().map_or("", NodeName::as_str);
         let mut octets = Zeroizing::new(vec![VERSION]);
-        octets.extend_from_slice(self.root.octets());
+        octets.extend_from_slice(&self.root.0);
         octets.extend_from_slice(&self.id.0);
         octets.extend_from_slice(&expires.to_be_bytes());
         octets.extend_from_slice(&self.uses.map_or(0, NonZeroU32::get).to_be_bytes());
@@ -151,7 +149,7 @@ impl Grant {
             name => Some(NodeName::new(std::str::from_utf8(name).ok()?).ok()?),
         };
         Some(Self {
-            root: Fingerprint::from_octets(*root),
+            root: Fingerprint(*root),
             id: TokenId(*id),
             expires: UNIX_EPOCH.checked_add(Duration::from_secs(u64::from_be_bytes(*expires)))?,
             uses: NonZeroU32::new(u32::from_be_bytes(*uses)),
@@ -194,7 +192,7 @@ mod tests {
     use super::*;
 
     fn root() -> Fingerprint {
-        Fingerprint::of(&b"root".as_slice().into())
+        super::super::fingerprint::of(&b"root".as_slice().into())
     }
 
     fn terms(uses: u32, node: Option<&str>) -> Terms {

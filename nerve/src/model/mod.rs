@@ -5,6 +5,7 @@
 //! the leaf `period` alone.
 
 mod address;
+mod fingerprint;
 mod health;
 mod instance;
 mod name;
@@ -18,6 +19,7 @@ mod unix_path;
 mod vip;
 
 pub use address::{Address, ListensOn};
+pub use fingerprint::{Fingerprint, FingerprintError};
 pub use health::Health;
 pub use instance::{Instance, Weight};
 pub use name::{

@@ -11,6 +11,8 @@
 //! enrolment/tokens/<id>            durable   how often a join token was used
 //! enrolment/nodes/<node>           durable   whose name that is, and until when
 //! enrolment/revoked/<node>         durable   since when the node's certificates are refused
+//! enrolment/trust/<node>           durable   which authorities the node believes, by what it says
+//! enrolment/rotation/current       durable   how far one authority is replaced by another one
 //! ```
 //!
 //! All of it stands below the store's prefix (`/plexus/v1` unless configured), which only the backends know.
@@ -120,6 +122,12 @@ impl Key {
         Path("vips".into())
     }
 
+    /// The directory that holds every node.
+    #[must_use]
+    pub fn nodes() -> Path {
+        Path("nodes".into())
+    }
+
     /// The directory that holds every overlay network.
     #[must_use]
     pub fn networks() -> Path {
@@ -176,6 +184,10 @@ pub enum EnrolmentKey {
     Node(NodeName),
     /// A node whose certificates are refused.
     Revoked(NodeName),
+    /// Whom a node believes.
+    Trust(NodeName),
+    /// How far the authority is replaced.
+    Rotation,
 }
 
 impl EnrolmentKey {
@@ -186,6 +198,8 @@ impl EnrolmentKey {
             Self::Token(id) => format!("enrolment/tokens/{id}").into(),
             Self::Node(node) => format!("enrolment/nodes/{node}").into(),
             Self::Revoked(node) => format!("enrolment/revoked/{node}").into(),
+            Self::Trust(node) => format!("enrolment/trust/{node}").into(),
+            Self::Rotation => "enrolment/rotation/current".into(),
         })
     }
 
@@ -193,6 +207,24 @@ impl EnrolmentKey {
     #[must_use]
     pub fn all() -> Path {
         Path("enrolment".into())
+    }
+
+    /// The directory of the names that nodes have.
+    #[must_use]
+    pub fn nodes() -> Path {
+        Path("enrolment/nodes".into())
+    }
+
+    /// The directory of whom nodes believe.
+    #[must_use]
+    pub fn trust() -> Path {
+        Path("enrolment/trust".into())
+    }
+
+    /// The directory of the rotation.
+    #[must_use]
+    pub fn rotation() -> Path {
+        Path("enrolment/rotation".into())
     }
 
     /// The directory of the nodes whose certificates are refused.
@@ -209,6 +241,8 @@ impl EnrolmentKey {
             "tokens" => Self::Token(name.parse().ok()?),
             "nodes" => Self::Node(NodeName::new(name).ok()?),
             "revoked" => Self::Revoked(NodeName::new(name).ok()?),
+            "trust" => Self::Trust(NodeName::new(name).ok()?),
+            "rotation" if name == "current" => Self::Rotation,
             _ => return None,
         })
     }
@@ -274,13 +308,24 @@ mod tests {
     fn keys_of_enrolment_read_as_they_are_written() {
         let node = NodeName::new("a").unwrap();
         let id = TokenId([0xab; 16]);
-        for key in [EnrolmentKey::Token(id), EnrolmentKey::Node(node.clone()), EnrolmentKey::Revoked(node)] {
+        for key in [
+            EnrolmentKey::Token(id),
+            EnrolmentKey::Node(node.clone()),
+            EnrolmentKey::Revoked(node.clone()),
+            EnrolmentKey::Trust(node),
+            EnrolmentKey::Rotation,
+        ] {
             assert_eq!(EnrolmentKey::parse(&key.path()), Some(key.clone()));
             assert!(key.path().is_below(&EnrolmentKey::all()) && Key::parse(&key.path()).is_none());
         }
-        for other in
-            ["enrolment/tokens/AB", "enrolment/tokens/ab", "enrolment/nodes", "enrolment/x/a", "nodes/a"]
-        {
+        for other in [
+            "enrolment/tokens/AB",
+            "enrolment/tokens/ab",
+            "enrolment/nodes",
+            "enrolment/x/a",
+            "enrolment/rotation/a",
+            "nodes/a",
+        ] {
             assert_eq!(EnrolmentKey::parse(&Path::new(other).unwrap()), None, "{other}");
         }
     }

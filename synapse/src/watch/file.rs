@@ -13,16 +13,12 @@ use std::time::Duration;
 use async_trait::async_trait;
 use nerve::document::Document;
 use nerve::model::{Region, Tag, Weight, Zone};
-use notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher};
+use nerve::watched::Watched;
 use serde::Deserialize;
-use tokio::sync::mpsc;
-use tokio::time::timeout;
 
 use super::place::{Place, Refused, Tell};
 use super::server::Server;
 
-/// Quiet for so long after an event, the file is read.
-const DEBOUNCE: Duration = Duration::from_millis(50);
 /// It is read so often without any event.
 const TICK: Duration = Duration::from_secs(5);
 
@@ -33,14 +29,8 @@ pub(super) struct FilePlace(pub(super) PathBuf);
 #[async_trait]
 impl Place for FilePlace {
     async fn follow(&self, told: &dyn Tell) -> Result<Infallible, String> {
-        let (events, mut changed) = mpsc::channel(1);
-        // Held here as well: without a watcher the channel would be closed, and a closed one is always ready.
-        let (mut watcher, mut last) = (None, None);
+        let (mut watched, mut last) = (Watched::files([self.0.as_path()]), None);
         loop {
-            // Its directory may appear later.
-            if watcher.is_none() {
-                watcher = watched(&self.0, events.clone());
-            }
             match read(&self.0).await {
                 Ok(text) if last.as_ref() == Some(&text) => {}
                 Ok(text) => match parse(&self.0.display().to_string(), &text) {
@@ -52,10 +42,9 @@ impl Place for FilePlace {
                 },
                 Err(error) => last = failed(told, error).await,
             }
-            if timeout(TICK, changed.recv()).await.is_ok() {
-                tokio::time::sleep(DEBOUNCE).await;
+            if watched.changed(TICK).await {
                 told.pace().before_another_look().await;
-                while changed.try_recv().is_ok() {}
+                watched.forget();
             }
         }
     }
@@ -65,20 +54,6 @@ impl Place for FilePlace {
 async fn failed(told: &dyn Tell, error: String) -> Option<String> {
     told.failed(error).await;
     None
-}
-
-/// `None`: the kernel watches no more, or there is no such directory yet; the tick remains.
-fn watched(file: &Path, events: mpsc::Sender<()>) -> Option<RecommendedWatcher> {
-    let mut watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
-        // Our own reading is an access; it must not cause the next.
-        if !event.is_ok_and(|event| matches!(event.kind, EventKind::Access(_))) {
-            let _ = events.try_send(());
-        }
-    })
-    .ok()?;
-    let directory = file.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    watcher.watch(directory, RecursiveMode::NonRecursive).ok()?;
-    Some(watcher)
 }
 
 /// Off the control thread: a file may be on a network.

@@ -4,6 +4,7 @@
 pub mod api;
 pub mod aws;
 pub mod backend;
+pub mod cfssl;
 pub mod docker;
 pub mod etcd;
 pub mod kubernetes;

@@ -1,22 +1,14 @@
-//! `plexus ca`, `plexus join-token` and `plexus node`: an authority, what lets nodes in, and what keeps them out.
+//! `plexus join-token` and `plexus node`: what lets nodes in, and what keeps them out.
 
 use std::num::NonZeroU32;
-use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 use hyper::Method;
 use nerve::model::NodeName;
 
 use super::output::Output;
-use super::{Error, Reach, Result, print_change};
+use super::{Reach, Result, print_change};
 use crate::api::{self, Changed, JoinToken, JoinTokenRequest, RevokeRequest};
-use crate::identity::{Authority, TrustDomain};
-
-const CA_HELP: &str = "\
-Whoever has the key that is made can be any node: keep the directory where nodes that certify others read it, and nowhere else.
-
-Examples:
-  plexus ca init /etc/plexus/ca";
 
 const TOKEN_HELP: &str = "\
 The token is what the new agent is started with: `plexus agent --config FILE --join TOKEN`. The agent that is asked has to be one that
@@ -32,26 +24,6 @@ Every node refuses its certificates from now on, until they have ended. What the
 
 Examples:
   plexus node revoke db-1";
-
-/// Make the authority of a mesh
-#[derive(Debug, Args)]
-pub(super) struct Ca {
-    #[command(subcommand)]
-    command: CaCommand,
-}
-
-#[derive(Debug, Subcommand)]
-enum CaCommand {
-    /// Make a key and its certificate in a directory
-    #[command(after_help = CA_HELP)]
-    Init {
-        /// Where; it has none yet
-        directory: PathBuf,
-        /// What the mesh calls itself
-        #[arg(long, value_name = "NAME", default_value_t)]
-        trust_domain: TrustDomain,
-    },
-}
 
 /// Let new nodes in
 #[derive(Debug, Args)]
@@ -99,20 +71,6 @@ enum NodeCommand {
         #[command(flatten)]
         reach: Reach,
     },
-}
-
-impl Ca {
-    pub(super) fn run(self, out: &mut Output<'_>) -> Result {
-        let CaCommand::Init { directory, trust_domain } = self.command;
-        let authority = Authority::create(&directory, trust_domain)
-            .map_err(|error| Error::failed("making an authority", error))?;
-        out.line(format!("made the authority of {} in {}", authority.trust_domain(), directory.display()))?;
-        out.line(format!("  its digest: {}", authority.fingerprint()))?;
-        out.line(format!(
-            "  a node that certifies others has in its configuration: [identity] authority = {directory:?}"
-        ))?;
-        Ok(())
-    }
 }
 
 impl JoinTokens {

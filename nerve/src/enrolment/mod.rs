@@ -1,8 +1,10 @@
-//! What signing nodes have in common by way of the store: how often a join token was used, whose a node's name is, and
-//! whom nobody believes any more.
+//! What signing nodes have in common by way of the store: how often a join token was used, whose a node's name is,
+//! whom nobody believes any more, and how far the authority is replaced by another one ([`rotation`]).
 //!
 //! Whoever can write to the store can keep nodes out by it, and let nobody in: what lets one in is proved by keys that the
 //! store does not have.
+
+pub mod rotation;
 
 use std::num::NonZeroU32;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -10,7 +12,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::model::{NodeName, TokenId};
+use crate::model::{Fingerprint, NodeName, TokenId};
 use crate::store::{self, EnrolmentKey, Expect, Path, Store, Swap};
 
 /// How often a change is tried anew where other signing nodes come in between.
@@ -46,6 +48,11 @@ pub enum Error {
         /// The name.
         node: NodeName,
     },
+    /// Nothing is under way.
+    #[error(
+        "no rotation of the authority is under way; one that is done is not taken back: begin another one"
+    )]
+    NothingToAbort,
     /// What stands in the store cannot be read.
     #[error("what stands at {path} in the store cannot be read, and nothing was changed: {error}")]
     Unreadable {
@@ -81,6 +88,20 @@ struct Admitted {
     before: Option<String>,
     /// In seconds since 1970.
     until: u64,
+    /// Who certified it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    root: Option<Fingerprint>,
+}
+
+/// A certificate that a node is given.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Holding<'a> {
+    /// What its key is known by.
+    pub key: &'a str,
+    /// Until when it holds.
+    pub until: SystemTime,
+    /// Which authority has made it.
+    pub root: Fingerprint,
 }
 
 /// By what somebody claims a node's name.
@@ -123,24 +144,24 @@ pub async fn use_token(
     .await
 }
 
-/// Notes that a node with this key has a certificate until then.
+/// Notes that a node has a certificate.
 ///
 /// # Errors
 /// The name is another one's, or the store does not tell.
 pub async fn admit(
     store: &dyn Store,
     node: &NodeName,
-    key: &str,
-    until: SystemTime,
+    holding: &Holding<'_>,
     claim: Claim<'_>,
 ) -> Result<(), Error> {
+    let Holding { key, until, root } = *holding;
     update(store, &EnrolmentKey::Node(node.clone()).path(), |known: Option<Admitted>| {
         is_good(node, known.as_ref(), key, claim)?;
         let before = match claim {
             Claim::Holder(held) => Some(held.to_owned()),
             Claim::Free | Claim::Operator => None,
         };
-        Ok(Admitted { key: key.to_owned(), before, until: seconds(until) })
+        Ok(Admitted { key: key.to_owned(), before, until: seconds(until), root: Some(root) })
     })
     .await
 }
@@ -184,6 +205,7 @@ pub async fn revoke(store: &dyn Store, node: &NodeName, life: Duration) -> Resul
     update(store, &EnrolmentKey::Revoked(node.clone()).path(), move |_: Option<Revocation>| Ok(said.clone()))
         .await?;
     store.delete(&EnrolmentKey::Node(node.clone()).path()).await?;
+    store.delete(&EnrolmentKey::Trust(node.clone()).path()).await?;
     Ok(revocation)
 }
 
@@ -265,8 +287,12 @@ mod tests {
         use_token(&store, TokenId([2; 16]), uses, in_an_hour()).await.unwrap();
     }
 
+    fn holding(key: &str, until: SystemTime) -> Holding<'_> {
+        Holding { key, until, root: Fingerprint([1; 32]) }
+    }
+
     async fn admitted(store: &EmbeddedStore, name: &str, key: &str, claim: Claim<'_>) -> bool {
-        match admit(store, &node(name), key, in_an_hour(), claim).await {
+        match admit(store, &node(name), &holding(key, in_an_hour()), claim).await {
             Ok(()) => true,
             Err(Error::NameTaken { .. }) => false,
             Err(error) => panic!("{error}"),
@@ -279,7 +305,7 @@ mod tests {
         assert!(admitted(&store, "a", "one", Claim::Free).await);
         assert!(admitted(&store, "a", "one", Claim::Free).await);
         assert!(!admitted(&store, "a", "another", Claim::Free).await);
-        admit(&store, &node("b"), "another", UNIX_EPOCH, Claim::Free).await.unwrap();
+        admit(&store, &node("b"), &holding("another", UNIX_EPOCH), Claim::Free).await.unwrap();
         assert!(admitted(&store, "b", "one", Claim::Free).await);
         assert!(admitted(&store, "a", "another", Claim::Operator).await);
         // Whose place was taken does not get it back.
@@ -312,8 +338,8 @@ mod tests {
         let store = store();
         use_token(&store, TokenId([1; 16]), None, UNIX_EPOCH).await.unwrap();
         use_token(&store, TokenId([2; 16]), None, in_an_hour()).await.unwrap();
-        admit(&store, &node("old"), "one", UNIX_EPOCH, Claim::Free).await.unwrap();
-        admit(&store, &node("new"), "one", in_an_hour(), Claim::Free).await.unwrap();
+        admit(&store, &node("old"), &holding("one", UNIX_EPOCH), Claim::Free).await.unwrap();
+        admit(&store, &node("new"), &holding("one", in_an_hour()), Claim::Free).await.unwrap();
         revoke(&store, &node("gone"), Duration::from_secs(3600)).await.unwrap();
         store.put(&Path::new("enrolment/later/x").unwrap(), b"{\"until\":1}".to_vec(), None).await.unwrap();
         assert_eq!(tidy(&store).await.unwrap(), 2);
