@@ -21,6 +21,7 @@ mod signals;
 mod start;
 mod synapse_conf;
 mod systemd;
+mod who_may;
 
 use std::sync::Arc;
 
