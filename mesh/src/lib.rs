@@ -24,6 +24,7 @@ pub mod overlay;
 pub mod proxy;
 pub mod readiness;
 pub mod routes;
+pub mod rules;
 pub mod socket_file;
 pub mod steer;
 mod sys;

@@ -52,6 +52,7 @@ mod overlay_nodes;
 mod overlay_traffic;
 mod podman;
 mod reload;
+mod rules;
 mod settings;
 mod smartstack;
 mod synapse_conf;

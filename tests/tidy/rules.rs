@@ -175,6 +175,18 @@ pub(crate) const ROOMS: &[Room] = &[
     ),
     // One address of this node; who listens there is another's business.
     room("mesh::link_local", &["nerve::model", "nerve::tasks", "mesh::netlink", "mesh::routes"]),
+    // Tells the proxy who may come in: of whoever runs here, and of what the catalog has.
+    room(
+        "mesh::rules",
+        &[
+            "nerve::model",
+            "nerve::source",
+            "nerve::tasks",
+            "synapse::catalog",
+            "synapse::watch",
+            "mesh::proxy",
+        ],
+    ),
     // Tells the proxy whom it may connect as; what the kernel needs for that is nobody else's business.
     room(
         "mesh::steer",
@@ -191,6 +203,7 @@ pub(crate) const ROOMS: &[Room] = &[
             "mesh::inherited",
             "mesh::nft",
             "mesh::proxy",
+            "mesh::rules",
         ],
     ),
     // Claims subnets, programs the kernel, connects containers. What moves packets is the kernel; nobody waits for it.
@@ -255,6 +268,7 @@ pub(crate) const ROOMS: &[Room] = &[
             "nerve::publish",
             "nerve::settings",
             "nerve::registrar",
+            "nerve::rules",
             "nerve::source",
             "nerve::store",
             "nerve::tasks",
@@ -267,6 +281,7 @@ pub(crate) const ROOMS: &[Room] = &[
             "mesh::inherited",
             "mesh::readiness",
             "mesh::routes",
+            "mesh::rules",
             "mesh::socket_file",
         ],
     ),

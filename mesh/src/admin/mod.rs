@@ -24,11 +24,13 @@ mod networks;
 mod read;
 mod refusal;
 mod routes;
+mod rules;
 mod server;
 mod settings;
 mod socket;
 mod upstreams;
 mod watchers;
+mod who_may;
 mod write;
 
 use std::collections::HashMap;
@@ -51,6 +53,7 @@ use crate::api::{
 use crate::identity::Handle as Identity;
 use crate::readiness::Readiness;
 use crate::routes::Route;
+use crate::rules::Rules as WhoMay;
 
 pub use access::{Access, Digest, DigestError, Role, RoleError, Rules, Token};
 pub use attachments::{Attacher, NotAttached};
@@ -119,6 +122,8 @@ pub struct Handles {
     pub identity: Option<Identity>,
     /// How it reaches others, and is reached; `None` while the agent starts.
     pub mtls: Option<crate::mtls::Handle>,
+    /// What rules say of who may talk to whom.
+    pub who_may: WhoMay,
     /// Where this node looks for services.
     pub watchers: WatcherStates,
     /// What only the agent knows to fail: a refused reload, a missing privilege.

@@ -9,13 +9,13 @@ use axum::extract::rejection::QueryRejection;
 use axum::extract::{Path, Query, State};
 use axum::response::{IntoResponse, Response};
 use hyper::{StatusCode, header};
-use nerve::model::NodeName;
+use nerve::model::{NodeName, ServiceName};
 use prometheus::TextEncoder;
 use serde::Deserialize;
 use synapse::catalog::{Endpoint, Freshness, Service};
 
 use super::refusal::{Answer, Refusal};
-use super::{Counts, Handles, Resolver, Shared, checks, local};
+use super::{Counts, Handles, Resolver, Shared, checks, local, who_may};
 use crate::api::{
     Awaited, EndpointInfo, Endpoints, NodeInfo, Nodes, Problem, Resolution, ServiceSummary, Services, Stale,
     Status, Why, WhyEndpoint,
@@ -108,8 +108,19 @@ pub(super) async fn status(State(handles): Shared) -> Json<Status> {
     })
 }
 
-pub(super) async fn why(State(handles): Shared, Path(name): Path<String>) -> Answer<Why> {
+/// Whom `why` is about besides the service.
+#[derive(Debug, Deserialize)]
+pub(super) struct Client {
+    from: Option<ServiceName>,
+}
+
+pub(super) async fn why(
+    State(handles): Shared,
+    Path(name): Path<String>,
+    client: Result<Query<Client>, QueryRejection>,
+) -> Answer<Why> {
     let service = find(&handles, &name)?;
+    let Query(Client { from }) = client.map_err(|wrong| Refusal::bad_request(wrong.body_text()))?;
     let (balance, mut picks) =
         handles.traffic.balance(&service.name).map_or_else(Default::default, |(b, picks)| (Some(b), picks));
     let mut here: HashMap<_, _> = handles
@@ -137,6 +148,7 @@ pub(super) async fn why(State(handles): Shared, Path(name): Path<String>) -> Ans
         service: service.name.clone(),
         seen_from: handles.node.name.clone(),
         vips: (handles.virtual_addresses)(&service),
+        rules: who_may::why(&handles, from, &service.name),
         endpoints: endpoints.collect(),
         balance,
         listeners: handles.traffic.listeners(&service.name),

@@ -18,7 +18,7 @@ use super::consul::{Reads, catalog, health};
 use super::refusal::Refusal;
 use super::{
     Handles, Metrics, attachments, checks, consul, dns, doctor, guard, identity, local, mtls, names,
-    networks, read, settings, upstreams, watchers, write,
+    networks, read, rules, settings, upstreams, watchers, write,
 };
 use crate::api::{self, path};
 use crate::drain::DrainWatcher;
@@ -52,6 +52,8 @@ fn routes(handles: Arc<Handles>, reads: Arc<Reads>) -> Router {
         .route(path::UPSTREAMS, get(upstreams::list))
         .route(path::DNS_TOP, get(names::top))
         .route(path::WHY, get(read::why))
+        .route(path::RULES, get(rules::list).post(rules::add).put(rules::set_default))
+        .route(path::RULE, delete(rules::remove))
         .route(path::RESOLVE, get(read::resolve))
         .route(path::INSTANCES, get(local::instances).post(local::register))
         .route(path::INSTANCE, delete(local::deregister))

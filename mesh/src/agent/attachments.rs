@@ -52,6 +52,7 @@ fn of_source(attached: &overlay::Attached) -> source::Attached {
         namespace: attached.namespace.clone(),
         // One without any is refused by whoever resolves it: there are none.
         address: address.unwrap_or(std::net::Ipv4Addr::UNSPECIFIED.into()),
+        addresses: attached.addresses.iter().copied().collect(),
         labels: attached.described.labels.clone(),
         aliases: attached.described.aliases.clone(),
     }
@@ -89,6 +90,7 @@ impl Attachments {
             namespace: PathBuf::new(),
             // It has none yet; this one can be connected to, as all of networks can.
             address: self.local.address,
+            addresses: [self.local.address].into(),
             labels: described.labels.clone(),
             aliases: described.aliases.clone(),
         };

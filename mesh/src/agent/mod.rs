@@ -22,6 +22,7 @@ mod start;
 mod synapse_conf;
 mod systemd;
 mod trust;
+mod who_may;
 
 use std::sync::Arc;
 

@@ -25,7 +25,7 @@ use crate::drain::DrainTrigger;
 use crate::inherited::Inherited;
 use crate::proxy::DataPlane;
 use crate::readiness::{Guard, Readiness};
-use crate::{admin, ingress, link_local, mtls, overlay, steer, vip};
+use crate::{admin, ingress, link_local, mtls, overlay, rules, steer, vip};
 
 /// The catalog on disk, in the state directory.
 const MEMORY_FILE: &str = "catalog.json";
@@ -50,6 +50,7 @@ pub(super) struct Rooms {
     pub(super) vip: vip::Handle,
     pub(super) steer: steer::Handle,
     pub(super) overlay: overlay::Handle,
+    pub(super) rules: rules::Rules,
     /// `None` where Docker is not served.
     pub(super) docker_server: Option<DrainTrigger>,
     pub(super) link_local: link_local::Handle,

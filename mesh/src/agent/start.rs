@@ -26,6 +26,7 @@ use super::rooms::{Owners, Rooms, findings_file, memory_file, sections_file};
 use super::seams::{Problems, examiner, name_server, seen_instead, watchers as watcher_states};
 use super::synapse_conf::SynapseConf;
 use super::trust;
+use super::who_may::{self, Snapshots};
 use super::{Origin, Phase, Succession};
 use crate::api::TookOver;
 use crate::config::Config;
@@ -104,20 +105,17 @@ impl Rooms {
     async fn compose(
         config: Config,
         bound: Bound,
-        estate: Estate,
+        Estate { shared, inherited, recalled, left }: Estate,
         registry: &Registry,
         metrics: Metrics,
     ) -> anyhow::Result<(Self, admin::Bound)> {
-        let Estate { shared, inherited, recalled, left } = estate;
-        let owners = Owners::default();
-        let readiness = Readiness::new();
+        let (owners, readiness) = (Owners::default(), Readiness::new());
         let starting = readiness.block("the catalog: from the store, or from the memory of an earlier run");
         let owns_store = shared.is_none();
         let store = open_store(&config, shared, left.store.as_deref(), registry)?;
 
         // What is known: from memory at once, then from the store.
-        let synapse_metrics = synapse::Metrics::new()?;
-        synapse_metrics.register(registry)?;
+        let synapse_metrics = metrics_of_synapse(registry)?;
         let filled = (bound.writer, recalled, &synapse_metrics);
         let (synapse_conf, watcher, watchers) = start_watching(&config, &store, filled, &owners.rest).await;
 
@@ -128,16 +126,14 @@ impl Rooms {
         let vip = start_vip(bound.vip, &catalog, &store, registry, &owners.vip).await?;
         let (usual_way, tell_usual_way) = usual_way();
         let steer = start_steering(&config, &catalog, &bound.plane, usual_way, registry, &owners.vip)?;
-        let means = (&catalog, &vip, &bound.plane, inherited.clone());
-        let ingress = start_ingress((&config, &synapse_conf), means, registry, &owners.ingress)?;
         let overlay = start_overlay(&config, &catalog, &store, tell_usual_way, registry, &owners.vip)?;
 
-        // What this node says of itself.
+        // What runs on this node, and what it says of that.
         let services = ConfigSource::new(config.services.clone());
         let sources = (&services, &overlay);
         let identity = trust::start_identity(&config, &catalog, &store, registry, &owners.rest)?;
         let tunnel_port = trust::tunnel_port(&config, &identity);
-        let (registrar, smartstack) = start_registrar(
+        let (registrar, smartstack, told) = start_registrar(
             (&config, tunnel_port),
             &store,
             sources,
@@ -146,13 +142,17 @@ impl Rooms {
             left.registrar,
         )
         .await?;
-        let means = (&bound.plane, &identity, &catalog, &registrar, inherited.clone());
-        let mtls = trust::start_mtls(&config, means, registry, &owners)?;
         let announcements = start_announcing(&config, &registrar, registry, &owners)?;
+
+        // Who may come in, by who runs here; and then whoever comes.
+        let rules = who_may::start(&catalog, &bound.plane, (told, &watcher), registry, &owners.rest).await?;
+        let of = (&bound.plane, &identity, &catalog, &registrar);
+        let mtls = trust::start_mtls(&config, of, &rules, inherited.clone(), registry, &owners)?;
+        let means = (&catalog, &vip, &bound.plane, inherited.clone());
+        let ingress = start_ingress((&config, &synapse_conf), means, registry, &owners.ingress)?;
 
         // What other programs are told.
         let haproxy = haproxy::Handle::new(synapse_conf.haproxy(&config), registry)?;
-
         let problems = Problems {
             ingress: ingress.clone(),
             vip: vip.clone(),
@@ -189,6 +189,7 @@ impl Rooms {
             vip,
             steer,
             overlay,
+            rules,
             docker_server: None,
             link_local,
             name_server,
@@ -318,6 +319,7 @@ impl Rooms {
             traffic: Arc::new(self.ingress.clone()),
             virtual_addresses: virtual_addresses(&self.vip),
             plain: plain(&self.steer),
+            who_may: self.rules.clone(),
             watchers: watcher_states(self.watcher.clone(), self.watchers.clone()),
             attacher: Arc::new(Attachments::new(self.overlay.clone(), self.config.node.local())),
             host_routes: Arc::new(|| Box::pin(routes::read())),
@@ -505,6 +507,12 @@ fn open_store(
     }
 }
 
+fn metrics_of_synapse(registry: &Registry) -> prometheus::Result<synapse::Metrics> {
+    let metrics = synapse::Metrics::new()?;
+    metrics.register(registry)?;
+    Ok(metrics)
+}
+
 /// The store first: what it says goes before what any other place does.
 async fn start_watching(
     config: &Config,
@@ -531,7 +539,7 @@ async fn start_registrar(
     registry: &Registry,
     tasks: &Tasks,
     carried: Option<registrar::Carried>,
-) -> anyhow::Result<(registrar::Handle, Option<SmartstackSource>)> {
+) -> anyhow::Result<(registrar::Handle, Option<SmartstackSource>, Snapshots)> {
     let metrics = registrar::Metrics::default();
     metrics.register(registry)?;
     let local = config.node.local();
@@ -551,9 +559,10 @@ async fn start_registrar(
     sources.extend(docker.as_ref().map(|docker| docker as &dyn Source));
     sources.extend(attached.as_ref().map(|attached| attached as &dyn Source));
     sources.extend(smartstack.as_ref().map(|smartstack| smartstack as &dyn Source));
+    let told = sources.iter().map(|source| source.snapshots()).chain([api.snapshots()]).collect();
     let config = registrar::Config { tunnel_port, ..config.registrar() };
     let registrar = registrar::start(config, Arc::clone(store), &sources, api, tasks, metrics, carried);
-    Ok((registrar, smartstack))
+    Ok((registrar, smartstack, told))
 }
 
 fn start_announcing(

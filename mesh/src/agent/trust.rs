@@ -15,6 +15,7 @@ use super::rooms::Owners;
 use crate::config::Config;
 use crate::inherited::Inherited;
 use crate::proxy::DataPlane;
+use crate::rules::Rules;
 use crate::{identity, mtls};
 
 /// This node proves itself, where there is something to prove it by.
@@ -48,36 +49,27 @@ pub(super) fn tunnel_port(config: &Config, identity: &identity::Handle) -> Optio
 /// Tunnels between nodes.
 pub(super) fn start_mtls(
     config: &Config,
-    (plane, identity, catalog, registrar, inherited): (
+    (plane, identity, catalog, registrar): (
         &Arc<DataPlane>,
         &identity::Handle,
         &Catalog,
         &registrar::Handle,
-        Inherited,
     ),
+    rules: &Rules,
+    inherited: Inherited,
     registry: &Registry,
     owners: &Owners,
 ) -> anyhow::Result<mtls::Handle> {
     let metrics = mtls::Metrics::new()?;
     metrics.register(registry)?;
     let (local, offering) = (registrar.clone(), registrar.clone());
-    let instances = move || {
-        let instances = local.instances();
-        let addresses = |instance: &registrar::LocalInstance| {
-            let definition = &instance.located.definition;
-            let (service, ip) = (definition.key.service.clone(), definition.address);
-            let ports: Vec<_> =
-                definition.port.into_iter().chain(definition.ports.values().copied()).collect();
-            ports.into_iter().map(move |port| (service.clone(), SocketAddr::new(ip, port.get())))
-        };
-        instances.iter().flat_map(addresses).collect()
-    };
     let means = mtls::Means {
         plane: Arc::clone(plane),
         identity: identity.clone(),
         catalog: catalog.clone(),
-        registered: mtls::Registered { instances: Arc::new(instances), changes: registrar.changes() },
+        registered: mtls::Registered { instances: Arc::new(move || local.records()), changes: registrar.changes() },
         offer: Arc::new(move |port| offering.offer_tunnel(port)),
+        rules: rules.clone(),
         inherited,
         metrics,
     };

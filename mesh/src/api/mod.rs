@@ -15,6 +15,7 @@ mod mtls;
 mod names;
 mod network;
 mod read;
+mod rules;
 mod upstreams;
 mod watchers;
 mod write;
@@ -44,9 +45,10 @@ pub use names::{TopEntry, TopList};
 pub use network::{NetworkInfo, NetworkRequest, NetworkSummary, Networks, SubnetInfo};
 pub use read::{
     Awaited, EndpointInfo, Endpoints, LocalInstance, LocalInstances, NodeInfo, Nodes, PlainFor, Problem,
-    Resolution, ServiceSummary, Services, Setting, Settings, Stale, Status, TookOver, Why, WhyBalance,
-    WhyEndpoint, WhyListener, WhyPick, WhyPlain,
+    Resolution, RuleList, ServiceSummary, Services, Setting, Settings, Stale, Status, TookOver, Why,
+    WhyBalance, WhyEndpoint, WhyListener, WhyPick, WhyPlain,
 };
+pub use rules::{DefaultRequest, RuleInfo, RuleRequest, WhyRules, WhyVerdict};
 pub use upstreams::{UpstreamInfo, UpstreamList};
 pub use watchers::{WatcherInfo, WatcherList};
 pub use write::{
@@ -97,7 +99,7 @@ pub mod path {
     pub const SETTINGS: &str = "/v1/plexus/services/{service}/settings";
     /// `PUT` a [`super::VipRequest`]: [`super::Changed`].
     pub const VIP: &str = "/v1/plexus/services/{service}/vip";
-    /// `GET`: [`super::Why`].
+    /// `GET ?from=`: [`super::Why`].
     pub const WHY: &str = "/v1/plexus/why/{service}";
     /// `GET`: [`super::Nodes`].
     pub const NODES: &str = "/v1/plexus/nodes";
@@ -125,6 +127,10 @@ pub mod path {
     pub const NETWORKS: &str = "/v1/plexus/networks";
     /// `GET`: [`super::NetworkInfo`]; `PUT` a [`super::NetworkRequest`] and `DELETE ?force=`: [`super::Changed`].
     pub const NETWORK: &str = "/v1/plexus/networks/{network}";
+    /// `GET`: [`super::RuleList`]; `POST` a [`super::RuleRequest`], and `PUT` a [`super::DefaultRequest`]: [`super::Changed`].
+    pub const RULES: &str = "/v1/plexus/rules";
+    /// `DELETE`: [`super::Changed`].
+    pub const RULE: &str = "/v1/plexus/rules/{rule}";
     /// `GET ?name=&type=`: [`super::Resolution`].
     pub const RESOLVE: &str = "/v1/plexus/resolve";
     /// `GET`: [`super::LocalInstances`]; `POST` a [`super::RegisterRequest`]: [`super::Changed`].

@@ -4,11 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
 use nerve::model::{
-    Health, InstanceId, NodeName, PortName, PublishedPort, Region, ServiceName, Tag, UnixPath, Weight, Zone,
+    Effect, Health, InstanceId, NodeName, PortName, PublishedPort, Region, ServiceName, Tag, UnixPath,
+    Weight, Zone,
 };
 use serde::{Deserialize, Serialize};
 
-use super::CheckInfo;
+use super::{CheckInfo, RuleInfo, WhyRules};
 
 /// The catalog is the last known good: the store does not confirm it now.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -133,10 +134,25 @@ pub struct Why {
     /// Its virtual addresses, as the node that answers can use them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub vips: Vec<IpAddr>,
+    /// Who may be connected to it; none where nobody has said anything.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rules: Option<WhyRules>,
     /// In the order of their ids.
     pub endpoints: Vec<WhyEndpoint>,
     /// What this node listens on for it.
     pub listeners: Vec<WhyListener>,
+}
+
+/// Every rule.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RuleList {
+    /// Set when the list may be out of date.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stale: Option<Stale>,
+    /// What holds where no rule applies.
+    pub default: Effect,
+    /// In the order of their names.
+    pub rules: Vec<RuleInfo>,
 }
 
 /// How a node's balancer for a service stands.

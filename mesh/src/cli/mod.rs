@@ -30,6 +30,7 @@ mod place;
 mod publish;
 mod register;
 mod resolve;
+mod rules;
 mod services;
 mod settings;
 mod split;
@@ -95,6 +96,9 @@ enum Command {
     Unset(settings::Unset),
     Split(split::Split),
     Vip(vip::Vip),
+    Allow(rules::Allow),
+    Deny(rules::Deny),
+    Rules(rules::Rules),
     Network(network::Network),
     Register(register::Register),
     Deregister(deregister::Deregister),
@@ -182,6 +186,9 @@ async fn execute(command: Command, out: &mut Output<'_>) -> Result {
         Command::Unset(command) => command.run(out).await,
         Command::Split(command) => command.run(out).await,
         Command::Vip(command) => command.run(out).await,
+        Command::Allow(command) => command.run(out).await,
+        Command::Deny(command) => command.run(out).await,
+        Command::Rules(command) => command.run(out).await,
         Command::Network(command) => command.run(out).await,
         Command::Register(command) => command.run(out).await,
         Command::Deregister(command) => command.run(out).await,

@@ -4,14 +4,14 @@ use std::io;
 use std::time::{Duration, UNIX_EPOCH};
 
 use clap::Args;
-use nerve::model::ServiceName;
+use nerve::model::{Effect, ServiceName};
 
 use super::endpoints::{listens_on, reason};
 use super::output::{Cell, Output, Table, Tone};
 use super::services::addresses;
 use super::status::health;
 use super::{Reach, Result, stale_banner};
-use crate::api::{self, CheckInfo, WhyBalance, WhyEndpoint, WhyListener, WhyPick, WhyPlain};
+use crate::api::{self, CheckInfo, WhyBalance, WhyEndpoint, WhyListener, WhyPick, WhyPlain, WhyRules};
 
 const AFTER_HELP: &str = "\
 TRAFFIC is `yes`, or `no` with the word for why. SHARE is what its weight comes to of new connections, LATENCY the
@@ -21,6 +21,7 @@ Of instances that run on the asked node, each check is shown with its last probe
 
 Examples:
   plexus why web
+  plexus why api --from web                          which rule decides whether `web` may talk to it
   plexus why web --admin http://192.0.2.12:7070     as another node sees it";
 
 /// Explain which endpoints of a service get traffic, and why
@@ -29,6 +30,9 @@ Examples:
 pub(super) struct Why {
     /// The service
     service: ServiceName,
+    /// The service of a client, to learn which rule decides about its connections
+    #[arg(long, value_name = "SERVICE")]
+    from: Option<ServiceName>,
     #[command(flatten)]
     reach: Reach,
 }
@@ -36,7 +40,10 @@ pub(super) struct Why {
 impl Why {
     pub(super) async fn run(self, out: &mut Output<'_>) -> Result {
         let what = format!("explaining {}", self.service);
-        let path = api::path::WHY.replace("{service}", self.service.as_str());
+        let mut path = api::path::WHY.replace("{service}", self.service.as_str());
+        if let Some(from) = &self.from {
+            path += &format!("?from={from}");
+        }
         let answer: api::Why = self.reach.agent().get(&what, &path).await?;
         out.as_json(self.reach.json);
         out.answer(&answer, human)?;
@@ -74,6 +81,10 @@ fn human(out: &mut Output<'_>, answer: &api::Why) -> io::Result<()> {
         out.table(&table)?;
     }
     checks(out, &answer.endpoints)?;
+    if let Some(rules) = &answer.rules {
+        out.line("")?;
+        rule_lines(out, &answer.service, rules)?;
+    }
     if !answer.vips.is_empty() {
         out.line("")?;
         out.line(format!("its virtual address: {}", addresses(&answer.vips)))?;
@@ -85,6 +96,25 @@ fn human(out: &mut Output<'_>, answer: &api::Why) -> io::Result<()> {
         return out.line(format!("node {} listens on no port for it", answer.seen_from));
     }
     out.table(&table)
+}
+
+/// Who may be connected, as far as was asked, and why.
+fn rule_lines(out: &mut Output<'_>, service: &ServiceName, rules: &WhyRules) -> io::Result<()> {
+    let WhyRules { about, default, verdict } = rules;
+    out.line(format!("rules about connections to {service}: {about}; where none applies: {default}"))?;
+    let from = match &verdict.from {
+        Some(from) => from.to_string(),
+        None => "clients that are no known instance".to_owned(),
+    };
+    let (word, tone) = match verdict.effect {
+        Effect::Allow => ("allowed", Tone::Good),
+        Effect::Deny => ("denied", Tone::Bad),
+    };
+    let by = match &verdict.rule {
+        Some(rule) => format!("rule {} ({} {} -> {})", rule.name, rule.effect, rule.from, rule.to),
+        None => "the default: no rule applies".to_owned(),
+    };
+    out.toned_line(tone, format!("{from} -> {service}: {word} by {by}"))
 }
 
 /// The checks of the instances that run on the asked node: others show only what is registered of theirs.

@@ -212,7 +212,8 @@ impl Keeper {
         let service = self.catalog.service(name.as_str());
         let instances = service.iter().flat_map(|service| &service.endpoints);
         let registered = instances.filter(|endpoint| endpoint.watcher.is_none());
-        let here = of_node(&self.config.borrow().node, registered.map(|endpoint| &*endpoint.instance));
+        let registered = registered.map(|endpoint| Arc::clone(&endpoint.instance));
+        let here = of_node(&self.config.borrow().node, registered);
         set_or_remove(&mut self.known, name, Some(here).filter(|here| !here.is_empty()));
         let mode = service.and_then(|service| service.settings.mtls);
         set_or_remove(&mut self.modes, name, mode);
@@ -222,18 +223,15 @@ impl Keeper {
     /// it, and what it has taken back for as long as they may not know of that.
     fn tell(&self) {
         let mut here = self.known.clone();
-        for (service, address) in (self.registered.instances)() {
-            here.entry(service).or_default().insert(address);
-        }
         let config = self.config.borrow().clone();
+        for instance in (self.registered.instances)() {
+            let of_service = here.entry(instance.service.clone()).or_default();
+            of_service.extend(of_node(&config.node, [Arc::new(instance)]));
+        }
         let mode = self.force.walls;
         let is_strict = |service: &ServiceName| *self.modes.get(service).unwrap_or(&mode) == MtlsMode::Strict;
-        let strict: BTreeSet<_> = here
-            .iter()
-            .filter(|(service, _)| is_strict(service))
-            .flat_map(|(_, addresses)| addresses)
-            .copied()
-            .collect();
+        let strict = here.iter().filter(|(service, _)| is_strict(service));
+        let strict: BTreeSet<_> = strict.flat_map(|(_, instances)| instances.keys().copied()).collect();
         let wanted = Wanted { addresses: strict, local_links: Arc::clone(&config.local_links) };
         self.targets.set(here);
         self.wanted.send_if_modified(|before| {

@@ -17,7 +17,7 @@ use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use nerve::model::{MtlsMode, NodeName, ServiceName};
+use nerve::model::{Instance, MtlsMode, NodeName};
 use nerve::tasks::Tasks;
 use synapse::catalog::Catalog;
 use tokio::sync::watch;
@@ -33,6 +33,7 @@ use crate::identity;
 use crate::inherited::Inherited;
 use crate::nft::Kept;
 use crate::proxy::{DataPlane, Listener};
+use crate::rules::Rules;
 
 /// The port that other nodes' tunnels come to.
 pub const TUNNEL_PORT: u16 = 7443;
@@ -53,8 +54,8 @@ pub struct Config {
 /// The instances that this node is about to register, has registered, and is taking back.
 #[derive(Clone)]
 pub struct Registered {
-    /// Their services and addresses.
-    pub instances: Arc<dyn Fn() -> Vec<(ServiceName, SocketAddr)> + Send + Sync>,
+    /// Those.
+    pub instances: Arc<dyn Fn() -> Vec<Instance> + Send + Sync>,
     /// Changes when they do.
     pub changes: watch::Receiver<u64>,
 }
@@ -69,6 +70,8 @@ pub struct Means {
     pub catalog: Catalog,
     /// What is here.
     pub registered: Registered,
+    /// Who may be connected to it.
+    pub rules: Rules,
     /// Tells other nodes where tunnels are taken; `None`: nowhere.
     pub offer: Arc<dyn Fn(Option<u16>) + Send + Sync>,
     /// Sockets of an earlier process.
@@ -123,10 +126,10 @@ pub async fn cleanup() -> io::Result<Option<String>> {
 /// Starts the tasks. When this returns, tunnels are taken that an agent before has taken.
 #[must_use]
 pub fn start(config: Config, means: Means, owners: Owners<'_>) -> Handle {
-    let Means { plane, identity, catalog, registered, offer, inherited, metrics } = means;
+    let Means { plane, identity, catalog, registered, rules, offer, inherited, metrics } = means;
     let handle = Handle { config: Arc::new(watch::Sender::new(config)), shared: Arc::default() };
     let (wanted, of_wall) = watch::channel(None::<Wanted>);
-    let (run, targets, wanted) = (handle.clone(), Arc::new(Targets::default()), Arc::new(wanted));
+    let (run, targets, wanted) = (handle.clone(), Arc::new(Targets::new(rules)), Arc::new(wanted));
     let counts = metrics.clone();
     let make = move || Keeper {
         handle: run.clone(),

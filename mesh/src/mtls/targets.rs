@@ -1,6 +1,6 @@
 //! Where what arrives by tunnels may go: to this node's own instances, as the service that was asked for has them.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -8,60 +8,73 @@ use arc_swap::ArcSwap;
 use nerve::model::{Address, Instance, NodeName, ServiceName};
 
 use crate::proxy::{Refusal, TunnelCall, TunnelTargets};
+use crate::rules::Rules;
 
-/// The addresses of this node's instances, by service. Read by data-plane threads without a lock.
-#[derive(Debug, Default)]
-pub(super) struct Targets(ArcSwap<Here>);
+/// This node's instances by their addresses, and who may be connected to them. Read by data-plane threads without a lock.
+#[derive(Debug)]
+pub(super) struct Targets {
+    here: ArcSwap<Here>,
+    rules: Rules,
+}
 
-/// By service.
-pub(super) type Here = HashMap<ServiceName, BTreeSet<SocketAddr>>;
+/// By service and address.
+pub(super) type Here = HashMap<ServiceName, BTreeMap<SocketAddr, Arc<Instance>>>;
 
 impl Targets {
+    pub(super) fn new(rules: Rules) -> Self {
+        Self { here: ArcSwap::default(), rules }
+    }
+
     pub(super) fn set(&self, here: Here) {
-        self.0.store(Arc::new(here));
+        self.here.store(Arc::new(here));
     }
 }
 
 impl TunnelTargets for Targets {
     fn target(&self, call: &TunnelCall<'_>) -> Result<Address, Refusal> {
-        let here = self.0.load();
-        let is_here = here.get(call.service).is_some_and(|addresses| addresses.contains(&call.target));
-        is_here.then_some(Address::Ip(call.target)).ok_or(Refusal::NotHere)
+        let here = self.here.load();
+        let instances = here.get(call.service).ok_or(Refusal::NotHere)?;
+        let instance = instances.get(&call.target).ok_or(Refusal::NotHere)?;
+        match self.rules.of_stream(call, instance).is_denied() {
+            true => Err(Refusal::Denied),
+            false => Ok(Address::Ip(call.target)),
+        }
     }
 }
 
-/// Where an instance is reached by its address: its main port, and those that have names.
-pub(super) fn addresses(instance: &Instance) -> impl Iterator<Item = SocketAddr> {
-    let ports = instance.port.into_iter().chain(instance.ports.values().copied());
-    ports.map(|port| SocketAddr::new(instance.address, port.get()))
-}
-
-/// Those of a node's instances among some.
-pub(super) fn of_node<'a>(
+/// Where a node's instances are reached by their addresses: by their main ports, and by those that have names.
+pub(super) fn of_node(
     node: &NodeName,
-    instances: impl IntoIterator<Item = &'a Instance>,
-) -> BTreeSet<SocketAddr> {
-    instances.into_iter().filter(|instance| instance.node == *node).flat_map(addresses).collect()
+    instances: impl IntoIterator<Item = Arc<Instance>>,
+) -> BTreeMap<SocketAddr, Arc<Instance>> {
+    let own = instances.into_iter().filter(|instance| instance.node == *node);
+    own.flat_map(|instance| {
+        let ports: Vec<_> = instance.port.into_iter().chain(instance.ports.values().copied()).collect();
+        let at = instance.address;
+        ports.into_iter().map(move |port| (SocketAddr::new(at, port.get()), Arc::clone(&instance)))
+    })
+    .collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn instance(node: &str, port: u16) -> Instance {
+    fn instance(node: &str, port: u16) -> Arc<Instance> {
         let json = serde_json::json!({
             "service": "web", "id": format!("web-{port}"), "node": node, "address": "192.0.2.1", "port": port,
             "ports": {"admin": port + 1}, "health": "passing",
         });
-        serde_json::from_value(json).unwrap()
+        Arc::new(serde_json::from_value(json).unwrap())
     }
 
     #[test]
     fn only_what_is_here_of_that_service_is_a_target() {
         let (own, other) = (instance("a", 80), instance("b", 90));
         let node = NodeName::new("a").unwrap();
-        let targets = Targets::default();
-        targets.set(HashMap::from([(own.service.clone(), of_node(&node, [&own, &other]))]));
+        let rules = Rules::new(synapse::catalog::Catalog::new().0, crate::rules::Metrics::new().unwrap());
+        let targets = Targets::new(rules);
+        targets.set(HashMap::from([(own.service.clone(), of_node(&node, [Arc::clone(&own), other]))]));
         let asked = |service: &str, target: &str| {
             let call = TunnelCall {
                 node: &node,

@@ -261,6 +261,12 @@ impl Board {
         }
     }
 
+    /// What is to be registered, whether it stands already or not.
+    pub(super) fn records(&self) -> Vec<Instance> {
+        let state = self.state();
+        state.instances.values().filter_map(|local| local.record(&self.config, &state.drains)).collect()
+    }
+
     /// Says where this node takes other nodes' tunnels from now on, if it does.
     pub(super) fn offer_tunnel(&self, port: Option<u16>) {
         let before = std::mem::replace(&mut self.state().tunnel_port, port);

@@ -12,7 +12,7 @@ use super::status::{LocalInstance, Problem, Refusal, Registration, ReportError};
 use super::writer::{Asked, Paused};
 use super::{HandOverError, LeaveError};
 use crate::check::{CheckSpec, SelfReport};
-use crate::model::{InstanceId, ServiceName};
+use crate::model::{Instance, InstanceId, ServiceName};
 use crate::source::{ApiError, ApiSource, Definition, Draft, Drains, InstanceKey, Located, Origin, Trust};
 
 /// What an agent that was killed has left stands for one time to live of its session, and is looked at again within another.
@@ -35,6 +35,12 @@ impl Handle {
     #[must_use]
     pub fn instances(&self) -> Vec<LocalInstance> {
         self.board.instances()
+    }
+
+    /// What this node registers, or is about to: others may not know of it yet.
+    #[must_use]
+    pub fn records(&self) -> Vec<Instance> {
+        self.board.records()
     }
 
     /// How the record of the node itself stands.

@@ -305,6 +305,7 @@ impl State {
         };
         Snapshot {
             definitions: self.services.iter().map(located).map(Arc::new).collect(),
+            clients: Vec::new(),
             problems: self.damaged.iter().cloned().collect(),
         }
     }

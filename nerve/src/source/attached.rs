@@ -11,7 +11,7 @@ use std::sync::Arc;
 use tokio::sync::watch;
 
 use super::labels::{LabelError, Labels, Reached, Rest, free};
-use super::{Definition, InstanceKey, Local, Located, Origin, Snapshot, Source, SourceProblem};
+use super::{Client, Definition, InstanceKey, Local, Located, Origin, Snapshot, Source, SourceProblem};
 use crate::model::ServiceName;
 
 /// Something that is attached to a network, and what is said of it.
@@ -25,6 +25,8 @@ pub struct Attached {
     pub namespace: PathBuf,
     /// Where it is reached.
     pub address: IpAddr,
+    /// Every address that it has, this one among them.
+    pub addresses: BTreeSet<IpAddr>,
     /// As they were given.
     pub labels: BTreeMap<String, String>,
     /// What it is an instance of, unless a label says otherwise.
@@ -44,6 +46,16 @@ impl Attached {
         free.entry("container".to_owned()).or_insert_with(|| self.container.clone());
         let rest = Rest { container: &self.container, port: None, free, reached: Reached::Directly };
         labels.instances(&services, &rest, local)
+    }
+
+    /// What it is as a client: what it is called, whether it serves or not.
+    fn client(&self) -> Option<Client> {
+        let said = Labels::read(&self.labels, &[]).ok()?.services().ok()?;
+        let services = said.unwrap_or_else(|| self.aliases.clone());
+        let mut labels = free(&self.labels);
+        labels.entry("container".to_owned()).or_insert_with(|| self.container.clone());
+        let addresses = self.addresses.clone();
+        (!services.is_empty()).then_some(Client { services, addresses, labels })
     }
 
     /// Why it is no instance of anything, where labels or aliases say what it serves and nothing is wrong with any of them: what
@@ -96,6 +108,7 @@ fn snapshot(attached: &[Attached], local: &Local) -> Snapshot {
     let mut snapshot = Snapshot::default();
     let mut known: BTreeSet<(InstanceKey, &PathBuf)> = BTreeSet::new();
     for one in attached {
+        snapshot.clients.extend(one.client());
         let origin = || Origin::Attachment { id: one.id.as_str().into() };
         match one.instances(local) {
             Ok(definitions) => {
@@ -129,6 +142,7 @@ mod tests {
             container: "one".to_owned(),
             namespace: namespace.into(),
             address: address.parse().unwrap(),
+            addresses: BTreeSet::from([address.parse().unwrap()]),
             labels: labels.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect(),
             aliases: BTreeSet::from(["web".parse().unwrap()]),
         }
@@ -156,6 +170,9 @@ mod tests {
         let default = attached("one.default", "/run/netns/one", "10.42.3.5", &port);
         let blue = attached("one.blue", "/run/netns/one", "10.43.3.5", &port);
         let source = AttachedSource::new(local(), &[blue.clone(), default.clone()]);
+        let clients = source.snapshots().borrow().clients.clone();
+        let (blue_addresses, web) = (blue.addresses.clone(), BTreeSet::from(["web".parse().unwrap()]));
+        assert_eq!((clients.len(), &clients[0].addresses, &clients[0].services), (2, &blue_addresses, &web));
         let of_blue = "web/web-a-one 10.43.3.5:80 by the attachment one.blue";
         assert_eq!(shown(&source), (vec![of_blue.to_owned()], vec![]));
         // Another container that is called the same is not silently left out: both stand there, and are told apart later.

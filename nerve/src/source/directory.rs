@@ -107,6 +107,7 @@ impl Directory {
         });
         Snapshot {
             definitions: self.files.values().flat_map(|file| file.good.iter().cloned()).collect(),
+            clients: Vec::new(),
             problems: problems.collect(),
         }
     }

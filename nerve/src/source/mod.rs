@@ -18,14 +18,16 @@ mod labels;
 mod metrics;
 mod smartstack;
 
-use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use tokio::sync::watch;
 
 use crate::document::{Reported, Section};
+use crate::model::ServiceName;
 
 pub use announcement::{Announcement, Limit, NodeMode, Registry};
 pub use api::{ApiError, ApiSource, Drains, Trust};
@@ -126,8 +128,21 @@ pub struct SourceProblem {
 pub struct Snapshot {
     /// In the order of precedence within the source.
     pub definitions: Vec<Arc<Located>>,
+    /// What has addresses of its own, whether it serves anything or not.
+    pub clients: Vec<Client>,
     /// What is wrong.
     pub problems: Vec<SourceProblem>,
+}
+
+/// Something that runs here and comes from addresses that nobody else has: a container, however it is, and whatever it listens on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Client {
+    /// What it is an instance of, or would be if it served.
+    pub services: BTreeSet<ServiceName>,
+    /// Where its connections come from.
+    pub addresses: BTreeSet<IpAddr>,
+    /// Its data, as its instances have it.
+    pub labels: BTreeMap<String, String>,
 }
 
 /// Something that defines instances.
@@ -161,7 +176,7 @@ impl Source for ConfigSource {
 
 impl Snapshot {
     fn of(definitions: Vec<Located>) -> Self {
-        Self { definitions: definitions.into_iter().map(Arc::new).collect(), problems: Vec::new() }
+        Self { definitions: definitions.into_iter().map(Arc::new).collect(), ..Self::default() }
     }
 }
 

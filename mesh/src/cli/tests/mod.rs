@@ -4,6 +4,7 @@ mod dns;
 mod end;
 mod names;
 mod network;
+mod rules;
 mod upstreams;
 mod usage;
 mod watchers;
@@ -162,7 +163,9 @@ impl World {
         let metrics = admin::Metrics::default();
         metrics.register(&registry).unwrap();
         let readiness = Readiness::new();
+        let metrics_of_rules = crate::rules::Metrics::new().unwrap();
         let handles = Handles {
+            who_may: crate::rules::Rules::new(catalog.clone(), metrics_of_rules),
             rules: admin::Rules::new(admin::Access::default()),
             attacher: Arc::new(crate::agent::attachments::Attachments::new(
                 crate::overlay::Handle::default(),

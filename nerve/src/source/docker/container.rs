@@ -14,7 +14,7 @@ use super::reach::{DockerAddress, Reach};
 use super::registrator::Conventions;
 use crate::model::ServiceName;
 use crate::source::labels::{self, Labels, Rest};
-use crate::source::{Definition, Local};
+use crate::source::{Client, Definition, Local};
 
 /// What Compose calls the service.
 const COMPOSE: &str = "com.docker.compose.service";
@@ -51,6 +51,31 @@ impl Container {
             Ok(definitions) => Instances { definitions, problem: None },
             Err(problem) => Instances { definitions: Vec::new(), problem: Some(problem) },
         }
+    }
+
+    /// What it is as a client, by whatever network; `None` where it has no address of its own, or cannot be told. What it is an
+    /// instance of, and without that what it is called.
+    pub(super) fn client(&self, rules: Rules<'_>) -> Option<Client> {
+        let addresses = self.own_addresses();
+        if !self.runs() || self.is_on_host() || addresses.is_empty() {
+            return None;
+        }
+        // One that is to serve and has no port is a client all the same.
+        let definitions = self.definitions(rules).unwrap_or_default();
+        let none = BTreeMap::new();
+        let own = self.config.labels.as_ref().unwrap_or(&none);
+        let (mut services, mut labels) = (BTreeSet::new(), labels::free(own));
+        labels.entry("container".to_owned()).or_insert_with(|| self.name().to_owned());
+        for definition in definitions {
+            services.insert(definition.key.service);
+            labels.extend(definition.labels);
+        }
+        if services.is_empty() {
+            let said = Labels::read(own, &[labels::NETWORK, labels::ADDRESS]).ok()?.services().ok()?;
+            let reach = Reach::of(self, DockerAddress::Container, rules.networks, rules.local.address);
+            services = said.unwrap_or_else(|| self.called(&reach).into_keys().collect());
+        }
+        (!services.is_empty()).then_some(Client { services, addresses, labels })
     }
 
     fn definitions(&self, rules: Rules<'_>) -> Result<Vec<Definition>, String> {
@@ -178,6 +203,39 @@ mod tests {
     }
 
     #[test]
+    fn a_container_is_a_client_by_every_address_of_its_own_however_it_is() {
+        let client = |container: &Container| {
+            let networks = BTreeSet::from(["n".to_owned()]);
+            let (address, local) = (DockerAddress::Overlay, &local());
+            container.client(Rules { networks: &networks, address, registrator: true, local })
+        };
+        let addresses = BTreeSet::from(["172.17.0.2", "10.42.3.5"].map(|address| address.parse().unwrap()));
+        let shown = |container: &Container| {
+            let Client { services, addresses: own, labels } = client(container).unwrap();
+            assert_eq!((own, labels["container"].as_str()), (addresses.clone(), "shop_web_1"));
+            services.iter().map(ToString::to_string).collect::<Vec<_>>()
+        };
+        let compose = json!({"com.docker.compose.service": "web", "env": "prod"});
+        let mut web = container(&compose, &["www"], &["80/tcp"]);
+        assert_eq!(shown(&web), ["web", "www"]);
+        assert_eq!(client(&web).unwrap().labels["env"], "prod");
+        web.state.health = Some(Health { status: "starting".to_owned() });
+        assert_eq!(
+            (instances(&web).definitions.len(), shown(&web)),
+            (0, vec!["web".to_owned(), "www".to_owned()])
+        );
+        // It listens on nothing.
+        assert_eq!(shown(&container(&compose, &[], &[])), ["web"]);
+        assert_eq!(shown(&container(&json!({"plexus.service": "batch"}), &["web"], &[])), ["batch"]);
+        web.state = State::default();
+        assert_eq!(client(&web), None);
+        let mut on_host = container(&compose, &[], &["80/tcp"]);
+        let host = (String::from("host"), Connected::default());
+        on_host.network_settings.networks = Some([host].into());
+        assert_eq!(client(&on_host), None);
+    }
+
+    #[test]
     fn a_container_is_an_instance_of_what_it_is_called_on_the_network() {
         let compose = json!({"com.docker.compose.service": "web"});
         let web = container(&compose, &["web", "www", "0123456789ab"], &["443/tcp", "80/tcp", "53/udp"]);
@@ -226,6 +284,7 @@ mod tests {
         let on = |labels: &Value| {
             let mut container = container(labels, &[], &["80/tcp"]);
             let connected = |network: &str, address: &str, aliases: &[&str]| Connected {
+                address_v6: String::new(),
                 network: network.to_owned(),
                 address: address.to_owned(),
                 aliases: Some(aliases.iter().map(|alias| (*alias).to_owned()).collect()),

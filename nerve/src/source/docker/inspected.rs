@@ -1,6 +1,6 @@
 //! What `docker inspect` shows of a container, as far as it matters here.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::num::NonZeroU16;
 use std::time::Duration;
@@ -73,6 +73,8 @@ pub(super) struct Connected {
     pub(super) network: String,
     #[serde(rename = "IPAddress")]
     pub(super) address: String,
+    #[serde(rename = "GlobalIPv6Address")]
+    pub(super) address_v6: String,
     #[serde(rename = "Aliases")]
     pub(super) aliases: Option<Vec<String>>,
 }
@@ -130,6 +132,17 @@ impl Container {
     /// The value of a label.
     pub(super) fn label(&self, label: &str) -> Option<&str> {
         self.config.labels.as_ref()?.get(label).map(String::as_str)
+    }
+
+    /// Does it run, however well?
+    pub(super) fn runs(&self) -> bool {
+        self.state.running
+    }
+
+    /// The addresses that it has and nobody else.
+    pub(super) fn own_addresses(&self) -> BTreeSet<IpAddr> {
+        let texts = self.networks().flat_map(|(_, on)| [&on.address, &on.address_v6]);
+        texts.filter_map(|text| text.parse().ok()).collect()
     }
 
     /// Does it do something, and is it well as far as Docker checks that?

@@ -188,6 +188,7 @@ impl Follower {
             snapshot
                 .problems
                 .extend(problem.map(|message| SourceProblem { place: origin().to_string(), message }));
+            snapshot.clients.extend(container.client(rules));
             let is_stopping = self.stopping.contains_key(id);
             let located = definitions.into_iter().map(|definition| Located {
                 definition: Definition { is_stopping, ..definition },
@@ -206,9 +207,12 @@ impl Follower {
     fn complain(&mut self, error: &str) {
         let message = format!("{error}; the containers that it last had stay in force");
         tracing::debug!(error, "Docker is asked again later");
-        let definitions = self.sender.borrow().definitions.clone();
+        let (definitions, clients) = {
+            let told = self.sender.borrow();
+            (told.definitions.clone(), told.clients.clone())
+        };
         let problems = vec![SourceProblem { place: self.engine.place(), message }];
-        self.publish(Snapshot { definitions, problems });
+        self.publish(Snapshot { definitions, clients, problems });
     }
 
     fn publish(&mut self, snapshot: Snapshot) {

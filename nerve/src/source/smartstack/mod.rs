@@ -111,6 +111,7 @@ impl Contents {
         let problem = |Wrong { place, message }: Wrong| SourceProblem { place, message };
         Snapshot {
             definitions: self.services.all().values().flatten().cloned().collect(),
+            clients: Vec::new(),
             problems: self.services.wrong().iter().cloned().map(problem).collect(),
         }
     }

@@ -1,5 +1,6 @@
 //! What clients, endpoints and other nodes see of tunnels, over real sockets and real TLS on loopback.
 
+mod access;
 mod nodes;
 mod strangers;
 mod streams;

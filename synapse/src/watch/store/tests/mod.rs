@@ -1,6 +1,8 @@
 //! The watcher's rules, one test each. Events come by a channel, as every backend sends them; the store that lost
 //! settings are written back to is a real one.
 
+mod rules;
+
 use std::collections::BTreeMap;
 use std::time::SystemTime;
 
@@ -297,29 +299,6 @@ async fn settings_that_someone_deleted_are_gone_at_once() {
     assert!(!world.has_settings() && world.handle.notes().durable.is_empty());
 }
 
-fn rules() -> Entry {
-    let rule = serde_json::json!({"effect": "deny", "from": "web", "to": "api"});
-    entry("rules/mesh", &serde_json::json!({"rules": {"a": rule}}), 1)
-}
-
-#[tokio::test(start_paused = true)]
-async fn rules_hold_until_someone_deletes_them_and_not_because_a_store_lost_them() {
-    let mut world = world();
-    let mut changes = world.catalog.subscribe_rules();
-    assert!(changes.take() && !changes.take());
-    world.after([snapshot_at(50, &[instance("1"), rules()], SnapshotCause::First)]).await;
-    assert!(world.catalog.forbids_anything() && changes.take());
-    world.after([snapshot_at(51, &[instance("1"), rules()], SnapshotCause::Resync)]).await;
-    assert!(!changes.take(), "they are the same");
-    let broken = entry("rules/mesh", &serde_json::json!([]), 2);
-    world.after([put(broken), WatchEvent::Disconnected(error())]).await;
-    assert!(world.catalog.forbids_anything());
-    world.after([snapshot_at(2, &[], SnapshotCause::Reset)]).await;
-    assert!(world.catalog.forbids_anything() && world.follower.next_write().is_some());
-    world.after([put(rules()), deleted("rules/mesh")]).await;
-    assert!(!world.catalog.forbids_anything() && world.catalog.rules().is_empty() && changes.take());
-}
-
 #[tokio::test(start_paused = true)]
 async fn settings_that_a_wiped_store_lost_outlive_further_snapshots_and_a_restart_finds_the_loss_again() {
     let mut world = world();
@@ -547,7 +526,7 @@ fn written(what: u8, port: u16) -> Entry {
         3 => node("a"),
         4 => entry("services/web", &serde_json::json!({"published": [{"port": port}]}), 1),
         5 => network(u32::from(port)),
-        7 => rules(),
+        7 => rules::rules(),
         6 => subnet(7, if port == 1 { "a" } else { "b" }),
         _ => entry("of-a-newer-agent/x", &serde_json::json!({}), 1),
     };
