@@ -36,7 +36,7 @@ pub use dns::{DnsInfo, DnsListener, DnsOthers};
 pub use doctor::{Checkup, Finding};
 pub use identity::{IdentityInfo, JoinToken, JoinTokenRequest, RevokeRequest, RevokedNode};
 pub use names::{TopEntry, TopList};
-pub use network::{NetworkInfo, NetworkRequest, NetworkSummary, Networks, SubnetInfo};
+pub use network::{Encryption, NetworkInfo, NetworkRequest, NetworkSummary, Networks, SubnetInfo};
 pub use read::{
     Awaited, EndpointInfo, Endpoints, LocalInstance, LocalInstances, NodeInfo, Nodes, PlainFor, Problem,
     Resolution, ServiceSummary, Services, Setting, Settings, Stale, Status, TookOver, Why, WhyBalance,

@@ -20,7 +20,9 @@ pub use address::{Address, ListensOn};
 pub use health::Health;
 pub use instance::{Instance, Weight};
 pub use name::{InstanceId, NameError, NetworkName, NodeName, PortName, Region, ServiceName, Tag, Zone};
-pub use network::{Mac, Mtu, Network, Pool, PoolError, PoolsError, Slot, Subnet, Vni};
+pub use network::{
+    Cipher, Mac, Mtu, Network, NodeKey, Pool, PoolError, PoolsError, PublicKey, Slot, Subnet, Transport, Vni,
+};
 pub use node::Node;
 pub use prefix::Prefix;
 pub use settings::{
