@@ -81,7 +81,7 @@ impl Guest {
         let mut guest = Process::start("guest", &mut emulator, &log);
         let deadline = Instant::now() + within;
         while guest.status().is_none() && Instant::now() < deadline {
-            std::thread::sleep(Duration::from_millis(100));
+            crate::pause(Duration::from_millis(100));
         }
         guest.kill();
         let console = String::from_utf8_lossy(&fs::read(&log).unwrap_or_default()).replace('\r', "");
