@@ -163,8 +163,8 @@ impl Esp {
                     let pair = Pair::new(end, peer, (out.number, back.number));
                     // Receiving goes first, and what was begun is not begun again.
                     made.insert(peer.key, pair);
-                    self.add_state(&pair.back, &*back.key)?;
-                    self.add_state(&pair.out, &*out.key)?;
+                    self.add_state(&pair.back, &back.key)?;
+                    self.add_state(&pair.out, &out.key)?;
                     pair
                 }
             };
