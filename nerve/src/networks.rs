@@ -7,7 +7,7 @@
 use std::collections::BTreeSet;
 
 use crate::hash;
-use crate::model::{Mtu, Network, NetworkName, NodeName, Pool, PoolsError, Prefix, Vni};
+use crate::model::{Mtu, Network, NetworkName, NodeName, Pool, PoolsError, Prefix, Transport, Vni};
 use crate::store::{self, Entry, Expect, Key, Revision, Store, Swap};
 use crate::subnets;
 
@@ -25,8 +25,8 @@ pub struct Draft {
     pub mtu: Option<Mtu>,
     /// Networks that it is to reach.
     pub reaches: BTreeSet<NetworkName>,
-    /// Without a tunnel between nodes on one link.
-    pub direct: bool,
+    /// How its packets are to travel between nodes.
+    pub transport: Transport,
 }
 
 /// A network that is there.
@@ -109,6 +109,17 @@ pub enum Error {
         holder: NetworkName,
         /// What that one has.
         held: Prefix,
+    },
+    /// One is encrypted and the other is not: what they say to each other would be in the clear.
+    #[error(
+        "network {name} cannot be created: of it and network {other} one reaches the other and only one is encrypted, so that what they \
+         say to each other would not be; make both with --encrypted, or leave --reach away"
+    )]
+    InTheClear {
+        /// The network.
+        name: NetworkName,
+        /// The other one.
+        other: NetworkName,
     },
     /// Containers are attached to it.
     #[error(
@@ -212,7 +223,7 @@ impl Draft {
             pools: self.pools.clone(),
             mtu: self.mtu,
             reaches: self.reaches.clone(),
-            direct: self.direct,
+            transport: self.transport,
             unknown: Default::default(),
         })
     }
@@ -226,12 +237,12 @@ impl Draft {
     }
 
     fn asks_for(&self, network: &Network) -> bool {
-        let Self { pools, vni, mtu, reaches, direct } = self;
+        let Self { pools, vni, mtu, reaches, transport } = self;
         let is_same_range = |pool| network.pools.contains(pool);
         pools.len() == network.pools.len()
             && pools.iter().all(is_same_range)
             && vni.is_none_or(|vni| vni == network.vni)
-            && (mtu, reaches, direct) == (&network.mtu, &network.reaches, &network.direct)
+            && (mtu, reaches, transport) == (&network.mtu, &network.reaches, &network.transport)
     }
 }
 
@@ -256,6 +267,10 @@ fn refuse_collision(
         // A record that cannot be read holds nothing: no agent makes that network either.
         let Some(held) = &other.network else { continue };
         let (name, holder) = (name.clone(), other.name.clone());
+        let is_reached = network.reaches.contains(&holder) || held.reaches.contains(&name);
+        if is_reached && held.is_encrypted() != network.is_encrypted() {
+            return Err(Error::InTheClear { name, other: holder });
+        }
         if held.vni == network.vni {
             return Err(Error::VniTaken { name, vni: held.vni, holder });
         }
@@ -273,7 +288,7 @@ fn read(entry: &Entry) -> Option<Network> {
 }
 
 fn described(network: &Network) -> String {
-    let Network { vni, pools, mtu, reaches, direct, .. } = network;
+    let Network { vni, pools, mtu, reaches, transport, .. } = network;
     let mut text = pools.iter().map(ToString::to_string).collect::<Vec<_>>().join(" and ");
     text.push_str(&format!(", VNI {vni}"));
     if let Some(mtu) = mtu {
@@ -282,8 +297,10 @@ fn described(network: &Network) -> String {
     if !reaches.is_empty() {
         text.push_str(&format!(", reaching {}", listed(reaches)));
     }
-    if *direct {
-        text.push_str(", without a tunnel on one link (--direct)");
+    match transport {
+        Transport::Tunnel => {}
+        Transport::Direct => text.push_str(", without a tunnel on one link (--direct)"),
+        Transport::Encrypted => text.push_str(", encrypted (--encrypted)"),
     }
     text
 }
@@ -320,7 +337,7 @@ mod tests {
             Pool::new(cidr, Pool::usual_subnet_length(cidr)).unwrap()
         };
         let pools = cidrs.iter().map(pool).collect();
-        Draft { pools, vni: None, mtu: None, reaches: BTreeSet::new(), direct: false }
+        Draft { pools, vni: None, mtu: None, reaches: BTreeSet::new(), transport: Transport::Tunnel }
     }
 
     async fn names(store: &EmbeddedStore) -> Vec<String> {
@@ -352,7 +369,8 @@ mod tests {
             draft(&["10.43.0.0/16"]),
             draft(&["10.42.0.0/16", "fd42::/48"]),
             Draft { mtu: Mtu::new(1400), ..wanted.clone() },
-            Draft { direct: true, ..wanted.clone() },
+            Draft { transport: Transport::Direct, ..wanted.clone() },
+            Draft { transport: Transport::Encrypted, ..wanted.clone() },
             Draft { reaches: BTreeSet::from([name("red")]), ..wanted.clone() },
             Draft { vni: Vni::new(8), ..wanted.clone() },
         ] {

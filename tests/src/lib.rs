@@ -18,6 +18,7 @@ pub mod server;
 pub mod soak;
 
 mod cluster;
+mod guest;
 mod host;
 mod netns;
 mod node;
@@ -29,6 +30,7 @@ mod wait;
 mod world;
 
 pub use cluster::{Builder, Cluster};
+pub use guest::{Ended, Guest};
 pub use host::Host;
 pub use netns::{Fabric, Family, Namespace};
 pub use node::{Node, ServiceFile, Settings};

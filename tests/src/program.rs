@@ -2,7 +2,7 @@
 //!
 //! Cargo tells a package the path of its own programs only. So the harness asks cargo itself to build it, before it
 //! enters any namespace, and takes the path from cargo's answer. `PLEXUS_TEST_PROFILE` chooses the profile (`dev`
-//! unless given; `tests/run` says `release`, which is what ships); `PLEXUS_BIN` names a program that is built already.
+//! unless given; `tests/run` says `release`, which is what ships); `PLEXUS_BIN` names a program that is built already, `PLEXUS_TEST_BACKEND_BIN` with it the other one: then cargo is not asked.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -42,6 +42,9 @@ fn programs() -> &'static Programs {
     static PROGRAMS: OnceLock<Programs> = OnceLock::new();
     PROGRAMS.get_or_init(|| {
         let given = std::env::var_os("PLEXUS_BIN").map(PathBuf::from);
+        if let (Some(plexus), Some(backend)) = (&given, std::env::var_os("PLEXUS_TEST_BACKEND_BIN")) {
+            return Programs { plexus: plexus.clone(), backend: PathBuf::from(backend) };
+        }
         let mut packages = vec![("plexus-tests", "plexus-test-backend")];
         if given.is_none() {
             packages.push(("mesh", "plexus"));

@@ -420,6 +420,8 @@ pub(crate) const HOMES: &[Home] = &[
             "mesh/src/identity",
             // Records of TLS are protected where they stand, which rustls does in vectors of its own.
             "mesh/src/proxy/tunnel/record.rs",
+            // Private keys, and what nodes make of them together.
+            "mesh/src/overlay/sealed",
             // The other side of a signature.
             "tests/src/server/aws",
             "tests/src/server/cfssl.rs",
@@ -432,8 +434,11 @@ pub(crate) const HOMES: &[Home] = &[
             "mesh/src/cli/client.rs",
             "mesh/src/config/identity.rs",
             "mesh/src/identity",
+            "mesh/src/overlay/sealed",
         ],
     ),
+    // Nodes agree on keys by it, where the kernel does not do that itself.
+    home("x25519-dalek", &["mesh/src/overlay/sealed/esp"]),
     home("rcgen", &["mesh/src/identity"]),
     home("x509-parser", &["mesh/src/identity/certificate.rs"]),
     home("quick-xml", &["synapse/src/watch/aws", "synapse/src/watch/ec2.rs"]),
@@ -443,6 +448,7 @@ pub(crate) const HOMES: &[Home] = &[
         &[
             "nerve/src/check/scram.rs",
             "nerve/src/announce/znode.rs",
+            "nerve/src/model/network/key.rs",
             "synapse/src/watch/decode.rs",
             // A question in a URL.
             "mesh/src/dns/server/https.rs",

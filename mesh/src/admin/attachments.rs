@@ -1,18 +1,20 @@
 //! Containers and other network namespaces of this node on overlay networks.
 
+use std::collections::BTreeMap;
 use std::fmt;
+use std::net::IpAddr;
 
 use async_trait::async_trait;
 use axum::Json;
 use axum::extract::{Path, Request, State};
 use hyper::StatusCode;
-use nerve::model::NetworkName;
+use nerve::model::{NetworkName, NodeName};
 
 use super::Shared;
 use super::refusal::{Answer, Refusal, nearest};
 use super::write::body;
 use crate::api::{
-    AttachRequest, Attachable, Attachment, AttachmentCheck, Attachments, Changed, NewAttachment,
+    AttachRequest, Attachable, Attachment, AttachmentCheck, Attachments, Changed, Encryption, NewAttachment,
 };
 
 /// Attaches and detaches. The agent composes it of the handle of the overlay, so that this room does not know its types.
@@ -44,6 +46,15 @@ pub trait Attacher: Send + Sync {
 
     /// What is attached on this node.
     fn attached(&self) -> Vec<Attachment>;
+
+    /// Can what this node sends to others be encrypted?
+    ///
+    /// # Errors
+    /// Why not.
+    async fn can_encrypt(&self) -> Result<(), String>;
+
+    /// What this node encrypts with what it sends to others, by their names and addresses.
+    fn encrypts(&self) -> BTreeMap<(NodeName, IpAddr), Encryption>;
 }
 
 /// Why something was not attached or detached.

@@ -6,7 +6,7 @@ use axum::Json;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Path, Query, Request, State};
 use hyper::StatusCode;
-use nerve::model::{NetworkName, Pool, Prefix};
+use nerve::model::{NetworkName, Pool, Prefix, Transport};
 use nerve::networks::{self, Created, Draft, Removed};
 use serde::Deserialize;
 use synapse::catalog::NetworkView;
@@ -29,7 +29,13 @@ pub(super) async fn inspect(State(handles): Shared, Path(name): Path<String>) ->
         Refusal::unknown("network", &name, known.iter().map(|view| view.name.as_str()))
             .or_hint("`plexus network ls` lists them")
     })?;
+    let encrypts = handles.attacher.encrypts();
     let subnets = view.subnets.all().into_iter().map(|(slot, held)| SubnetInfo {
+        encryption: encrypts
+            .get(&(held.node.clone(), held.address))
+            .copied()
+            .filter(|_| view.network.is_encrypted()),
+        keys: held.keys.clone(),
         slot,
         prefixes: view.network.subnets(slot),
         node: held.node.clone(),
@@ -52,14 +58,28 @@ pub(super) async fn create(
     request: Request,
 ) -> Answer<Changed> {
     let name = network_name(&name)?;
-    let NetworkRequest { pools, vni, mtu, reaches, direct } = body(request).await?;
+    let NetworkRequest { pools, vni, mtu, reaches, direct, encrypted } = body(request).await?;
+    let transport = match (direct, encrypted) {
+        (false, false) => Transport::Tunnel,
+        (true, false) => Transport::Direct,
+        (false, true) => Transport::Encrypted,
+        (true, true) => {
+            return Err(Refusal::bad_request(format!(
+                "network {name} cannot be encrypted and without a tunnel: what is encrypted is the tunnel; leave --direct or --encrypted away"
+            )));
+        }
+    };
     let ranges: Vec<Prefix> = pools.iter().map(Pool::cidr).collect();
     // One that is there has routes of its own: whether it is what is asked for is the store's to say.
     let unchecked = match handles.catalog.network(name.as_str()) {
         Some(_) => None,
+        None if encrypted => {
+            refuse_if_unable(&handles, &name).await?;
+            refuse_if_used(&handles, &name, &ranges).await?
+        }
         None => refuse_if_used(&handles, &name, &ranges).await?,
     };
-    let draft = Draft { pools, vni, mtu, reaches, direct };
+    let draft = Draft { pools, vni, mtu, reaches, transport };
     let created = networks::create(&*handles.store, &name, draft).await.map_err(network_refusal)?;
     let Created { network, new } = created;
     let pools = network.pools.iter().map(ToString::to_string).collect::<Vec<_>>().join(" and ");
@@ -114,7 +134,8 @@ fn summary(handles: &Handles, view: &NetworkView) -> NetworkSummary {
         mtu: network.mtu,
         reaches: network.reaches.clone(),
         reached_by: reached_by(handles, &view.name),
-        direct: network.direct,
+        direct: network.transport == Transport::Direct,
+        encrypted: network.is_encrypted(),
         nodes: view.subnets.len(),
         slots: network.slots(),
     }
@@ -125,6 +146,15 @@ fn reached_by(handles: &Handles, name: &NetworkName) -> BTreeSet<NetworkName> {
     let networks = handles.catalog.networks();
     let reaching = networks.iter().filter(|view| view.network.reaches.contains(name));
     reaching.map(|view| view.name.clone()).collect()
+}
+
+/// An error if this node cannot encrypt: it would take no part in the network that it is asked for.
+async fn refuse_if_unable(handles: &Handles, name: &NetworkName) -> Result<(), Refusal> {
+    let node = &handles.node.name;
+    handles.attacher.can_encrypt().await.map_err(|reason| {
+        Refusal::conflict(format!("network {name} cannot be encrypted: node {node} encrypts by neither WireGuard nor IPsec: {reason}"))
+            .hint("load the module wireguard, or esp4, esp6 and xfrm_interface; or ask a node whose kernel has them")
+    })
 }
 
 /// An error if this host uses some of the addresses; a note where that cannot be told.
@@ -173,6 +203,7 @@ fn network_refusal(error: networks::Error) -> Refusal {
     match error {
         networks::Error::Pools { .. } => Refusal::bad_request(error),
         networks::Error::Exists { .. }
+        | networks::Error::InTheClear { .. }
         | networks::Error::VniTaken { .. }
         | networks::Error::NoVni { .. }
         | networks::Error::Overlaps { .. }

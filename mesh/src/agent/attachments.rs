@@ -3,17 +3,19 @@
 //! The overlay keeps what is said of an attachment and does not know what it means; the source of instances knows nothing
 //! of networks. Here one is told what the other has. Labels are read before anything is attached: one that is wrong refuses it.
 
+use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::path::PathBuf;
 
 use async_trait::async_trait;
-use nerve::model::NetworkName;
+use nerve::model::{NetworkName, NodeName};
 use nerve::source::{self, AttachedSource, Local};
 use nerve::tasks::Tasks;
 
 use crate::admin::{Attacher, NotAttached};
 use crate::api::{
     AttachRequest, Attachable, Attachment, AttachmentCheck, AttachmentInstance, AttachmentOwner,
-    AttachmentRoute, NewAttachment,
+    AttachmentRoute, Encryption, NewAttachment,
 };
 use crate::overlay::{self, Described};
 
@@ -165,6 +167,16 @@ impl Attacher for Attachments {
 
     async fn attachable(&self, network: &NetworkName) -> Result<Attachable, NotAttached> {
         self.overlay.offer(network).await.map(attachable).map_err(|error| not_attached(&error))
+    }
+
+    async fn can_encrypt(&self) -> Result<(), String> {
+        self.overlay.can_encrypt().await
+    }
+
+    fn encrypts(&self) -> BTreeMap<(NodeName, IpAddr), Encryption> {
+        let ways = self.overlay.ways();
+        let encryption = |way: &overlay::EncryptedWay| Encryption { cipher: way.cipher, since: way.since };
+        ways.iter().map(|(peer, way)| (peer.clone(), encryption(way))).collect()
     }
 
     fn attached(&self) -> Vec<Attachment> {

@@ -49,12 +49,7 @@ pub(super) fn tunnel_port(config: &Config, identity: &identity::Handle) -> Optio
 /// Tunnels between nodes.
 pub(super) fn start_mtls(
     config: &Config,
-    (plane, identity, catalog, registrar): (
-        &Arc<DataPlane>,
-        &identity::Handle,
-        &Catalog,
-        &registrar::Handle,
-    ),
+    (plane, identity, catalog, registrar): (&Arc<DataPlane>, &identity::Handle, &Catalog, &registrar::Handle),
     rules: &Rules,
     inherited: Inherited,
     registry: &Registry,
@@ -67,7 +62,10 @@ pub(super) fn start_mtls(
         plane: Arc::clone(plane),
         identity: identity.clone(),
         catalog: catalog.clone(),
-        registered: mtls::Registered { instances: Arc::new(move || local.records()), changes: registrar.changes() },
+        registered: mtls::Registered {
+            instances: Arc::new(move || local.records()),
+            changes: registrar.changes(),
+        },
         offer: Arc::new(move |port| offering.offer_tunnel(port)),
         rules: rules.clone(),
         inherited,

@@ -42,7 +42,7 @@ pub use identity::{
 };
 pub use mtls::{MtlsInfo, MtlsNode, MtlsRequest};
 pub use names::{TopEntry, TopList};
-pub use network::{NetworkInfo, NetworkRequest, NetworkSummary, Networks, SubnetInfo};
+pub use network::{Encryption, NetworkInfo, NetworkRequest, NetworkSummary, Networks, SubnetInfo};
 pub use read::{
     Awaited, EndpointInfo, Endpoints, LocalInstance, LocalInstances, NodeInfo, Nodes, PlainFor, Problem,
     Resolution, RuleList, ServiceSummary, Services, Setting, Settings, Stale, Status, TookOver, Why,

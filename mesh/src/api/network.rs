@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use nerve::model::{Mac, Mtu, NetworkName, NodeName, Pool, Prefix, Slot, Vni};
+use nerve::model::{Cipher, Mac, Mtu, NetworkName, NodeKey, NodeName, Pool, Prefix, Slot, Vni};
 use serde::{Deserialize, Serialize};
 
 use super::{Attachment, Stale};
@@ -26,6 +26,9 @@ pub struct NetworkRequest {
     /// Without a tunnel between nodes on one link.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub direct: bool,
+    /// Encrypted between nodes, which cannot be without a tunnel.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub encrypted: bool,
 }
 
 /// Every overlay network.
@@ -59,6 +62,9 @@ pub struct NetworkSummary {
     /// Without a tunnel between nodes on one link.
     #[serde(default)]
     pub direct: bool,
+    /// Encrypted between nodes.
+    #[serde(default)]
+    pub encrypted: bool,
     /// Nodes that take part in it.
     pub nodes: usize,
     /// How many can.
@@ -102,4 +108,19 @@ pub struct SubnetInfo {
     /// The store no longer confirms it.
     #[serde(default)]
     pub unconfirmed: bool,
+    /// Of an encrypted network: the public keys that the node receives with.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub keys: Vec<NodeKey>,
+    /// What the node that answers encrypts packets to this one with; none: it sends nothing to it, or is it itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub encryption: Option<Encryption>,
+}
+
+/// What packets to a node are encrypted with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Encryption {
+    /// By what.
+    pub cipher: Cipher,
+    /// When the key of the node that answers was made, in seconds since 1970.
+    pub since: u64,
 }

@@ -1,5 +1,7 @@
 //! `plexus network`: overlay networks, created, listed, looked at and removed, and what they leave behind.
 
+use std::time::{Duration, SystemTime};
+
 use clap::{Args, Subcommand};
 use hyper::Method;
 use nerve::model::{Mtu, NetworkName, Pool, Prefix, Vni};
@@ -19,7 +21,8 @@ Examples:
   plexus network create blue --cidr 10.42.0.0/16 --cidr fd42::/48
   plexus network create many --cidr 10.64.0.0/12 --subnet-len 26      for up to 16384 nodes
   plexus network create red --cidr 10.43.0.0/16 --reach blue          containers of the two reach each other
-  plexus network create fast --cidr 10.44.0.0/16 --direct             nodes on one link need no tunnel";
+  plexus network create fast --cidr 10.44.0.0/16 --direct             nodes on one link need no tunnel
+  plexus network create safe --cidr 10.45.0.0/16 --encrypted          nobody between the nodes can read it";
 
 const LS_HELP: &str = "\
 NODES is how many nodes take part in the network, of how many can.
@@ -36,8 +39,8 @@ Examples:
   plexus network rm blue --force";
 
 const INSPECT_HELP: &str = "\
-Which node holds which subnet, where the others send its packets, and the address of its VXLAN device; and what is attached on
-the node that answers.
+Which node holds which subnet, where the others send its packets, and the address of its VXLAN device; of an encrypted network, what the
+node that answers encrypts with for each of the others, and since when it has that key; and what is attached on it.
 
 Examples:
   plexus network inspect blue
@@ -83,6 +86,9 @@ struct Create {
     /// Without a tunnel between nodes on one link, which has to pass packets whose addresses are not its machines'
     #[arg(long)]
     direct: bool,
+    /// Encrypted between nodes by the kernel: WireGuard, or IPsec where a node has no WireGuard; nodes with neither take no part
+    #[arg(long, conflicts_with = "direct")]
+    encrypted: bool,
     #[command(flatten)]
     reach: Reach,
 }
@@ -134,8 +140,9 @@ impl Create {
     async fn run(self, out: &mut Output<'_>) -> Result {
         let what = format!("creating network {}", self.name);
         let pools = self.pools().map_err(|error| Error::failed(&what, error))?;
-        let Self { name, vni, mtu, reaches, direct, reach, .. } = self;
-        let body = NetworkRequest { pools, vni, mtu, reaches: reaches.into_iter().collect(), direct };
+        let Self { name, vni, mtu, reaches, direct, encrypted, reach, .. } = self;
+        let body =
+            NetworkRequest { pools, vni, mtu, reaches: reaches.into_iter().collect(), direct, encrypted };
         let changed: Changed = reach.agent().send(&what, Method::PUT, &path(&name), &body).await?;
         print_change(out, reach.json, &changed)
     }
@@ -206,9 +213,13 @@ impl Inspect {
             if network.direct {
                 out.line("on one link   without a tunnel")?;
             }
+            if network.encrypted {
+                out.line("encrypted     between nodes")?;
+            }
             out.line(format!("nodes         {} of at most {}", network.nodes, network.slots))?;
             for (head, table) in [
                 ("", subnets(&answer.subnets)),
+                ("encrypted by the node that answers:", encryption(network, &answer.subnets)),
                 ("attached on the node that answers:", attach::table(&answer.attachments)),
             ] {
                 if table.is_empty() {
@@ -244,6 +255,26 @@ fn subnets(subnets: &[SubnetInfo]) -> Table {
         ]);
     }
     table
+}
+
+/// What each node is reached by, where the network is encrypted.
+fn encryption(network: &NetworkSummary, subnets: &[SubnetInfo]) -> Table {
+    let mut table = Table::new(&["NODE", "TO IT BY", "KEY SINCE", "ITS KEYS"]);
+    for subnet in subnets.iter().filter(|_| network.encrypted) {
+        let keys = subnet.keys.iter().map(|key| format!("{} of {}", key.cipher, moment(key.since)));
+        let keys = keys.collect::<Vec<_>>().join(", ");
+        let (by, since) = match &subnet.encryption {
+            Some(encryption) => (encryption.cipher.to_string(), moment(encryption.since)),
+            None => ("-".to_owned(), "-".to_owned()),
+        };
+        table.row([Cell::from(&subnet.node), Cell::from(by), Cell::from(since), Cell::from(keys)]);
+    }
+    table
+}
+
+fn moment(seconds: u64) -> String {
+    let moment = SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(seconds));
+    moment.map_or_else(|| "?".to_owned(), |moment| humantime::format_rfc3339_seconds(moment).to_string())
 }
 
 fn path(network: &NetworkName) -> String {

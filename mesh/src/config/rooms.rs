@@ -155,6 +155,8 @@ impl Config {
             address: self.node.address,
             default: self.overlay.default.clone(),
             port: self.overlay.port.get(),
+            encryption_port: self.overlay.encryption_port.get(),
+            key_lifetime: self.overlay.key_lifetime.get(),
             lease: self.overlay.lease.get(),
             fast_path: self.overlay.fast_path,
             state_dir: self.state_dir.clone(),

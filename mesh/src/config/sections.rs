@@ -107,6 +107,10 @@ pub struct Overlay {
     pub default: Vec<Prefix>,
     /// The UDP port of the tunnels, the same on every node.
     pub port: NonZeroU16,
+    /// The first UDP port of what encrypts networks.
+    pub encryption_port: NonZeroU16,
+    /// The age at which a key of encrypted networks is followed by the next one.
+    pub key_lifetime: Period,
     /// How long a node that has fallen silent keeps its subnets.
     pub lease: Period,
     /// The way of packets between containers of different nodes through this host.
@@ -296,6 +300,13 @@ impl Vip {
 
 /// Containers live on while an agent is restarted or replaced: their addresses must not be given to others meanwhile.
 const SHORTEST_LEASE: Period = Period::seconds(60);
+/// Shorter, keys would be made faster than nodes hear of them.
+const SHORTEST_KEY_LIFETIME: Period = Period::seconds(10);
+/// Nobody else's, as far as is registered: WireGuard has none of its own, and 51820 is taken where people use it themselves.
+const ENCRYPTION_PORT: NonZeroU16 = match NonZeroU16::new(51882) {
+    Some(port) => port,
+    None => NonZeroU16::MIN,
+};
 
 impl Overlay {
     pub(super) fn read(section: &mut Section<'_>) -> Result<Self, Reported> {
@@ -303,6 +314,13 @@ impl Overlay {
             enabled: section.or("enabled", false),
             default: section.or("default", Vec::new()),
             port: section.or("port", VXLAN_PORT),
+            encryption_port: section.or("encryption_port", ENCRYPTION_PORT),
+            key_lifetime: section.or_where(
+                "key_lifetime",
+                Period::seconds(86400),
+                "10s or longer",
+                |lifetime| *lifetime >= SHORTEST_KEY_LIFETIME,
+            ),
             lease: section
                 .or_where("lease", Period::seconds(900), "1m or longer", |lease| *lease >= SHORTEST_LEASE),
             fast_path: section.or("fast_path", FastPath::default()),

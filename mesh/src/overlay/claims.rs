@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use nerve::model::{NetworkName, Pool, Prefix, Slot, Subnet};
+use nerve::model::{NetworkName, Pool, Prefix, Slot, Subnet, Transport};
 use nerve::networks::{self, Draft};
 use nerve::store::{self, Session, Store};
 use nerve::subnets::{self, Claimed};
@@ -18,7 +18,7 @@ use synapse::catalog::{Catalog, NetworkView};
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior};
 
-use super::keeper::Returning;
+use super::keeper::{Keys, Returning};
 use super::names::mac;
 use super::{Config, Handle, Held, LINKS, Metrics, PROTOCOL, Problems, send_if_new};
 use crate::routes::{self, collision};
@@ -75,6 +75,8 @@ pub(super) struct Channels {
     pub(super) returning: watch::Receiver<Option<Returning>>,
     /// The range of the link that this node's address is on.
     pub(super) link: watch::Receiver<Option<Prefix>>,
+    /// This node's keys for encrypted networks; `None`: not known yet.
+    pub(super) keys: watch::Receiver<Option<Keys>>,
 }
 
 struct Claims {
@@ -136,7 +138,8 @@ impl Claims {
         let mut due: BTreeSet<NetworkName> = self.names();
         let mut tick = tokio::time::interval_at(Instant::now() + TICK, TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let (mut used, mut link) = (self.used.clone(), self.channels.link.clone());
+        let (mut used, mut link, mut keys) =
+            (self.used.clone(), self.channels.link.clone(), self.channels.keys.clone());
         let mut returning = self.channels.returning.clone();
         let mut lacks_default = !self.config.default.is_empty();
         loop {
@@ -151,6 +154,7 @@ impl Claims {
                 Ok(()) = used.changed() => due = self.names(),
                 Ok(()) = returning.changed() => due = self.names(),
                 Ok(()) = link.changed() => due = self.names(),
+                Ok(()) = keys.changed() => due = self.names(),
                 _ = tick.tick() => {
                     due = self.names();
                     lacks_default |= self.collides;
@@ -175,7 +179,8 @@ impl Claims {
         let pools =
             self.config.default.iter().map(|range| Pool::new(*range, Pool::usual_subnet_length(*range)));
         let pools = pools.filter_map(Result::ok).collect();
-        let draft = Draft { pools, vni: None, mtu: None, reaches: BTreeSet::new(), direct: false };
+        let draft =
+            Draft { pools, vni: None, mtu: None, reaches: BTreeSet::new(), transport: Transport::Tunnel };
         match networks::create(&*self.store, &name, draft).await {
             Ok(created) => {
                 if created.new {
@@ -230,6 +235,19 @@ impl Claims {
                 self.forget(&name, confirmed).await;
                 continue;
             };
+            if view.network.is_encrypted() {
+                let keys = self.channels.keys.borrow().clone();
+                match keys {
+                    // It is due again when they are known.
+                    None => continue,
+                    Some(Err(reason)) => {
+                        self.forget(&name, confirmed).await;
+                        self.note(&name, Some(cannot_encrypt(&name, &reason)));
+                        continue;
+                    }
+                    Some(Ok(_)) => {}
+                }
+            }
             let is_confirmed = confirmed.get(&name).is_some_and(|slot| self.is_ours(&view, *slot));
             if is_confirmed {
                 continue;
@@ -283,8 +301,12 @@ impl Claims {
                 recorded.map(|subnet| (subnet.returns, subnet.own.clone())).unwrap_or_default()
             }
         };
-        let link = self.channels.link.borrow().filter(|_| view.network.direct);
-        Subnet { in_use, returns, own, link, ..Subnet::new(node.clone(), *address, mac(slot)) }
+        let link = self.channels.link.borrow().filter(|_| view.network.transport == Transport::Direct);
+        let keys = match &*self.channels.keys.borrow() {
+            Some(Ok(keys)) if view.network.is_encrypted() => keys.clone(),
+            _ => Vec::new(),
+        };
+        Subnet { in_use, returns, own, link, keys, ..Subnet::new(node.clone(), *address, mac(slot)) }
     }
 
     /// Claims one; `None`: all are taken.
@@ -381,6 +403,13 @@ impl Claims {
 
 fn shown(view: &NetworkView, slot: Slot) -> String {
     view.network.subnets(slot).iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+}
+
+fn cannot_encrypt(name: &NetworkName, reason: &str) -> String {
+    format!(
+        "this node takes no part in network {name}, which is encrypted: its kernel encrypts by neither WireGuard nor IPsec ({reason}); load \
+         the module wireguard, or esp4, esp6 and xfrm_interface, or run a kernel that has them"
+    )
 }
 
 fn full(view: &NetworkView) -> String {

@@ -2,11 +2,12 @@
 //!
 //! What is ours is known by its names and numbers alone, so no agent, no store and no state is needed. Twice is once.
 
+use std::collections::BTreeSet;
 use std::io;
 
 use super::netlink::Netlink;
 use super::plan::Entry;
-use super::{TABLE, fast_path, foreign, returns};
+use super::{TABLE, fast_path, foreign, returns, sealed};
 
 /// What was there and is not any more.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -33,7 +34,7 @@ pub async fn cleanup() -> io::Result<Removed> {
     };
     // Last: until then nothing gets where it may not.
     foreign::pass(false).await?;
-    for table in [fast_path::TABLE, returns::INSIDE, returns::OUTSIDE, TABLE] {
+    for table in [fast_path::TABLE, returns::INSIDE, returns::OUTSIDE, sealed::TABLE, TABLE] {
         if table.list().await.map_err(io::Error::other)?.is_some() {
             table.remove().await.map_err(io::Error::other)?;
             removed.tables.push(table.to_string());
@@ -59,5 +60,7 @@ async fn of_kernel(netlink: &Netlink) -> io::Result<Removed> {
         netlink.remove_link(link.index).await?;
         removed.links.push(name);
     }
+    removed.links.extend(sealed::link_names(sealed::remove_links(netlink).await?));
+    netlink.ensure_held(&BTreeSet::new(), false).await?;
     Ok(removed)
 }

@@ -13,6 +13,7 @@ use super::events::Event;
 use super::here::Here;
 use super::names::{bridge, vxlan};
 use super::netlink::{Link, LinkKind, is_ours};
+use super::sealed::is_sealed;
 use super::veth::LINK as CONTAINER;
 
 /// A part, in the order in which those that are due at once are compared: what comes later follows from what comes before.
@@ -20,6 +21,8 @@ use super::veth::LINK as CONTAINER;
 pub(super) enum Part {
     /// The addresses of this host, and the link beneath the networks.
     Host,
+    /// The links that encrypt, and the ways to peers by them.
+    Sealed,
     /// The links and entries of one network.
     Network(NetworkName),
     /// What others' packet filters let pass.
@@ -58,6 +61,7 @@ impl Part {
     pub(super) fn as_str(&self) -> &'static str {
         match self {
             Self::Host => "host",
+            Self::Sealed => "sealed",
             Self::Network(_) => "network",
             Self::Others => "others",
             Self::Filter => "filter",
@@ -140,6 +144,9 @@ pub(super) fn concerned(
             let is_known = here.values().any(|here| is_of(here, *index) || names_of(here).contains(name));
             if now.is_some() && is_ours(name) && !is_known {
                 parts.insert(Part::Obsolete);
+            }
+            if is_sealed(name) && now.as_ref().is_none_or(|now| !now.is_up) {
+                parts.insert(Part::Sealed);
             }
             if name.starts_with(CONTAINER) {
                 parts.insert(Part::FastPath);
@@ -324,6 +331,9 @@ mod tests {
         assert_eq!(told(40, "plxe00000000001", None), [Part::FastPath]);
         assert_eq!(told(41, "plxb77", Some(other.clone())), [Part::Obsolete]);
         assert_eq!(told(41, "plxb77", None), []);
+        assert_eq!(told(50, "plxw0", Some(other.clone())), []);
+        assert_eq!(told(50, "plxw0", Some(Link { is_up: false, ..other.clone() })), [Part::Sealed]);
+        assert_eq!(told(50, "plxw0", None), [Part::Sealed]);
         assert_eq!(told(ETH0, "eth0", Some(other)), [Part::Host, near()]);
     }
 

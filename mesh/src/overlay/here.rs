@@ -39,12 +39,16 @@ impl Here {
 
 /// The networks of a node, as the packet filter knows them.
 pub(super) fn zones(here: &BTreeMap<NetworkName, Here>) -> BTreeSet<Zone> {
-    let vni = |name: &NetworkName| here.get(name).map(|here| here.network.vni);
-    let zone = |here: &Here| Zone {
-        vni: here.network.vni,
-        ranges: here.network.pools.iter().map(|pool| pool.cidr()).collect(),
-        reaches: here.network.reaches.iter().filter_map(vni).collect(),
-        direct: here.direct(),
+    // What an encrypted network said to one that is not would be in the clear.
+    let is_alike = |one: &Here, other: &&Here| one.network.is_encrypted() == other.network.is_encrypted();
+    let zone = |one: &Here| Zone {
+        vni: one.network.vni,
+        ranges: one.network.pools.iter().map(|pool| pool.cidr()).collect(),
+        reaches: {
+            let reached = one.network.reaches.iter().filter_map(|name| here.get(name));
+            reached.filter(|other| is_alike(one, other)).map(|other| other.network.vni).collect()
+        },
+        direct: one.direct(),
     };
     here.values().map(zone).collect()
 }
@@ -136,7 +140,7 @@ mod tests {
     use super::*;
 
     fn forward(mac: u8, host: u8) -> Entry {
-        Entry::Forward { mac: Mac([2, 0, 0, 0, 0, mac]), to: IpAddr::from([192, 0, 2, host]) }
+        Entry::Forward { mac: Mac([2, 0, 0, 0, 0, mac]), to: IpAddr::from([192, 0, 2, host]), by: None }
     }
 
     #[test]

@@ -25,6 +25,10 @@ pub struct Metrics {
     pub(super) fast_path: IntGauge,
     /// Those of them that programs in the kernel see the packets of.
     pub(super) programs: IntGauge,
+    /// Nodes of encrypted networks, by what packets to them are encrypted with: `wireguard`, `esp`; `none`: nothing is sent to them.
+    pub(super) encrypted: IntGaugeVec,
+    /// Keys of encrypted networks, by cipher and what became of them: `made`, `ended`.
+    pub(super) keys: IntCounterVec,
     /// Probes of other nodes, by what was done: `answered`, `refused`, `failed`.
     pub(super) probes: IntCounterVec,
 }
@@ -89,11 +93,30 @@ impl Metrics {
                 "plexus_overlay_fast_path_program_containers",
                 "Containers whose packets to containers of other nodes are sent on by programs in the kernel.",
             )?,
+            encrypted: IntGaugeVec::new(
+                Opts::new(
+                    "plexus_overlay_encrypted_peers",
+                    "Nodes of encrypted networks, by what packets to them are encrypted with; none: nothing is sent to them.",
+                ),
+                &["cipher"],
+            )?,
+            keys: IntCounterVec::new(
+                Opts::new(
+                    "plexus_overlay_keys_total",
+                    "Keys of this node for encrypted networks, by cipher and what became of them.",
+                ),
+                &["cipher", "change"],
+            )?,
             probes: IntCounterVec::new(
                 Opts::new("plexus_overlay_probes_total", "Probes that came to this node, by outcome."),
                 &["outcome"],
             )?,
         })
+    }
+
+    /// So many peers are reached by this cipher.
+    pub(super) fn count_encrypted(&self, cipher: &str, count: usize) {
+        self.encrypted.with_label_values(&[cipher]).set(i64::try_from(count).unwrap_or(i64::MAX));
     }
 
     /// Makes them visible.
@@ -108,6 +131,8 @@ impl Metrics {
         registry.register(Box::new(self.overruns.clone()))?;
         registry.register(Box::new(self.fast_path.clone()))?;
         registry.register(Box::new(self.programs.clone()))?;
+        registry.register(Box::new(self.encrypted.clone()))?;
+        registry.register(Box::new(self.keys.clone()))?;
         registry.register(Box::new(self.probes.clone()))
     }
 }

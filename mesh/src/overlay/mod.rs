@@ -4,7 +4,7 @@
 //! outlives restarts of the agent. `keeper` makes the kernel's links, routes, neighbours and forwarding entries what `plan` says, and the
 //! packet filter's table what `firewall` says, and puts back what somebody takes away: `due` says what is to be compared, by what `events`
 //! tells of the kernel and what is `here`. `attach` connects containers, whose addresses
-//! `ledger` gives and remembers, `docker` those that Docker connects; `recover` puts in order what vanishes, and what a killed agent leaves; `inspect` compares with
+//! `ledger` gives and remembers, `docker` those that Docker connects; `sealed` has what encrypts; `recover` puts in order what vanishes, and what a killed agent leaves; `inspect` compares with
 //! the kernel, `removal` takes links away together. `probe` asks peers what passes between them and this node, and answers theirs.
 //!
 //! While the store is out of reach nothing is taken away: what the kernel has goes on passing packets. Without `CAP_NET_ADMIN`
@@ -35,10 +35,12 @@ mod recover;
 mod removal;
 mod returns;
 mod rules;
+mod sealed;
 mod sysctl;
 mod turns;
 mod underlay;
 mod veth;
+mod ways;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -63,6 +65,7 @@ pub(crate) use firewall::TABLE;
 pub(crate) use messages::PROTOCOL;
 pub use metrics::Metrics;
 pub use probe::{Outcome, Path, Peer, Prober, Underlay, Way, port as probe_port};
+pub use ways::{Way as EncryptedWay, Ways};
 
 /// How this node takes part in overlay networks.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -75,6 +78,10 @@ pub struct Config {
     pub default: Vec<Prefix>,
     /// The UDP port of the tunnels, the same on every node; 4789 is VXLAN's (RFC 7348).
     pub port: u16,
+    /// The first UDP port of what encrypts networks.
+    pub encryption_port: u16,
+    /// The age at which a key of encrypted networks is followed by the next one.
+    pub key_lifetime: Duration,
     /// How long a node that has fallen silent keeps its subnets.
     pub lease: Duration,
     /// Where it is kept which subnets this node had.
@@ -132,6 +139,7 @@ pub struct Handle {
     attachments: Option<Attachments>,
     docker: Option<DockerLinks>,
     prober: Option<Prober>,
+    ways: Option<watch::Receiver<Arc<Ways>>>,
 }
 
 /// What fails, in words, by the part that it is of.
@@ -158,19 +166,23 @@ pub fn start(
     let (tell_ready, ready) = watch::channel(keeper::Ready::new());
     let (tell_returning, returning) = watch::channel(None);
     let (tell_link, link) = watch::channel(None);
+    let (tell_keys, keys) = watch::channel(None);
+    let (tell_ways, ways) = watch::channel(Arc::default());
     let (attachments, unread) = Attachments::start(&config.state_dir, catalog, ready.clone(), leased, tasks)
         .map_err(std::io::Error::other)?;
     unread.iter().for_each(|problem| tracing::error!("{problem}"));
     let docker = Some(DockerLinks::start(attachments.clone(), tasks));
     let config = Arc::new(config);
     let prober = Some(Prober::new(&config, catalog, ready.clone(), link.clone()));
-    let handle = Handle { problems: Arc::default(), attachments: Some(attachments), docker, prober };
+    let handle =
+        Handle { problems: Arc::default(), attachments: Some(attachments), docker, prober, ways: Some(ways) };
     probe::start(&config, catalog, ready, metrics, tasks);
     let (tell_held, tell_leased) = (Arc::new(tell_held), Arc::new(tell_leased));
-    let channels = claims::Channels { held: tell_held, leased: tell_leased, returning, link };
+    let channels = claims::Channels { held: tell_held, leased: tell_leased, returning, link, keys };
     claims::start(&config, catalog, store, channels, &handle, metrics, tasks);
     let (ready, returning, link) = (Arc::new(tell_ready), Arc::new(tell_returning), Arc::new(tell_link));
-    let tell = keeper::Tell { ready, returning, link, usual_way: Arc::new(usual_way.given) };
+    let (keys, ways) = (Arc::new(tell_keys), Arc::new(tell_ways));
+    let tell = keeper::Tell { ready, returning, link, usual_way: Arc::new(usual_way.given), keys, ways };
     let listen = keeper::Listen { held, usual_way: usual_way.asked };
     keeper::start(&config, catalog, listen, tell, &handle, metrics, tasks);
     Ok(handle)
@@ -182,6 +194,24 @@ impl Handle {
     pub fn problems(&self) -> Vec<String> {
         let list = |part: &Mutex<Vec<String>>| part.lock().unwrap_or_else(PoisonError::into_inner).clone();
         [list(&self.problems.claims), list(&self.problems.kernel)].concat()
+    }
+
+    /// How packets to peers in encrypted networks are encrypted, by each peer's name and address.
+    #[must_use]
+    pub fn ways(&self) -> Arc<Ways> {
+        self.ways.as_ref().map(|ways| Arc::clone(&ways.borrow())).unwrap_or_default()
+    }
+
+    /// Can this node encrypt what it sends to others?
+    ///
+    /// # Errors
+    /// Why not.
+    pub async fn can_encrypt(&self) -> Result<(), String> {
+        if self.attachments.is_none() {
+            return Err("overlay networks are off on this node (overlay.enabled)".to_owned());
+        }
+        let checked = netlink::with_netlink(async |netlink| Ok(sealed::check(netlink).await)).await;
+        checked.unwrap_or_else(|error| Err(error.to_string()))
     }
 
     /// Attaches a container; when this returns, it can be reached.

@@ -55,8 +55,7 @@ pub(super) enum LinkKind {
 impl LinkKind {
     /// The tunnel of a network.
     pub(super) fn of_vxlan(wanted: &Links) -> Self {
-        let Links { vni, port, local, .. } = wanted;
-        Self::Vxlan { vni: vni.get(), port: *port, local: Some(*local), learns: false }
+        Self::Vxlan { vni: wanted.vni.get(), port: wanted.port, local: wanted.end(), learns: false }
     }
 }
 
@@ -150,7 +149,7 @@ impl Netlink {
         set.map_err(|e| in_the_way(failed(&format!("set {name} up"), &e)))
     }
 
-    async fn add_link(&self, name: &str, message: LinkMessage) -> io::Result<u32> {
+    pub(super) async fn add_link(&self, name: &str, message: LinkMessage) -> io::Result<u32> {
         let added = self.handle.link().add(message).execute().await;
         added.map_err(|e| in_the_way(failed(&format!("make the link {name}"), &e)))?;
         let mut found = self.handle.link().get().match_name(name.to_owned()).execute();
@@ -181,7 +180,7 @@ impl Netlink {
     }
 
     /// Gives a link these addresses, and takes all others but IPv6's own of the link.
-    async fn ensure_addresses(
+    pub(super) async fn ensure_addresses(
         &self,
         index: u32,
         link: &str,
@@ -260,8 +259,9 @@ impl Netlink {
 
     async fn add_one(&self, vxlan: u32, entry: Entry) -> io::Result<()> {
         let added = match entry {
-            Entry::Forward { mac, to } => {
-                let request = self.handle.neighbours().add_bridge(vxlan, &mac.0).destination(to);
+            Entry::Forward { mac, to, by } => {
+                let mut request = self.handle.neighbours().add_bridge(vxlan, &mac.0).destination(to);
+                request.message_mut().attributes.extend(by.map(NeighbourAttribute::IfIndex));
                 request.flags(NeighbourFlags::Own).replace().execute().await
             }
             Entry::Neighbour { gateway, mac } => {
@@ -280,13 +280,14 @@ impl Netlink {
     pub(super) async fn remove(&self, vxlan: u32, entries: &[Entry]) -> io::Result<()> {
         for entry in entries {
             let removed = match *entry {
-                Entry::Forward { mac, to } => {
+                Entry::Forward { mac, to, by } => {
                     let mut message = NeighbourMessage::default();
                     message.header.family = AddressFamily::Bridge;
                     message.header.ifindex = vxlan;
                     message.header.flags = NeighbourFlags::Own;
                     message.attributes.push(NeighbourAttribute::LinkLayerAddress(mac.0.to_vec()));
                     message.attributes.push(NeighbourAttribute::Destination(neighbour_address(to)));
+                    message.attributes.extend(by.map(NeighbourAttribute::IfIndex));
                     self.handle.neighbours().del(message).execute().await
                 }
                 Entry::Neighbour { gateway, .. } => {
@@ -317,9 +318,11 @@ pub(super) async fn with_netlink<T>(work: impl AsyncFnOnce(&Netlink) -> io::Resu
 
 fn vxlan_message(name: &str, wanted: &Links) -> LinkMessageBuilder<LinkVxlan> {
     let message = LinkVxlan::new(name, wanted.vni.get()).port(wanted.port).learning(false);
-    let message = match wanted.local {
-        IpAddr::V4(v4) => message.local(v4),
-        IpAddr::V6(v6) => message.local6(v6),
+    let message = match wanted.end() {
+        Some(IpAddr::V4(v4)) => message.local(v4),
+        Some(IpAddr::V6(v6)) => message.local6(v6),
+        // Of IPv6, with the address of the link that a packet leaves by.
+        None => message.local6(Ipv6Addr::UNSPECIFIED),
     };
     message.address(wanted.mac.0.to_vec()).mtu(wanted.mtu)
 }
@@ -424,10 +427,12 @@ fn neighbour_parts(message: &NeighbourMessage) -> (Option<IpAddr>, Option<Mac>) 
 }
 
 fn forward(message: &NeighbourMessage) -> Option<Entry> {
-    match neighbour(message)? {
-        Entry::Neighbour { gateway, mac } => Some(Entry::Forward { mac, to: gateway }),
+    let (to, mac) = neighbour_parts(message);
+    let by = message.attributes.iter().find_map(|attribute| match attribute {
+        NeighbourAttribute::IfIndex(link) => Some(*link),
         _ => None,
-    }
+    });
+    Some(Entry::Forward { mac: mac?, to: to?, by })
 }
 
 pub(super) fn route(message: &RouteMessage) -> Option<Entry> {

@@ -7,11 +7,13 @@
 use std::collections::BTreeSet;
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr};
+use std::sync::Arc;
 
-use nerve::model::{Mac, Network, Prefix, Slot, Subnet, Vni};
+use nerve::model::{Mac, Network, Prefix, Slot, Subnet, Transport, Vni};
 
 use super::names::{bridge, mac, vxlan};
 use super::returns;
+use super::ways::Ways;
 
 /// What VXLAN adds to a packet: Ethernet, VXLAN and UDP headers (RFC 7348, section 5); the outer IP header comes on top.
 const ENCAPSULATION: u32 = 14 + 8 + 8;
@@ -34,6 +36,8 @@ pub(super) struct Links {
     pub(super) subnets: Vec<Prefix>,
     /// The link to peers that are reached without the tunnel, where there may be such.
     pub(super) beneath: Option<Beneath>,
+    /// Of an encrypted network: the only ways to peers.
+    pub(super) ways: Option<Arc<Ways>>,
 }
 
 /// The link that this node's address is on.
@@ -48,8 +52,8 @@ pub(super) struct Beneath {
 /// What one peer needs in the kernel, by parts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) enum Entry {
-    /// Frames to this MAC go to that address of the underlay.
-    Forward { mac: Mac, to: IpAddr },
+    /// Frames to this MAC go to that address of the underlay, or to that address behind a link that encrypts, and nowhere else.
+    Forward { mac: Mac, to: IpAddr, by: Option<u32> },
     /// The peer's gateway has this MAC.
     Neighbour { gateway: IpAddr, mac: Mac },
     /// Its subnet is behind its gateway; what this node itself sends there comes from `source`.
@@ -69,9 +73,26 @@ impl Links {
         (underlay_mtu, beneath): (u32, Option<&Beneath>),
     ) -> Option<Self> {
         let subnets = Some(network.subnets(slot)).filter(|subnets| !subnets.is_empty())?;
-        let mtu = network.mtu.map_or_else(|| mtu(local, underlay_mtu), |mtu| u32::from(mtu.get()));
-        let beneath = beneath.filter(|_| network.direct).cloned();
-        Some(Self { vni: network.vni, local, port, mac: mac(slot), mtu, subnets, beneath })
+        let is_encrypted = network.is_encrypted();
+        let usual =
+            || mtu(local, underlay_mtu).saturating_sub(if is_encrypted { encryption(local) } else { 0 });
+        let mtu = network.mtu.map_or_else(usual, |mtu| u32::from(mtu.get()));
+        let beneath = beneath.filter(|_| network.transport == Transport::Direct).cloned();
+        // Until it is said what they are, there are none.
+        let ways = is_encrypted.then(Arc::default);
+        let port = if is_encrypted { encrypted_port(port) } else { port };
+        Some(Self { vni: network.vni, local, port, mac: mac(slot), mtu, subnets, beneath, ways })
+    }
+
+    /// The same with these ways to peers, where the network is encrypted.
+    pub(super) fn with_ways(self, ways: Option<&Arc<Ways>>) -> Self {
+        let ways = self.ways.map(|none| ways.map_or(none, Arc::clone));
+        Self { ways, ..self }
+    }
+
+    /// The address that its tunnel is bound to: none where packets go by links that encrypt, which have one each.
+    pub(super) fn end(&self) -> Option<IpAddr> {
+        self.ways.is_none().then_some(self.local)
     }
 
     /// The network's bridge, which containers are attached to.
@@ -115,6 +136,13 @@ impl Links {
         if peer.address.is_ipv4() != self.local.is_ipv4() {
             return Vec::new();
         }
+        let (to, by) = match &self.ways {
+            None => (peer.address, None),
+            Some(ways) => match ways.get(&(peer.node.clone(), peer.address)) {
+                Some(way) => (IpAddr::V6(way.to), Some(way.link)),
+                None => return Vec::new(),
+            },
+        };
         let beneath = self.beneath.as_ref().filter(|beneath| is_direct(network, Some(beneath.range), peer));
         let (mut entries, mut by_tunnel) = (Vec::new(), false);
         for subnet in network.subnets(slot) {
@@ -133,7 +161,7 @@ impl Links {
             }
         }
         if by_tunnel {
-            entries.insert(0, Entry::Forward { mac: peer.mac, to: peer.address });
+            entries.insert(0, Entry::Forward { mac: peer.mac, to, by });
         }
         entries
     }
@@ -176,7 +204,7 @@ impl Entry {
 impl fmt::Display for Entry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Forward { mac, to } => write!(f, "the forwarding entry of {mac} to {to}"),
+            Self::Forward { mac, to, .. } => write!(f, "the forwarding entry of {mac} to {to}"),
             Self::Neighbour { gateway, mac } => write!(f, "the neighbour {gateway} at {mac}"),
             Self::Route { subnet, gateway, .. } => write!(f, "the route to {subnet} by {gateway}"),
             Self::Return { table, gateway } => write!(f, "the route of table {table} by {gateway}"),
@@ -190,7 +218,8 @@ impl fmt::Display for Entry {
 /// Do this node, whose address is on a link with that range, and a peer reach each other without a tunnel? Both of them see the
 /// same records and so say the same: a packet that comes by a way on which none would be sent is dropped.
 pub(super) fn is_direct(network: &Network, own: Option<Prefix>, peer: &Subnet) -> bool {
-    network.direct && own.is_some_and(|own| peer.link == Some(own) && own.contains(peer.address))
+    network.transport == Transport::Direct
+        && own.is_some_and(|own| peer.link == Some(own) && own.contains(peer.address))
 }
 
 /// The first address of a subnet that a host can have.
@@ -203,6 +232,25 @@ fn mtu(underlay: IpAddr, underlay_mtu: u32) -> u32 {
     underlay_mtu.saturating_sub(overhead(underlay))
 }
 
+/// The UDP port of encrypted networks' tunnels: the next but one, since the next is for probes. Nobody but the links that encrypt sees it.
+pub(super) fn encrypted_port(tunnels: u16) -> u16 {
+    tunnels.checked_add(2).unwrap_or(tunnels - 2)
+}
+
+/// What encryption adds to a tunnel's packet: inside, a header of IPv6 instead of the underlay's; outside, what `seal` says.
+pub(super) fn encryption(underlay: IpAddr) -> u32 {
+    seal(underlay) + IPV6_HEADER - if underlay.is_ipv4() { IPV4_HEADER } else { IPV6_HEADER }
+}
+
+/// What encryption adds to a packet of a link that encrypts: the underlay's header, UDP's, and WireGuard's header and check value. ESP
+/// adds less.
+pub(super) fn seal(underlay: IpAddr) -> u32 {
+    8 + 32 + if underlay.is_ipv4() { IPV4_HEADER } else { IPV6_HEADER }
+}
+
+/// What a tunnel inside of a link that encrypts adds to a packet of its network.
+pub(super) const INSIDE: u32 = ENCAPSULATION + IPV6_HEADER;
+
 /// What a tunnel adds to a packet of its network, on an underlay of this address's family.
 pub(super) fn overhead(underlay: IpAddr) -> u32 {
     ENCAPSULATION + if underlay.is_ipv4() { IPV4_HEADER } else { IPV6_HEADER }
@@ -212,8 +260,9 @@ pub(super) fn overhead(underlay: IpAddr) -> u32 {
 mod tests {
     use std::collections::BTreeMap;
 
-    use nerve::model::NodeName;
+    use nerve::model::{Cipher, NodeName};
 
+    use super::super::ways::Way;
     use super::*;
     use proptest::prelude::*;
 
@@ -254,6 +303,30 @@ mod tests {
     }
 
     #[test]
+    fn an_encrypted_network_reaches_peers_by_their_ways_alone() {
+        let network = Network { transport: Transport::Encrypted, ..network() };
+        let beneath = Beneath { index: 2, name: "eth0".to_owned(), range: "192.0.2.0/24".parse().unwrap() };
+        let new = |address: &str| {
+            let node = (address.parse().unwrap(), 4789);
+            Links::new(&network, Slot(3), node, (1500, Some(&beneath))).unwrap()
+        };
+        let links = new("192.0.2.1");
+        assert_eq!((links.port, links.mtu, links.end(), &links.beneath), (4791, 1370, None, &None));
+        assert_eq!(new("2001:db8::1").mtu, 1350);
+        let peer = subnet(7, "192.0.2.2");
+        assert!(links.entries(&network, Slot(7), &peer).is_empty());
+        let way = Way { cipher: Cipher::Esp, since: 0, link: 9, to: "fd00::7".parse().unwrap() };
+        let ways = Arc::new(Ways::from([((peer.node.clone(), peer.address), way)]));
+        let links = links.with_ways(Some(&ways));
+        let entries = links.entries(&network, Slot(7), &peer);
+        assert_eq!(entries[0], Entry::Forward { mac: peer.mac, to: "fd00::7".parse().unwrap(), by: Some(9) });
+        assert_eq!(entries.len(), 5);
+        assert!(links.entries(&network, Slot(8), &subnet(8, "192.0.2.3")).is_empty());
+        // What is not encrypted has no use for them.
+        assert_eq!(self::links().with_ways(Some(&ways)), self::links());
+    }
+
+    #[test]
     fn a_peer_is_a_forwarding_entry_and_a_neighbour_and_a_route_of_each_family() {
         let (of_a, peer) = (links(), subnet(7, "192.0.2.2"));
         let entries: Vec<String> =
@@ -274,7 +347,7 @@ mod tests {
 
     /// As `links`, of a network without tunnels on one link.
     fn direct() -> (Network, Links) {
-        let network = Network { direct: true, ..network() };
+        let network = Network { transport: Transport::Direct, ..network() };
         let beneath = Beneath { index: 2, name: "eth0".to_owned(), range: "192.0.2.0/24".parse().unwrap() };
         let links =
             Links::new(&network, Slot(3), ("192.0.2.1".parse().unwrap(), 4789), (1500, Some(&beneath)));

@@ -25,7 +25,9 @@ pub use instance::{Instance, Weight};
 pub use name::{
     InstanceId, NameError, NetworkName, NodeName, PortName, Region, RuleName, ServiceName, Tag, Zone,
 };
-pub use network::{Mac, Mtu, Network, Pool, PoolError, PoolsError, Slot, Subnet, Vni};
+pub use network::{
+    Cipher, Mac, Mtu, Network, NodeKey, Pool, PoolError, PoolsError, PublicKey, Slot, Subnet, Transport, Vni,
+};
 pub use node::Node;
 pub use prefix::Prefix;
 pub use rules::{

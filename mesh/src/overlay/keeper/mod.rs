@@ -6,6 +6,7 @@
 
 mod filters;
 mod networks;
+mod sealing;
 mod short_way;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -14,7 +15,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use nerve::model::{NetworkName, Prefix, Vni};
+use nerve::model::{NetworkName, NodeKey, Prefix, Vni};
 use nerve::tasks::Tasks;
 use synapse::catalog::{Catalog, NetworkChange, NetworkChanges};
 use tokio::sync::watch;
@@ -25,7 +26,9 @@ use super::events::{Event, Events};
 use super::here::Here;
 use super::netlink::Netlink;
 use super::programs::Programs;
+use super::sealed::Sealed;
 use super::underlay::Underlay;
+use super::ways::Ways;
 use super::{
     Config, FastPath, Handle, Held, Metrics, Problems, fast_path, firewall, foreign, returns, send_if_new,
     veth,
@@ -77,6 +80,7 @@ pub(super) fn start(
             routing: None,
             fast_path: nft::Kept::new([fast_path::TABLE]),
             programs: Programs::default(),
+            sealed: Sealed::new(metrics.clone()),
             refused: None,
             problems: BTreeMap::new(),
             narrowest: None,
@@ -108,7 +112,14 @@ pub(super) struct Tell {
     pub(super) link: Arc<watch::Sender<Option<Prefix>>>,
     /// What arrives by tunnels takes the usual way.
     pub(super) usual_way: Arc<watch::Sender<bool>>,
+    /// What others are to know of this node's keys; `None`: not known yet, or not needed.
+    pub(super) keys: Arc<watch::Sender<Option<Keys>>>,
+    /// How packets to peers are encrypted.
+    pub(super) ways: Arc<watch::Sender<Arc<Ways>>>,
 }
+
+/// This node's keys for encrypted networks, or why it has none.
+pub(super) type Keys = Result<Vec<NodeKey>, String>;
 
 /// What other nodes may know of the answers of containers here.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -148,6 +159,7 @@ struct Keeper {
     routing: Option<Routing>,
     fast_path: nft::Kept<1>,
     programs: Programs,
+    sealed: Sealed,
     /// Why the kernel took no programs the last time.
     refused: Option<String>,
     /// What fails, by what it is a part of.
@@ -223,6 +235,7 @@ impl Keeper {
         if reason.is_doubt() {
             match &part {
                 Part::Filter => self.filter.doubt(),
+                Part::Sealed => self.sealed.doubt(),
                 Part::FastPath => {
                     self.fast_path.doubt();
                     self.programs.doubt();
@@ -243,7 +256,15 @@ impl Keeper {
     fn expect_all(&mut self, reason: Reason, within: Duration) {
         let names: BTreeSet<NetworkName> =
             self.here.keys().chain(self.held.borrow().keys()).cloned().collect();
-        let rest = [Part::Host, Part::Others, Part::Filter, Part::Returns, Part::FastPath, Part::Obsolete];
+        let rest = [
+            Part::Host,
+            Part::Sealed,
+            Part::Others,
+            Part::Filter,
+            Part::Returns,
+            Part::FastPath,
+            Part::Obsolete,
+        ];
         for part in names.into_iter().map(Part::Network).chain(rest) {
             self.expect(part, reason, within);
         }
@@ -276,6 +297,7 @@ impl Keeper {
             self.metrics.overruns.with_label_values(&["filter"]).inc();
         }
         let parts = [
+            (Part::Sealed, self.sealed.is_changed(changed)),
             (Part::Filter, self.filter.is_changed(changed)),
             (Part::Others, foreign::TABLES.into_iter().any(|table| changed.concerns(table))),
             (Part::Returns, self.returns.is_changed(changed)),
@@ -307,6 +329,14 @@ impl Keeper {
     /// Where peers changed, their entries alone are changed.
     async fn follow_catalog(&mut self, netlink: &Netlink, changed: NetworkChanges) {
         for (name, NetworkChange { record, slots }) in changed {
+            if self.concerns_sealed(&name, record) {
+                // A peer's keys may be others. Whoever changed, the ways come first and then what follows from them.
+                self.expect(Part::Sealed, Reason::Catalog, Duration::ZERO);
+                self.expect(Part::Network(name.clone()), Reason::Catalog, Duration::ZERO);
+                if !record {
+                    continue;
+                }
+            }
             if record {
                 self.expect(Part::Network(name), Reason::Catalog, Duration::ZERO);
                 self.expect(Part::Obsolete, Reason::Catalog, Duration::ZERO);
@@ -336,6 +366,7 @@ impl Keeper {
         let Some(part) = self.due.take(Instant::now()) else { return };
         let done = match &part {
             Part::Host => self.look_at_host(netlink).await,
+            Part::Sealed => self.seal(netlink, rules).await,
             Part::Network(name) => self.compare_network(netlink, name).await,
             Part::Others => self.pass_others().await,
             Part::Filter => {
@@ -346,7 +377,14 @@ impl Keeper {
             }
             Part::Returns => self.lead_back(netlink, rules).await,
             Part::FastPath => self.shorten(netlink, rules).await,
-            Part::Obsolete => self.remove_obsolete(netlink).await,
+            Part::Obsolete => {
+                let removed = self.remove_obsolete(netlink).await;
+                if removed.is_ok() && self.sealed.ways().is_some() {
+                    // What kept packets of networks that are gone now has served.
+                    self.expect(Part::Sealed, Reason::Follows, Duration::ZERO);
+                }
+                removed
+            }
         };
         match done {
             Ok(()) => drop(self.problems.remove(&part)),
@@ -364,6 +402,7 @@ impl Keeper {
     fn fails(&self, part: &Part, error: &io::Error) -> String {
         let what = match part {
             Part::Host => &format!("the link of {} cannot be read", self.config.address),
+            Part::Sealed => "what encrypts networks is not as it should be on this node",
             Part::Network(name) => &format!("network {name} is not as it should be on this node"),
             Part::Filter => "containers cannot reach beyond this node",
             Part::Others => "what iptables forwards of overlay networks cannot be seen to",

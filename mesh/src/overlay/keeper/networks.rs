@@ -5,7 +5,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use nerve::model::{Mac, NetworkName, Pool, Prefix, Slot};
+use nerve::model::{Mac, NetworkName, Pool, Prefix, Slot, Transport};
 use synapse::catalog::{Freshness, NetworkView};
 use tokio::time::Instant;
 
@@ -25,6 +25,7 @@ impl Keeper {
         let known = self.host.replace(Host { underlay: underlay.clone(), own: own.clone() });
         if known.as_ref().is_none_or(|known| known.underlay != underlay) {
             let held: Vec<NetworkName> = self.held.borrow().keys().cloned().collect();
+            self.expect(Part::Sealed, Reason::Follows, Duration::ZERO);
             for name in held {
                 self.expect(Part::Network(name), Reason::Follows, Duration::ZERO);
             }
@@ -82,6 +83,11 @@ impl Keeper {
         let Some((view, host)) = self.catalog.network(name.as_str()).zip(self.host.as_ref()) else {
             return Ok(());
         };
+        if view.network.is_encrypted() && self.sealed.ways().is_none() {
+            // Not before nothing can leave in the clear; then it is compared.
+            self.expect(Part::Sealed, Reason::Follows, Duration::ZERO);
+            return Ok(());
+        }
         let here = self.ensure(netlink, &view, slot, &host.underlay).await?;
         count_peers(&self.metrics, name, &here);
         // What is told already is told as it is now; a network that is new, once packets pass.
@@ -116,14 +122,15 @@ impl Keeper {
         let Config { address, port, .. } = &*self.config;
         let beneath = (underlay.mtu, underlay.beneath.as_ref());
         let links = Links::new(&view.network, slot, (*address, *port), beneath)
-            .ok_or_else(|| io::Error::other(format!("it has no subnet {slot}")))?;
+            .ok_or_else(|| io::Error::other(format!("it has no subnet {slot}")))?
+            .with_ways(self.sealed.ways());
         let was = self.here.get(&view.name).filter(|here| here.links == links);
         let indexes = netlink.ensure_links(&links, self.config.fast_path == FastPath::Programs).await?;
         let entries = Entries::new(&links, view, slot);
         sysctl::accept_any_source(&links.vxlan())?;
         let wanted = entries.all();
         let mut there = netlink.entries(indexes.vxlan).await?;
-        if view.network.direct {
+        if view.network.transport == Transport::Direct {
             let is_of_network = |entry: &Entry| matches!(entry, Entry::Direct { subnet, .. } if view.network.pools.iter().any(|pool| pool.cidr().overlaps(subnet)));
             there.extend(netlink.direct_routes().await?.into_iter().filter(is_of_network));
         }

@@ -239,6 +239,9 @@ fn ahead(
         let own = place.subnets.iter().find(|own| own.is_ipv4() == subnet.is_ipv4())?;
         let (from, to) = (gateway(*own)?, gateway(*subnet)?);
         let outside = match way {
+            Way::Tunnel if view.network.is_encrypted() => {
+                place.mtu + plan::overhead(peer.address) + plan::encryption(peer.address)
+            }
             Way::Tunnel => place.mtu + plan::overhead(peer.address),
             Way::Direct => place.mtu,
         };

@@ -1,5 +1,6 @@
 //! An overlay network, as it stands under `networks/<network>`, and the subnets of it that nodes hold.
 
+mod key;
 mod pool;
 mod subnet;
 
@@ -8,10 +9,11 @@ use std::fmt;
 use std::net::IpAddr;
 use std::str::FromStr;
 
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Serialize};
 
 use super::{NetworkName, Prefix};
 
+pub use key::{Cipher, NodeKey, PublicKey};
 pub use pool::{Pool, PoolError, Slot};
 pub use subnet::{Mac, Subnet};
 
@@ -117,26 +119,83 @@ impl FromStr for Mtu {
     }
 }
 
+/// How the packets of a network travel between nodes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
+pub enum Transport {
+    /// In tunnels (VXLAN).
+    #[default]
+    Tunnel,
+    /// As they are between nodes on one link, in tunnels elsewhere.
+    Direct,
+    /// In tunnels that the kernel encrypts, and in no other way.
+    Encrypted,
+}
+
 /// What holds for an overlay network on every node. Durable: it outlives every agent.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "Record", into = "Record")]
 pub struct Network {
     /// What its packets carry between nodes; no other network has it.
     pub vni: Vni,
     /// The ranges of its addresses: one, or one of each family.
-    #[serde(deserialize_with = "pools")]
     pub pools: Vec<Pool>,
     /// The largest packet of its containers; made of the underlay's unless set.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mtu: Option<Mtu>,
     /// Networks whose containers may reach this one's, and be reached by them. One of the two has to name the other.
-    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub reaches: BTreeSet<NetworkName>,
-    /// Nodes on one link reach each other's containers without a tunnel.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub direct: bool,
+    /// How its packets travel between nodes.
+    pub transport: Transport,
     /// What a newer agent wrote and this one does not know.
-    #[serde(flatten)]
     pub unknown: BTreeMap<String, serde_json::Value>,
+}
+
+/// As it stands in the store. The ranges of an encrypted network have a key of their own: an agent of a version that knows of no
+/// encryption finds a network without ranges, which it cannot read, and so takes no part instead of sending in the clear.
+#[derive(Serialize, Deserialize)]
+struct Record {
+    vni: Vni,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pools: Vec<Pool>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    encrypted_pools: Vec<Pool>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    mtu: Option<Mtu>,
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    reaches: BTreeSet<NetworkName>,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    direct: bool,
+    #[serde(flatten)]
+    unknown: BTreeMap<String, serde_json::Value>,
+}
+
+impl TryFrom<Record> for Network {
+    type Error = String;
+
+    fn try_from(record: Record) -> Result<Self, String> {
+        let Record { vni, pools, encrypted_pools, mtu, reaches, direct, unknown } = record;
+        let (pools, transport) = match (pools.is_empty(), encrypted_pools.is_empty(), direct) {
+            (true, false, false) => (encrypted_pools, Transport::Encrypted),
+            (_, true, true) => (pools, Transport::Direct),
+            (_, true, false) => (pools, Transport::Tunnel),
+            (_, false, _) => {
+                return Err("an encrypted network has no other ranges, and is not direct".to_owned());
+            }
+        };
+        Self::check_pools(&pools).map_err(|error| error.to_string())?;
+        Ok(Self { vni, pools, mtu, reaches, transport, unknown })
+    }
+}
+
+impl From<Network> for Record {
+    fn from(network: Network) -> Self {
+        let Network { vni, pools, mtu, reaches, transport, unknown } = network;
+        let (pools, encrypted_pools) = match transport {
+            Transport::Encrypted => (Vec::new(), pools),
+            Transport::Tunnel | Transport::Direct => (pools, Vec::new()),
+        };
+        let direct = transport == Transport::Direct;
+        Self { vni, pools, encrypted_pools, mtu, reaches, direct, unknown }
+    }
 }
 
 /// Why ranges are not those of a network.
@@ -166,6 +225,12 @@ impl Network {
         if pools.is_empty() { Err(PoolsError::None) } else { Ok(()) }
     }
 
+    /// Do its packets leave a node encrypted or not at all?
+    #[must_use]
+    pub fn is_encrypted(&self) -> bool {
+        self.transport == Transport::Encrypted
+    }
+
     /// How many nodes can take part: as many as there are subnets in the range that has the fewest.
     #[must_use]
     pub fn slots(&self) -> u32 {
@@ -187,12 +252,6 @@ impl Network {
         let slot = self.pools.iter().find_map(|pool| pool.slot_of(address))?;
         (slot.0 < self.slots()).then_some(slot)
     }
-}
-
-fn pools<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Pool>, D::Error> {
-    let pools = Vec::<Pool>::deserialize(deserializer)?;
-    Network::check_pools(&pools).map_err(serde::de::Error::custom)?;
-    Ok(pools)
 }
 
 #[cfg(test)]
@@ -222,12 +281,28 @@ mod tests {
     }
 
     #[test]
+    fn an_agent_that_knows_no_encryption_cannot_read_an_encrypted_network() {
+        #[derive(Deserialize)]
+        struct Before {
+            #[expect(dead_code, reason = "it is only asked whether there is one")]
+            pools: Vec<Pool>,
+        }
+        let network = Network { transport: Transport::Encrypted, ..read(BOTH).unwrap() };
+        let text = serde_json::to_string(&network).unwrap();
+        assert!(serde_json::from_str::<Before>(BOTH).is_ok());
+        assert!(serde_json::from_str::<Before>(&text).is_err(), "{text}");
+        assert_eq!(read(&text).unwrap(), network);
+    }
+
+    #[test]
     fn what_is_no_network_is_refused_with_the_reason() {
         let pool = r#"{"cidr":"10.42.0.0/16","subnet_length":24}"#;
         let other = r#"{"cidr":"10.43.0.0/16","subnet_length":24}"#;
         for (text, said) in [
             (r#"{"vni":1,"pools":[]}"#.to_owned(), "a network has a range"),
             (format!(r#"{{"vni":1,"pools":[{pool},{other}]}}"#), "10.42.0.0/16 and 10.43.0.0/16"),
+            (format!(r#"{{"vni":1,"pools":[{pool}],"encrypted_pools":[{pool}]}}"#), "no other ranges"),
+            (format!(r#"{{"vni":1,"encrypted_pools":[{pool}],"direct":true}}"#), "is not direct"),
             (format!(r#"{{"vni":0,"pools":[{pool}]}}"#), "from 1 to 16777215"),
             (format!(r#"{{"vni":16777216,"pools":[{pool}]}}"#), "from 1 to 16777215"),
             (format!(r#"{{"vni":1,"pools":[{pool}],"mtu":1279}}"#), "from 1280 to 65535"),

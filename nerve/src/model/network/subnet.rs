@@ -7,6 +7,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use super::NodeKey;
 use crate::model::{NodeName, Prefix};
 
 /// The address of a device on a link (IEEE 802: EUI-48).
@@ -79,6 +80,9 @@ pub struct Subnet {
     /// say the same.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub link: Option<Prefix>,
+    /// Of an encrypted network: the keys that the node receives with, the oldest first of each cipher.
+    #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "super::key::known")]
+    pub keys: Vec<NodeKey>,
     /// What a newer agent wrote and this one does not know.
     #[serde(flatten)]
     pub unknown: BTreeMap<String, serde_json::Value>,
@@ -96,6 +100,7 @@ impl Subnet {
             returns: false,
             own: BTreeSet::new(),
             link: None,
+            keys: Vec::new(),
             unknown: BTreeMap::new(),
         }
     }
