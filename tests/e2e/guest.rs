@@ -34,7 +34,6 @@ fn tell(filter: &str, without: &[&str]) {
     let ended = guest.run(&world, &command, without, WITHIN);
     assert_eq!(ended.status, Some(0), "in the guest:\n{}", ended.console);
     assert!(!ended.console.contains("running 0 tests"), "in the guest:\n{}", ended.console);
-    eprintln!("{}", ended.console);
 }
 
 #[test]

@@ -173,7 +173,6 @@ fn keys_rotate(cipher: &str) {
     // Under emulation agents may hear of a key later than the one before has ended: how many are lost says how slow the machine is.
     let (sent, came) = counted(ping);
     assert!(sent > 100 && came * 2 > sent, "of {sent} packets {came} came back");
-    eprintln!("of {sent} packets {came} came back");
 }
 
 #[test]

@@ -107,7 +107,7 @@ impl Agent {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         std::thread::Builder::new().name("control".to_owned()).spawn(move || {
             runtime.block_on(async {
-                match Rooms::start(config, origin).await {
+                match Box::pin(Rooms::start(config, origin)).await {
                     Ok(mut rooms) => {
                         // The receiver waits for this; were it gone, the process is ending.
                         let _ = tell.send(Ok(rooms.started()));

@@ -287,7 +287,7 @@ mod tests {
             let effect = if name.starts_with("deny") { Effect::Deny } else { Effect::Allow };
             (name.parse().unwrap(), Rule { effect, from: from.parse().unwrap(), to: to.parse().unwrap() })
         });
-        RuleSet { default, rules: rules.collect() }
+        RuleSet { default, rules: rules.collect(), ..RuleSet::default() }
     }
 
     fn known(service: &str, sets: &[&[(&str, &str)]]) -> Known {
@@ -343,7 +343,7 @@ mod tests {
             deny: bool, rules in proptest::collection::vec(rule(), 0..12), from in party(), to in party(),
         ) {
             let rules = rules.into_iter().enumerate().map(|(at, rule)| (format!("r{at}").parse().unwrap(), rule));
-            let set = RuleSet { default: if deny { Effect::Deny } else { Effect::Allow }, rules: rules.collect() };
+            let set = RuleSet { default: if deny { Effect::Deny } else { Effect::Allow }, rules: rules.collect(), ..RuleSet::default() };
             prop_assert_eq!(indexed(&set, &from, &to), documented(&set, &from, &to));
         }
     }
