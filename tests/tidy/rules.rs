@@ -401,6 +401,7 @@ pub(crate) const HOMES: &[Home] = &[
         &[
             "nerve/src/http/tls.rs",
             "nerve/src/http/tls_server.rs",
+            "mesh/src/identity",
             // Handshakes between nodes, over the data plane's own sockets, and what is shown there.
             "mesh/src/proxy/tunnel/",
             "mesh/src/proxy/tunnel_table.rs",

@@ -28,7 +28,7 @@ impl Estate for Rooms {
 
     fn sockets(&self) -> Vec<Arc<OwnedFd>> {
         let mut sockets = self.ingress.sockets();
-        sockets.extend(self.mtls.sockets());
+        sockets.extend(self.problems.mtls.sockets());
         sockets.extend(self.name_server.iter().flat_map(|server| server.handle.sockets()).map(Arc::new));
         sockets.extend(self.admin_sockets.iter().cloned());
         sockets.extend(self.problems.admin.socket().map(Arc::new));

@@ -19,7 +19,7 @@ pub(super) async fn leave(rooms: Rooms) {
     // Held to the end: load balancers in front of this node stop sending now.
     let _leaving = rooms.readiness.block("nothing: the agent is leaving");
     rooms.enter(Phase::Deregistering);
-    let announced = rooms.announcements.withdraw(DEREGISTER_WITHIN);
+    let announced = rooms.problems.announcements.withdraw(DEREGISTER_WITHIN);
     let (deregistered, ()) = tokio::join!(rooms.registrar.deregister_all(DEREGISTER_WITHIN), announced);
     match deregistered {
         Ok(()) => wait_until_seen(&rooms).await,
@@ -28,12 +28,12 @@ pub(super) async fn leave(rooms: Rooms) {
     rooms.enter(Phase::Draining);
     rooms.owners.ingress.stop_token().cancel();
     let deadline = rooms.config.drain.deadline.get();
-    let (forced, streams) = tokio::join!(rooms.ingress.drain(deadline), rooms.mtls.drain(deadline));
+    let (forced, streams) = tokio::join!(rooms.ingress.drain(deadline), rooms.problems.mtls.drain(deadline));
     note_forced(forced + streams);
     rooms.owners.vip.shutdown().await;
-    rooms.vip.withdraw().await;
-    rooms.steer.withdraw().await;
-    rooms.link_local.withdraw().await;
+    rooms.problems.vip.withdraw().await;
+    rooms.problems.steer.withdraw().await;
+    rooms.problems.link_local.withdraw().await;
     end(rooms).await;
 }
 
@@ -44,7 +44,7 @@ pub(super) async fn to(successor: Successor, mut rooms: Rooms) {
     tracing::info!(pid, version, "another agent goes on; open connections are finished here");
     rooms.enter(Phase::Draining);
     // At once: the session is renewed by whoever goes on, or it ends with it.
-    rooms.announcements.hand_over(&rooms.owners.rest);
+    rooms.problems.announcements.hand_over(&rooms.owners.rest);
     rooms.owners.registrar.shutdown().await;
     rooms.owners.vip.shutdown().await;
     rooms.problems.admin.leave_to_the_next();
@@ -60,7 +60,7 @@ pub(super) async fn to(successor: Successor, mut rooms: Rooms) {
         }
     };
     // Ingress goes on to follow endpoints, for connections that are open.
-    let streams = rooms.mtls.hand_over(deadline);
+    let streams = rooms.problems.mtls.hand_over(deadline);
     let (forced, streams, ()) = tokio::join!(rooms.ingress.hand_over(deadline), streams, names);
     note_forced(forced + streams);
     end(rooms).await;

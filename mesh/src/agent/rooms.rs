@@ -4,10 +4,10 @@ use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use nerve::registrar;
 use nerve::source::{ConfigSource, SmartstackSource};
 use nerve::store::Store;
 use nerve::tasks::Tasks;
-use nerve::{announce, registrar};
 use synapse::catalog::Catalog;
 use synapse::output::haproxy;
 use synapse::{memory, output, watch as watcher};
@@ -25,7 +25,7 @@ use crate::drain::DrainTrigger;
 use crate::inherited::Inherited;
 use crate::proxy::DataPlane;
 use crate::readiness::{Guard, Readiness};
-use crate::{admin, ingress, link_local, mtls, overlay, rules, steer, vip};
+use crate::{admin, ingress, rules};
 
 /// The catalog on disk, in the state directory.
 const MEMORY_FILE: &str = "catalog.json";
@@ -43,17 +43,11 @@ pub(super) struct Rooms {
     pub(super) smartstack: Option<SmartstackSource>,
     pub(super) synapse_conf: SynapseConf,
     pub(super) files: output::Files,
-    pub(super) announcements: announce::Handle,
     pub(super) plane: Arc<DataPlane>,
     pub(super) ingress: ingress::Handle,
-    pub(super) mtls: mtls::Handle,
-    pub(super) vip: vip::Handle,
-    pub(super) steer: steer::Handle,
-    pub(super) overlay: overlay::Handle,
     pub(super) rules: rules::Rules,
     /// `None` where Docker is not served.
     pub(super) docker_server: Option<DrainTrigger>,
-    pub(super) link_local: link_local::Handle,
     pub(super) name_server: Option<NameServer>,
     /// `None` until it answers, which is the last thing that an agent starts with.
     pub(super) admin: Option<DrainTrigger>,
@@ -131,7 +125,7 @@ impl Rooms {
             readiness: self.readiness.clone(),
             phase: self.phase.subscribe(),
             took_over: self.took_over,
-            overlay: self.overlay.clone(),
+            overlay: self.problems.overlay.clone(),
             registrar: self.registrar.clone(),
         }
     }
@@ -230,7 +224,7 @@ impl Rooms {
         }
         self.synapse_conf.read_again().await;
         self.follow_synapse_conf(&config);
-        self.mtls.reload(&config.mtls());
+        self.problems.mtls.reload(&config.mtls());
         // The rest stays what it is until a restart, and is compared with what runs next time too.
         self.config.services = config.services;
         self.config.watchers = config.watchers;

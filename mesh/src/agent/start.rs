@@ -34,7 +34,7 @@ use crate::drain;
 use crate::inherited::Inherited;
 use crate::proxy::DataPlane;
 use crate::readiness::Readiness;
-use crate::{admin, balance, dns, docker, ingress, link_local, overlay, proxy, routes, steer, vip};
+use crate::{admin, balance, dns, docker, identity, ingress, link_local, overlay, proxy, routes, steer, vip};
 
 /// How long a start waits for places where services are found besides the store. One that is out of reach says so, mostly sooner.
 const WATCHED_WITHIN: Duration = Duration::from_secs(3);
@@ -130,18 +130,10 @@ impl Rooms {
 
         // What runs on this node, and what it says of that.
         let services = ConfigSource::new(config.services.clone());
-        let sources = (&services, &overlay);
         let identity = trust::start_identity(&config, &catalog, &store, registry, &owners.rest)?;
-        let tunnel_port = trust::tunnel_port(&config, &identity);
-        let (registrar, smartstack, told) = start_registrar(
-            (&config, tunnel_port),
-            &store,
-            sources,
-            registry,
-            &owners.registrar,
-            left.registrar,
-        )
-        .await?;
+        let (of, sources) = ((&config, &identity), (&services, &overlay, left.registrar));
+        let started = start_registrar(of, &store, sources, registry, &owners.registrar).await?;
+        let (registrar, smartstack, told) = started;
         let announcements = start_announcing(&config, &registrar, registry, &owners)?;
 
         // Who may come in, by who runs here; and then whoever comes.
@@ -155,20 +147,20 @@ impl Rooms {
         let haproxy = haproxy::Handle::new(synapse_conf.haproxy(&config), registry)?;
         let problems = Problems {
             ingress: ingress.clone(),
-            vip: vip.clone(),
-            steer: steer.clone(),
-            overlay: overlay.clone(),
+            vip,
+            steer,
+            overlay,
             docker: docker::Handle::default(),
-            link_local: link_local.clone(),
+            link_local,
             dns: name_server.as_ref().map(|name_server| name_server.handle.clone()),
             watcher: watcher.clone(),
             watchers: watchers.clone(),
-            announcements: announcements.clone(),
+            announcements,
             synapse_conf: synapse_conf.clone(),
             files: output::Files::new(synapse_conf.targets(&config)),
             haproxy: haproxy.clone(),
             identity,
-            mtls: mtls.clone(),
+            mtls,
             admin: bound.admin.socket(),
             reload: Arc::default(),
             door: Arc::default(),
@@ -182,16 +174,10 @@ impl Rooms {
             smartstack,
             synapse_conf,
             files: problems.files.clone(),
-            announcements,
             plane: bound.plane,
             ingress,
-            mtls,
-            vip,
-            steer,
-            overlay,
             rules,
             docker_server: None,
-            link_local,
             name_server,
             admin: None,
             inherited,
@@ -277,7 +263,7 @@ impl Rooms {
 
     /// The agent before served Docker until now.
     fn start_docker(&mut self, registry: &Registry) -> anyhow::Result<()> {
-        let Some((config, links)) = self.config.docker().zip(self.overlay.docker().cloned()) else {
+        let Some((config, links)) = self.config.docker().zip(self.problems.overlay.docker().cloned()) else {
             return Ok(());
         };
         let metrics = docker::Metrics::new()?;
@@ -317,17 +303,17 @@ impl Rooms {
             store: Arc::clone(&self.store),
             registry,
             traffic: Arc::new(self.ingress.clone()),
-            virtual_addresses: virtual_addresses(&self.vip),
-            plain: plain(&self.steer),
+            virtual_addresses: virtual_addresses(&self.problems.vip),
+            plain: plain(&self.problems.steer),
             who_may: self.rules.clone(),
             watchers: watcher_states(self.watcher.clone(), self.watchers.clone()),
-            attacher: Arc::new(Attachments::new(self.overlay.clone(), self.config.node.local())),
+            attacher: Arc::new(Attachments::new(self.problems.overlay.clone(), self.config.node.local())),
             host_routes: Arc::new(|| Box::pin(routes::read())),
-            examiner: examiner(&self.overlay),
+            examiner: examiner(&self.problems.overlay),
             resolver: resolver(self.name_server.as_ref()),
             name_server: name_server(&self.config, &self.problems),
             identity: Some(self.problems.identity.clone()),
-            mtls: Some(self.mtls.clone()),
+            mtls: Some(self.problems.mtls.clone()),
             problems: Arc::new(move || listed.list()),
         };
         self.admin_sockets = bound.sockets().into_iter().map(Arc::new).collect();
@@ -533,12 +519,11 @@ async fn start_watching(
 }
 
 async fn start_registrar(
-    (config, tunnel_port): (&Config, Option<u16>),
+    (config, identity): (&Config, &identity::Handle),
     store: &Arc<dyn Store>,
-    (services, overlay): (&ConfigSource, &overlay::Handle),
+    (services, overlay, carried): (&ConfigSource, &overlay::Handle, Option<registrar::Carried>),
     registry: &Registry,
     tasks: &Tasks,
-    carried: Option<registrar::Carried>,
 ) -> anyhow::Result<(registrar::Handle, Option<SmartstackSource>, Snapshots)> {
     let metrics = registrar::Metrics::default();
     metrics.register(registry)?;
@@ -560,6 +545,7 @@ async fn start_registrar(
     sources.extend(attached.as_ref().map(|attached| attached as &dyn Source));
     sources.extend(smartstack.as_ref().map(|smartstack| smartstack as &dyn Source));
     let told = sources.iter().map(|source| source.snapshots()).chain([api.snapshots()]).collect();
+    let tunnel_port = trust::tunnel_port(config, identity);
     let config = registrar::Config { tunnel_port, ..config.registrar() };
     let registrar = registrar::start(config, Arc::clone(store), &sources, api, tasks, metrics, carried);
     Ok((registrar, smartstack, told))

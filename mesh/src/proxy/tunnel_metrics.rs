@@ -8,7 +8,7 @@ use prometheus::proto::MetricFamily;
 use prometheus::{IntCounterVec, IntGaugeVec, Opts};
 
 use super::count::{Count, counters, raise};
-use super::tunnel_route::Refusal;
+use super::tunnel_refusal::Refusal;
 
 /// Which end of a tunnel this node is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

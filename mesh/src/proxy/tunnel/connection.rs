@@ -21,7 +21,7 @@ use crate::proxy::arena::Key;
 use crate::proxy::io::Io;
 use crate::proxy::poll::{Poller, Readiness, Subject};
 use crate::proxy::side::{Read, Side};
-use crate::proxy::tunnel_route::Refusal;
+use crate::proxy::tunnel_refusal::Refusal;
 
 /// Octets of a stream in a record that is full.
 pub(super) const DATA: usize = CONTENT - frame::HEAD;

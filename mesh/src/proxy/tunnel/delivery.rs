@@ -11,7 +11,8 @@ use crate::proxy::io::Io;
 use crate::proxy::poll::{Interest, Readiness, Subject};
 use crate::proxy::side::{Delay, Side};
 use crate::proxy::tunnel_metrics::TunnelFailure;
-use crate::proxy::tunnel_route::{OpenTunnelRoute, Refusal};
+use crate::proxy::tunnel_refusal::Refusal;
+use crate::proxy::tunnel_route::OpenTunnelRoute;
 use crate::proxy::{socket, unix};
 
 /// A stream, its tunnel and its endpoint.

@@ -7,7 +7,7 @@
 //! whoever breaks a stream off breaks the TCP connection off.
 
 use super::header::{self, Header};
-use crate::proxy::tunnel_route::Refusal;
+use crate::proxy::tunnel_refusal::Refusal;
 
 /// Kind and length.
 pub(super) const HEAD: usize = 3;

@@ -25,7 +25,8 @@ use crate::proxy::limit::ConnectionLimit;
 use crate::proxy::poll::{Readiness, Subject};
 use crate::proxy::route::ListenerId;
 use crate::proxy::tunnel_metrics::{End, Tally, TunnelFailure};
-use crate::proxy::tunnel_route::{OpenTunnelRoute, Refusal, TunnelCall, TunnelRoute};
+use crate::proxy::tunnel_refusal::Refusal;
+use crate::proxy::tunnel_route::{OpenTunnelRoute, TunnelCall, TunnelRoute};
 use crate::proxy::tunnel_table::{TunnelPeer, TunnelTable};
 
 /// Handshakes that go on before others get their turn: each may cost a signature made and one verified.
