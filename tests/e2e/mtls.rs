@@ -135,6 +135,16 @@ fn three_nodes_are_strict_after_five_commands_and_nothing_is_read_on_the_way() {
     let table = c.exec("nft", &["list", "table", "inet", "plexus-mtls"]).ok();
     assert!(table.contains(&format!("{} . {INSTANCE}", c.address())), "{table}");
 
+    // What is strict does not open up with an agent that goes, however it goes.
+    c.terminate_agent();
+    let _ = c.wait_agent_end(SOON);
+    assert_eq!((status(b, c.at(INSTANCE)), status(c, c.at(INSTANCE))), (None, Some(200)));
+    c.restart_agent();
+    c.wait_ready(SOON);
+    assert_eq!(status(b, c.at(INSTANCE)), None);
+    cluster.wait_serving("web", &["web-c-9000"]);
+    eventually!(SOON, status(b, b.at(PUBLISHED)), |status| *status == Some(200));
+
     // Back again, the packet filter is as it was.
     let _ = a.plexus(["mtls", "off"]).ok();
     eventually!(SOON, status(b, c.at(INSTANCE)), |status| *status == Some(200));

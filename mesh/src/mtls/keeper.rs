@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use nerve::model::{MtlsMode, NodeName, ServiceName};
-use synapse::catalog::Catalog;
+use synapse::catalog::{Catalog, Freshness};
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior};
 
@@ -123,6 +123,7 @@ impl Keeper {
                 }
                 _ = tick.tick() => {
                     self.listen();
+                    self.tell();
                     if self.fresh_until.is_some_and(|until| until <= Instant::now()) {
                         self.show();
                     }
@@ -234,6 +235,10 @@ impl Keeper {
         let strict: BTreeSet<_> = strict.flat_map(|(_, instances)| instances.keys().copied()).collect();
         let wanted = Wanted { addresses: strict, local_links: Arc::clone(&config.local_links) };
         self.targets.set(here);
+        // What an agent before has walled in stays so until it is known that it need not be.
+        if wanted.addresses.is_empty() && *self.catalog.freshness() == Freshness::Awaiting {
+            return;
+        }
         self.wanted.send_if_modified(|before| {
             let is_new = before.as_ref() != Some(&wanted);
             *before = Some(wanted);
