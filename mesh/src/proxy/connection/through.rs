@@ -83,6 +83,8 @@ impl Connection {
         }
         self.route.tally.without_tunnel(WithoutTunnel::InClear);
         (self.endpoint, self.held, self.wanted) = (None, None, None);
+        // An attempt of its own: the endpoint has not failed to answer yet.
+        self.active = io.now;
         let lease = self.lease.take()?;
         self.try_directly(key, io, lease, &mut 0)
     }

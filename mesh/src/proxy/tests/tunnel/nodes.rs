@@ -213,6 +213,8 @@ fn where_both_are_let_in_a_tunnel_that_cannot_be_had_fails_nobody() {
     let peer = TunnelPeer { node: NodeName::new("b").unwrap(), address };
     world.plane.tunnels().set_ways(TunnelWays::new(MtlsMode::Off, None, [peer]));
     exchange(&world, b"directly, and late");
+    let failures: u64 = world.balancer.endpoints().iter().map(|endpoint| endpoint.connect_failures()).sum();
+    assert_eq!(failures, 0, "no endpoint's");
     world.plane.tunnels().set_ways(TunnelWays::default());
     exchange(&world, b"it takes none");
     world.end();
